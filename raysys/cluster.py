@@ -1,0 +1,77 @@
+"""The Ray cluster a stage runs on: the one it was submitted to, or a local one it starts.
+
+Nothing asks how many nodes there are. On a cluster (`ray job submit`, or RAY_ADDRESS set) the
+stage connects; elsewhere it starts a small local Ray and takes it down again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import psutil
+
+log = logging.getLogger("raysys")
+
+QUIET = {
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@contextlib.contextmanager
+def ray_session(*, dashboard: bool = False, log_to_driver: bool = False) -> Iterator[None]:
+    """Ray for the time of a stage; inside an open session it does nothing.
+
+    Args:
+        dashboard: start Ray's dashboard with a local cluster.
+        log_to_driver: show what workers print.
+    """
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=log_to_driver)
+    else:
+        ray.init(
+            address="local",
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            log_to_driver=log_to_driver,
+            logging_level=logging.WARNING,
+            object_store_memory=object_store_bytes(),
+        )
+    _quieten()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def object_store_bytes() -> int:
+    """Shared memory for a local cluster: a tenth of the machine's, 256 MB to 4 GB."""
+    total = psutil.virtual_memory().total
+    return int(min(4 << 30, max(256 << 20, total // 10)))
+
+
+def _quieten() -> None:
+    """Ray Data's progress goes through `raysys.progress`; its own bars and logs would double it."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,1 @@
+"""Features declared once: replayed over history, updated live when serving."""

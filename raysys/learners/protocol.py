@@ -1,0 +1,131 @@
+"""The contract of every learner: fit on examples, score a batch, live in a folder.
+
+A transformer and a tree are the same to folds, stacking, tuning, evaluation and serving. A new
+learner is one file, one line in `learners/__init__.py`, and one line of YAML; the inherited test
+suite in `tests/learners/` then covers it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from raysys.catalogue import Catalogue
+from raysys.config import Settings
+from raysys.features.batch import Batch
+from raysys.features.examples import Examples
+
+Float32 = npt.NDArray[np.float32]
+
+Report = Callable[[int, float], None]
+"""Told (step, NDCG@10 on the tail of the fitted rows) while a fit goes on; may raise to end it."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one fit may use, for Ray Train's ScalingConfig."""
+
+    workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a fit knows beside its examples.
+
+    Attributes:
+        catalogue: every item; its row number is `Batch.item`.
+        scratch: a folder that all workers see (Ray Train's storage_path), for checkpoints.
+        seed: of everything random in the fit.
+        resources: workers, CPUs and GPUs.
+    """
+
+    catalogue: Catalogue
+    scratch: Path
+    seed: int = 0
+    resources: Resources = Resources()
+
+
+class Model(ABC):
+    """A fitted learner: pure, thread-safe, no Ray inside."""
+
+    requires: tuple[str, ...] = ()
+    """Names of the feature columns it reads from `Batch`; empty if none."""
+
+    @abstractmethod
+    def score(self, batch: Batch) -> Float32:
+        """Base scores, float32[n], finite, higher is better; comparable within a request only."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write into an existing empty folder: safetensors, trees as JSON/UBJ, JSON. No pickle."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, catalogue: Catalogue) -> Model:
+        """Read what `save` wrote; scores are the same to the last bit."""
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """What a model offers beside scores when it can place texts and items in one vector space.
+
+    Attributes:
+        item_vectors: float32[n_items, d], unit rows, in catalogue order.
+    """
+
+    item_vectors: Float32
+
+    def encode(self, texts: Sequence[str]) -> Float32:
+        """Vectors of free texts: float32[len(texts), d], unit rows."""
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Learner(ABC, Generic[S]):
+    """Anything that fits on examples and scores candidates.
+
+    Attributes:
+        name: as YAML and reports know it.
+        family: `tree`, `transformer` or `baseline`; fallbacks of the ensemble go by it.
+        settings_model: its typed settings, as found under `settings` in YAML.
+        model_class: what `fit` returns; loads it from a bundle.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[str]
+    settings_model: ClassVar[type[Settings]]
+    model_class: ClassVar[type[Model]]
+
+    def __init__(self, settings: S) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def fit(self, examples: Examples, context: Context) -> Model:
+        """Fit on the retrieved rows of `examples`.
+
+        Raises:
+            UserError: settings or data that cannot work (no positive label, say).
+        """
+
+    def fit_folds(self, folds: Sequence[Examples], context: Context) -> list[Model]:
+        """One model a fold. Learners with a costly start override it to start once for all."""
+        return [self.fit(examples, context) for examples in folds]
+
+    def fit_local(
+        self, examples: Examples, context: Context, report: Report | None = None
+    ) -> Model:
+        """Fit in this very process, without a Ray Train run: what a tuning trial calls.
+
+        A Ray Train run costs about 20 s to start, a light fit two. Learners that train step by
+        step override it and call `report` as they go; the others just fit.
+        """
+        return self.fit(examples, context)

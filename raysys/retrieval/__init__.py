@@ -1,0 +1,1 @@
+"""Candidates: co-visitation, popularity, words, vectors, and how they merge."""

@@ -1,0 +1,140 @@
+"""The one vocabulary: Arrow schemas of events, items, users and of what stages derive.
+
+Adapters turn whatever a shop has into these tables once; after that no column is renamed.
+Timestamps are UTC milliseconds, prices carry a currency, ids are strings here and dense
+integers inside features and bundles.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyarrow as pa
+
+EVENT_TYPES: Final = (
+    "impression",
+    "view",
+    "click",
+    "favorite",
+    "cart",
+    "purchase",
+    "search",
+    "rating",
+)
+"""What a user can do, from weakest to strongest, then the two that are not about one shown item."""
+
+TIMESTAMP: Final = pa.timestamp("ms", tz="UTC")
+
+EVENTS: Final = pa.schema(
+    [
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("event_type", pa.string(), nullable=False),
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("item_id", pa.string()),
+        pa.field("timestamp", TIMESTAMP, nullable=False),
+        pa.field("session_id", pa.string()),
+        pa.field("quantity", pa.float64()),
+        pa.field("price", pa.float64()),  # of one unit, as paid
+        pa.field("currency", pa.string()),  # ISO 4217
+        pa.field("order_id", pa.string()),  # the basket that a purchase belongs to
+        pa.field("store_id", pa.string()),
+        pa.field("week", pa.int32()),  # the shop's own promotion week
+        pa.field("request_id", pa.string()),  # the answer this event reacts to
+        pa.field("position", pa.int32()),  # 1-based rank at which the item was shown
+        pa.field("query", pa.string()),
+        pa.field("rating", pa.float64()),
+    ]
+)
+
+ITEMS: Final = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("title", pa.string()),
+        pa.field("description", pa.string()),
+        pa.field("department", pa.string()),
+        pa.field("category", pa.string()),
+        pa.field("subcategory", pa.string()),
+        pa.field("brand", pa.string()),
+        pa.field("manufacturer", pa.string()),
+        pa.field("size", pa.string()),
+        pa.field("price", pa.float64()),
+        pa.field("currency", pa.string()),
+    ]
+)
+
+USERS: Final = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("attributes", pa.map_(pa.string(), pa.string())),
+    ]
+)
+
+PROMOTIONS: Final = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("store_id", pa.string(), nullable=False),
+        pa.field("week", pa.int32(), nullable=False),
+        pa.field("display", pa.string()),  # where in the store it was displayed; null: nowhere
+        pa.field("mailer", pa.string()),  # where in the mailer it was printed; null: nowhere
+    ]
+)
+
+CAMPAIGNS: Final = pa.schema(
+    [
+        pa.field("campaign_id", pa.string(), nullable=False),
+        pa.field("campaign_type", pa.string()),
+        pa.field("start", TIMESTAMP, nullable=False),
+        pa.field("end", TIMESTAMP, nullable=False),
+    ]
+)
+
+CAMPAIGN_USERS: Final = pa.schema(
+    [
+        pa.field("campaign_id", pa.string(), nullable=False),
+        pa.field("user_id", pa.string(), nullable=False),
+    ]
+)
+
+COUPONS: Final = pa.schema(
+    [
+        pa.field("coupon_id", pa.string(), nullable=False),
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("campaign_id", pa.string(), nullable=False),
+    ]
+)
+
+COUPON_REDEMPTIONS: Final = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("coupon_id", pa.string(), nullable=False),
+        pa.field("campaign_id", pa.string(), nullable=False),
+        pa.field("timestamp", TIMESTAMP, nullable=False),
+    ]
+)
+
+REQUESTS: Final = pa.schema(
+    [
+        pa.field("request", pa.int32(), nullable=False),  # ordinal, in time order
+        pa.field("request_id", pa.string(), nullable=False),
+        pa.field("user", pa.int32(), nullable=False),  # dense user number
+        pa.field("timestamp", TIMESTAMP, nullable=False),
+        pa.field("store_id", pa.string()),
+        pa.field("week", pa.int32()),
+        pa.field("split", pa.string(), nullable=False),  # train, validation or report
+        pa.field("fold", pa.int32(), nullable=False),  # time block: 0, 1, … (see features)
+        pa.field("n_relevant", pa.int32(), nullable=False),  # distinct items bought
+        pa.field("history", pa.list_(pa.int32()), nullable=False),  # last items, newest first
+        pa.field("n_orders", pa.int32(), nullable=False),  # of the user, before this moment
+    ]
+)
+
+EXAMPLE_KEYS: Final = pa.schema(
+    [
+        pa.field("request", pa.int32(), nullable=False),
+        pa.field("item", pa.int32(), nullable=False),  # dense item number: row of the catalogue
+        pa.field("label", pa.float32(), nullable=False),
+        pa.field("weight", pa.float32(), nullable=False),
+        pa.field("retrieved", pa.bool_(), nullable=False),  # False: bought, but retrieval missed it
+    ]
+)
+"""Examples hold these columns, then one float32 column a feature, in the plan's order."""

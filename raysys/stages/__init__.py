@@ -1,0 +1,1 @@
+"""One file a stage of the pipeline: the joints between the rooms."""

@@ -1,0 +1,173 @@
+"""Folders of Parquet with a manifest: atomic, fingerprinted, on a local disk or any fsspec URI.
+
+A stage writes into a hidden folder beside its own, then swaps the two: readers see the old run
+or the new one, never half of either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from raysys.errors import UserError
+
+MANIFEST = "manifest.json"
+_PACKAGES = ("raysys", "ray", "torch", "transformers", "lightgbm", "pyarrow", "polars", "numpy")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that one pipeline lives in; every stage owns one folder under it."""
+
+    root: Path
+
+    @property
+    def ingest(self) -> Path:
+        """Events, items, users, promotions and the quality report."""
+        return self.root / "ingest"
+
+    @property
+    def features(self) -> Path:
+        """Requests, examples, catalogue and the feature state at the end of the log."""
+        return self.root / "features"
+
+    @property
+    def tune(self) -> Path:
+        """Searches, one folder each, and the best settings they found."""
+        return self.root / "tune"
+
+    @property
+    def train(self) -> Path:
+        """Out-of-fold base scores and what the training says of itself."""
+        return self.root / "train"
+
+    @property
+    def registry(self) -> Path:
+        """Bundles and the pointers that name them."""
+        return self.root / "registry"
+
+    @property
+    def evaluate(self) -> Path:
+        """The report on the last period: HTML and JSON."""
+        return self.root / "evaluate"
+
+
+@dataclass
+class Manifest:
+    """What a stage did: what went in (by fingerprint), settings, counts, figures, versions."""
+
+    stage: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the outcome by its causes (hex): stage, inputs, settings and code version."""
+        cause = [self.stage, self.inputs, self.settings, self.versions.get("raysys", "")]
+        return digest(cause)
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json` into `folder`."""
+        self.versions = self.versions or versions()
+        self.created = self.created or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        content = {**self.__dict__, "fingerprint": self.fingerprint}
+        (folder / MANIFEST).write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished stage.
+
+    Raises:
+        UserError: the stage has not run, or its manifest is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            "nothing here yet",
+            where=str(folder),
+            mend=f"run `raysys {folder.name}` first, with the same --workspace",
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content.pop("fingerprint", None)
+        return Manifest(**content)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"damaged manifest: {error}", where=str(path), mend=f"run `raysys {folder.name}` again"
+        ) from None
+
+
+def is_done(folder: Path, planned: Manifest) -> bool:
+    """Whether `folder` holds the outcome of exactly this plan (same inputs, settings, version)."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    planned.versions = planned.versions or versions()
+    return read_manifest(folder).fingerprint == planned.fingerprint
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write into; on success it takes the place of `folder` at once.
+
+    On an error, or a kill, `folder` stays as it was. Left-overs of killed writers are removed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
+        pid = leftover.name.rsplit(".", 2)[-2]
+        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+            shutil.rmtree(leftover, ignore_errors=True)
+    fresh = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    fresh.mkdir()
+    try:
+        yield fresh
+        old = folder.parent / f".{folder.name}.old.{os.getpid()}.tmp"
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_atomic(path: Path, content: str) -> None:
+    """Write a small text file so that readers see the old content or the new, nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    fresh.write_text(content, encoding="utf-8")
+    fresh.replace(path)
+
+
+def digest(content: Any) -> str:
+    """Hex fingerprint (16 digits of SHA-256) of anything JSON can say, keys sorted."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """Full SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose behaviour the outcome depends on."""
+    found = {"python": platform.python_version()}
+    for name in (*_PACKAGES, "xgboost-cpu", "xgboost"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -1,0 +1,101 @@
+"""Decayed state: against the definition, in columns or one by one, saved or not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysys.features.table import DAY_MS, Table
+
+HALF_LIVES = np.array([1.0, 7.0])
+
+events = st.lists(
+    st.tuples(
+        st.integers(-1, 40),  # key; -1 is skipped
+        st.integers(0, 60 * int(DAY_MS)),  # time
+        st.floats(0.1, 5),  # weight
+        st.one_of(st.floats(0.5, 90), st.just(float("nan"))),  # value
+    ),
+    max_size=120,
+)
+
+
+def arrays(rows: list[tuple[int, int, float, float]]) -> tuple[np.ndarray, ...]:
+    rows = sorted(rows, key=lambda row: row[1])
+    types = (np.int64, np.int64, np.float64, np.float64)
+    return tuple(np.array([row[at] for row in rows], dtype=kind) for at, kind in enumerate(types))
+
+
+def state(table: Table, until: int) -> list[np.ndarray]:
+    stats = table.read(table.find(np.arange(41)), until)
+    return [stats.counts, stats.means, stats.moments, stats.recency, stats.age, stats.interval]
+
+
+@given(events, st.integers(1, 7))
+@settings(max_examples=150, deadline=None)
+def test_columns_and_single_events_agree_to_the_last_bit(rows, chunk) -> None:
+    keys, times, weights, values = arrays(rows)
+    replayed, live = Table(HALF_LIVES, capacity=4), Table(HALF_LIVES, capacity=4)
+    replayed.apply(keys, times, weights, values)
+    for at in range(0, len(keys), chunk):
+        part = slice(at, at + chunk)
+        live.apply(keys[part], times[part], weights[part], values[part])
+    until = 61 * int(DAY_MS)
+    for ours, theirs in zip(state(replayed, until), state(live, until), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@given(events)
+@settings(max_examples=60, deadline=None)
+def test_counts_are_the_sum_of_halved_weights(rows) -> None:
+    keys, times, weights, values = arrays(rows)
+    table = Table(HALF_LIVES)
+    table.apply(keys, times, weights, values)
+    until = 61 * int(DAY_MS)
+    counts = table.read(table.find(np.arange(41)), until).counts
+    for key in range(41):
+        mine = keys == key
+        for row, half_life in enumerate(HALF_LIVES):
+            decay = 0.5 ** ((until - times[mine]) / (half_life * DAY_MS))
+            assert counts[row, key] == pytest.approx((weights[mine] * decay).sum(), rel=1e-9)
+
+
+@given(events)
+@settings(max_examples=60, deadline=None)
+def test_saved_and_loaded_counts_on_as_if_it_had_not_stopped(rows) -> None:
+    keys, times, weights, values = arrays(rows)
+    half = len(keys) // 2
+    first = Table(HALF_LIVES, fan=8)
+    first.apply(keys[:half], times[:half], weights[:half], values[:half])
+    second = Table.from_arrays(first.arrays())
+    for table in (first, second):
+        table.apply(keys[half:], times[half:], weights[half:], values[half:])
+    until = 61 * int(DAY_MS)
+    for ours, theirs in zip(state(first, until), state(second, until), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for owner in range(6):
+        np.testing.assert_array_equal(first.members(owner), second.members(owner))
+
+
+def test_members_lists_the_keys_of_one_owner() -> None:
+    table = Table(HALF_LIVES, fan=10, capacity=2)
+    keys = np.array([31, 12, 35, 31, 20, 39], dtype=np.int64)
+    ones = np.ones(len(keys))
+    table.apply(keys, np.arange(len(keys)), ones, ones)
+    assert table.second(table.members(3)).tolist() == [9, 5, 1]
+    assert table.members(7).tolist() == []
+    assert table.members(-1).tolist() == []
+
+
+def test_interval_counts_moments_not_lines() -> None:
+    table = Table(HALF_LIVES)
+    day = int(DAY_MS)
+    times = np.array([0, 0, 0, 4 * day, 10 * day], dtype=np.int64)
+    table.apply(np.zeros(5, dtype=np.int64), times, np.ones(5), np.ones(5))
+    stats = table.read(np.array([0]), 12 * day)
+    assert stats.moments[0] == 3
+    assert stats.interval[0] == 5
+    assert stats.recency[0] == 2
+    assert stats.age[0] == 12

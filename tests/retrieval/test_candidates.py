@@ -1,0 +1,86 @@
+"""Co-visitation, popularity and the merge of several sources."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysys.retrieval.covisitation import CoVisitation
+from raysys.retrieval.merge import merge
+from raysys.retrieval.popular import Popular
+
+baskets = st.lists(st.lists(st.integers(0, 7), max_size=6), max_size=30)
+
+
+def fit(orders: list[list[int]], **settings) -> CoVisitation:
+    order = np.repeat(np.arange(len(orders)), [len(items) for items in orders])
+    items = np.array([item for items in orders for item in items], dtype=np.int32)
+    return CoVisitation.fit(order, items, 8, **settings)
+
+
+@given(baskets)
+@settings(max_examples=80, deadline=None)
+def test_neighbours_are_shrunk_cosines_of_orders(orders) -> None:
+    found = fit(orders, min_count=1, shrinkage=2.0, k=8)
+    sets = [set(items) for items in orders]
+    for i in range(8):
+        expected = {}
+        for j in range(8):
+            both = sum(i in items and j in items for items in sets)
+            if i != j and both:
+                n_i, n_j = (sum(x in items for items in sets) for x in (i, j))
+                expected[j] = both / np.sqrt(n_i * n_j) * both / (both + 2.0)
+        kept = found.neighbours[i] >= 0
+        ours = dict(zip(found.neighbours[i][kept].tolist(), found.scores[i][kept], strict=True))
+        assert ours.keys() == expected.keys()
+        np.testing.assert_allclose([ours[j] for j in expected], list(expected.values()), rtol=1e-5)
+        assert (np.diff(found.scores[i][kept]) <= 0).all()
+
+
+@given(baskets, st.lists(st.integers(0, 7), max_size=4, unique=True))
+@settings(max_examples=60, deadline=None)
+def test_near_and_score_agree(orders, seeds) -> None:
+    found = fit(orders, min_count=1, k=8)
+    seeds = np.array(seeds, dtype=np.int32)
+    items, scores = found.near(seeds, 8)
+    assert not set(items) & set(seeds)
+    np.testing.assert_allclose(found.score(seeds, items), scores, rtol=1e-5)
+    assert (np.diff(scores) <= 1e-7).all()
+
+
+def test_rare_items_have_no_neighbours(tmp_path) -> None:
+    found = fit([[0, 1], [0, 1], [0, 2]], min_count=2)
+    assert (found.neighbours[2] == -1).all()
+    assert found.neighbours[0][0] == 1
+    found.save(tmp_path / "near.safetensors")
+    loaded = CoVisitation.load(tmp_path / "near.safetensors")
+    np.testing.assert_array_equal(loaded.neighbours, found.neighbours)
+    np.testing.assert_array_equal(loaded.scores, found.scores)
+
+
+def test_popular_over_all_and_by_category() -> None:
+    popularity = np.array([0, 5, 3, 9, 1, 2], dtype=np.float64)
+    category = np.array([0, 0, 1, 1, 0, -1], dtype=np.int32)
+    popular = Popular(popularity, category)
+    assert popular.top(3).tolist() == [3, 1, 2]
+    assert popular.in_categories(np.array([0, 1], dtype=np.int32), 4).tolist() == [1, 3, 4, 2]
+    assert popular.in_categories(np.array([], dtype=np.int32), 4).tolist() == []
+
+
+lists = st.lists(st.lists(st.integers(0, 30), unique=True, max_size=12), min_size=1, max_size=8)
+
+
+@given(lists, st.integers(1, 40))
+def test_merge_interleaves_and_remembers_who_proposed(sources, limit) -> None:
+    proposals = {f"s{at}": np.array(items, dtype=np.int32) for at, items in enumerate(sources)}
+    merged = merge(proposals, limit)
+    everything = {item for items in sources for item in items}
+    assert len(merged.items) == min(limit, len(everything))
+    assert len(set(merged.items.tolist())) == len(merged.items)
+    for at, item in enumerate(merged.items.tolist()):
+        expected = [name for name, items in proposals.items() if item in items]
+        assert merged.sources_of(at) == expected
+    best_rank = {i: min(s.index(i) for s in sources if i in s) for i in everything}
+    ranks = [best_rank[item] for item in merged.items.tolist()]
+    assert ranks == sorted(ranks)
