@@ -13,6 +13,7 @@ from raysys.errors import UserError
 
 PACKAGE = Path(__file__).parent
 PRESETS = PACKAGE / "presets"
+_FOLDERS = {"tune": "tune_configs", "deploy": "serve_configs"}
 
 
 class Settings(BaseModel):
@@ -31,25 +32,30 @@ S = TypeVar("S", bound=Settings)
 
 
 def find_config(name: str | Path, kind: str) -> Path:
-    """The YAML file that `name` means: a path, or a preset such as `complete_journey`.
+    """The YAML file that `name` means: a path, a preset, or a file of `tune_configs` and the like.
 
     Raises:
-        UserError: when there is neither.
+        UserError: when there is none of these.
     """
-    path = Path(name)
-    if path.is_file():
-        return path
-    for root in (PACKAGE.parent, PRESETS):  # a checkout, then an installed wheel
-        if (root / path).is_file():
-            return root / path
-    preset = PRESETS / str(name) / f"{kind}.yaml"
-    if preset.is_file():
-        return preset
-    known = sorted(p.name for p in PRESETS.iterdir() if (p / f"{kind}.yaml").is_file())
+    roots = (PACKAGE.parent, PRESETS)  # a checkout, then an installed wheel
+    folder = _FOLDERS.get(kind, "")
+    for path in (
+        Path(name),
+        *(root / name for root in roots),
+        PRESETS / name / f"{kind}.yaml",
+        *(root / folder / f"{name}.yaml" for root in roots if folder),
+    ):
+        if path.is_file():
+            return path
+    known = {path.parent.name for path in PRESETS.glob(f"*/{kind}.yaml")}
+    if folder:
+        known |= {
+            f"{folder}/{path.name}" for root in roots for path in root.glob(f"{folder}/*.yaml")
+        }
     raise UserError(
         f"no such configuration: {str(name)!r}",
         where=f"raysys {kind} --config",
-        mend=f"give a YAML file, or one of the presets: {', '.join(known)}",
+        mend=f"give a YAML file, or one of: {', '.join(sorted(known))}",
     )
 
 
@@ -117,19 +123,21 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields that the model has at a path of the YAML; empty where it branches."""
-    current: Any = model
+    """Names of the fields that the model has at a path of the YAML; empty where there are none.
+
+    A part of the path that names no field picks one model of a union (by its `kind`, or as
+    pydantic calls it), or is a key of a mapping or a place in a list.
+    """
+    models = [model]
     for part in path:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            field = current.model_fields.get(str(part))
-            current = field.annotation if field else None
-        if not isinstance(current, type):  # a list, dict or union: step into the model it holds
-            models = _models_in(current)
-            tagged = [model for model in models if _tag(model) == part]
-            current = next(iter(tagged or models), None)
-    if isinstance(current, type) and issubclass(current, BaseModel):
-        return sorted(current.model_fields)
-    return sorted({name for m in _models_in(current) for name in m.model_fields})
+        holders = [found for found in models if part in found.model_fields]
+        if holders:
+            annotations = [found.model_fields[str(part)].annotation for found in holders]
+            models = [inner for annotation in annotations for inner in _models_in(annotation)]
+        else:
+            picked = [found for found in models if part in (_tag(found), found.__name__)]
+            models = picked or models
+    return sorted({name for found in models for name in found.model_fields})
 
 
 def _tag(model: type[BaseModel]) -> object:

@@ -38,8 +38,9 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 10px;
 .wide { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--line);
-         vertical-align: top; overflow-wrap: anywhere }
-th { color: var(--soft); font-weight: 600; font-size: 13px; overflow-wrap: normal }
+         vertical-align: top }
+td.long { overflow-wrap: anywhere }
+th { color: var(--soft); font-weight: 600; font-size: 13px }
 td.number, th.number { text-align: right; white-space: nowrap }
 tr.strong td { font-weight: 700; background: #eef5f8 }
 figure { margin: 8px 0 0 } figure svg { width: 100%; height: auto; max-height: 520px }
@@ -53,7 +54,8 @@ figcaption, .note { color: var(--soft); font-size: 13px }
 _TABLE = """<div class="wide"><table><thead><tr>{% for head in headers %}
 <th{% if numeric[loop.index0] %} class="number"{% endif %}>{{ head }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in rows %}<tr{% if loop.index0 in strong %} class="strong"{% endif %}>
-{% for cell in row %}<td{% if numeric[loop.index0] %} class="number"{% endif %}>{{ cell }}</td>
+{% for cell in row %}<td{% if numeric[loop.index0] %} class="number"
+{%- elif cell|string|length > 50 %} class="long"{% endif %}>{{ cell }}</td>
 {% endfor %}</tr>{% endfor %}</tbody></table></div>"""
 _FACTS = """<div class="facts">{% for name, value in facts %}<div class="fact"><b>{{ value }}</b>
 <span>{{ name }}</span></div>{% endfor %}</div>"""

@@ -1,0 +1,139 @@
+"""Typed YAML: every mistake is told with its path, its value and what is allowed."""
+
+import pickle
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from raysys.config import Settings, find_config, load_settings, load_yaml, parse_settings
+from raysys.errors import UserError, missing_extra
+
+
+class Csv(Settings):
+    kind: Literal["csv"] = "csv"
+    separator: str = ","
+
+
+class Parquet(Settings):
+    kind: Literal["parquet"] = "parquet"
+    columns: list[str] = []
+
+
+class Inner(Settings):
+    folds: int = Field(2, ge=1)
+    half_life: float = 28.0
+
+
+class Outer(Settings):
+    name: str
+    inner: Inner = Inner()
+    many: list[Inner] = []
+    by_name: dict[str, Inner] = {}
+    source: Annotated[Csv | Parquet, Field(discriminator="kind")] = Csv()
+    either: Csv | Parquet | None = None
+
+
+def problem(content: dict) -> str:
+    with pytest.raises(UserError) as error:
+        parse_settings(Outer, content, where="shop.yaml")
+    return str(error.value)
+
+
+def test_a_good_file_gives_frozen_settings(tmp_path):
+    file = tmp_path / "shop.yaml"
+    file.write_text("name: shop\ninner: {folds: 3}\nsource: {kind: parquet}\n")
+    settings = load_settings(Outer, file)
+    assert (settings.inner.folds, settings.source) == (3, Parquet())
+    with pytest.raises(ValueError, match="frozen"):
+        settings.name = "other"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"nmae": "x"}, "nmae: unknown key; did you mean 'name'?"),
+        ({"name": "x", "inner": {"fold": 1}}, "inner.fold: unknown key; did you mean 'folds'?"),
+        ({"name": "x", "many": [{}, {"halflife": 1}]}, "many.1.halflife: unknown key; did you"),
+        ({"name": "x", "by_name": {"a": {"foldz": 1}}}, "by_name.a.foldz: unknown key; did you"),
+        (
+            {"name": "x", "source": {"kind": "csv", "seperator": ";"}},
+            "source.csv.seperator: unknown key; did you mean 'separator'? "
+            "(allowed: kind, separator)",
+        ),
+        ({"name": "x", "either": {"colums": []}}, "did you mean 'columns'?"),
+        ({"name": "x", "inner": {"folds": 0}}, "inner.folds: 0: input should be greater than or"),
+        ({"name": "x", "inner": {"folds": "two"}}, "inner.folds: 'two': "),
+        ({"name": "x", "source": {"kind": "xml"}}, "'csv', 'parquet'"),
+        ({}, "name: required, but missing"),
+        ({"name": "x" * 500, "inner": 3}, "inner: 3: "),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_path(content, told):
+    text = problem(content)
+    assert text.startswith("shop.yaml: ")
+    assert told in text
+
+
+def test_every_mistake_is_told_at_once():
+    text = problem({"nmae": 1, "inner": {"folds": 0, "x": 1}})
+    assert [line.strip().partition(":")[0] for line in text.splitlines()] == [
+        "shop.yaml",
+        "inner.folds",
+        "inner.x",
+        "nmae",
+    ]
+
+
+def test_a_long_value_is_cut():
+    assert len(problem({"name": ["x"] * 1000})) < 200
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: [1, 2", "not valid YAML at line 1"),
+        ("a: 1\n\tb: 2", "not valid YAML at line 2"),
+        ("- a\n- b\n", "a mapping is expected, found list"),
+        ("only words", "a mapping is expected, found str"),
+        ("name: !!python/object/apply:os.system [ls]", "not valid YAML"),
+    ],
+)
+def test_what_is_not_a_mapping_of_yaml_is_refused(tmp_path, text, told):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=told):
+        load_yaml(file)
+
+
+def test_what_is_not_utf8_is_refused_with_its_place(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(UserError, match="not UTF-8 at byte 9"):
+        load_yaml(file)
+
+
+def test_an_empty_file_is_an_empty_mapping(tmp_path):
+    (tmp_path / "empty.yaml").write_text("")
+    assert load_yaml(tmp_path / "empty.yaml") == {}
+
+
+def test_a_configuration_is_a_file_or_a_preset(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("{}")
+    assert find_config(file, "features") == file
+    assert find_config("complete_journey", "features").name == "features.yaml"
+    assert find_config("tune_configs/lightgbm_ranker.yaml", "tune").is_file()
+    with pytest.raises(UserError, match="no such configuration: 'nothing'") as error:
+        find_config("nothing", "features")
+    assert "complete_journey" in error.value.mend
+    assert find_config("two_tower", "tune").name == "two_tower.yaml"
+    with pytest.raises(UserError) as error:
+        find_config("nothing", "deploy")
+    assert "serve_configs/local.yaml" in error.value.mend
+
+
+def test_a_users_mistake_crosses_processes_whole():
+    error = pickle.loads(pickle.dumps(UserError("what", where="here", mend="so")))  # noqa: S301
+    assert str(error) == "here: what\n  mend: so"
+    assert "raysys[gpu]" in str(missing_extra("xgboost", "gpu"))
