@@ -1,0 +1,1 @@
+"""Adapters: public data sets and generic files into the vocabulary of `schema`."""

@@ -1,0 +1,49 @@
+"""What ingest needs to know of a data set: its files, their mappings, and its own few mends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import fsspec
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysys.datasets.mapping import EventFiles, ItemFiles, UserFiles
+
+Prepare = Callable[[pl.DataFrame], pl.DataFrame]
+"""Changes rows of a file, before its mapping reads them; must keep their number and order."""
+
+
+@dataclass(frozen=True)
+class SideTable:
+    """A table beside the log (promotions, campaigns, …), converted batch by batch."""
+
+    name: str
+    path: str
+    schema: pa.Schema
+    convert: Prepare  # here rows may go: repeated ones, or for the reason `left_out` names
+    left_out: str = "duplicate"
+
+    def batches(self, rows: int = 1 << 20) -> Iterator[tuple[int, pa.Table]]:
+        """Rows read, and what became of them in `schema`; bounded memory."""
+        with fsspec.open(self.path, "rb") as opened:
+            for batch in pq.ParquetFile(opened).iter_batches(batch_size=rows):
+                frame = pl.from_arrow(pa.Table.from_batches([batch]))
+                assert isinstance(frame, pl.DataFrame)
+                yield batch.num_rows, self.convert(frame).to_arrow().cast(self.schema)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: mappings of its files, and what only its adapter knows."""
+
+    title: str
+    events: tuple[EventFiles, ...]
+    items: tuple[ItemFiles, ...] = ()
+    users: tuple[UserFiles, ...] = ()
+    tables: tuple[SideTable, ...] = ()
+    derived: frozenset[str] = frozenset()  # columns that `prepare_…` add: files lack them
+    prepare_events: Prepare | None = None
+    prepare_items: Prepare | None = None

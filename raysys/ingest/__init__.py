@@ -1,0 +1,1 @@
+"""Ray Data reads, checks, cleans or quarantines, sessionises and writes the log."""

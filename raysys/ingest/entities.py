@@ -1,0 +1,271 @@
+"""Items and users: from the shop's own files, from what events say of them, and by id alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysys import schema
+from raysys.datasets.files import find, read
+from raysys.datasets.mapping import (
+    ATTRIBUTES,
+    UNPARSED,
+    ItemFiles,
+    UserFiles,
+    draft_items,
+    draft_users,
+    polars_type,
+)
+from raysys.datasets.source import Source
+from raysys.ingest.passes import (
+    ITEMS_SEEN,
+    ITEMS_TOLD,
+    SEEN_ITEM,
+    TOLD_ITEM,
+    USERS_SEEN,
+    read_seen,
+    to_arrow,
+    unread,
+    write_quarantine,
+)
+from raysys.ingest.rules import (
+    DUPLICATE,
+    ROW,
+    SOURCE,
+    Limits,
+    Rule,
+    apply,
+    item_rules,
+    note,
+    quarantine,
+    user_rules,
+)
+from raysys.ingest.tally import EXAMPLES, Tally
+
+_ENTRIES: Final = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+_TOP: Final = 15
+
+
+@dataclass
+class EntityFigures:
+    """What the report says of items and users."""
+
+    items: int = 0
+    items_seen: int = 0  # with at least one event
+    unknown_items: int = 0
+    users: int = 0
+    described_users: int = 0
+    filled: dict[str, float] = field(default_factory=dict)  # column of items → share with a value
+    departments: list[tuple[str, int, int]] = field(default_factory=list)  # name, events, items
+    categories: list[tuple[str, int, int]] = field(default_factory=list)
+    most_seen: list[tuple[str, str, int]] = field(default_factory=list)  # id, name, events
+    half_of_events: int = 0  # how many of the most seen items make half of all events
+
+
+def write_entities(
+    source: Source, limits: Limits, work: Path, out: Path
+) -> tuple[dict[str, Tally], EntityFigures]:
+    """Write `items.parquet` and `users.parquet`; returns their tallies and figures.
+
+    An item is known from the shop's own file, else from the first event that describes it, else
+    by its id alone (counted as mended `unknown_item`). Where no file gives a price, it is the
+    first price above zero that anybody paid or saw: the one that looks least ahead.
+    """
+    seen = _merge_seen(read_seen(work / ITEMS_SEEN, SEEN_ITEM))
+    items, tally = _own_items(source, limits, out)
+    told, told_tally = _told_items(limits, work, out)
+    known = pl.concat([items, told.join(items, on="item_id", how="anti")])
+    items, unknown = _complete(known, seen)
+    if unknown.height and (source.items or told.height):
+        tally.added["unknown_item"] += unknown.height
+        for item_id in unknown["item_id"].sort().head(EXAMPLES):
+            tally.example("unknown_item", "events", 0, item_id)
+    tallies = {"items": tally}
+    if told_tally.rows_in:
+        tallies["told_items"] = told_tally
+    users, user_tally = _users(source, limits, work, out)
+    pq.write_table(to_arrow(items, schema.ITEMS), out / "items.parquet", compression="zstd")
+    pq.write_table(_with_maps(users), out / "users.parquet", compression="zstd")
+    figures = _describe(items, seen)
+    figures.unknown_items = unknown.height
+    figures.users = users.height
+    figures.described_users = int((users[ATTRIBUTES].list.len() > 0).sum())
+    return {**tallies, "users": user_tally}, figures
+
+
+def _with_maps(users: pl.DataFrame) -> pa.Table:
+    """Users in `schema.USERS`: lists of entries, which frames have, become Arrow maps."""
+    table = users.to_arrow().combine_chunks()
+    entries = table[ATTRIBUTES].combine_chunks()
+    inner = entries.values
+    maps = pa.MapArray.from_arrays(
+        entries.offsets.cast(pa.int32()),
+        inner.field("key").cast(pa.string()),
+        inner.field("value").cast(pa.string()),
+    )
+    return pa.Table.from_arrays([table["user_id"].cast(pa.string()), maps], schema=schema.USERS)
+
+
+def _own_items(source: Source, limits: Limits, out: Path) -> tuple[pl.DataFrame, Tally]:
+    """The shop's own catalogue, cleaned, the first row of each item_id."""
+    rules = item_rules(limits)
+    frames: list[pl.DataFrame] = []
+    rejected: list[pl.DataFrame] = []
+    tally = Tally()
+    for files in source.items:
+        for block, part in _blocks(files, source, tally, rejected, "items"):
+            rows = source.prepare_items(block) if source.prepare_items else block
+            draft = draft_items(rows, files.columns, files.constants)
+            frames.append(_judged(rules, draft, block, part, tally, rejected, "items"))
+    empty = pl.DataFrame(schema={f.name: polars_type(f.type) for f in schema.ITEMS})
+    return _first_of_each(frames, "item_id", empty, tally, rejected, out, "items"), tally
+
+
+def _told_items(limits: Limits, work: Path, out: Path) -> tuple[pl.DataFrame, Tally]:
+    """What the log itself says of its items: the earliest word on each.
+
+    What is wrong with such a description is quarantined as a row of its own table, `told_items`:
+    the event that told it is clean and counted already.
+    """
+    told = read_seen(work / ITEMS_TOLD, TOLD_ITEM)
+    told = told.sort("_told", SOURCE, ROW).unique("item_id", keep="first")
+    draft = told.with_columns(pl.lit(None, dtype=pl.String).alias(UNPARSED))
+    clean, rejected, tally = apply(item_rules(limits), draft, told, "told_items")
+    write_quarantine([rejected], out, "told_items")
+    return clean.select(schema.ITEMS.names), tally
+
+
+def _complete(known: pl.DataFrame, seen: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """All items, with those that only events name, priced; and which those are."""
+    unknown = seen.select("item_id").join(known, on="item_id", how="anti")
+    items = pl.concat([known, unknown], how="diagonal")
+    prices = seen.select("item_id", seen_price="price", seen_currency="currency")
+    unpriced = pl.col("price").is_null()
+    items = items.join(prices, on="item_id", how="left").with_columns(
+        price=pl.coalesce("price", "seen_price"),
+        currency=pl.when(unpriced)
+        .then(pl.coalesce("seen_currency", "currency"))
+        .otherwise("currency"),
+    )
+    return items.select(schema.ITEMS.names).sort("item_id"), unknown
+
+
+def _merge_seen(seen: pl.DataFrame) -> pl.DataFrame:
+    """One row an item from one a bucket and item."""
+    return (
+        seen.sort("first_priced", nulls_last=True)
+        .group_by("item_id")
+        .agg(pl.col("events").sum(), pl.col("price", "currency").drop_nulls().first())
+    )
+
+
+def _users(source: Source, limits: Limits, work: Path, out: Path) -> tuple[pl.DataFrame, Tally]:
+    """Everybody who did something or is described, with attributes where there are any."""
+    rules = user_rules(limits)
+    frames: list[pl.DataFrame] = []
+    rejected: list[pl.DataFrame] = []
+    tally = Tally()
+    for files in source.users:
+        for block, part in _blocks(files, source, tally, rejected, "users"):
+            draft = draft_users(block, files)
+            frames.append(_judged(rules, draft, block, part, tally, rejected, "users"))
+    empty = pl.DataFrame(schema={"user_id": pl.String, ATTRIBUTES: _ENTRIES})
+    described = _first_of_each(frames, "user_id", empty, tally, rejected, out, "users")
+    seen = read_seen(work / USERS_SEEN, {"user_id": pl.String})
+    users = pl.concat([described, seen.join(described, on="user_id", how="anti")], how="diagonal")
+    nothing = pl.lit([], dtype=_ENTRIES)
+    return users.with_columns(pl.col(ATTRIBUTES).fill_null(nothing)).sort("user_id"), tally
+
+
+def _blocks(
+    files: ItemFiles | UserFiles,
+    source: Source,
+    tally: Tally,
+    rejected: list[pl.DataFrame],
+    table: str,
+) -> Any:
+    """The readable blocks of all files, numbered; what cannot be read goes to `rejected`."""
+    for part in find(files):
+        for block in read(part, files, source.derived):
+            lost = unread(block, part, table)
+            tally.rows_in += lost.height
+            note(tally, lost)
+            rejected.append(lost)
+            if block.rows.height:
+                yield block.rows.with_columns(block.numbers.alias(ROW)), part
+
+
+def _judged(
+    rules: list[Rule],
+    draft: pl.DataFrame,
+    block: pl.DataFrame,
+    part: Any,
+    tally: Tally,
+    rejected: list[pl.DataFrame],
+    table: str,
+) -> pl.DataFrame:
+    """Clean rows of a draft; the others go to `rejected`."""
+    draft = draft.with_columns(pl.lit(part.label).alias(SOURCE), block[ROW])
+    clean, bad, counted = apply(rules, draft, block.drop(ROW), table)
+    tally.add(counted)
+    rejected.append(bad)
+    return clean
+
+
+def _first_of_each(
+    frames: list[pl.DataFrame],
+    key: str,
+    empty: pl.DataFrame,
+    tally: Tally,
+    rejected: list[pl.DataFrame],
+    out: Path,
+    table: str,
+) -> pl.DataFrame:
+    """Rows with distinct keys; later ones are quarantined as duplicates. Writes the quarantine."""
+    rows = pl.concat(frames) if frames else empty
+    if frames:
+        again = ~rows[key].is_first_distinct()
+        twice = rows.filter(again)
+        reasons = pl.Series([DUPLICATE]).new_from_index(0, twice.height)
+        extra = quarantine(twice, twice.select(empty.columns), reasons, table)
+        note(tally, extra)
+        rejected.append(extra)
+        rows = rows.filter(~again).select(empty.columns)
+        tally.rows_out -= twice.height
+    write_quarantine(rejected, out, table)
+    return rows
+
+
+def _describe(items: pl.DataFrame, seen: pl.DataFrame) -> EntityFigures:
+    figures = EntityFigures(items=items.height, items_seen=seen.height)
+    if not items.height:
+        return figures
+    shares = items.select(pl.exclude("item_id").is_not_null().mean()).row(0, named=True)
+    figures.filled = {name: round(float(share), 4) for name, share in shares.items()}
+    counted = seen.select("item_id", "events").join(items, on="item_id", how="left")
+    figures.departments = _top(counted, "department")
+    figures.categories = _top(counted, "category")
+    most = counted.sort("events", "item_id", descending=[True, False])
+    figures.most_seen = (
+        most.select("item_id", pl.col("title").fill_null(""), "events").head(10).rows()
+    )
+    running = most["events"].cast(pl.Int64).cum_sum()
+    figures.half_of_events = (
+        int((running < most["events"].sum() / 2).sum()) + 1 if most.height else 0
+    )
+    return figures
+
+
+def _top(counted: pl.DataFrame, column: str) -> list[tuple[str, int, int]]:
+    """The groups with most events: name, events, items; nothing when there are no groups."""
+    groups = (
+        counted.drop_nulls(column)
+        .group_by(column)
+        .agg(pl.col("events").cast(pl.Int64).sum(), pl.len().alias("items"))
+    )
+    return groups.sort("events", column, descending=[True, False]).head(_TOP).rows()

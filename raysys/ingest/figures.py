@@ -1,0 +1,130 @@
+"""What a log looks like, in small counts that add up over buckets: the report's material."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+PRICE_EDGES: Final = np.geomspace(0.01, 1e6, 8 * 12 + 1)
+"""Bounds of the price histogram: twelve bins a decade; below and above are counted at the ends."""
+
+
+@dataclass
+class LogFigures:
+    """Counts of clean events; adding two buckets' figures gives those of both.
+
+    Buckets hold whole users, so users and sessions add up too.
+    """
+
+    users: int = 0
+    sessions: int = 0
+    orders: int = 0
+    first: int | None = None  # UTC ms
+    last: int | None = None
+    types: Counter[str] = field(default_factory=Counter)
+    days: Counter[str] = field(default_factory=Counter)  # "YYYY-MM-DD type" → events
+    hours: Counter[int] = field(default_factory=Counter)  # hour of the day, UTC → events
+    session_lengths: Counter[int] = field(default_factory=Counter)  # events → sessions
+    user_events: Counter[int] = field(default_factory=Counter)  # power of two below → users
+    prices: Counter[int] = field(default_factory=Counter)  # bin of PRICE_EDGES → events
+    free: int = 0  # events with price zero
+    unpriced: int = 0
+    revenue: dict[str, float] = field(default_factory=dict)  # of purchases, by currency
+
+    def add(self, other: LogFigures) -> None:
+        """Count another bucket too."""
+        self.users += other.users
+        self.sessions += other.sessions
+        self.orders += other.orders
+        moments = [m for m in (self.first, other.first) if m is not None]
+        self.first = min(moments, default=None)
+        self.last = max((m for m in (self.last, other.last) if m is not None), default=None)
+        self.types.update(other.types)
+        self.days.update(other.days)
+        for mine, theirs in (
+            (self.hours, other.hours),
+            (self.session_lengths, other.session_lengths),
+            (self.user_events, other.user_events),
+            (self.prices, other.prices),
+        ):
+            mine.update(theirs)
+        self.free += other.free
+        self.unpriced += other.unpriced
+        for currency, amount in other.revenue.items():
+            self.revenue[currency] = self.revenue.get(currency, 0.0) + amount
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can say it."""
+        return {
+            name: dict(value) if isinstance(value, Counter) else value
+            for name, value in self.__dict__.items()
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> LogFigures:
+        """What `to_dict` said, also after JSON has made its keys text."""
+        numbered = {
+            name: Counter({int(key): value for key, value in content[name].items()})
+            for name in ("hours", "session_lengths", "user_events", "prices")
+        }
+        named = {name: Counter(content[name]) for name in ("types", "days")}
+        return cls(**{**content, **numbered, **named})
+
+
+def measure(events: pl.DataFrame) -> LogFigures:
+    """The figures of all events of some users (columns of `schema.EVENTS`, timestamps in ms)."""
+    figures = LogFigures()
+    if events.height == 0:
+        return figures
+    figures.users = events["user_id"].n_unique()
+    figures.orders = events["order_id"].drop_nulls().n_unique()
+    figures.first = int(events["timestamp"].min())  # type: ignore[arg-type]
+    figures.last = int(events["timestamp"].max())  # type: ignore[arg-type]
+    figures.types = _counts(events.group_by("event_type").len())
+    days = events.group_by(
+        pl.format(
+            "{} {}",
+            pl.col("timestamp").cast(pl.Datetime("ms")).dt.strftime("%Y-%m-%d"),
+            pl.col("event_type"),
+        ).alias("day")
+    ).len()
+    figures.days = _counts(days)
+    hour = pl.col("timestamp") // 3_600_000 % 24
+    figures.hours = _counts(events.group_by(hour.alias("hour")).len())
+    sessions = events.group_by("user_id", "session_id").len("events")
+    figures.sessions = sessions.height
+    figures.session_lengths = _counts(sessions.group_by("events").len())
+    activity = events.group_by("user_id").len("events")
+    power = activity.select(
+        pl.lit(2).pow(pl.col("events").log(2).floor()).cast(pl.Int64).alias("p")
+    )
+    figures.user_events = _counts(power.group_by("p").len())
+    _measure_prices(events, figures)
+    return figures
+
+
+def _measure_prices(events: pl.DataFrame, figures: LogFigures) -> None:
+    prices = events["price"].drop_nulls()
+    figures.unpriced = events.height - prices.len()
+    figures.free = int((prices == 0).sum())
+    bins = np.clip(
+        np.searchsorted(PRICE_EDGES, prices.filter(prices > 0).to_numpy(), side="right") - 1,
+        0,
+        len(PRICE_EDGES) - 2,
+    )
+    counts = np.bincount(bins, minlength=1)
+    figures.prices = Counter({int(b): int(n) for b, n in enumerate(counts) if n})
+    paid = (
+        events.filter(pl.col("event_type") == "purchase")
+        .group_by("currency")
+        .agg((pl.col("price") * pl.col("quantity").fill_null(1)).sum())
+    )
+    figures.revenue = {currency or "": float(amount) for currency, amount in paid.iter_rows()}
+
+
+def _counts(frame: pl.DataFrame) -> Counter[Any]:
+    return Counter(dict(frame.iter_rows()))

@@ -1,0 +1,119 @@
+"""Stage 1: a shop's log, whatever its form, into clean events, items and users by date."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from raysys.cluster import ray_session
+from raysys.config import Settings, StageSettings
+from raysys.datasets import complete_journey
+from raysys.datasets.mapping import EventFiles, ItemFiles, UserFiles
+from raysys.datasets.source import Source
+from raysys.ingest import pipeline, quality
+from raysys.ingest.rules import Limits
+from raysys.ingest.sessions import SessionSettings
+from raysys.ingest.spread import OnRay
+from raysys.progress import task
+from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
+
+
+class CompleteJourneySource(Settings):
+    """The packaged grocery log; needs no other file."""
+
+    kind: Literal["complete_journey"] = "complete_journey"
+
+
+class FileSource(Settings):
+    """A shop's own files, each with a mapping into the vocabulary."""
+
+    kind: Literal["files"] = "files"
+    title: str = "Behaviour log"
+    events: tuple[EventFiles, ...] = Field(min_length=1)
+    items: tuple[ItemFiles, ...] = ()
+    users: tuple[UserFiles, ...] = ()
+
+
+class IngestSettings(StageSettings):
+    """What `raysys ingest --config` takes."""
+
+    kind_name: ClassVar[str] = "ingest"
+
+    source: Annotated[CompleteJourneySource | FileSource, Field(discriminator="kind")]
+    limits: Limits = Limits()
+    sessions: SessionSettings = SessionSettings()
+
+
+def run(settings: IngestSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
+    """The manifest of `workspace.ingest`, which is written unless it holds this outcome already.
+
+    Raises:
+        UserError: files that are not there, a mapping that does not fit them, nothing left.
+    """
+    began = time.monotonic()
+    source = _source(settings)
+    inputs = pipeline.inspect(source)
+    manifest = Manifest(
+        stage="ingest",
+        inputs=inputs.fingerprints,
+        settings=settings.model_dump(mode="json"),
+    )
+    if not force and is_done(workspace.ingest, manifest):
+        return read_manifest(workspace.ingest)
+    with ray_session(), replacing(workspace.ingest) as folder:
+        outcome = pipeline.ingest(
+            source, inputs, settings.limits, settings.sessions, folder, OnRay()
+        )
+        manifest.counts = counts(outcome)
+        manifest.figures = figures(outcome)
+        with task("quality report"):
+            quality.write_report(outcome, source.title, settings.limits, folder / "report.html")
+        manifest.seconds = round(time.monotonic() - began, 2)
+        manifest.write(folder)
+    return manifest
+
+
+def counts(outcome: pipeline.Outcome) -> dict[str, int]:
+    """Rows of every table, in and out, by reason; for each `in == out + quarantined`."""
+    flat: dict[str, int] = {}
+    for table, tally in outcome.tallies.items():
+        flat[f"{table}.in"] = tally.rows_in
+        flat[f"{table}.out"] = tally.rows_out
+        flat[f"{table}.quarantined"] = tally.quarantined
+        flat |= {f"{table}.quarantined.{r}": n for r, n in sorted(tally.reasons.items())}
+        flat |= {f"{table}.mended.{r}": n for r, n in sorted(tally.mended.items())}
+        flat |= {f"{table}.added.{r}": n for r, n in sorted(tally.added.items())}
+    for side in outcome.tables:
+        name = side["name"]
+        flat[f"{name}.in"] = side["rows_in"]
+        flat[f"{name}.out"] = side["rows_out"]
+        flat[f"{name}.left_out.{side['reason']}"] = side["rows_in"] - side["rows_out"]
+    flat |= {f"events.type.{name}": count for name, count in sorted(outcome.log.types.items())}
+    return flat
+
+
+def figures(outcome: pipeline.Outcome) -> dict[str, Any]:
+    """The log in a few numbers, and examples of what the rules found."""
+    log, entities = outcome.log, outcome.entities
+    return {
+        "users": log.users,
+        "users_described": entities.described_users,
+        "items": entities.items,
+        "items_seen": entities.items_seen,
+        "items_unknown": entities.unknown_items,
+        "sessions": log.sessions,
+        "orders": log.orders,
+        "first": quality.moment(log.first),
+        "last": quality.moment(log.last),
+        "revenue": {currency: round(amount, 2) for currency, amount in log.revenue.items()},
+        "examples": {table: tally.examples for table, tally in outcome.tallies.items()},
+    }
+
+
+def _source(settings: IngestSettings) -> Source:
+    chosen = settings.source
+    if isinstance(chosen, CompleteJourneySource):
+        return complete_journey.source()
+    return Source(chosen.title, chosen.events, chosen.items, chosen.users)

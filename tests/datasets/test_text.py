@@ -1,0 +1,191 @@
+"""CSV and JSON lines: every record is read or becomes a fault, whatever the bytes are."""
+
+import gzip
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysys.datasets import text
+from raysys.datasets.files import find, read
+from raysys.datasets.mapping import ItemFiles, UserFiles
+from raysys.errors import UserError
+
+
+def read_all(path, files):
+    """Rows by number, and faults by number, over all blocks of one file."""
+    rows, faults = {}, {}
+    (part,) = find(files)
+    for block in read(part, files):
+        assert block.rows.height == block.numbers.len()
+        for number, row in zip(block.numbers, block.rows.iter_rows(named=True), strict=True):
+            assert number not in rows
+            rows[number] = row
+        for fault in block.faults:
+            faults[fault.row] = fault.reason
+    assert not rows.keys() & faults.keys()
+    return rows, faults
+
+
+def csv(path, content, **more):
+    path.write_bytes(content)
+    files = ItemFiles(paths=str(path), columns={"item_id": "a", "title": "b"}, **more)
+    return read_all(path, files)
+
+
+def test_rows_and_faults_keep_their_numbers(tmp_path):
+    rows, faults = csv(tmp_path / "x.csv", b'a,b\n1,2\n3\n\n4,5,6\n7,"x\ny"\n')
+    assert rows == {1: {"a": "1", "b": "2"}, 4: {"a": "7", "b": "x\ny"}}
+    assert faults == {2: "line_does_not_parse", 3: "line_does_not_parse"}
+
+
+def test_windows_line_ends_byte_order_mark_and_no_last_line_end(tmp_path):
+    rows, faults = csv(tmp_path / "x.csv", b"\xef\xbb\xbfa;b\r\n1;2\r\n3;4", delimiter=";")
+    assert [row["a"] for row in rows.values()] == ["1", "3"]
+    assert not faults
+
+
+def test_broken_utf8_is_marked_not_lost(tmp_path):
+    rows, faults = csv(tmp_path / "x.csv", b"a,b\n1,caf\xe9\n2,ok\n")
+    assert rows[1]["b"] == "caf\ufffd"
+    assert rows[2]["b"] == "ok"
+    assert not faults
+
+
+def test_the_right_encoding_leaves_nothing_broken(tmp_path):
+    rows, _ = csv(tmp_path / "x.csv", b"a,b\n1,caf\xe9\n", encoding="latin-1")
+    assert rows[1]["b"] == "café"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"a,b\n"])
+def test_a_file_without_rows_is_one_fault(tmp_path, content):
+    assert csv(tmp_path / "x.csv", content) == ({}, {0: "empty_file"})
+
+
+def test_truncated_gzip_keeps_what_came_before(tmp_path):
+    lines = b"a,b\n" + b"".join(b"%d,%d\n" % (i, i * i) for i in range(50_000))
+    path = tmp_path / "x.csv.gz"
+    packed = gzip.compress(lines)
+    rows, faults = csv(path, packed[: len(packed) // 2])
+    assert len(rows) > 1000
+    assert rows[1000] == {"a": "999", "b": str(999 * 999)}
+    assert list(faults.values()) == ["truncated_file"]
+    assert csv(path, packed)[1] == {}
+    assert csv(path, packed[:1000] + b"\0" * 50 + packed[1050:])[1] != {}
+
+
+def test_several_gzip_members_are_one_file(tmp_path):
+    rows, faults = csv(
+        tmp_path / "x.csv.gz", gzip.compress(b"a,b\n1,2\n") + gzip.compress(b"3,4\n")
+    )
+    assert len(rows) == 2
+    assert not faults
+
+
+def test_a_title_of_a_million_characters(tmp_path):
+    rows, _ = csv(tmp_path / "x.csv", b"a,b\n1," + b"x" * 1_000_000 + b"\n2,y\n")
+    assert len(rows[1]["b"]) == 1_000_000
+    assert rows[2]["b"] == "y"
+
+
+def test_records_across_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "CHUNK", 64)
+    content = b"a,b\n" + b"".join(b'%d,"line\nof %d"\n' % (i, i) for i in range(500))
+    rows, faults = csv(tmp_path / "x.csv", content)
+    assert not faults
+    assert [rows[i + 1] for i in range(500)] == [
+        {"a": str(i), "b": f"line\nof {i}"} for i in range(500)
+    ]
+
+
+def test_json_lines_with_paths_faults_and_numbers(tmp_path):
+    path = tmp_path / "x.jsonl"
+    lines = ['{"a": 1, "p": {"b": "x"}}', "[1]", "{", '{"a": "2", "p": {"b": [1, 2]}}', "", "null"]
+    path.write_text("\n".join(lines))
+    files = ItemFiles(paths=str(path), columns={"item_id": "a", "title": "p.b"})
+    rows, faults = read_all(path, files)
+    assert rows == {1: {"a": "1", "p.b": "x"}, 4: {"a": "2", "p.b": "[1, 2]"}}
+    assert faults == dict.fromkeys((2, 3, 5), "line_does_not_parse")
+
+
+def test_json_half_surrogates_and_deep_nesting(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": "\\ud800"}\n' + "[" * 100_000 + "\n")
+    rows, faults = read_all(path, UserFiles(paths=str(path), columns={"user_id": "a"}))
+    assert rows[1]["a"] == "?"
+    assert faults == {2: "line_does_not_parse"}
+
+
+def test_json_without_the_needed_column_is_refused(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"id": 1}\n{"id": 2}\n')
+    files = ItemFiles(paths=str(path), columns={"item_id": "itemid"})
+    with pytest.raises(UserError, match="no column 'itemid'; the file has: id"):
+        read_all(path, files)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=400))
+def test_any_bytes_as_csv(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("csv") / "x.csv"
+    path.write_bytes(content)
+    files = ItemFiles(paths=str(path), columns={"item_id": "a", "title": "b"}, header=("a", "b"))
+    rows, faults = read_all(path, files)
+    if b'"' not in content and b"\r" not in content and not content.startswith(b"\x1f\x8b"):
+        lines = [line for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line]
+        assert len(rows) + sum(1 for n in faults if n) == len(lines)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")),
+            st.dictionaries(st.sampled_from("abc"), st.text(max_size=5), max_size=3).map(
+                lambda d: json.dumps(d).encode()
+            ),
+        ),
+        max_size=20,
+    )
+)
+def test_any_lines_as_json(tmp_path_factory, lines):
+    path = tmp_path_factory.mktemp("jsonl") / "x.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    files = UserFiles(paths=str(path), columns={"user_id": "a"})
+    content = path.read_bytes()
+    try:
+        rows, faults = read_all(path, files)
+    except UserError as refusal:
+        assert "no column 'a'" in str(refusal)
+        return
+    if not content.startswith(b"\x1f\x8b"):
+        decoded = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
+        expected = sum(1 for line in decoded.split("\n") if line.strip())
+        assert len(rows) + sum(1 for n in faults if n) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12),
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12),
+        ),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_what_the_standard_library_writes_comes_back(tmp_path_factory, table):
+    import csv as standard
+
+    path = tmp_path_factory.mktemp("csv") / "x.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = standard.writer(file, quoting=standard.QUOTE_ALL, lineterminator="\n")
+        writer.writerow(("a", "b"))
+        writer.writerows(table)
+    rows, faults = read_all(
+        path, ItemFiles(paths=str(path), columns={"item_id": "a", "title": "b"})
+    )
+    assert not faults
+    assert [(row["a"], row["b"]) for row in rows.values()] == table

