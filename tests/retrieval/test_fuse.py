@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysys.retrieval.fuse import Hits, best, fuse
+
+
+def ranking(*pairs: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    items = np.array([item for item, _ in pairs], np.int32)
+    return items, np.array([rank for _, rank in pairs], np.int32)
+
+
+def test_fuse_sums_reciprocal_ranks_of_the_paper() -> None:
+    fused = fuse([ranking((7, 1), (8, 2)), ranking((8, 1), (9, 2))])
+    assert fused.rows.tolist() == [8, 7, 9]
+    np.testing.assert_allclose(fused.scores, [1 / 62 + 1 / 61, 1 / 61, 1 / 62], rtol=1e-6)
+
+
+def test_fuse_of_nothing_is_nothing() -> None:
+    assert len(fuse([])) == 0
+    assert len(fuse([ranking(), ranking()])) == 0
+
+
+def test_equal_scores_share_the_better_rank() -> None:
+    hits = Hits(np.arange(5, dtype=np.int32), np.array([3, 2, 2, 2, 1], np.float32))
+    assert hits.ranks.tolist() == [1, 2, 2, 2, 5]
+    assert Hits.none().ranks.tolist() == []
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=60),
+    st.integers(1, 70),
+)
+def test_best_is_a_stable_sort_cut_off(values: list[int], limit: int) -> None:
+    rows = np.arange(len(values), dtype=np.int32)
+    found = best(rows, np.array(values, np.float32), limit)
+    expected = sorted(range(len(values)), key=lambda i: (-values[i], i))[:limit]
+    assert found.rows.tolist() == expected
+    assert found.scores.tolist() == [values[i] for i in expected]
+
+
+@given(st.lists(st.lists(st.integers(0, 30), unique=True, max_size=15), min_size=1, max_size=4))
+def test_fused_order_ignores_the_order_of_rankings(lists: list[list[int]]) -> None:
+    rankings = [ranking(*((item, at + 1) for at, item in enumerate(items))) for items in lists]
+    forward, backward = fuse(rankings), fuse(rankings[::-1])
+    assert set(forward.rows.tolist()) == {item for items in lists for item in items}
+    np.testing.assert_allclose(
+        forward.scores[np.argsort(forward.rows)],
+        backward.scores[np.argsort(backward.rows)],
+        rtol=1e-6,
+    )
+    assert (np.diff(forward.scores) <= 0).all()

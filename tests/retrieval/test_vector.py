@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raysys.retrieval.vector import VectorIndex
+
+
+def unit(n: int, d: int = 16, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_finds_the_nearest_exactly_while_few() -> None:
+    vectors, queries = unit(500), unit(20, seed=1)
+    index = VectorIndex.build(vectors)
+    for query in queries:
+        expected = np.argsort(-(vectors @ query))[:10]
+        found = index.find(query, 10)
+        assert found.rows.tolist() == expected.tolist()
+        np.testing.assert_allclose(found.scores, (vectors @ query)[expected], rtol=1e-6)
+
+
+def test_equal_vectors_are_kept_once() -> None:
+    vectors = unit(4)[[2, 0, 2, 1, 0]]
+    index = VectorIndex.build(vectors)
+    assert index.row_of_item.tolist() == [0, 1, 0, 2, 1]
+    assert len(index.vectors) == 3
+    assert index.find(vectors[3], 1).rows.tolist() == [2]
+
+
+def test_a_graph_beyond_the_limit_finds_nearly_all() -> None:
+    vectors, queries = unit(3000, 32), unit(50, 32, seed=1)
+    exact, graph = VectorIndex.build(vectors), VectorIndex.build(vectors, exact_up_to=1000)
+    hits = sum(
+        len(set(exact.find(query, 10).rows.tolist()) & set(graph.find(query, 10).rows.tolist()))
+        for query in queries
+    )
+    assert hits >= 0.98 * 500
+
+
+@pytest.mark.parametrize("exact_up_to", [10, 1000])
+def test_survives_saving(tmp_path: Path, exact_up_to: int) -> None:
+    index = VectorIndex.build(unit(200), exact_up_to=exact_up_to)
+    index.save(tmp_path)
+    again = VectorIndex.load(tmp_path)
+    for query in unit(10, seed=3):
+        before, after = index.find(query, 20), again.find(query, 20)
+        assert before.rows.tolist() == after.rows.tolist()
+        assert before.scores.tolist() == after.scores.tolist()
+
+
+def test_no_vectors_find_nothing() -> None:
+    index = VectorIndex.build(np.empty((0, 8), np.float32))
+    assert len(index.find(np.ones(8, np.float32), 5)) == 0
+
+
+def test_a_query_of_other_dimensions_is_refused() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        VectorIndex.build(unit(10)).find(np.ones(3, np.float32), 5)
