@@ -1,0 +1,185 @@
+"""LambdaMART by LightGBM (`lambdarank`), through Ray Train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from raysys.catalogue import Catalogue
+from raysys.features.batch import Batch
+from raysys.learners.protocol import Float32, Model, Report
+from raysys.learners.trees import (
+    Machine,
+    TreeModel,
+    TreeRanker,
+    TreeSettings,
+    read_meta,
+    write_meta,
+)
+from raysys.learners.validation import NDCG
+
+if TYPE_CHECKING:
+    import lightgbm
+
+FILE = "trees.txt"
+
+
+class LightGBMSettings(TreeSettings):
+    """See `TreeSettings`; trees grow leaf by leaf to `num_leaves`."""
+
+    num_leaves: int = Field(31, ge=2, le=4096)
+    min_child_samples: int = Field(50, ge=1)
+    min_child_weight: float = Field(1e-3, ge=0)
+
+
+class LightGBMModel(TreeModel):
+    """Trees of LightGBM; `requires` are their columns in order.
+
+    Args:
+        text: the trees in LightGBM's own text format.
+        requires: names of the features, in column order.
+    """
+
+    def __init__(self, text: str, requires: tuple[str, ...]) -> None:
+        import lightgbm
+
+        self.text = text
+        self.booster: lightgbm.Booster = lightgbm.Booster(model_str=text)
+        self.requires = requires
+
+    def predict(self, rows: Float32) -> npt.NDArray[np.floating]:
+        """See `TreeModel.predict`."""
+        scores = self.booster.predict(rows, raw_score=True, num_threads=1)
+        return np.asarray(scores, dtype=np.float64)
+
+    def importance(self) -> dict[str, float]:
+        """See `TreeModel.importance`."""
+        gain = self.booster.feature_importance("gain")
+        return {name: float(value) for name, value in zip(self.requires, gain, strict=True)}
+
+    def save(self, folder: Path) -> None:
+        """See `Model.save`: trees as text, names of the features as JSON."""
+        (folder / FILE).write_text(self.text, encoding="utf-8")
+        write_meta(folder, self.requires)
+
+    @classmethod
+    def load(cls, folder: Path, catalogue: Catalogue) -> LightGBMModel:
+        """See `Model.load`."""
+        return cls((folder / FILE).read_text(encoding="utf-8"), read_meta(folder))
+
+
+class LightGBMRanker(TreeRanker[LightGBMSettings]):
+    """LambdaMART by LightGBM."""
+
+    name = "lightgbm_ranker"
+    one_network_a_run = True  # the ports that Ray chose stay bound for a while after a training
+    settings_model = LightGBMSettings
+    model_class: ClassVar[type[Model]] = LightGBMModel
+
+    @staticmethod
+    def train_booster(
+        settings: LightGBMSettings,
+        head: Batch,
+        tail: Batch | None,
+        *,
+        seed: int,
+        machine: Machine,
+        report: Report | None = None,
+    ) -> LightGBMModel:
+        """See `TreeRanker.train_booster`."""
+        import lightgbm
+
+        names = settings.select(head.names, where=LightGBMRanker.name)
+        gains, judged = _gains(head)
+        params = {
+            "objective": "lambdarank",
+            "lambdarank_truncation_level": settings.truncation_level,
+            "label_gain": gains,
+            "metric": "none",
+            "seed": seed,
+            "deterministic": True,
+            "force_row_wise": True,  # else it times both ways, and the sums differ by chance
+            "num_threads": machine.threads,
+            "learning_rate": settings.learning_rate,
+            "num_leaves": settings.num_leaves,
+            "min_data_in_leaf": settings.min_child_samples,
+            "min_sum_hessian_in_leaf": settings.min_child_weight,
+            "bagging_fraction": settings.subsample,
+            "bagging_freq": 1 if settings.subsample < 1 else 0,
+            "feature_fraction": settings.colsample,
+            "lambda_l2": settings.lambda_l2,
+            "max_bin": settings.max_bin,
+            "feature_pre_filter": False,
+            "verbosity": -1,
+        }
+        if machine.network:
+            params |= {"tree_learner": "data", "pre_partition": True, **machine.network}
+        data = lightgbm.Dataset(
+            head.columns(names),
+            label=judged,
+            group=head.sizes,
+            weight=head.weight,
+            feature_name=[f"f{at}" for at in range(len(names))],  # ours may hold any character
+            params=params,
+            free_raw_data=True,
+        )
+        watched: dict[str, Any] = {}
+        if tail is not None:
+            judge = NDCG(tail)
+            rows = tail.columns(names)
+            watched = {
+                "valid_sets": [
+                    lightgbm.Dataset(
+                        rows,
+                        label=np.zeros(len(tail)),
+                        group=tail.sizes,
+                        reference=data,
+                        params=params,
+                    )
+                ],
+                "valid_names": ["tail"],
+                "feval": lambda scores, _: ("ndcg@10", judge(scores), True),
+                "callbacks": [
+                    _reporting(report),
+                    lightgbm.early_stopping(settings.early_stopping_rounds, verbose=False),
+                ],
+            }
+        booster = lightgbm.train(params, data, settings.n_estimators, **watched)
+        best = booster.best_iteration if tail is not None else settings.n_estimators
+        return LightGBMModel(booster.model_to_string(num_iteration=best), names)
+
+    @staticmethod
+    def trainer() -> tuple[Callable[..., Any], Callable[[], Mapping[str, Any]]]:
+        """See `TreeRanker.trainer`; Ray's trainer chooses ports and lists the machines."""
+        from ray.train.lightgbm import LightGBMTrainer, get_network_params
+
+        return LightGBMTrainer, get_network_params
+
+
+def _gains(batch: Batch) -> tuple[list[float], npt.NDArray[np.float32]]:
+    """What a grade is worth, and the grade of each row; our labels are gains already.
+
+    Whole labels are their own grades. Others (0.25 for a view, say) are numbered in their order,
+    as LightGBM wants whole numbers; with several workers each of them must hold every label then.
+    """
+    label = batch.label
+    assert label is not None
+    if (label == np.round(label)).all() and label.max(initial=0) < 256:
+        return [float(each) for each in range(int(label.max(initial=1)) + 1)], label
+    gains, grade = np.unique(np.append(label, 0.0), return_inverse=True)
+    return gains.tolist(), grade[:-1].astype(np.float32)
+
+
+def _reporting(report: Report | None) -> Callable[[Any], None]:
+    """A callback that passes NDCG@10 of the tail on after each tree."""
+
+    def after_iteration(env: Any) -> None:
+        if report is not None:
+            report(env.iteration + 1, float(env.evaluation_result_list[0][2]))
+
+    return after_iteration

@@ -1,0 +1,334 @@
+"""What both tree rankers share: features by name, one Ray Train run for all folds, fast scoring.
+
+Ray Data is not used to feed the workers, on purpose: LambdaMART compares candidates of one request
+with each other, so a request must lie whole in one worker, and Ray Data splits by rows. Each worker
+reads its own requests from the features folder that all of them see.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from raysys.config import Settings
+from raysys.errors import UserError
+from raysys.features.batch import Batch
+from raysys.features.examples import Examples
+from raysys.learners.protocol import Context, Float32, Learner, Model, Report
+from raysys.learners.validation import no_positives, require_columns, require_positives
+
+ROWS_PER_THREAD = 8192
+"""Fewer rows than twice this are scored in the caller's thread: a request when serving."""
+
+
+class TreeSettings(Settings):
+    """Settings that both libraries share, under one name each.
+
+    Attributes:
+        n_estimators: trees at most; fewer when the tail stops improving.
+        learning_rate: weight of each tree.
+        subsample: share of the rows that each tree sees.
+        colsample: share of the features that each tree sees.
+        lambda_l2: L2 regularisation of leaf values.
+        max_bin: histogram bins a feature.
+        truncation_level: pairs are formed with the best so many candidates of a request.
+        early_stopping_rounds: stop after so many trees without a better NDCG@10 on the tail;
+            0: never, and the tail is fitted on too.
+        last_fraction: how much of the rows, the latest, is that tail.
+        candidates: fit on at most so many candidates a request, all that were wanted among them
+            and the others drawn at random: nearly as good, and that much faster. 0: on all.
+        features: names or patterns (`user_*`) of the features to read; empty: all.
+        exclude: names or patterns of features not to read.
+    """
+
+    n_estimators: int = Field(300, ge=1, le=20_000)
+    learning_rate: float = Field(0.08, gt=0, le=1)
+    subsample: float = Field(0.8, gt=0, le=1)
+    colsample: float = Field(0.7, gt=0, le=1)
+    lambda_l2: float = Field(5.0, ge=0)
+    max_bin: int = Field(127, ge=2, le=1024)
+    truncation_level: int = Field(20, ge=1)
+    early_stopping_rounds: int = Field(30, ge=0)
+    last_fraction: float = Field(0.1, gt=0, lt=0.9)
+    candidates: int = Field(0, ge=0)
+    features: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def select(self, names: Sequence[str], *, where: str) -> tuple[str, ...]:
+        """The features to read, in the plan's order.
+
+        Raises:
+            UserError: a pattern that matches nothing, or nothing is left.
+        """
+        for pattern in (*self.features, *self.exclude):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                require_columns([pattern], names, where=f"{where}.features")
+
+        def matches(name: str, patterns: tuple[str, ...]) -> bool:
+            return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+        chosen = tuple(
+            name
+            for name in names
+            if (not self.features or matches(name, self.features))
+            and not matches(name, self.exclude)
+        )
+        if not chosen:
+            raise UserError("every feature is excluded", where=f"{where}.exclude")
+        return chosen
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where one booster trains.
+
+    Attributes:
+        threads: CPU threads of this worker.
+        gpu: whether it has a GPU.
+        network: what the library needs to reach the other workers; empty when alone.
+    """
+
+    threads: int = 1
+    gpu: bool = False
+    network: Mapping[str, Any] | None = None
+
+
+T = TypeVar("T", bound=TreeSettings)
+
+
+class TreeRanker(Learner[T], Generic[T]):
+    """LambdaMART: boosted trees on the gradient of NDCG (Burges 2010, MSR-TR-2010-82)."""
+
+    family: ClassVar[str] = "tree"
+    one_network_a_run: ClassVar[bool] = False
+    """Whether several workers can connect only once in a Ray Train run."""
+
+    @staticmethod
+    @abstractmethod
+    def train_booster(
+        settings: Any,
+        head: Batch,
+        tail: Batch | None,
+        *,
+        seed: int,
+        machine: Machine,
+        report: Report | None = None,
+    ) -> TreeModel:
+        """Trees fitted on `head`, as many as rank `tail` best; same input, same trees.
+
+        Args:
+            settings: of the learner.
+            head: this worker's labelled rows.
+            tail: labelled rows for early stopping, the same in every worker; None: no stopping.
+            seed: of row and column sampling.
+            machine: threads, GPU, and the other workers.
+            report: told NDCG@10 on the tail after each tree.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def trainer() -> tuple[Callable[..., Any], Callable[[], Mapping[str, Any]]]:
+        """Ray Train's trainer, and what tells a worker (inside its loop) of the other workers."""
+
+    def fit(self, examples: Examples, context: Context) -> Model:
+        """See `Learner.fit`; one Ray Train run."""
+        return self.fit_folds([examples], context)[0]
+
+    def fit_local(
+        self, examples: Examples, context: Context, report: Report | None = None
+    ) -> Model:
+        """See `Learner.fit_local`: the same trees as `fit` with one worker of as many threads."""
+        require_positives(examples)
+        machine = Machine(
+            threads=_threads(context.resources.cpus_per_worker),
+            gpu=context.resources.gpus_per_worker > 0,
+        )
+        return fit_here(type(self), self.settings, examples, context.seed, machine, report)
+
+    def fit_folds(self, folds: Sequence[Examples], context: Context) -> list[Model]:
+        """See `Learner.fit_folds`: all folds in one Ray Train run, one after the other."""
+        if len(folds) > 1 and context.resources.workers > 1 and self.one_network_a_run:
+            return [self.fit(examples, context) for examples in folds]
+        from ray.train import RunConfig, ScalingConfig
+
+        for examples in folds:
+            self.settings.select(examples.names, where=self.name)
+            require_positives(examples)
+        resources = context.resources
+        each = {"CPU": resources.cpus_per_worker}
+        if resources.gpus_per_worker:
+            each["GPU"] = resources.gpus_per_worker
+        name = f"{self.name}-{uuid.uuid4().hex[:8]}"  # a name seen before would resume that run
+        make_trainer, _ = self.trainer()
+        trainer = make_trainer(
+            _train_loop,
+            train_loop_config={
+                "learner": type(self),
+                "settings": self.settings,
+                "folds": list(folds),
+                "seed": context.seed,
+                "threads": _threads(resources.cpus_per_worker),
+                "gpu": resources.gpus_per_worker > 0,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=resources.gpus_per_worker > 0,
+                resources_per_worker=each,
+            ),
+            run_config=RunConfig(name=name, storage_path=str(context.scratch)),
+        )
+        result = run_trainer(trainer)
+        with result.checkpoint.as_directory() as folder:
+            models = [
+                self.model_class.load(Path(folder) / f"fold={number}", context.catalogue)
+                for number in range(len(folds))
+            ]
+        shutil.rmtree(context.scratch / name, ignore_errors=True)  # the models are in memory now
+        return models
+
+
+def fit_here(
+    learner: type[TreeRanker[Any]],
+    settings: TreeSettings,
+    examples: Examples,
+    seed: int,
+    machine: Machine,
+    report: Report | None = None,
+    worker: tuple[int, int] = (0, 1),
+) -> TreeModel:
+    """Read one worker's share and train on it; in a Ray Train worker and in a tuning trial."""
+    if settings.early_stopping_rounds:
+        head_view, tail_view = examples.head_and_tail(settings.last_fraction)
+        # every worker judges by the whole tail, so that all of them stop at the same tree
+        tail = tail_view.batch()
+    else:
+        head_view, tail = examples, None
+    head = head_view.of_worker(*worker).batch()
+    head = _thinned(_with_some_positive(head), settings.candidates, seed)
+    if not head.n_requests:
+        raise no_positives(examples)
+    return learner.train_booster(settings, head, tail, seed=seed, machine=machine, report=report)
+
+
+def _with_some_positive(batch: Batch) -> Batch:
+    """Only requests that form pairs: without a positive there is no gradient, just work."""
+    label = batch.label
+    assert label is not None
+    positives = np.bincount(batch.group, label > 0, minlength=batch.n_requests)
+    useful = np.flatnonzero((positives > 0) & (batch.sizes > 1))
+    return batch.take_requests(useful)
+
+
+def _thinned(batch: Batch, most: int, seed: int) -> Batch:
+    """At most `most` candidates a request (0: all), every positive among them."""
+    if not most or not (batch.sizes > most).any():
+        return batch
+    assert batch.label is not None and batch.weight is not None
+    chance = np.random.default_rng(seed).random(len(batch))
+    order = np.lexsort((np.where(batch.label > 0, -1.0, chance), batch.group))
+    rank = np.empty(len(batch), dtype=np.int64)
+    rank[order] = np.arange(len(batch)) - batch.offsets[:-1][batch.group]
+    kept = np.flatnonzero((rank < most) | (batch.label > 0))
+    sizes = np.bincount(batch.group[kept], minlength=batch.n_requests)
+    return replace(
+        batch,
+        features=batch.features[kept],
+        item=batch.item[kept],
+        offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        label=batch.label[kept],
+        weight=batch.weight[kept],
+    )
+
+
+def _train_loop(config: dict[str, Any]) -> None:
+    """What each Ray Train worker does: every fold in turn, then one checkpoint from rank 0."""
+    import ray.train
+
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    learner: type[TreeRanker[Any]] = config["learner"]
+    network = learner.trainer()[1]() if world > 1 else None
+    machine = Machine(threads=config["threads"], gpu=config["gpu"], network=network)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, examples in enumerate(config["folds"]):
+            model = fit_here(
+                learner, config["settings"], examples, config["seed"], machine, None, (rank, world)
+            )
+            place = Path(folder) / f"fold={number}"
+            place.mkdir()
+            model.save(place)
+        checkpoint = ray.train.Checkpoint.from_directory(folder) if rank == 0 else None
+        ray.train.report({"folds": len(config["folds"])}, checkpoint=checkpoint)
+
+
+def run_trainer(trainer: Any) -> Any:
+    """Run a Ray Train trainer to its result; a user's mistake inside a worker stays one.
+
+    Raises:
+        UserError: raised by a worker.
+        ray.train.TrainingFailedError: anything else that went wrong there.
+    """
+    from ray.train import TrainingFailedError
+
+    try:
+        return trainer.fit()
+    except TrainingFailedError as error:
+        for failure in getattr(error, "worker_failures", {}).values():
+            cause: BaseException | None = failure
+            while cause is not None and not isinstance(cause, UserError):
+                cause = getattr(cause, "cause", None) or cause.__cause__
+            if cause is not None:
+                raise cause from None
+        raise
+
+
+class TreeModel(Model):
+    """Fitted trees; subclasses say how rows are scored and what the file is."""
+
+    @abstractmethod
+    def predict(self, rows: Float32) -> npt.NDArray[np.floating]:
+        """Scores of float32[n, len(requires)] rows, in this thread; safe in many at once."""
+
+    @abstractmethod
+    def importance(self) -> dict[str, float]:
+        """Total gain of each feature, in the units of the loss."""
+
+    def score(self, batch: Batch) -> Float32:
+        """See `Model.score`. Requests when serving stay in this thread; millions of rows do not."""
+        rows = np.ascontiguousarray(batch.columns(self.requires))
+        if len(rows) == 0:
+            return np.empty(0, dtype=np.float32)
+        if len(rows) < 2 * ROWS_PER_THREAD:
+            return np.asarray(self.predict(rows), dtype=np.float32)
+        starts = range(0, len(rows), ROWS_PER_THREAD)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            parts = pool.map(lambda at: self.predict(rows[at : at + ROWS_PER_THREAD]), starts)
+            return np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])
+
+
+def write_meta(folder: Path, requires: Sequence[str]) -> None:
+    """Write the names of the features, in the trees' column order."""
+    (folder / "features.json").write_text(json.dumps(list(requires)) + "\n", encoding="utf-8")
+
+
+def read_meta(folder: Path) -> tuple[str, ...]:
+    """Read what `write_meta` wrote."""
+    return tuple(json.loads((folder / "features.json").read_text(encoding="utf-8")))
+
+
+def _threads(cpus: float) -> int:
+    return max(1, int(cpus))

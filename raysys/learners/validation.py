@@ -1,0 +1,99 @@
+"""What learners check and watch while they fit: labels there are, NDCG@10 on the tail."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raysys.errors import UserError
+from raysys.features.batch import Batch
+from raysys.features.examples import Examples
+
+
+class NDCG:
+    """NDCG@k of scores over one batch, prepared once and called after every boosting round.
+
+    The ideal counts everything relevant (`Batch.n_relevant`), retrieved or not, as the report
+    does. Requests with nothing relevant are left out. Ties keep the order of the candidates.
+    (Järvelin and Kekäläinen 2002, with gain = label.)
+
+    Args:
+        batch: labelled rows.
+        k: how many positions count.
+    """
+
+    def __init__(self, batch: Batch, k: int = 10) -> None:
+        if batch.label is None:
+            raise ValueError("NDCG needs labels")
+        sizes = batch.sizes
+        width = max(k, int(sizes.max(initial=0)))
+        self._rows = np.arange(len(batch)) - batch.offsets[:-1][batch.group]
+        self._group = batch.group
+        self._shape = (batch.n_requests, width)
+        self._gain = np.zeros(self._shape, dtype=np.float32)
+        self._gain[self._group, self._rows] = batch.label
+        self._discount = 1.0 / np.log2(np.arange(2, k + 2))
+        ideal = -np.sort(-self._gain, axis=1)[:, :k]
+        if batch.n_relevant is not None:
+            # what retrieval missed counts with gain one, behind whatever was retrieved
+            missed = np.maximum(batch.n_relevant - (self._gain > 0).sum(1), 0)
+            found = (ideal > 0).sum(1)
+            place = np.arange(k)[None, :]
+            ideal = np.where(
+                (place >= found[:, None]) & (place < (found + missed)[:, None]), 1.0, ideal
+            )
+            ideal = -np.sort(-ideal, axis=1)
+        self._ideal = ideal @ self._discount
+        self._k = k
+
+    def __call__(self, scores: npt.NDArray[np.floating]) -> float:
+        """Mean NDCG@k, 0 … 1; 0 when no request has anything relevant."""
+        padded = np.full(self._shape, -np.inf)
+        padded[self._group, self._rows] = scores
+        top = np.argsort(-padded, axis=1, kind="stable")[:, : self._k]
+        found = np.take_along_axis(self._gain, top, axis=1) @ self._discount
+        some = self._ideal > 0
+        return float((found[some] / self._ideal[some]).mean()) if some.any() else 0.0
+
+
+def require_positives(examples: Examples) -> None:
+    """Look for one retrieved row with a positive label, reading two columns only.
+
+    Raises:
+        UserError: there is none, so nothing can be learned.
+    """
+    for path in examples.files("examples"):
+        table = pq.read_table(path, columns=["label", "retrieved"], partitioning=None)
+        if pc.any(pc.and_(pc.greater(table["label"], 0), table["retrieved"])).as_py():
+            return
+    raise no_positives(examples)
+
+
+def no_positives(examples: Examples) -> UserError:
+    """The error for examples in which nothing retrieved was wanted."""
+    folds = ", ".join(str(fold) for fold in examples.folds)
+    return UserError(
+        f"no positive label among the retrieved candidates of fold {folds}",
+        where=str(examples.root),
+        mend="take more events, fewer folds, or more candidates in `raysys features`",
+    )
+
+
+def require_columns(wanted: Sequence[str], names: Sequence[str], *, where: str) -> None:
+    """Check that the feature plan has what the settings name.
+
+    Raises:
+        UserError: naming the first that is missing and the nearest that exists.
+    """
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(
+                f"no feature {name!r}{hint}", where=where, mend=f"there are {', '.join(names)}"
+            )

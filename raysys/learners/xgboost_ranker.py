@@ -1,0 +1,179 @@
+"""LambdaMART by XGBoost (`rank:ndcg`, histograms), through Ray Train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from raysys.catalogue import Catalogue
+from raysys.errors import missing_extra
+from raysys.features.batch import Batch
+from raysys.learners.protocol import Float32, Model, Report
+from raysys.learners.trees import (
+    Machine,
+    TreeModel,
+    TreeRanker,
+    TreeSettings,
+    read_meta,
+    write_meta,
+)
+from raysys.learners.validation import NDCG
+
+if TYPE_CHECKING:
+    import xgboost
+
+FILE = "trees.ubj"
+
+
+class XGBoostSettings(TreeSettings):
+    """See `TreeSettings`; trees grow level by level to `max_depth`."""
+
+    max_depth: int = Field(6, ge=1, le=16)
+    min_child_weight: float = Field(0.1, ge=0)  # sum of hessians; lambdas are small numbers
+    gamma: float = Field(0.0, ge=0)
+
+
+class XGBoostModel(TreeModel):
+    """Trees of XGBoost; `requires` are their columns in order."""
+
+    def __init__(self, booster: xgboost.Booster, requires: tuple[str, ...]) -> None:
+        # one thread a call: candidates of one request are too few to share out, and many
+        # requests are scored side by side
+        booster.set_param({"nthread": 1, "device": "cpu"})
+        self.booster = booster
+        self.requires = requires
+
+    def predict(self, rows: Float32) -> npt.NDArray[np.floating]:
+        """See `TreeModel.predict`; `inplace_predict` skips the copy into a DMatrix."""
+        return self.booster.inplace_predict(rows, predict_type="margin", validate_features=False)
+
+    def importance(self) -> dict[str, float]:
+        """See `TreeModel.importance`."""
+        gain = self.booster.get_score(importance_type="total_gain")
+        return {name: float(gain.get(f"f{at}", 0.0)) for at, name in enumerate(self.requires)}
+
+    def save(self, folder: Path) -> None:
+        """See `Model.save`: trees as UBJ, names of the features as JSON."""
+        self.booster.save_model(folder / FILE)
+        write_meta(folder, self.requires)
+
+    @classmethod
+    def load(cls, folder: Path, catalogue: Catalogue) -> XGBoostModel:
+        """See `Model.load`."""
+        return cls(_xgboost().Booster(model_file=folder / FILE), read_meta(folder))
+
+
+class XGBoostRanker(TreeRanker[XGBoostSettings]):
+    """LambdaMART by XGBoost."""
+
+    name = "xgboost_ranker"
+    settings_model = XGBoostSettings
+    model_class: ClassVar[type[Model]] = XGBoostModel
+
+    @staticmethod
+    def train_booster(
+        settings: XGBoostSettings,
+        head: Batch,
+        tail: Batch | None,
+        *,
+        seed: int,
+        machine: Machine,
+        report: Report | None = None,
+    ) -> XGBoostModel:
+        """See `TreeRanker.train_booster`."""
+        xgb = _xgboost()
+        names = settings.select(head.names, where=XGBoostRanker.name)
+        params = {
+            "objective": "rank:ndcg",
+            "lambdarank_pair_method": "topk",
+            "lambdarank_num_pair_per_sample": settings.truncation_level,
+            "ndcg_exp_gain": False,  # labels are gains already
+            "tree_method": "hist",
+            "device": "cuda" if machine.gpu else "cpu",
+            "nthread": machine.threads,
+            "seed": seed,
+            "learning_rate": settings.learning_rate,
+            "max_depth": settings.max_depth,
+            "min_child_weight": settings.min_child_weight,
+            "gamma": settings.gamma,
+            "subsample": settings.subsample,
+            "colsample_bytree": settings.colsample,
+            "reg_lambda": settings.lambda_l2,
+            "max_bin": settings.max_bin,
+            "disable_default_eval_metric": True,
+            "verbosity": 0,
+        }
+        data = xgb.QuantileDMatrix(
+            head.columns(names),
+            label=head.label,
+            group=head.sizes,
+            weight=_request_weights(head),
+            max_bin=settings.max_bin,
+            nthread=machine.threads,
+        )
+        watched: dict[str, Any] = {}
+        if tail is not None:
+            judge = NDCG(tail)
+            watched = {
+                "evals": [
+                    (xgb.DMatrix(tail.columns(names), label=tail.label, group=tail.sizes), "tail")
+                ],
+                "custom_metric": lambda scores, _: ("ndcg@10", judge(scores)),
+                "callbacks": [
+                    _reporting(report),
+                    xgb.callback.EarlyStopping(
+                        rounds=settings.early_stopping_rounds,
+                        metric_name="ndcg@10",
+                        data_name="tail",
+                        maximize=True,
+                        save_best=True,
+                    ),
+                ],
+            }
+        booster = xgb.train(params, data, settings.n_estimators, verbose_eval=False, **watched)
+        # as a bundle would hold it, so that scores now and after loading are the same bits
+        return XGBoostModel(xgb.Booster(model_file=booster.save_raw("ubj")), names)
+
+    @staticmethod
+    def trainer() -> tuple[Callable[..., Any], Callable[[], Mapping[str, Any]]]:
+        """See `TreeRanker.trainer`.
+
+        Ray's trainer starts the tracker and wraps the loop in its communicator when there are
+        several workers, so `xgboost.train` needs to be told nothing.
+        """
+        from ray.train.xgboost import XGBoostTrainer
+
+        return XGBoostTrainer, dict
+
+
+def _request_weights(batch: Batch) -> Float32 | None:
+    """XGBoost weighs requests, not rows: the mean of each request's rows; None if all are one."""
+    if batch.weight is None or (batch.weight == 1).all():
+        return None
+    return (np.add.reduceat(batch.weight, batch.offsets[:-1]) / batch.sizes).astype(np.float32)
+
+
+def _reporting(report: Report | None) -> Any:
+    """A callback that passes NDCG@10 of the tail on after each tree."""
+
+    class Reporting(_xgboost().callback.TrainingCallback):  # type: ignore[misc]
+        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+            if report is not None:
+                report(epoch + 1, float(evals_log["tail"]["ndcg@10"][-1]))
+            return False
+
+    return Reporting()
+
+
+def _xgboost() -> Any:
+    """The module, or an error that names the extra that brings it."""
+    try:
+        import xgboost
+    except ImportError:
+        raise missing_extra("xgboost", "cpu") from None
+    return xgboost

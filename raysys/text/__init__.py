@@ -1,0 +1,1 @@
+"""Items, histories and queries as text."""

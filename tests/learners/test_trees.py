@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raysys.errors import UserError
+from raysys.features.batch import Batch
+from raysys.features.examples import Examples
+from raysys.learners import make_learner, trees
+from raysys.learners.protocol import Context
+from raysys.learners.validation import NDCG
+from tests.learners.suite import LearnerSuite, TrainedOnSeveralWorkers
+from tests.synthetic import write_examples
+
+SMALL = {"n_estimators": 40, "early_stopping_rounds": 10, "learning_rate": 0.15}
+
+
+class TreeSuite(LearnerSuite, TrainedOnSeveralWorkers):
+    def test_stops_early_and_tells_how_it_goes(self, train: Examples, context: Context) -> None:
+        told: list[tuple[int, float]] = []
+        learner = make_learner(self.name, {**SMALL, "n_estimators": 400})
+        learner.fit_local(train, context, lambda step, value: told.append((step, value)))
+        steps, values = zip(*told, strict=True)
+        assert steps == tuple(range(1, len(steps) + 1))
+        assert len(steps) < 400
+        assert len(steps) - (int(np.argmax(values)) + 1) == 10
+
+    def test_who_listens_may_end_it(self, train: Examples, context: Context) -> None:
+        class EnoughError(Exception):
+            pass
+
+        def report(step: int, value: float) -> None:
+            if step == 3:
+                raise EnoughError
+
+        with pytest.raises(EnoughError):
+            make_learner(self.name, SMALL).fit_local(train, context, report)
+
+    def test_reads_the_features_it_is_given(self, train: Examples, context: Context) -> None:
+        chosen = {"features": ("user_*", "price"), "exclude": ("user_brand_*",)}
+        model = make_learner(self.name, {**SMALL, **chosen}).fit_local(train, context)
+        assert "price" in model.requires and "covisitation" not in model.requires
+        assert "user_brand_share" not in model.requires
+        assert model.requires == tuple(n for n in train.names if n in model.requires)
+
+    def test_a_pattern_without_a_match_is_a_users_error(
+        self, train: Examples, context: Context
+    ) -> None:
+        learner = make_learner(self.name, {**SMALL, "exclude": ("covisitatoin",)})
+        with pytest.raises(UserError, match="did you mean 'covisitation'"):
+            learner.fit(train, context)
+
+    def test_fewer_candidates_keep_what_was_wanted(
+        self, train: Examples, context: Context, later: Batch
+    ) -> None:
+        thin = trees._thinned(later, 8, seed=5)
+        assert later.label is not None and thin.label is not None
+        assert thin.label.sum() == later.label.sum()
+        assert thin.sizes.max() == 8 and thin.n_requests == later.n_requests
+        kept = set(zip(later.group.tolist(), later.item.tolist(), strict=True))
+        assert kept >= set(zip(thin.group.tolist(), thin.item.tolist(), strict=True))
+        model = make_learner(self.name, {**SMALL, "candidates": 8}).fit_local(train, context)
+        assert NDCG(later)(model.score(later)) > 0.25
+
+    def test_many_rows_score_as_few_do(
+        self, model: trees.TreeModel, later: Batch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        right = model.score(later)
+        monkeypatch.setattr(trees, "ROWS_PER_THREAD", 100)
+        np.testing.assert_array_equal(model.score(later), right)
+
+    def test_names_what_it_leans_on(self, model: trees.TreeModel) -> None:
+        importance = model.importance()
+        assert tuple(importance) == model.requires
+        assert sum(importance.values()) > 0
+
+    def test_without_early_stopping_all_trees_are_grown(
+        self, train: Examples, context: Context, later: Batch
+    ) -> None:
+        settings = {**SMALL, "n_estimators": 15, "early_stopping_rounds": 0}
+        model = make_learner(self.name, settings).fit_local(train, context)
+        assert NDCG(later)(model.score(later)) > 0.2
+
+
+class TestXGBoostRanker(TreeSuite):
+    name = "xgboost_ranker"
+    settings = SMALL
+
+
+class TestLightGBMRanker(TreeSuite):
+    name = "lightgbm_ranker"
+    settings = SMALL
+
+
+@pytest.mark.parametrize("name", ["xgboost_ranker", "lightgbm_ranker"])
+@pytest.mark.parametrize(
+    "bad", [{"learning_rate": 0}, {"subsample": 1.5}, {"n_estimators": 0}, {"last_fraction": 1}]
+)
+def test_impossible_settings_are_refused(name: str, bad: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(bad))):
+        make_learner(name, bad)
+
+
+def test_labels_may_be_graded(tmp_path: Path) -> None:
+    from tests.learners.suite import rewritten
+
+    examples, catalogue = write_examples(tmp_path / "shop", n_requests=120, n_items=60)
+
+    def graded(table):  # a purchase counts 1, what was not wanted but has a low price 0.25
+        import pyarrow as pa
+
+        label = table["label"].to_numpy() + 0.25 * (table["price"].to_numpy() < 1.5)
+        at = table.schema.get_field_index("label")
+        return table.set_column(at, table.schema.field("label"), pa.array(label, pa.float32()))
+
+    examples = rewritten(examples, tmp_path / "graded", graded)
+    context = Context(catalogue, tmp_path)
+    for name in ("xgboost_ranker", "lightgbm_ranker"):
+        model = make_learner(name, SMALL).fit_local(examples.with_folds(0, 1), context)
+        later = examples.with_folds(2).batch()
+        assert NDCG(later)(model.score(later)) > 0.2
