@@ -1,0 +1,120 @@
+"""`raysys evaluate`: report and JSON of the champion, and periods it refuses to judge."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+
+from raysys.config import PRESETS, load_settings, parse_settings
+from raysys.errors import UserError
+from raysys.stages import evaluate, train
+from raysys.stages.evaluate import EvaluateSettings
+from raysys.storage import Workspace, read_manifest
+from tests.stages.test_train import settings as train_settings
+from tests.stages.workspace import write_features
+
+
+def settings(**content: object) -> EvaluateSettings:
+    return parse_settings(
+        EvaluateSettings, {"resamples": 200, "price": "price", **content}, where="test"
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = write_features(tmp_path_factory.mktemp("workspace"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "ray_session", contextlib.nullcontext)  # baselines need no Ray
+        train.run(train_settings(), workspace)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def report(trained: Workspace) -> dict[str, object]:
+    evaluate.run(settings(), trained)
+    content: dict[str, object] = json.loads((trained.evaluate / "report.json").read_text())
+    return content
+
+
+def test_everybody_is_judged(report: dict[str, object]) -> None:
+    scorers = report["scorers"]
+    assert isinstance(scorers, dict)
+    assert {"ensemble", "popular", "repeat_purchase", "co_occurrence"} == set(scorers)
+    for name, scorer in scorers.items():
+        for metric, value in scorer["metrics"].items():
+            assert value["value"] is not None, (name, metric)
+            if value["low"] is not None and metric != "calibration_error":
+                assert value["low"] <= value["value"] <= value["high"], (name, metric)
+        assert len(scorer["recall_curve"]) == len(report["recall_at"])  # type: ignore[arg-type]
+        assert scorer["recall_curve"][-1] <= report["retrieved_share"] + 1e-9
+
+
+def test_the_ensemble_is_compared_with_each(report: dict[str, object]) -> None:
+    gaps, scorers = report["ensemble_minus"], report["scorers"]
+    assert isinstance(gaps, dict) and isinstance(scorers, dict)
+    mine = scorers["ensemble"]["metrics"]["ndcg@10"]["value"]
+    for name, gap in gaps.items():
+        theirs = scorers[name]["metrics"]["ndcg@10"]["value"]
+        assert gap["value"] == pytest.approx(mine - theirs, abs=1e-6)
+    assert report["best_single"] in gaps
+
+
+def test_slices_are_there(report: dict[str, object]) -> None:
+    slices = report["slices"]
+    assert isinstance(slices, list)
+    groups = {part["group"] for part in slices}
+    assert groups == {"orders of the user before", "department of the item", "price of the item"}
+    assert all(part["requests"] > 0 for part in slices)
+    whole = [part for part in slices if part["group"] == "orders of the user before"]
+    assert sum(part["requests"] for part in whole) == 60  # every request of the period, once
+
+
+def test_the_page_stands_alone(trained: Workspace, report: dict[str, object]) -> None:
+    page = (trained.evaluate / "report.html").read_text()
+    assert page.count("<svg") >= 8
+    assert 'src="' not in page and "url(http" not in page and "<link" not in page
+    assert "<script" not in page
+    assert ">None<" not in page and "nan" not in page
+
+
+def test_the_manifest_holds_the_gain(trained: Workspace, report: dict[str, object]) -> None:
+    figures = read_manifest(trained.evaluate).figures
+    assert figures["best_single"] == report["best_single"]
+    assert figures["gain"] == report["ensemble_minus"][figures["best_single"]]  # type: ignore[index]
+
+
+def test_a_second_run_reuses_the_first(trained: Workspace, report: dict[str, object]) -> None:
+    before = read_manifest(trained.evaluate).created
+    assert evaluate.run(settings(), trained).created == before
+
+
+def test_a_bundle_of_other_features_is_refused(trained: Workspace, tmp_path: Path) -> None:
+    """It may have been fitted on what is the report period here."""
+    other = write_features(tmp_path, n_requests=80, seed=1)
+    other.registry.symlink_to(trained.registry.resolve())
+    with pytest.raises(UserError, match="other features"):
+        evaluate.run(settings(), other)
+
+
+def test_training_comes_first(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="raysys train"):
+        evaluate.run(settings(), write_features(tmp_path, n_requests=80))
+
+
+def test_a_price_that_is_no_feature_is_refused(trained: Workspace) -> None:
+    with pytest.raises(UserError, match="no feature 'prize'"):
+        evaluate.run(settings(price="prize"), trained)
+
+
+def test_without_prices_there_are_no_bands(trained: Workspace) -> None:
+    evaluate.run(settings(price=None, draw="request"), trained)
+    report = json.loads((trained.evaluate / "report.json").read_text())
+    assert report["intervals"]["drawn"] == "request"
+    assert "price of the item" not in {part["group"] for part in report["slices"]}
+
+
+def test_the_preset_is_valid() -> None:
+    load_settings(EvaluateSettings, PRESETS / "complete_journey" / "evaluate.yaml")

@@ -1,0 +1,183 @@
+"""`raysys train`: what it writes, publishes, refuses, and does not do twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from raysys.config import PRESETS, load_settings, parse_settings
+from raysys.ensemble import BaseScores, Ensemble
+from raysys.ensemble.folds import base_score
+from raysys.errors import UserError
+from raysys.features.examples import Examples
+from raysys.learners import LEARNERS
+from raysys.registry import Registry
+from raysys.stages import train
+from raysys.stages.train import TrainSettings
+from raysys.storage import Workspace, read_manifest
+from tests.stages.workspace import write_features
+
+BASELINES = {"popular": {}, "repeat_purchase": {}, "co_occurrence": {}}
+
+
+def settings(**content: object) -> TrainSettings:
+    return parse_settings(TrainSettings, {"learners": BASELINES, **content}, where="test")
+
+
+@pytest.fixture(scope="module")
+def without_ray() -> object:
+    """Baselines need no Ray: the stage runs as it is, in this process alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "ray_session", contextlib.nullcontext)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, without_ray: object) -> Workspace:
+    workspace = write_features(tmp_path_factory.mktemp("workspace"))
+    train.run(settings(), workspace)
+    return workspace
+
+
+def test_it_writes_scores_models_and_figures(trained: Workspace) -> None:
+    manifest = read_manifest(trained.train)
+    assert manifest.counts["learners"] == 3
+    assert set(manifest.figures["seconds"]) == set(BASELINES)
+    ndcg10 = manifest.figures["ndcg10"]
+    assert {"full", "popularity", *BASELINES} == set(ndcg10) - {"no_transformer"}
+    assert all(0 < value < 1 for value in ndcg10.values())
+    table = pq.read_table(trained.train / "base_scores" / "fold=2.parquet", partitioning=None)
+    assert table.column_names == ["request", "item", "label", *BASELINES]
+    for name in BASELINES:
+        for fold in (1, 2):
+            assert any((trained.train / "models" / name / f"fold={fold}").iterdir())
+    assert not (trained.train / "scratch").exists()
+
+
+def test_the_champion_is_whole_and_serves_the_last_models(trained: Workspace) -> None:
+    """Scores of the bundle on validation are the out-of-fold scores the ensemble was fitted on."""
+    registry = Registry(trained.registry)
+    bundle = registry.load("champion")
+    assert bundle.id == read_manifest(trained.train).figures["bundle"]
+    assert bundle.families == dict.fromkeys(BASELINES, "baseline")
+    assert bundle.manifest.data["features"] == read_manifest(trained.features).fingerprint
+    examples = Examples(trained.features, (2,))
+    scores = BaseScores.read(trained.train / "base_scores", examples)
+    batch = examples.batch()
+    for name, model in bundle.learners.items():
+        assert np.array_equal(base_score(name, model, batch), scores.base[name])
+    ours = Ensemble.load(trained.train / "ensemble.json")
+    expected = ours.score(scores.base, scores.offsets)
+    assert np.array_equal(bundle.ensemble.score(scores.base, scores.offsets).score, expected.score)
+    assert bundle.search is not None
+
+
+def test_the_report_period_is_never_touched(
+    tmp_path: Path, without_ray: object, trained: Workspace
+) -> None:
+    """Without its files the outcome is the same."""
+    workspace = write_features(tmp_path)
+    for kind in ("examples", "requests"):
+        for path in (workspace.features / kind / "fold=3").glob("*.parquet"):
+            path.unlink()
+    manifest = train.run(settings(), workspace)
+    assert manifest.figures["ndcg10"] == read_manifest(trained.train).figures["ndcg10"]
+
+
+def test_a_second_run_reuses_the_first(trained: Workspace) -> None:
+    before = read_manifest(trained.train).created
+    assert train.run(settings(), trained).created == before
+
+
+def test_a_lost_bundle_is_made_again(tmp_path: Path, without_ray: object) -> None:
+    workspace = write_features(tmp_path, n_requests=80)
+    first = train.run(settings(), workspace)
+    Registry(workspace.registry).path("champion").rename(tmp_path / "gone")
+    again = train.run(settings(), workspace)
+    assert again.figures["bundle"] == first.figures["bundle"]  # the same causes, the same bytes
+    Registry(workspace.registry).verify("champion")
+
+
+def test_a_failure_leaves_the_earlier_run(
+    tmp_path: Path, without_ray: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = write_features(tmp_path, n_requests=80)
+    train.run(settings(), workspace)
+    before = (workspace.train / "manifest.json").read_text()
+    (workspace.features / "state" / "plan.yaml").write_text("tables: {}\nfeatures: [")
+    (workspace.features / "state" / "pickle.pkl").write_text("no")
+    with pytest.raises(UserError, match=r"pickle\.pkl"):
+        train.run(settings(seed=1), workspace)
+    assert (workspace.train / "manifest.json").read_text() == before
+
+
+def test_features_come_first(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="raysys features"):
+        train.run(settings(), Workspace(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"learners": {}}, "learners"),
+        ({"learners": {"popular": {}}, "seeed": 1}, "seed"),
+        ({"learners": {"popular": {}}, "tuned": {"lightgbm_ranker": "x.yaml"}}, "not among"),
+        ({"learners": {"popular": {}}, "ensemble": {"methods": ["magic"]}}, "stack_both"),
+        ({"learners": {"popular": {}}, "resources": {"workers": 0}}, "resources.workers"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(content: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_settings(TrainSettings, content, where="train.yaml")
+
+
+def test_a_learners_settings_are_checked_before_anything_runs(trained: Workspace) -> None:
+    with pytest.raises(UserError, match="popularity"):
+        train.run(settings(learners={"popularity": {}}), trained)
+    with pytest.raises(UserError, match=r"learners\.popular"):
+        train.run(settings(learners={"popular": {"no_such_thing": 1}}), trained)
+
+
+def test_tuned_settings_are_taken(trained: Workspace, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    found = workspace.tune / "lightgbm_ranker" / "best.yaml"
+    found.parent.mkdir(parents=True)
+    found.write_text(yaml.safe_dump({"lightgbm_ranker": {"n_estimators": 7}}))
+    learners = {"lightgbm_ranker": {"n_estimators": 5, "seed": 3}}
+    chosen = train.chosen_settings(settings(learners=learners), workspace)
+    assert chosen == {"lightgbm_ranker": {"n_estimators": 7, "seed": 3}}
+    plain = settings(learners=learners, use_tuned=False)
+    assert train.chosen_settings(plain, workspace) == learners
+    named = settings(learners=learners, use_tuned=False, tuned={"lightgbm_ranker": str(found)})
+    assert train.chosen_settings(named, workspace) == chosen
+    found.write_text("xgboost_ranker: {}")
+    with pytest.raises(UserError, match="no settings of lightgbm_ranker"):
+        train.chosen_settings(named, workspace)
+    with pytest.raises(UserError, match="no such file"):
+        train.chosen_settings(
+            settings(learners=learners, tuned={"lightgbm_ranker": "none.yaml"}), workspace
+        )
+
+
+def test_the_preset_names_every_learner() -> None:
+    preset = load_settings(TrainSettings, PRESETS / "complete_journey" / "train.yaml")
+    assert set(preset.learners) == set(LEARNERS)
+
+
+@pytest.mark.slow
+def test_trees_through_ray(tmp_path: Path) -> None:
+    workspace = write_features(tmp_path, n_requests=400)
+    trees = {"lightgbm_ranker": {"n_estimators": 30}, "xgboost_ranker": {"n_estimators": 30}}
+    manifest = train.run(settings(learners={**BASELINES, **trees}), workspace)
+    ndcg10 = manifest.figures["ndcg10"]
+    assert ndcg10["full"] >= max(ndcg10[name] for name in BASELINES)
+    ensemble = json.loads((workspace.train / "ensemble.json").read_text())
+    assert ensemble["folds"] == [1, 2]
+    bundle = Registry(workspace.registry).load("champion")
+    assert bundle.families["xgboost_ranker"] == "tree"
