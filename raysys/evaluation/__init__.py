@@ -1,0 +1,1 @@
+"""Metrics of rankings and probabilities, intervals, slices, the report."""
