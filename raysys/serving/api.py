@@ -1,0 +1,169 @@
+"""Requests and answers over HTTP, version 1: the models that OpenAPI shows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+MAX_ITEM_IDS = 500
+MAX_QUERY = 1000
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Query = Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY, strip_whitespace=True)]
+ItemIds = Annotated[list[Id], Field(max_length=MAX_ITEM_IDS)]
+K = Annotated[
+    int, Field(ge=1, strict=True, description="Length of the list, at most the server's k_max.")
+]
+Explain = Annotated[bool, Field(description="Say why: sources, features, scores, milliseconds.")]
+
+
+class _Request(BaseModel):
+    """Unknown fields are refused: a misspelt one would otherwise be silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Filters(_Request):
+    """Only items with one of the values of each column given; and a range of prices."""
+
+    department: Annotated[list[Id], Field(max_length=100)] | None = None
+    category: Annotated[list[Id], Field(max_length=100)] | None = None
+    subcategory: Annotated[list[Id], Field(max_length=100)] | None = None
+    brand: Annotated[list[Id], Field(max_length=100)] | None = None
+    manufacturer: Annotated[list[Id], Field(max_length=100)] | None = None
+    min_price: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    max_price: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class RecommendRequest(_Request):
+    """A list for a user or a session, without a query."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"user_id": "1", "place": "home", "k": 10}]}
+    )
+
+    user_id: Id | None = None
+    session_id: Id | None = None
+    place: Annotated[
+        Literal["home", "item", "cart"],
+        Field(description="Where the list stands: item and cart are about item_ids."),
+    ] = "home"
+    item_ids: Annotated[
+        ItemIds, Field(description="What is in view: the item, the cart, or what was seen last.")
+    ] = []
+    filters: Filters | None = None
+    k: K = 10
+    explain: Explain = False
+
+    @model_validator(mode="after")
+    def _somebody(self) -> RecommendRequest:
+        if self.user_id is None and self.session_id is None:
+            raise ValueError("user_id or session_id is required")
+        if self.place != "home" and not self.item_ids:
+            raise ValueError(f"place {self.place!r} is about items: give item_ids")
+        return self
+
+
+class SearchRequest(_Request):
+    """A list for a query, ranked for a user where one is given."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"query": "ice cream", "user_id": "1", "k": 10}]}
+    )
+
+    query: Query
+    user_id: Id | None = None
+    session_id: Id | None = None
+    filters: Filters | None = None
+    k: K = 10
+    explain: Explain = False
+
+
+class RankRequest(_Request):
+    """The caller's own items, all of them ranked, for a query or a user."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"user_id": "1", "item_ids": ["1082185", "995242"]}]}
+    )
+
+    item_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEM_IDS)]
+    query: Query | None = None
+    user_id: Id | None = None
+    session_id: Id | None = None
+    explain: Explain = False
+
+    @model_validator(mode="after")
+    def _complete(self) -> RankRequest:
+        if self.query is None and self.user_id is None and self.session_id is None:
+            raise ValueError("query, user_id or session_id is required")
+        if len(set(self.item_ids)) < len(self.item_ids):
+            raise ValueError("item_ids holds an item twice")
+        return self
+
+
+class Why(BaseModel):
+    """How one item came to its place."""
+
+    sources: list[str] = Field(description="Who proposed it.")
+    base_scores: dict[str, float] = Field(description="What every learner says.")
+    ensemble_score: float | None = None
+    probability: float | None = Field(None, description="Of being bought, calibrated.")
+    relevance: float | None = Field(None, description="To the query, 1 for the best.")
+    features: dict[str, float | None] = Field(description="null: knows nothing.")
+
+
+class ListedItem(BaseModel):
+    """One item of an answer."""
+
+    item_id: str
+    score: float | None = Field(description="Higher is better, within one answer; null: unknown.")
+    position: int = Field(description="1 for the first.")
+    why: Why | None = Field(None, exclude_if=lambda why: why is None)
+
+
+class Explanation(BaseModel):
+    """How the answer as a whole came about."""
+
+    place: str
+    timestamp: int = Field(description="UTC ms at which features were read.")
+    n_candidates: int
+    fallback: str = Field(description="Which of the ensemble's combinations answered.")
+    weights: dict[str, float] = Field(description="Shares of the learners in it.")
+    policy: dict[str, Any]
+    milliseconds: dict[str, float] = Field(description="By stage.")
+
+
+class ListAnswer(BaseModel):
+    """A ranked list."""
+
+    request_id: str = Field(description="Send it back with events, so that feedback joins.")
+    items: list[ListedItem]
+    bundle: str = Field(description="Id of the bundle that answered.")
+    arm: str = Field(description="The name by which that bundle was chosen.")
+    degraded: bool = Field(description="Whether something was left out; see left_out.")
+    left_out: list[str] = Field([], description="Learners that failed or missed the deadline.")
+    cold_start: bool = Field(description="Whether nothing was known of the user.")
+    unknown_item_ids: list[str] = Field([], description="Items that the catalogue lacks.")
+    took_ms: float
+    explanation: Explanation | None = Field(None, exclude_if=lambda said: said is None)
+
+
+class Health(BaseModel):
+    """Liveness."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Readiness, and what answers."""
+
+    status: Literal["ready"] = "ready"
+    bundle: str
+    arm: str
+    surface: str
+    learners: list[str]
+    items: int
+    users: int
+    as_of: int = Field(description="UTC ms of the newest event in the state.")
+    loaded_at: str

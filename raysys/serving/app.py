@@ -1,0 +1,211 @@
+"""The HTTP application: `build` for Ray Serve, `http_app` for the routes alone.
+
+`serve deploy serve_configs/local.yaml` and `raysys deploy` call `build` with the YAML's `args`.
+"""
+
+# No `from __future__ import annotations` here: Serve reads the annotation of `build` as a class.
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import FastAPI, Path, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raysys import __version__
+from raysys.registry import Registry
+from raysys.serving.api import (
+    Health,
+    ListAnswer,
+    RankRequest,
+    Readiness,
+    RecommendRequest,
+    SearchRequest,
+)
+from raysys.serving.args import ServeArgs
+from raysys.serving.problems import Problem, ProblemBody, handle_problems
+from raysys.serving.profile import Profile
+from raysys.serving.service import Service
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+MAX_BODY = 1 << 20  # bytes
+
+
+def build(args: ServeArgs) -> "Application":
+    """The Serve application of one deployment.
+
+    Raises:
+        UserError: there is no such bundle; better said now than by a replica that never starts.
+    """
+    from raysys.serving.replica import Replica
+
+    return Replica.bind(settle(args).model_dump(mode="json"))  # type: ignore[attr-defined]
+
+
+def settle(args: ServeArgs) -> ServeArgs:
+    """The arguments with an absolute registry and the bundle's id, so that all replicas agree.
+
+    Raises:
+        UserError: there is no such bundle.
+    """
+    registry = args.registry_path.resolve()
+    pinned = Registry(registry).resolve(args.pinned or args.bundle)
+    return args.model_copy(update={"registry": str(registry), "pinned": pinned})
+
+
+def http_app(service: Service) -> FastAPI:
+    """The routes over a service; runs on any ASGI server, Ray Serve or not."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPI(
+        title="raysys",
+        version=__version__,
+        description="Ranked lists for an online shop. Errors are problem+json (RFC 9457).",
+        docs_url=None,  # ours below needs no CDN
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.add_middleware(Arrival)
+    handle_problems(app)
+
+    @app.post("/v1/recommend", tags=["lists"], summary="A list without a query")
+    async def recommend(asked: RecommendRequest, request: Request) -> ListAnswer:
+        """A list for a user or a session: home page, beside an item, or with a cart.
+
+        An unknown user gets what sells, or what goes with `item_ids`, and `cold_start: true`.
+        """
+        arrived = request.state.arrived
+        return await service.run(lambda: service.recommend(asked, arrived))
+
+    @app.post("/v1/search", tags=["lists"], summary="A list for a query")
+    async def search(asked: SearchRequest, request: Request) -> ListAnswer:
+        """Items for a query, by words and meaning, ordered for the user where one is given."""
+        arrived = request.state.arrived
+        return await service.run(lambda: service.search(asked, arrived))
+
+    @app.post("/v1/rank", tags=["lists"], summary="The caller's own items, ranked")
+    async def rank(asked: RankRequest, request: Request) -> ListAnswer:
+        """The caller's own items, all of them, ranked for a query or a user.
+
+        Items that the catalogue lacks come last with `score: null`, and in `unknown_item_ids`.
+        """
+        arrived = request.state.arrived
+        return await service.run(lambda: service.rank(asked, arrived))
+
+    @app.get("/v1/users/{user_id}/profile", tags=["users"], summary="What is known of a user")
+    async def profile(
+        user_id: Annotated[str, Path(min_length=1, max_length=200)],
+    ) -> Profile:
+        """What is known of a user, with its evidence."""
+        return await service.run(lambda: service.profile(user_id))
+
+    @app.get("/healthz", tags=["operations"], summary="Liveness")
+    async def healthz() -> Health:
+        """Whether the process answers."""
+        return Health()
+
+    @app.get("/readyz", tags=["operations"], summary="Readiness, and what answers")
+    async def readyz() -> Readiness:
+        """Whether it answers well, and from which bundle; 503 until it is warm."""
+        return service.readiness()
+
+    _serve_docs(app)
+    return app
+
+
+class Arrival:
+    """Notes when a request arrived, and refuses a body larger than `MAX_BODY`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        scope.setdefault("state", {})["arrived"] = time.perf_counter()
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BODY:
+                raise _TooLarge
+            return message
+
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        try:
+            if length.isdigit() and int(length[:20]) > MAX_BODY:
+                raise _TooLarge
+            await self.app(scope, counted, send)
+        except _TooLarge:
+            detail = f"the body is larger than {MAX_BODY:,} bytes; send fewer items"
+            response = Problem(413, "too-large", detail).response(scope["path"])
+            await response(scope, receive, send)
+
+
+class _TooLarge(BaseException):
+    """Not an Exception: FastAPI turns those into a 400 while it reads the body."""
+
+
+def _serve_docs(app: FastAPI) -> None:
+    """Swagger UI at /docs from files that are installed: it works without the internet."""
+    assets = files("fastapi_offline") / "static"
+    app.mount("/docs-assets", StaticFiles(directory=str(assets)), name="docs-assets")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",  # relative: right behind any prefix
+            title="raysys: HTTP API",
+            swagger_js_url="docs-assets/swagger-ui-bundle.js",
+            swagger_css_url="docs-assets/swagger-ui.css",
+            swagger_favicon_url="docs-assets/favicon.png",
+        )
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _with_problems(
+                get_openapi(
+                    title=app.title,
+                    version=app.version,
+                    description=app.description,
+                    routes=app.routes,
+                )
+            )
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _with_problems(schema: dict[str, Any]) -> dict[str, Any]:
+    """Say of every route that its errors are problem+json; FastAPI would show its own form."""
+    schemas = schema["components"]["schemas"]
+    schemas.pop("HTTPValidationError", None)
+    schemas.pop("ValidationError", None)
+    own = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(own.pop("$defs"))
+    schemas["Problem"] = own
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            responses = operation["responses"]
+            responses.pop("422", None)
+            responses["default"] = {"description": "Problem (RFC 9457)", "content": content}
+            if path.startswith("/v1/users"):
+                responses["404"] = {"description": "Unknown user", "content": content}
+    return json.loads(json.dumps(schema))

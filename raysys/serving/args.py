@@ -1,0 +1,72 @@
+"""What a deployment can be told: the `args` of the application in a serve config."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raysys.config import Settings
+from raysys.serving.policy import PolicyArgs
+
+
+class ListArgs(Settings):
+    """Of one surface's lists.
+
+    Attributes:
+        candidates: most items that are scored for one answer.
+        policy: what is done with the ranking before it is shown.
+    """
+
+    candidates: Annotated[int, Field(ge=1, le=5000)] = 300
+    policy: PolicyArgs = PolicyArgs()
+
+
+class SearchArgs(ListArgs):
+    """Of search: how its two sides weigh against each other.
+
+    Attributes:
+        relevance_weight: of how well the item fits the query (fused words and meaning, 0 to 1).
+        personal_weight: of how well it fits the user (the ensemble, 0 to 1 among the candidates).
+    """
+
+    relevance_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    personal_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class ServeArgs(Settings):
+    """Arguments of `raysys.serving.app:build`.
+
+    Attributes:
+        registry: folder of the registry; a relative one is looked up under RAYSYS_HOME, or under
+            the folder that Ray was started in.
+        bundle: a pointer (`champion`) or a bundle's id.
+        pinned: id of the bundle that `bundle` meant when the application was deployed; replicas
+            that start later load the same one. Filled in by `build` and by `raysys deploy`.
+        clock: the time at which features are read. `wall`: now. `log_end`: the newest event of
+            the bundle, which is right for a historical log.
+        k_max: the longest list that may be asked for.
+        threads: requests that one replica works on at once.
+        deadline_ms: learners whose turn comes later than this after the request arrived are left
+            out, and the answer says so; null: wait for all.
+        recommend: lists without a query.
+        search: lists for a query.
+    """
+
+    registry: str = "runs/demo/registry"
+    bundle: str = "champion"
+    pinned: str | None = None
+    clock: Literal["wall", "log_end"] = "wall"
+    k_max: Annotated[int, Field(ge=1, le=1000)] = 100
+    threads: Annotated[int, Field(ge=1, le=64)] = 2
+    deadline_ms: Annotated[float, Field(gt=0, le=60_000)] | None = None
+    recommend: ListArgs = ListArgs()
+    search: SearchArgs = SearchArgs()
+
+    @property
+    def registry_path(self) -> Path:
+        """The registry's folder; see `registry`."""
+        path = Path(self.registry).expanduser()
+        return path if path.is_absolute() else Path(os.environ.get("RAYSYS_HOME", ".")) / path

@@ -1,0 +1,345 @@
+"""`raysys deploy`: a serve config, strictly checked, put on a Ray cluster and waited for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from pydantic import BaseModel, create_model
+from ray.serve.schema import ServeDeploySchema
+
+from raysys.cluster import QUIET, ray_session
+from raysys.config import Settings, StageSettings, parse_settings
+from raysys.errors import UserError
+from raysys.progress import task
+from raysys.registry import Registry
+from raysys.serving.app import settle
+from raysys.serving.args import ServeArgs
+from raysys.storage import Manifest, Workspace
+
+OURS = "raysys.serving.app:build"
+DASHBOARD = "http://127.0.0.1:8265"
+PATIENCE_S = 300
+_LOCAL = ("127.0.0.1", "localhost", "0.0.0.0", "::", "::1")
+
+
+def strict(model: type[BaseModel]) -> type[Settings]:
+    """The same fields as a model of Ray's, at every depth, but unknown keys are refused.
+
+    Ray's own models ignore them, so a misspelt option would silently not apply.
+    """
+    fields: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        kind = _strict_annotation(info.annotation)
+        fields[name] = (kind, ...) if info.is_required() else (kind | None, None)
+    made: type[Settings] = create_model(model.__name__, __base__=Settings, **fields)
+    return made
+
+
+def _strict_annotation(annotation: Any) -> Any:
+    """Models within an annotation made strict; what else it says Ray checks when it takes it."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return strict(annotation)
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is list and inner:
+        return list[_strict_annotation(inner[0])]  # type: ignore[misc]
+    if origin in (Union, UnionType):  # of a model, perhaps a mapping that becomes it, and None
+        parts = [part for part in inner if part is not type(None) and get_origin(part) is not dict]
+        if len(parts) == 1:
+            return _strict_annotation(parts[0])
+    return Any
+
+
+_Schema: Any = strict(ServeDeploySchema)
+
+
+class DeploySettings(_Schema, StageSettings):
+    """A serve config: Ray Serve's fields, and `ServeArgs` under our application's `args`."""
+
+    kind_name: ClassVar[str] = "deploy"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What runs.
+
+    Attributes:
+        address: base URL of the HTTP application.
+        dashboard: URL of Ray's dashboard.
+        bundle: id of the bundle that answers.
+    """
+
+    address: str
+    dashboard: str
+    bundle: str
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """What a person may want to open, by name."""
+        return {
+            "recommend": f"{self.address}/v1/recommend",
+            "search": f"{self.address}/v1/search",
+            "rank": f"{self.address}/v1/rank",
+            "profile": f"{self.address}/v1/users/{{id}}/profile",
+            "API page": f"{self.address}/docs",
+            "Ray dashboard": self.dashboard,
+        }
+
+
+def run(
+    settings: DeploySettings, workspace: Workspace | None = None, *, force: bool = False
+) -> Manifest:
+    """Deploy; on a cluster of its own, stay until Ctrl-C.
+
+    Args:
+        settings: the serve config.
+        workspace: its registry takes the place of the one in the config; None: the config's.
+        force: deploy again even when nothing changed: Serve forgets the application first.
+    """
+    began = time.monotonic()
+    config, bundle = plan(settings, workspace)
+    manifest = Manifest("deploy", inputs={"bundle": bundle}, settings=config)
+    with cluster() as (dashboard, own):
+        deployment = deploy(config, bundle, dashboard, force=force)
+        manifest.seconds = time.monotonic() - began
+        manifest.figures = dict(deployment.addresses)
+        if own:
+            for name, address in deployment.addresses.items():
+                print(f"{name:>14}  {address}")
+            print("up until Ctrl-C", flush=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
+            _shut_down()
+    return manifest
+
+
+def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[str, Any], str]:
+    """The config as Ray takes it, with our arguments settled; and the bundle's id.
+
+    Raises:
+        UserError: a value Ray refuses, arguments nobody reads, no bundle or a damaged one.
+    """
+    config: dict[str, Any] = settings.model_dump(mode="json", exclude_unset=True)
+    ours = [
+        (number, app)
+        for number, app in enumerate(config["applications"])
+        if app["import_path"] == OURS
+    ]
+    if not ours:
+        raise UserError(
+            "no application of raysys",
+            where="applications",
+            mend=f"give one the import_path {OURS}",
+        )
+    bundle = ""
+    for number, app in ours:
+        where = f"applications.{number}.args"
+        args = parse_settings(ServeArgs, app.get("args", {}), where=where)
+        if workspace is not None:
+            args = args.model_copy(update={"registry": str(workspace.registry.resolve())})
+        args = settle(args)
+        bundle = args.pinned or ""
+        Registry(args.registry).verify(bundle)  # said here rather than by a replica's log
+        app["args"] = args.model_dump(mode="json")
+    parse_settings(ServeDeploySchema, config, where="serve config")
+    return config, bundle
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[tuple[str, bool]]:
+    """The dashboard's URL of a cluster to deploy on, and whether it was started for this.
+
+    The open session's cluster, else the one that RAY_DASHBOARD_ADDRESS or RAY_ADDRESS names, else
+    one that answers on this machine, else a new one that ends with the block.
+
+    Raises:
+        UserError: the cluster that was named does not answer.
+    """
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    named = os.environ.get("RAY_DASHBOARD_ADDRESS", "")
+    if not named and os.environ.get("RAY_ADDRESS", "").startswith("http"):
+        named = os.environ["RAY_ADDRESS"]
+    if ray.is_initialized():
+        yield _dashboard_of_session(), False
+    elif named or os.environ.get("RAY_ADDRESS") or _answers(f"{DASHBOARD}/api/version"):
+        if not _answers(f"{named or DASHBOARD}/api/version"):
+            raise UserError(
+                f"no Ray dashboard answers at {named or DASHBOARD}",
+                where="RAY_DASHBOARD_ADDRESS" if named else "RAY_ADDRESS",
+                mend="start one with `ray start --head --dashboard-host 127.0.0.1`, or unset "
+                "RAY_ADDRESS to let raysys start its own",
+            )
+        yield named or DASHBOARD, False
+    else:
+        with ray_session(dashboard=True):
+            yield _dashboard_of_session(), True
+
+
+def deploy(
+    config: dict[str, Any], bundle: str, dashboard: str, *, force: bool = False
+) -> Deployment:
+    """Put a planned config on the cluster and wait until it answers.
+
+    Raises:
+        UserError: the port is taken, the cluster refuses, or the application does not start.
+    """
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+    with _in_our_words(dashboard):
+        client = ServeSubmissionClient(dashboard)
+        details = client.get_serve_details()
+        options = {"host": "0.0.0.0", "port": 8000, **config.get("http_options", {})}
+        _check_port(options, details, dashboard)
+        if force and details.get("applications"):
+            client.delete_applications()
+        client.deploy_applications(config)
+        with task("deploy: starting replicas", None) as progress:
+            progress.note = _wait_running(client, config, progress.reach)
+    host = "127.0.0.1" if options["host"] in _LOCAL else options["host"]
+    prefix = next(a for a in config["applications"] if a["import_path"] == OURS)
+    route = (prefix.get("route_prefix") or "/").rstrip("/")
+    address = f"http://{host}:{options['port']}{route}"
+    if _is_local(dashboard):
+        _wait_ready(f"{address}/readyz", bundle)
+    return Deployment(address, dashboard, bundle)
+
+
+def _wait_running(client: Any, config: dict[str, Any], reach: Any) -> str:
+    """Poll Serve until all applications run; returns how it stands."""
+    names = [app.get("name", "default") for app in config["applications"]]
+    deadline = time.monotonic() + PATIENCE_S
+    began = time.monotonic()
+    while time.monotonic() < deadline:
+        applications = client.get_serve_details()["applications"]
+        stands = {name: applications.get(name, {}) for name in names}
+        for name, app in stands.items():
+            if app.get("status") in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise UserError(
+                    f"application {name!r} does not start: {_last_words(app)}",
+                    mend="`serve status` and the dashboard's logs say more",
+                )
+        if all(app.get("status") == "RUNNING" for app in stands.values()):
+            return ", ".join(f"{name} running" for name in names)
+        reach(int(time.monotonic() - began))
+        time.sleep(0.3)
+    raise UserError(
+        f"not running after {PATIENCE_S} s",
+        where=", ".join(names),
+        mend="look at `serve status`; are there enough free CPUs and memory (`ray status`)?",
+    )
+
+
+def _last_words(app: dict[str, Any]) -> str:
+    """The line of Serve's message, or of its deployments', that says what went wrong."""
+    messages = [str(app.get("message", ""))]
+    messages += [str(d.get("message", "")) for d in app.get("deployments", {}).values()]
+    lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if "Error" in line or "error" in line]
+    return (telling or lines or ["no reason given"])[-1][:500]
+
+
+def _wait_ready(url: str, bundle: str) -> None:
+    """Serve says RUNNING before its proxy knows the routes, and while old replicas still answer."""
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(URLError, OSError, ValueError), urlopen(url, timeout=3) as answer:
+            if json.load(answer)["bundle"] == bundle:
+                return
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"the application runs, but bundle {bundle} does not answer",
+                where=url,
+                mend="`serve status` and the dashboard's logs say more",
+            )
+        time.sleep(0.1)
+
+
+def _check_port(options: dict[str, Any], details: dict[str, Any], dashboard: str) -> None:
+    """Refuse a port that another process holds, and options that a running Serve cannot change."""
+    running = details.get("http_options") or {}
+    if details.get("proxies") and running:
+        now = (running.get("host"), running.get("port"))
+        if now != (options["host"], options["port"]):
+            raise UserError(
+                f"Serve already listens on {now[0]}:{now[1]} in this cluster and cannot move",
+                where="http_options",
+                mend="`serve shutdown -y`, then deploy again; or give the same host and port",
+            )
+        return
+    if not _is_local(dashboard):
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((options["host"], options["port"]))
+        except OSError as error:
+            raise UserError(
+                f"{options['host']}:{options['port']} cannot be listened on: {error.strerror}",
+                where="http_options.port",
+                mend="stop what holds the port (`raysys doctor` names it), or choose another",
+            ) from None
+
+
+@contextlib.contextmanager
+def _in_our_words(dashboard: str) -> Iterator[None]:
+    """Ray's client raises bare errors for what is a matter of addresses and tokens."""
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise UserError(
+            f"the cluster refuses: {str(error).splitlines()[0]}",
+            where=dashboard,
+            mend="set RAY_AUTH_MODE (and RAY_AUTH_TOKEN) as the cluster was started with",
+        ) from None
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(f"the cluster refuses: {error}", where=dashboard) from None
+
+
+def _dashboard_of_session() -> str:
+    import ray
+
+    url = ray.init(ignore_reinit_error=True, log_to_driver=False).dashboard_url
+    if not url:
+        raise UserError(
+            "this Ray session has no dashboard, and Serve is deployed through it",
+            mend="start Ray with its dashboard",
+        )
+    return f"http://{url}"
+
+
+def _shut_down() -> None:
+    from ray import serve
+
+    serve.shutdown()
+
+
+def _answers(url: str) -> bool:
+    """Whether something speaks HTTP there, and not to say that it is out of order."""
+    try:
+        with urlopen(url, timeout=3) as answer:
+            return int(answer.status) < 400
+    except HTTPError as error:
+        return error.code in (401, 403)  # there, but wants a token
+    except (URLError, OSError, ValueError):
+        return False
+
+
+def _is_local(url: str) -> bool:
+    return (urlsplit(url).hostname or "") in _LOCAL

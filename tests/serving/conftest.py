@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from raysys import learners
+from raysys.registry import Registry
+from raysys.serving.app import http_app
+from raysys.serving.args import ServeArgs
+from raysys.serving.service import Service
+from tests.serving import shop
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _hashed_words() -> Iterator[None]:
+    """A new learner is one line in LEARNERS; only these tests have this one."""
+    learners.LEARNERS["hashed_words"] = "tests.serving.shop:HashedWordsLearner"
+    yield
+    del learners.LEARNERS["hashed_words"]
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return shop.publish_shop(tmp_path_factory.mktemp("registry"))[0]
+
+
+@pytest.fixture(scope="session")
+def bundle(registry: Registry) -> Path:
+    """The champion's folder."""
+    return registry.path("champion")
+
+
+@pytest.fixture(scope="session")
+def service(registry: Registry) -> Service:
+    args = ServeArgs(registry=str(registry.root), clock="log_end", k_max=50)
+    warm = Service(args)
+    warm.warm_up()
+    return warm
+
+
+@pytest.fixture(scope="session")
+def client(service: Service) -> TestClient:
+    return TestClient(http_app(service), raise_server_exceptions=False)

@@ -1,0 +1,126 @@
+"""What `raysys deploy` refuses before it touches a cluster."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raysys.config import load_settings, parse_settings
+from raysys.errors import UserError
+from raysys.registry import Registry
+from raysys.serving.app import build, settle
+from raysys.serving.args import ServeArgs
+from raysys.stages.deploy import DeploySettings, _check_port, cluster, plan
+from raysys.storage import Workspace
+
+LOCAL = Path(__file__).parents[2] / "serve_configs" / "local.yaml"
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(LOCAL.read_text())
+    content["applications"][0] |= changes
+    return content
+
+
+def test_the_local_config_is_planned_with_the_workspace_s_champion(registry: Registry) -> None:
+    settings = load_settings(DeploySettings, LOCAL)
+    workspace = Workspace(registry.root.parent)
+    (workspace.registry).exists() or workspace.registry.symlink_to(registry.root)
+    planned, bundle = plan(settings, workspace)
+    args = planned["applications"][0]["args"]
+    assert args["pinned"] == bundle == registry.resolve("champion")
+    assert args["bundle"] == "champion" and Path(args["registry"]).is_absolute()
+    assert planned["http_options"] == {"host": "127.0.0.1", "port": 8000, "request_timeout_s": 10}
+
+
+@pytest.mark.parametrize(
+    ("change", "telling"),
+    [
+        ({"nam": "x"}, ["applications.0.nam", "did you mean 'name'", "route_prefix"]),
+        (
+            {"deployments": [{"name": "Ranker", "num_replica": 2}]},
+            ["applications.0.deployments.0.num_replica", "num_replicas"],
+        ),
+        (
+            {"deployments": [{"name": "Ranker", "autoscaling_config": {"min_replica": 1}}]},
+            ["autoscaling_config.min_replica", "min_replicas"],
+        ),
+        (
+            {"deployments": [{"name": "Ranker", "ray_actor_options": {"num_cpu": 1}}]},
+            ["ray_actor_options.num_cpu", "num_cpus"],
+        ),
+        ({"args": {"bundel": "x"}}, ["applications.0.args", "bundel", "'bundle'"]),
+        ({"args": {"search": {"weight": 1}}}, ["search.weight", "relevance_weight"]),
+        ({"args": {"k_max": 0}}, ["k_max: 0", "greater than or equal to 1"]),
+        ({"args": {"clock": "sundial"}}, ["clock", "'wall' or 'log_end'"]),
+        ({"args": {"recommend": {"policy": {"at_most": {"colour": 1}}}}}, ["at_most.colour"]),
+        ({"import_path": "other:app"}, ["no application of raysys", "raysys.serving.app:build"]),
+        ({"deployments": [{"name": "Ranker", "max_ongoing_requests": -1}]}, ["max_ongoing"]),
+    ],
+)
+def test_what_nobody_reads_or_cannot_be_is_refused(
+    registry: Registry, change: dict[str, Any], telling: list[str]
+) -> None:
+    args = {"registry": str(registry.root), **change.pop("args", {})}
+    with pytest.raises(UserError) as caught:
+        plan(parse_settings(DeploySettings, config(args=args, **change), where="x.yaml"), None)
+    for part in telling:
+        assert part in str(caught.value)
+
+
+def test_a_missing_or_damaged_bundle_is_said_before_anything_starts(tmp_path: Path) -> None:
+    settings = load_settings(DeploySettings, LOCAL)
+    with pytest.raises(UserError, match="raysys train"):
+        plan(settings, Workspace(tmp_path))
+    registry = Registry(tmp_path / "registry")
+    bundle = registry.publish(lambda folder: (folder / "a.json").write_text("{}") and None)
+    registry.point("champion", bundle)
+    (registry.path(bundle) / "a.json").unlink()
+    with pytest.raises(UserError, match=r"a\.json"):
+        plan(settings, Workspace(tmp_path))
+
+
+def test_the_builder_pins_the_bundle_and_refuses_unknown_arguments(registry: Registry) -> None:
+    settled = settle(ServeArgs(registry=str(registry.root)))
+    assert settled.pinned == registry.resolve("champion")
+    application = build(ServeArgs(registry=str(registry.root)))
+    assert type(application).__name__ == "Application"
+    with pytest.raises(UserError, match="no bundle"):
+        build(ServeArgs(registry=str(registry.root), bundle="challenger"))
+    with pytest.raises(ValueError, match="registri"):
+        ServeArgs.model_validate({"registri": "x"})
+
+
+def test_a_relative_registry_lies_under_raysys_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAYSYS_HOME", str(tmp_path))
+    assert ServeArgs(registry="runs/x").registry_path == tmp_path / "runs/x"
+    assert ServeArgs(registry="/runs/x").registry_path == Path("/runs/x")
+    monkeypatch.delenv("RAYSYS_HOME")
+    assert ServeArgs(registry="runs/x").registry_path == Path("runs/x")
+
+
+def test_a_taken_port_is_said(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        options = {"host": "127.0.0.1", "port": holder.getsockname()[1]}
+        with pytest.raises(UserError, match="in use") as caught:
+            _check_port(options, {}, "http://127.0.0.1:8265")
+    assert caught.value.where == "http_options.port" and caught.value.mend
+    running = {"proxies": {"a": {}}, "http_options": {"host": "127.0.0.1", "port": 8000}}
+    with pytest.raises(UserError, match="cannot move"):
+        _check_port({"host": "127.0.0.1", "port": 8001}, running, "http://127.0.0.1:8265")
+    _check_port({"host": "127.0.0.1", "port": 8000}, running, "http://127.0.0.1:8265")
+
+
+def test_a_cluster_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_DASHBOARD_ADDRESS", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9") as caught, cluster():
+        pass
+    assert caught.value.where == "RAY_DASHBOARD_ADDRESS" and "ray start" in caught.value.mend

@@ -1,0 +1,139 @@
+"""On real Ray Serve: `raysys deploy`'s way, a new champion, overload, and `serve deploy`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from raysys.cluster import ray_session
+from raysys.config import parse_settings
+from raysys.errors import UserError
+from raysys.registry import Registry
+from raysys.stages.deploy import Deployment, DeploySettings, cluster, deploy, plan
+from tests.serving.shop import publish_shop
+
+pytestmark = pytest.mark.slow
+LOCAL = Path(__file__).parents[2] / "serve_configs" / "local.yaml"
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    root = tmp_path_factory.mktemp("workspace") / "registry"
+    return publish_shop(root, with_encoder=False)[0]
+
+
+@pytest.fixture(scope="module")
+def config(registry: Registry) -> dict[str, Any]:
+    """serve_configs/local.yaml for the small shop, on a port that is free."""
+    content: dict[str, Any] = yaml.safe_load(LOCAL.read_text())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        content["http_options"]["port"] = probe.getsockname()[1]
+    content["applications"][0]["args"]["registry"] = str(registry.root)
+    return content
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Iterator[str]:
+    from ray import serve
+
+    with ray_session(dashboard=True), cluster() as (url, own):
+        assert not own
+        yield url
+        serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def deployment(config: dict[str, Any], dashboard: str) -> Deployment:
+    settings = parse_settings(DeploySettings, config, where="local.yaml")
+    return deploy(*plan(settings, None), dashboard)
+
+
+def test_every_route_answers(deployment: Deployment) -> None:
+    with httpx.Client(base_url=deployment.address, timeout=30) as client:
+        assert client.get("/readyz").json()["bundle"] == deployment.bundle
+        assert client.get("/docs").status_code == 200
+        body = {"user_id": "u1", "k": 5}
+        answer = client.post("/v1/recommend", json=body).json()
+        assert len(answer["items"]) == 5 and answer["bundle"] == deployment.bundle
+        answer = client.post("/v1/search", json={"query": "rye bread", **body}).json()
+        assert len(answer["items"]) == 5
+        items = {"user_id": "u1", "item_ids": ["i00001", "x"]}
+        assert len(client.post("/v1/rank", json=items).json()["items"]) == 2
+        assert client.get("/v1/users/u1/profile").json()["value"]["n_orders"] > 0
+        problem = client.post("/v1/recommend", json={"user_id": "u1", "k": 0})
+        assert problem.status_code == 422
+        assert problem.headers["content-type"] == "application/problem+json"
+
+
+def test_sixteen_at_once_all_get_their_own_answer(deployment: Deployment) -> None:
+    with httpx.Client(base_url=deployment.address, timeout=30) as client:
+
+        def ask(number: int) -> tuple[int, str]:
+            answer = client.post("/v1/recommend", json={"user_id": f"u{number % 30}", "k": 3})
+            return answer.status_code, answer.json()["request_id"]
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(ask, range(200)))
+    assert {status for status, _ in answers} == {200}
+    assert len({request_id for _, request_id in answers}) == 200
+
+
+def test_a_new_champion_takes_over_when_deployed_again(
+    deployment: Deployment, registry: Registry, config: dict[str, Any], dashboard: str
+) -> None:
+    _, bundle = publish_shop(registry.root, n_users=31, with_encoder=False)
+    assert bundle != deployment.bundle
+    settings = parse_settings(DeploySettings, config, where="local.yaml")
+    again = deploy(*plan(settings, None), dashboard)
+    assert again.bundle == bundle
+    assert httpx.get(f"{again.address}/readyz").json()["bundle"] == bundle
+    registry.rollback("champion")
+
+
+def test_serve_cannot_move_to_another_port(
+    deployment: Deployment, config: dict[str, Any], dashboard: str
+) -> None:
+    moved = {**config, "http_options": {"host": "127.0.0.1", "port": 1}}
+    settings = parse_settings(DeploySettings, moved, where="local.yaml")
+    with pytest.raises(UserError, match="cannot move"):
+        deploy(*plan(settings, None), dashboard)
+
+
+def test_plain_serve_deploy_takes_the_same_file(
+    deployment: Deployment,
+    registry: Registry,
+    config: dict[str, Any],
+    dashboard: str,
+    tmp_path: Path,
+) -> None:
+    config["applications"][0]["args"]["k_max"] = 7  # so that Serve sees a change
+    path = tmp_path / "local.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = [str(Path(sys.executable).parent / "serve"), "deploy", "--address", dashboard]
+    done = subprocess.run(
+        [*command, str(path)], env=os.environ, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    seen = []
+    for _ in range(300):
+        response = httpx.post(
+            f"{deployment.address}/v1/recommend", json={"user_id": "u1", "k": 8}, timeout=30
+        )
+        seen.append(response.status_code)
+        if response.status_code == 422:
+            break
+    assert "from 1 to 7" in response.json()["detail"], set(seen)
+    assert set(seen) <= {200, 422}  # the change lost nobody
+    ready = httpx.get(f"{deployment.address}/readyz").json()
+    assert ready["bundle"] == registry.resolve("champion")
