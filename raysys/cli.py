@@ -1,0 +1,183 @@
+"""The command line: one command a stage; argument parsing and nothing else."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raysys import __version__
+
+app = typer.Typer(
+    name="raysys",
+    help="Learning to rank for online shops on Ray: from behaviour logs to a served ensemble.",
+    epilog="Start with `raysys demo`. If something is wrong: `raysys doctor`.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[str, typer.Option("--config", "-c", help="A YAML file or a preset's name.")]
+Folder = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the pipeline.")]
+Force = Annotated[bool, typer.Option("--force", help="Run even if the outcome is there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what Ray and others log.")]
+
+WORKSPACE = Path("runs/default")
+DEMO_WORKSPACE = Path("runs/demo")
+PRESET = "complete_journey"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"raysys {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    # before anything imports transformers, which talks to the terminal as it loads
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@app.command()
+def ingest(
+    config: Config = PRESET,
+    workspace: Folder = WORKSPACE,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Read, check and clean a shop's logs and catalogue."""
+    _run("ingest", config, workspace, force=force, quiet=quiet, verbose=verbose)
+
+
+@app.command()
+def features(
+    config: Config = PRESET,
+    workspace: Folder = WORKSPACE,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Replay history into examples with labels and features."""
+    _run("features", config, workspace, force=force, quiet=quiet, verbose=verbose)
+
+
+@app.command()
+def train(
+    config: Config = PRESET,
+    workspace: Folder = WORKSPACE,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Fit learners out-of-fold, stack them, publish a bundle."""
+    _run("train", config, workspace, force=force, quiet=quiet, verbose=verbose)
+
+
+@app.command()
+def tune(
+    config: Config = "tune_configs/lightgbm_ranker.yaml",
+    workspace: Folder = WORKSPACE,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Search a learner's settings; resumes when cut off."""
+    _run("tune", config, workspace, force=force, quiet=quiet, verbose=verbose)
+
+
+@app.command()
+def evaluate(
+    config: Config = PRESET,
+    workspace: Folder = WORKSPACE,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Judge the ensemble and its members on the last period."""
+    _run("evaluate", config, workspace, force=force, quiet=quiet, verbose=verbose)
+
+
+@app.command()
+def deploy(
+    config: Config = "serve_configs/local.yaml",
+    workspace: Folder = WORKSPACE,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Serve the champion over HTTP."""
+    _run("deploy", config, workspace, force=force, quiet=quiet, verbose=verbose)
+
+
+@app.command()
+def demo(
+    workspace: Folder = DEMO_WORKSPACE,
+    exit_after_check: Annotated[
+        bool, typer.Option("--exit", help="End after checking the answers.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """All of the above on a real shop's year, then serve it."""
+    from raysys import terminal
+    from raysys.storage import Workspace
+
+    with terminal.session(quiet=quiet, verbose=verbose):
+        stage = import_module("raysys.stages.demo")
+        stage.run(Workspace(workspace), exit_after_check=exit_after_check)
+
+
+@app.command()
+def doctor(
+    workspace: Folder = WORKSPACE,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Check versions, Ray, GPU, memory, disk, ports, auth."""
+    from raysys import terminal
+    from raysys.stages import doctor as stage
+    from raysys.storage import Workspace
+
+    with terminal.session():
+        healthy = stage.run(Workspace(workspace), as_json=as_json)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _run(
+    stage: str, config: str, workspace: Path, *, force: bool, quiet: bool, verbose: bool
+) -> None:
+    """Load the settings of a stage, run it, say what came of it."""
+    from raysys import terminal
+    from raysys.config import find_config, load_settings
+    from raysys.storage import Workspace
+
+    with terminal.session(quiet=quiet, verbose=verbose) as console:
+        path = find_config(config, stage)
+        module = import_module(f"raysys.stages.{stage}")
+        settings = load_settings(getattr(module, f"{stage.capitalize()}Settings"), path)
+        manifest = module.run(settings, Workspace(workspace), force=force)
+        if not quiet:
+            folder = getattr(Workspace(workspace), stage, workspace)
+            if hasattr(module, "folder_of"):  # a stage with a folder for each of its outcomes
+                folder = module.folder_of(settings, Workspace(workspace))
+            terminal.show_manifest(console, manifest, folder)
+
+
+def main() -> None:
+    """The console script `raysys`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Every YAML in the repository is loaded by the model that reads it."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raysys.config import load_settings
+from raysys.learners import learner_class
+from raysys.tuning.space import check_space
+
+ROOT = Path(__file__).parent.parent
+ELSEWHERE = {".venv", "runs", "site", ".git", "build", "dist", "node_modules"}
+
+
+class _AnyTag(yaml.SafeLoader):
+    """For mkdocs.yml, which names Python objects by tags."""
+
+
+_AnyTag.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)
+
+
+def files() -> list[Path]:
+    found = [*ROOT.rglob("*.yaml"), *ROOT.rglob("*.yml")]
+    return sorted(
+        path.relative_to(ROOT)
+        for path in found
+        if not any(
+            part in ELSEWHERE or part.startswith(".venv") for part in path.relative_to(ROOT).parts
+        )
+    )
+
+
+def kind(path: Path) -> str:
+    """Which part of the program reads a file."""
+    if path.parts[:2] == ("raysys", "presets"):
+        return path.stem
+    if path.parts[0] in ("tune_configs", "serve_configs"):
+        return path.parts[0].partition("_")[0]
+    return str(path)
+
+
+def stage_settings(stage: str):
+    module = import_module(f"raysys.stages.{stage}")
+    return getattr(module, f"{stage.capitalize()}Settings")
+
+
+@pytest.mark.parametrize("path", files(), ids=str)
+def test_it_loads(path):
+    match kind(path):
+        case "ingest" | "features" | "train" | "evaluate" as stage:
+            load_settings(stage_settings(stage), ROOT / path)
+        case "tune":
+            settings = load_settings(stage_settings("tune"), ROOT / path)
+            model = learner_class(settings.learner).settings_model
+            check_space(settings.space, settings.settings, model, where=str(path))
+        case "serve":
+            load_settings(stage_settings("deploy"), ROOT / path)
+        case "cluster.yaml":
+            from ray.autoscaler._private.util import prepare_config, validate_config
+
+            config = prepare_config(yaml.safe_load((ROOT / path).read_text()))
+            validate_config(config)
+            assert config["max_workers"] == 2
+        case "mkdocs.yml":
+            content = yaml.load((ROOT / path).read_text(), _AnyTag)  # noqa: S506
+            assert content["strict"]
+        case ".pre-commit-config.yaml":
+            from pre_commit.clientlib import load_config
+
+            assert load_config(str(ROOT / path))["repos"]
+        case other:
+            pytest.fail(f"no test knows who reads {other}")
+
+
+def test_the_list_of_files_is_not_empty():
+    names = {str(path) for path in files()}
+    assert {"cluster.yaml", "mkdocs.yml", "tune_configs/lightgbm_ranker.yaml"} <= names
