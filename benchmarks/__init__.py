@@ -1,0 +1,1 @@
+"""Benchmarks: each `NAME.py` measures something and writes `results/NAME.json`."""

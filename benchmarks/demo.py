@@ -1,0 +1,79 @@
+"""The whole system from nothing: minutes and memory of `raysys demo`, and what its ensemble gains.
+
+About 10 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from benchmarks.result import Figure, write_result
+
+
+def tree_memory(pid: int) -> int:
+    """Bytes that a process and everything below it hold, shared pages counted once (PSS)."""
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            try:
+                total += process.memory_full_info().pss
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+    except psutil.NoSuchProcess:
+        pass
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workspace", type=Path, help="default: a new temporary folder")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = arguments.workspace or Path(folder) / "demo"
+        started = time.monotonic()
+        command = [sys.executable, "-m", "raysys", "demo", "--exit", "--workspace", str(workspace)]
+        process = subprocess.Popen(command)
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, tree_memory(process.pid))
+            time.sleep(1)
+        seconds = time.monotonic() - started
+        if process.returncode:
+            raise SystemExit(process.returncode)
+        report = json.loads((workspace / "evaluate" / "report.json").read_text())
+    write_result("demo", figures(report, seconds, peak), seconds)
+
+
+def figures(report: dict, seconds: float, peak: int) -> list[Figure]:
+    """The figures that others rely on by name."""
+    ensemble = report["systems"]["ensemble"]["ndcg@10"]
+    best_name = report["best_single"]
+    best = report["systems"][best_name]["ndcg@10"]
+    gain = report["gains"][best_name]["ndcg@10"]
+    return [
+        Figure("minutes", seconds / 60, "min", aim="≤ 10"),
+        Figure("peak_gb", peak / 2**30, "GB", aim="≤ 8"),
+        Figure("ensemble_ndcg10", ensemble["value"], "", ensemble["low"], ensemble["high"]),
+        Figure(
+            *("best_single_ndcg10", best["value"], "", best["low"], best["high"]),
+            reference=best_name,
+        ),
+        Figure(
+            *("gain", gain["value"], "", gain["low"], gain["high"]),
+            aim="> 0, with its interval",
+            reference=f"paired difference to {best_name}",
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main()

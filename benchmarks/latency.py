@@ -1,0 +1,80 @@
+"""Requests a second and latency of /v1/recommend and /v1/search at 1 and 16 connections.
+
+Needs a server (`raysys demo` or `raysys deploy`); about a minute. Talks to 127.0.0.1 only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+
+from benchmarks.result import Figure, write_result
+
+QUERIES = ("milk", "dog food", "shampoo", "ice cream", "frozen pizza", "apples", "coffee", "bread")
+
+
+def bodies(path: str, users: list[str]) -> list[dict]:
+    """Requests of many users, so that no cache answers for the system."""
+    chance = random.Random(7)
+    if path == "/v1/search":
+        return [
+            {"query": chance.choice(QUERIES), "user_id": chance.choice(users), "k": 10}
+            for _ in range(500)
+        ]
+    return [{"user_id": chance.choice(users), "place": "home", "k": 10} for _ in range(500)]
+
+
+def load(url: str, path: str, users: list[str], connections: int, seconds: float) -> np.ndarray:
+    """Latencies in ms of every answer that `connections` callers got within `seconds`."""
+    work = bodies(path, users)
+    until = time.monotonic() + seconds
+    ready = threading.Barrier(connections)
+
+    def caller(number: int) -> list[float]:
+        taken = []
+        with httpx.Client(base_url=url, timeout=30) as client:
+            client.get("/healthz")
+            ready.wait()
+            at = number * 31
+            while time.monotonic() < until:
+                began = time.perf_counter()
+                answer = client.post(path, json=work[at % len(work)])
+                answer.raise_for_status()
+                taken.append((time.perf_counter() - began) * 1000)
+                at += 1
+        return taken
+
+    with ThreadPoolExecutor(connections) as pool:
+        return np.array([ms for part in pool.map(caller, range(connections)) for ms in part])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--seconds", type=float, default=12)
+    arguments = parser.parse_args()
+    users = [str(number) for number in range(1, 2400, 3)]
+    figures, started = [], time.monotonic()
+    for path in ("/v1/recommend", "/v1/search"):
+        name = path.rsplit("/", 1)[1]
+        load(arguments.url, path, users, 1, 2)  # warm-up
+        for connections in (1, 16):
+            taken = load(arguments.url, path, users, connections, arguments.seconds)
+            p50, p99 = np.percentile(taken, [50, 99])
+            rate = len(taken) / arguments.seconds
+            figures += [
+                Figure(f"{name}_per_s_{connections}", rate, "requests/s"),
+                Figure(f"{name}_p50_ms_{connections}", p50, "ms"),
+                Figure(f"{name}_p99_ms_{connections}", p99, "ms"),
+            ]
+    write_result("latency", figures, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main()
