@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -55,10 +56,10 @@ def main() -> None:
 
 def figures(report: dict, seconds: float, peak: int) -> list[Figure]:
     """The figures that others rely on by name."""
-    ensemble = report["systems"]["ensemble"]["ndcg@10"]
     best_name = report["best_single"]
-    best = report["systems"][best_name]["ndcg@10"]
-    gain = report["gains"][best_name]["ndcg@10"]
+    ensemble = report["scorers"]["ensemble"]["metrics"]["ndcg@10"]
+    best = report["scorers"][best_name]["metrics"]["ndcg@10"]
+    gain = report["ensemble_minus"][best_name]
     return [
         Figure("minutes", seconds / 60, "min", aim="≤ 10"),
         Figure("peak_gb", peak / 2**30, "GB", aim="≤ 8"),
@@ -72,7 +73,17 @@ def figures(report: dict, seconds: float, peak: int) -> list[Figure]:
             aim="> 0, with its interval",
             reference=f"paired difference to {best_name}",
         ),
+        *(
+            Figure(f"ndcg10_{name}", each["value"], "", each["low"], each["high"], reference=kind)
+            for name, kind, each in sorted(scorers(report), key=lambda row: -row[2]["value"])
+        ),
     ]
+
+
+def scorers(report: dict) -> Iterator[tuple[str, str, dict]]:
+    """Name, kind and NDCG@10 of everything that was judged."""
+    for name, scorer in report["scorers"].items():
+        yield name, scorer["kind"], scorer["metrics"]["ndcg@10"]
 
 
 if __name__ == "__main__":

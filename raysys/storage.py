@@ -27,9 +27,15 @@ _PACKAGES = ("raysys", "ray", "torch", "transformers", "lightgbm", "pyarrow", "p
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder that one pipeline lives in; every stage owns one folder under it."""
+    """The folder that one pipeline lives in; every stage owns one folder under it.
+
+    Its path is made absolute at once: Ray's workers run in folders of their own.
+    """
 
     root: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", self.root.absolute())
 
     @property
     def ingest(self) -> Path:

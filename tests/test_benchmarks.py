@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks.page import PAGE, page
+from benchmarks.page import PAGE, README, page, readme
 from benchmarks.result import RESULTS
 
 RESULT_FILES = sorted(RESULTS.glob("*.json"))
@@ -14,6 +14,7 @@ RESULT_FILES = sorted(RESULTS.glob("*.json"))
 
 def test_the_page_is_what_the_results_say() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m benchmarks.page`"
+    assert README.read_text(encoding="utf-8") == readme(), "run `python -m benchmarks.page`"
 
 
 @pytest.mark.parametrize("path", RESULT_FILES, ids=lambda path: path.stem)

@@ -7,7 +7,8 @@ protection than that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -53,7 +54,7 @@ class EnsembleSettings(Settings):
     k: int = Field(default=10, ge=1)
     rounds: int = Field(default=20, ge=1)
     ridge: float = Field(default=1e-4, ge=0)
-    max_requests: int = Field(default=4000, ge=1)
+    max_requests: int = Field(default=10_000, ge=1)
     bins: int = Field(default=200, ge=2)
 
 
@@ -76,10 +77,14 @@ def fit_ensemble(
     bench = _Bench(scores, tuple(families), settings)
     fallbacks: dict[str, Combination] = {}
     made: dict[tuple[str, ...], Combination] = {}
-    for fallback, wanted in FALLBACKS.items():
-        members = tuple(name for name, family in families.items() if family in wanted)
+    chosen = {
+        fallback: tuple(name for name, family in families.items() if family in wanted)
+        for fallback, wanted in FALLBACKS.items()
+    }
+    for members in sorted(filter(None, set(chosen.values())), key=len):
+        made[members] = bench.combine(members, list(made.values()))
+    for fallback, members in chosen.items():
         if members:
-            made[members] = made.get(members) or bench.combine(members)
             fallbacks[fallback] = made[members]
     alone = {name: bench.combine((name,)) for name in families}
     return Ensemble(families, fallbacks, alone, scores.folds)
@@ -103,8 +108,14 @@ class _Bench:
         }
         self.earlier, self.last = _split(sample.fold)
 
-    def combine(self, members: tuple[str, ...]) -> Combination:
-        """The best combination of these members, calibrated on all rows."""
+    def combine(self, members: tuple[str, ...], made: Sequence[Combination] = ()) -> Combination:
+        """The best combination of these members, calibrated on all rows.
+
+        Args:
+            members: names of learners.
+            made: combinations of others; one of fewer of these members competes as it is, so that
+                a member whose help does not show forward in time gets no weight.
+        """
         forward: dict[str, float] = {}
         method = "alone"
         if len(members) > 1:
@@ -112,6 +123,10 @@ class _Bench:
                 weights = self._fit(name, members, self.earlier)
                 forward[name] = self._judge(weights, members, self.last)
             method = max(forward, key=lambda name: forward[name])
+            narrower = [c for c in made if set(c.members) < set(members)]
+            rival = max(narrower, key=lambda c: c.figures["forward_ndcg"], default=None)
+            if rival is not None and rival.figures["forward_ndcg"] > forward[method]:
+                return _among(rival, members)
         weights = self._fit(method, members, np.arange(self.judgements.n_requests))
         # Calibration needs no sample: it is a sort.
         combined = combine(members, weights, self.scores.base, self.scores.offsets)
@@ -150,6 +165,14 @@ class _Bench:
         """Normalised scores float32[len(forms) * m, rows]: all members; one form, then the next."""
         rows = self.judgements.rows(which)
         return np.stack([self.forms[name, form][rows] for form in forms for name in members])
+
+
+def _among(combination: Combination, members: tuple[str, ...]) -> Combination:
+    """The same combination among more members, whose weight is zero."""
+    weights = np.zeros((len(FORMS), len(members)))
+    for name, pair in zip(combination.members, combination.weights.T, strict=True):
+        weights[:, members.index(name)] = pair
+    return replace(combination, members=members, weights=weights)
 
 
 def _average(

@@ -15,7 +15,7 @@ import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -29,6 +29,7 @@ from raysys.errors import UserError
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.learners.protocol import Context, Float32, Learner, Model, Report
+from raysys.learners.sampling import thinned, with_some_positive
 from raysys.learners.validation import no_positives, require_columns, require_positives
 
 ROWS_PER_THREAD = 8192
@@ -50,7 +51,7 @@ class TreeSettings(Settings):
             0: never, and the tail is fitted on too.
         last_fraction: how much of the rows, the latest, is that tail.
         candidates: fit on at most so many candidates a request, all that were wanted among them
-            and the others drawn at random: nearly as good, and that much faster. 0: on all.
+            and the others drawn at random: as good, and that much faster. 0: on all.
         features: names or patterns (`user_*`) of the features to read; empty: all.
         exclude: names or patterns of features not to read.
     """
@@ -64,7 +65,7 @@ class TreeSettings(Settings):
     truncation_level: int = Field(20, ge=1)
     early_stopping_rounds: int = Field(30, ge=0)
     last_fraction: float = Field(0.1, gt=0, lt=0.9)
-    candidates: int = Field(0, ge=0)
+    candidates: int = Field(40, ge=0)
     features: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
@@ -218,40 +219,10 @@ def fit_here(
     else:
         head_view, tail = examples, None
     head = head_view.of_worker(*worker).batch()
-    head = _thinned(_with_some_positive(head), settings.candidates, seed)
+    head = thinned(with_some_positive(head), settings.candidates, seed, learner.name)
     if not head.n_requests:
         raise no_positives(examples)
     return learner.train_booster(settings, head, tail, seed=seed, machine=machine, report=report)
-
-
-def _with_some_positive(batch: Batch) -> Batch:
-    """Only requests that form pairs: without a positive there is no gradient, just work."""
-    label = batch.label
-    assert label is not None
-    positives = np.bincount(batch.group, label > 0, minlength=batch.n_requests)
-    useful = np.flatnonzero((positives > 0) & (batch.sizes > 1))
-    return batch.take_requests(useful)
-
-
-def _thinned(batch: Batch, most: int, seed: int) -> Batch:
-    """At most `most` candidates a request (0: all), every positive among them."""
-    if not most or not (batch.sizes > most).any():
-        return batch
-    assert batch.label is not None and batch.weight is not None
-    chance = np.random.default_rng(seed).random(len(batch))
-    order = np.lexsort((np.where(batch.label > 0, -1.0, chance), batch.group))
-    rank = np.empty(len(batch), dtype=np.int64)
-    rank[order] = np.arange(len(batch)) - batch.offsets[:-1][batch.group]
-    kept = np.flatnonzero((rank < most) | (batch.label > 0))
-    sizes = np.bincount(batch.group[kept], minlength=batch.n_requests)
-    return replace(
-        batch,
-        features=batch.features[kept],
-        item=batch.item[kept],
-        offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        label=batch.label[kept],
-        weight=batch.weight[kept],
-    )
 
 
 def _train_loop(config: dict[str, Any]) -> None:

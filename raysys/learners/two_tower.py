@@ -1,39 +1,38 @@
 """Two towers: a transformer fine-tuned on the texts a user bought × the text of an item.
 
 Item vectors are computed when training ends; scoring is a matrix product, and neither a request
-nor the report waits for a transformer. It reads texts and histories, not one feature.
+nor the report waits for a transformer. A head joins the vectors with the features (`head.py`).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from raysys.catalogue import Catalogue
 from raysys.config import Settings
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
+from raysys.learners.head import Head, HeadSettings
 from raysys.learners.protocol import Context, Float32, Learner, Model, Report
 from raysys.learners.trees import run_trainer
-from raysys.learners.validation import NDCG, no_positives, require_positives
+from raysys.learners.validation import require_positives
 from raysys.text.histories import PAD, history_codes
 from raysys.text.items import ItemTexts, item_texts
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from raysys.text.encoder import Encoder, States
+    from raysys.text.encoder import Encoder
     from raysys.text.towers import UserSide
 
 META = "two_tower.json"
@@ -41,6 +40,9 @@ TEXTS = "texts.json"
 VECTORS = "vectors.safetensors"
 ENCODER = "encoder"
 REQUESTS_PER_TASK = 256
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
 
 
 class TwoTowerSettings(Settings):
@@ -65,6 +67,8 @@ class TwoTowerSettings(Settings):
         popularity_correction: 1 takes the popularity out (what is left is fit to the user),
             0 leaves it in.
         last_fraction: the latest part of the rows, left out where a search watches NDCG@10.
+        head: the network over features and vectors; null: the towers alone, which read texts and
+            histories and not one feature.
     """
 
     model: str = "all-MiniLM-L6-v2"
@@ -84,6 +88,7 @@ class TwoTowerSettings(Settings):
     sharpness: float = Field(10.0, gt=0)
     popularity_correction: float = Field(1.0, ge=0, le=1)
     last_fraction: float = Field(0.1, gt=0, lt=0.9)
+    head: HeadSettings | None = HeadSettings()
 
 
 class TwoTowerModel(Model):
@@ -96,6 +101,7 @@ class TwoTowerModel(Model):
         settings: as fitted.
         encoder: a folder with the fine-tuned transformer, which is opened at the first `encode`;
             or the encoder itself.
+        head: what joins vectors and features; None: the towers' score is the score.
     """
 
     def __init__(
@@ -105,11 +111,14 @@ class TwoTowerModel(Model):
         user_side: UserSide,
         settings: TwoTowerSettings,
         encoder: Path | Encoder,
+        head: Head | None = None,
     ) -> None:
         self.texts = texts
         self.vectors = vectors
         self.user_side = user_side
         self.settings = settings
+        self.head = head
+        self.requires = head.requires if head else ()
         self._encoder = encoder
         self._opening = threading.Lock()
 
@@ -139,18 +148,27 @@ class TwoTowerModel(Model):
         """Each text's vector as a part of a history: float32[len(texts), d]."""
         return self.user_side.interests(self.vectors)
 
+    @cached_property
+    def _projected(self) -> Float32:
+        """Each text's vector as the head sees it: float32[len(texts), p]."""
+        assert self.head is not None
+        return self.head.projected(self.vectors)
+
     def score(self, batch: Batch) -> Float32:
-        """See `Model.score`: a soft maximum of cosines, plus what everybody wants."""
-        codes = self.texts.codes[batch.item]
-        history = history_codes(batch.history, self.texts, self.settings.history)
+        """See `Model.score`: the head's, or the towers' where there is none."""
         scores = np.empty(len(batch), dtype=np.float32)
-        interests = self._interests
+        history = history_codes(batch.history, self.texts, self.settings.history)
 
         def score_some(first: int) -> None:
-            for request in range(first, min(first + REQUESTS_PER_TASK, batch.n_requests)):
-                a, b = batch.offsets[request], batch.offsets[request + 1]
-                held = history[request][history[request] != PAD]
-                scores[a:b] = self.user_side.score(interests[held], self.vectors[codes[a:b]])
+            last = min(first + REQUESTS_PER_TASK, batch.n_requests)
+            a, b = batch.offsets[first], batch.offsets[last]
+            codes = self.texts.codes[batch.item[a:b]]
+            offsets = batch.offsets[first : last + 1] - a
+            found = self.tower_scores(codes, offsets, history[first:last])
+            if self.head is not None:
+                columns = batch.columns(self.requires)[a:b]
+                found = self._head_scores(columns, found, codes, offsets, history[first:last])
+            scores[a:b] = found
 
         starts = range(0, batch.n_requests, REQUESTS_PER_TASK)
         if len(starts) <= 1:
@@ -159,6 +177,30 @@ class TwoTowerModel(Model):
             with ThreadPoolExecutor() as pool:
                 list(pool.map(score_some, starts))
         return scores
+
+    def tower_scores(self, codes: Int32, offsets: Int64, history: Int32) -> Float32:
+        """Of the towers alone: a soft maximum of cosines, plus what everybody wants: float32[n].
+
+        Args:
+            codes: int32[n], texts of the candidates.
+            offsets: int64[r + 1], rows of each request.
+            history: int32[r, length], codes of texts, newest first, then `PAD`.
+        """
+        found = np.empty(len(codes), dtype=np.float32)
+        for row, held in enumerate(history):
+            a, b = offsets[row], offsets[row + 1]
+            interests = self._interests[held[held != PAD]]
+            found[a:b] = self.user_side.score(interests, self.vectors[codes[a:b]])
+        return found
+
+    def _head_scores(
+        self, columns: Float32, tower: Float32, codes: Int32, offsets: Int64, history: Int32
+    ) -> Float32:
+        assert self.head is not None
+        users = mean_of_history(self._projected, history)
+        of_row = np.repeat(users, np.diff(offsets), axis=0)
+        columns = np.concatenate([columns, tower[:, None]], axis=1)
+        return self.head.score(columns, self._projected[codes], of_row)
 
     def save(self, folder: Path) -> None:
         """See `Model.save`: transformer and vectors as safetensors, tokenizer and texts as JSON."""
@@ -175,11 +217,14 @@ class TwoTowerModel(Model):
             "age": side.age,
             "common": side.common,
         }
+        if self.head is not None:
+            arrays |= self.head.arrays()
         save_file({name: np.ascontiguousarray(each) for name, each in arrays.items()},
                   folder / VECTORS)  # fmt: skip
         write_json(folder / TEXTS, self.texts.distinct)
         settings = self.settings.model_dump(mode="json")
-        write_json(folder / META, {"settings": settings, "sharpness": side.sharpness})
+        content = {"settings": settings, "sharpness": side.sharpness, "reads": self.requires}
+        write_json(folder / META, content)
 
     @classmethod
     def load(cls, folder: Path, catalogue: Catalogue) -> TwoTowerModel:
@@ -194,7 +239,8 @@ class TwoTowerModel(Model):
         known = json.loads((folder / TEXTS).read_text(encoding="utf-8"))
         texts = item_texts(catalogue, settings.text)
         user_side = UserSide(arrays["turn"], arrays["age"], arrays["common"], meta["sharpness"])
-        model = cls(texts, arrays["vectors"], user_side, settings, folder / ENCODER)
+        head = Head.of(tuple(meta["reads"]), arrays) if settings.head else None
+        model = cls(texts, arrays["vectors"], user_side, settings, folder / ENCODER, head)
         if list(texts.distinct) != known:
             place = {text: at for at, text in enumerate(known)}
             vectors = np.zeros((len(texts), arrays["vectors"].shape[1]), dtype=np.float32)
@@ -222,8 +268,10 @@ class TwoTower(Learner[TwoTowerSettings]):
     def fit_local(
         self, examples: Examples, context: Context, report: Report | None = None
     ) -> Model:
-        """See `Learner.fit_local`; with `report` the tail is left out and judged four times."""
+        """See `Learner.fit_local`; with `report` the tail is left out and judged as it goes."""
         import torch
+
+        from raysys.learners.two_tower_workshop import Workshop
 
         require_positives(examples)
         gpu = context.resources.gpus_per_worker > 0
@@ -244,6 +292,8 @@ class TwoTower(Learner[TwoTowerSettings]):
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
+        from raysys.learners.two_tower_workshop import train_loop
+
         item_texts(context.catalogue, self.settings.text)
         for examples in folds:
             require_positives(examples)
@@ -256,7 +306,7 @@ class TwoTower(Learner[TwoTowerSettings]):
         context.scratch.mkdir(parents=True, exist_ok=True)
         context.catalogue.save(place)
         trainer = TorchTrainer(
-            _train_loop,
+            train_loop,
             train_loop_config={
                 "settings": self.settings,
                 "folds": list(folds),
@@ -283,115 +333,14 @@ class TwoTower(Learner[TwoTowerSettings]):
         return list(models)
 
 
-class Workshop:
-    """What fits of several folds share: texts, and what the frozen layers say of them.
-
-    Args:
-        settings: of the learner.
-        catalogue: every item.
-        device: to run on.
-    """
-
-    def __init__(self, settings: TwoTowerSettings, catalogue: Catalogue, device: Any) -> None:
-        self.settings = settings
-        self.texts = item_texts(catalogue, settings.text)
-        self.device = device
-
-    def _open(self) -> Encoder:
-        from raysys.text.encoder import Encoder
-
-        settings = self.settings
-        return Encoder.open(settings.model, settings.max_tokens, settings.trainable_layers)
-
-    @cached_property
-    def states(self) -> States:
-        """Of every distinct text."""
-        return self._open().states(self.texts.distinct, self.device)
-
-    def fit(
-        self,
-        examples: Examples,
-        seed: int,
-        *,
-        wrap: Callable[[nn.Module], nn.Module] | None = None,
-        watch: Batch | None = None,
-        report: Report | None = None,
-    ) -> TwoTowerModel:
-        """Fine-tune on the examples, then place every item; from the pre-trained model each time.
-
-        Args:
-            examples: this worker's.
-            seed: of the sampling.
-            wrap: makes the module a distributed one.
-            watch: rows to judge by, NDCG@10 going to `report` after each quarter of the steps.
-            report: see `Learner.fit_local`.
-
-        Raises:
-            UserError: no request has both a history and something wanted.
-        """
-        import torch
-
-        from raysys.text.towers import Towers
-        from raysys.text.tuning import Course, Requests, fine_tune
-
-        settings = self.settings
-        torch.manual_seed(seed)
-        requests = Requests(examples.batch(), self.texts, settings.history)
-        if not len(requests.useful):
-            raise no_positives(examples)
-        encoder = self._open()
-        width = encoder.transformer.config.hidden_size
-        towers = Towers(encoder.upper, width, settings.history, settings.sharpness)
-        course = Course(**{name: getattr(settings, name) for name in Course.__dataclass_fields__})
-        judge = NDCG(watch) if watch is not None else None
-        quarter = max(1, settings.steps // 4)
-
-        def placed() -> TwoTowerModel:
-            vectors = encoder.vectors(self.states, self.device).numpy()
-            return TwoTowerModel(self.texts, vectors, towers.user_side(), settings, encoder)
-
-        def after_step(step: int, loss: float) -> None:
-            if judge is None or watch is None or report is None:
-                return
-            if step % quarter == 0 or step == settings.steps:
-                report(step, judge(placed().score(watch)))
-                towers.to(self.device)
-
-        fine_tune(
-            towers,
-            self.states,
-            requests,
-            course,
-            seed=seed,
-            device=self.device,
-            wrap=wrap,
-            after_step=after_step,
-        )
-        return placed()
-
-
-def _train_loop(config: dict[str, Any]) -> None:
-    """What each Ray Train worker does: every fold in turn, then one checkpoint from rank 0."""
-    import ray.train
-    import ray.train.torch
-    import torch
-
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(config["threads"])
-    catalogue = Catalogue.load(config["catalogue"])
-    workshop = Workshop(config["settings"], catalogue, ray.train.torch.get_device())
-    wrap = ray.train.torch.prepare_model if world > 1 else None
-    with tempfile.TemporaryDirectory() as folder:
-        for number, examples in enumerate(config["folds"]):
-            share = examples.of_worker(rank, world)
-            model = workshop.fit(share, config["seed"] + rank, wrap=wrap)
-            if rank == 0:
-                place = Path(folder) / f"fold={number}"
-                place.mkdir()
-                model.save(place)
-        checkpoint = ray.train.Checkpoint.from_directory(folder) if rank == 0 else None
-        ray.train.report({"folds": len(config["folds"])}, checkpoint=checkpoint)
+def mean_of_history(vectors: Float32, history: Int32) -> Float32:
+    """Means float32[r, d] of the vectors float32[n, d] of histories int32[r, length]; 0 of none."""
+    found = np.zeros((len(history), vectors.shape[1]), dtype=np.float32)
+    for row, held in enumerate(history):
+        known = held[held != PAD]
+        if len(known):
+            found[row] = vectors[known].mean(axis=0)
+    return found
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,17 +1,17 @@
-"""LambdaMART by XGBoost (`rank:ndcg`, histograms), through Ray Train."""
+"""LambdaMART by XGBoost (histograms), through Ray Train."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from raysys.catalogue import Catalogue
-from raysys.errors import missing_extra
+from raysys.errors import UserError, missing_extra
 from raysys.features.batch import Batch
 from raysys.learners.protocol import Float32, Model, Report
 from raysys.learners.trees import (
@@ -31,8 +31,17 @@ FILE = "trees.ubj"
 
 
 class XGBoostSettings(TreeSettings):
-    """See `TreeSettings`; trees grow level by level to `max_depth`."""
+    """See `TreeSettings`; trees grow level by level to `max_depth`.
 
+    Attributes:
+        objective: whose gradient is followed: `ndcg`; `map`, for labels that say no more than
+            wanted or not; or `pairwise`.
+        max_depth: of each tree.
+        min_child_weight: least sum of hessians in a leaf.
+        gamma: least gain of a split.
+    """
+
+    objective: Literal["ndcg", "map", "pairwise"] = "ndcg"
     max_depth: int = Field(6, ge=1, le=16)
     min_child_weight: float = Field(0.1, ge=0)  # sum of hessians; lambdas are small numbers
     gamma: float = Field(0.0, ge=0)
@@ -89,10 +98,9 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
         xgb = _xgboost()
         names = settings.select(head.names, where=XGBoostRanker.name)
         params = {
-            "objective": "rank:ndcg",
+            "objective": f"rank:{settings.objective}",
             "lambdarank_pair_method": "topk",
             "lambdarank_num_pair_per_sample": settings.truncation_level,
-            "ndcg_exp_gain": False,  # labels are gains already
             "tree_method": "hist",
             "device": "cuda" if machine.gpu else "cpu",
             "nthread": machine.threads,
@@ -108,6 +116,10 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
             "disable_default_eval_metric": True,
             "verbosity": 0,
         }
+        if settings.objective == "ndcg":
+            params["ndcg_exp_gain"] = False  # labels are gains already
+        elif settings.objective == "map":
+            _check_binary(head)
         data = xgb.QuantileDMatrix(
             head.columns(names),
             label=head.label,
@@ -149,6 +161,22 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
         from ray.train.xgboost import XGBoostTrainer
 
         return XGBoostTrainer, dict
+
+
+def _check_binary(batch: Batch) -> None:
+    """Average precision knows relevant and not.
+
+    Raises:
+        UserError: a label between or beyond.
+    """
+    assert batch.label is not None
+    graded = batch.label[(batch.label != 0) & (batch.label != 1)]
+    if len(graded):
+        raise UserError(
+            f"objective 'map' needs labels of 0 and 1, and there is {graded[0]:g}",
+            where=f"{XGBoostRanker.name}.objective",
+            mend="take 'ndcg', or give every label in `raysys features` the gain 1",
+        )
 
 
 def _request_weights(batch: Batch) -> Float32 | None:

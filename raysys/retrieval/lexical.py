@@ -6,6 +6,7 @@ index holds each text once and knows which text every item has.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raysys.retrieval.fuse import Hits, best
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG when it is imported
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # written without spaces: a sign is a word
 _WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")

@@ -153,7 +153,7 @@ def _problem_with(call: Call, answer: Any) -> str:
         return "not answered"
     content = answer.json()
     if call.body is None:
-        return "" if content.get("n_orders", 0) > 0 else "a customer without orders"
+        return "" if content["value"]["n_orders"] > 0 else "a customer without orders"
     items = content["items"]
     if len(items) != call.body["k"]:
         return f"{len(items)} items instead of {call.body['k']}"
@@ -192,14 +192,19 @@ def _table(report: dict[str, Any]) -> Table:
     """Ensemble, learners and baselines on the last four weeks, best first."""
     table = Table(title="The last four weeks, as served", title_justify="left")
     table.add_column("system")
+    table.add_column("kind")
     for name in ("NDCG@10", "95% interval", "recall@10", "MRR", "MAP@10"):
         table.add_column(name, justify="right")
-    systems = sorted(report["systems"].items(), key=lambda row: -row[1]["ndcg@10"]["value"])
-    for name, figures in systems:
+    shown = {n: s for n, s in report["scorers"].items() if s["kind"] != "fallback"}
+    for name, scorer in sorted(
+        shown.items(), key=lambda row: -row[1]["metrics"]["ndcg@10"]["value"]
+    ):
+        figures = scorer["metrics"]
         ndcg = figures["ndcg@10"]
         others = [f"{figures[metric]['value']:.4f}" for metric in ("recall@10", "mrr", "map@10")]
         table.add_row(
             name,
+            scorer["kind"],
             f"{ndcg['value']:.4f}",
             f"{ndcg['low']:.4f} – {ndcg['high']:.4f}",
             *others,
@@ -210,7 +215,7 @@ def _table(report: dict[str, Any]) -> Table:
 
 def _verdict(report: dict[str, Any]) -> str:
     best = report["best_single"]
-    gain = report["gains"][best]["ndcg@10"]
+    gain = report["ensemble_minus"][best]
     return (
         f"ensemble − {best}: NDCG@10 {gain['value']:+.4f} "
         f"(95% interval {gain['low']:+.4f} to {gain['high']:+.4f}, paired)"

@@ -315,7 +315,8 @@ def _in_our_words(dashboard: str) -> Iterator[None]:
 def _dashboard_of_session() -> str:
     import ray
 
-    url = ray.init(ignore_reinit_error=True, log_to_driver=False).dashboard_url
+    # says where the open session is; its logging stays as it is
+    url = ray.init(ignore_reinit_error=True, configure_logging=False).dashboard_url
     if not url:
         raise UserError(
             "this Ray session has no dashboard, and Serve is deployed through it",

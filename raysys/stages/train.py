@@ -20,17 +20,36 @@ from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.learners import make_learner
 from raysys.learners.protocol import Context, Learner, Model, Resources, TextEncoder
+from raysys.learners.resources import cpus_of_a_node, resources_here
 from raysys.progress import task
 from raysys.registry import Registry, write_search
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
 
 
 class ResourceSettings(Settings):
-    """What one fit may use; GPUs may be fractions."""
+    """What one fit may use.
+
+    Attributes:
+        workers: processes that share a fit.
+        cpus_per_worker: null: what the largest node can give, at most 8.
+        gpus_per_worker: may be a fraction; counts only where there are GPUs.
+    """
 
     workers: int = Field(default=1, ge=1)
-    cpus_per_worker: float = Field(default=1.0, gt=0)
+    cpus_per_worker: float | None = Field(default=None, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
+
+    def here(self) -> Resources:
+        """On the cluster that is there.
+
+        Raises:
+            UserError: more than it has.
+        """
+        import ray
+
+        cpus = self.cpus_per_worker or cpus_of_a_node(self.workers)
+        wanted = Resources(self.workers, cpus, self.gpus_per_worker)
+        return resources_here(wanted) if ray.is_initialized() else wanted
 
 
 class TrainSettings(StageSettings):
@@ -85,11 +104,8 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
     """
     upstream = read_manifest(workspace.features)
     chosen = chosen_settings(settings, workspace)
-    members = {
-        name: Member(
-            make_learner(name, values, where=f"learners.{name}"),
-            Resources(**settings.learner_resources.get(name, settings.resources).model_dump()),
-        )
+    learners = {
+        name: make_learner(name, values, where=f"learners.{name}")
         for name, values in chosen.items()
     }
     planned = Manifest(
@@ -107,6 +123,10 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
     examples = Examples(workspace.features, (0,))
     catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
     with ray_session(), replacing(workspace.train) as folder:
+        members = {
+            name: Member(learner, settings.learner_resources.get(name, settings.resources).here())
+            for name, learner in learners.items()
+        }
         models, seconds = _fit(members, examples, validation, catalogue, folder, settings.seed)
         with task("train: out-of-fold scores", len(models) * validation) as scoring:
             scores = score_forward(models, examples, scoring.advance)

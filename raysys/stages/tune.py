@@ -16,11 +16,23 @@ from raysys.config import Settings, StageSettings
 from raysys.features.examples import Examples
 from raysys.learners import learner_class
 from raysys.learners.protocol import Resources
+from raysys.learners.resources import resources_here
 from raysys.progress import task
 from raysys.storage import Manifest, Workspace, digest, is_done, read_manifest, write_atomic
 from raysys.tuning.report import write_best, write_report
 from raysys.tuning.sample import sample_requests
-from raysys.tuning.search import FAILED, METRIC, STOPPED, Budget, Objective, best_of, search
+from raysys.tuning.search import (
+    FAILED,
+    JOURNAL,
+    METRIC,
+    STOPPED,
+    Budget,
+    Objective,
+    best_of,
+    open_study,
+    search,
+    trials_of,
+)
 from raysys.tuning.space import Space, check_space, starting_point
 
 CAUSES = "search.json"
@@ -118,8 +130,6 @@ def run(settings: TuneSettings, workspace: Workspace, *, force: bool = False) ->
         validation = judged.batch()
     catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
     with ray_session():
-        from raysys.tuning.runner import resources_here
-
         wanted = settings.resources
         resources = resources_here(
             Resources(cpus_per_worker=wanted.cpus, gpus_per_worker=wanted.gpus)
@@ -184,10 +194,18 @@ def _causes(settings: TuneSettings, planned: Manifest) -> str:
 
 
 def _go_on_or_start_anew(folder: Path, causes: str, *, force: bool) -> None:
-    """Keep the folder of the same search, empty that of another."""
+    """Keep the folder of the same search, empty that of another, or of one that only failed."""
     file = folder / CAUSES
     same = file.is_file() and json.loads(file.read_text(encoding="utf-8"))["causes"] == causes
-    if folder.exists() and (force or not same):
+    if folder.exists() and (force or not same or _only_failed(folder)):
         shutil.rmtree(folder)
     write_atomic(file, json.dumps({"causes": causes}) + "\n")
     (folder / "scratch").mkdir(exist_ok=True)
+
+
+def _only_failed(folder: Path) -> bool:
+    """Whether trials ended and none was of use: their reason may be mended by now."""
+    if not (folder / JOURNAL).is_file():
+        return False
+    trials = trials_of(open_study(folder, seed=0))
+    return bool(trials) and all(trial.state == FAILED for trial in trials)

@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from raysys.errors import UserError
-from raysys.learners.protocol import Resources
 from raysys.progress import Task
 from raysys.tuning.search import (
     ERROR,
@@ -107,23 +104,6 @@ def _scheduler(budget: Budget) -> TrialScheduler:
         reduction_factor=budget.reduction,
         max_t=budget.grace * 10**6,  # fits end by themselves
     )
-
-
-def resources_here(wanted: Resources) -> Resources:
-    """What a trial may use on this cluster: GPUs only where there are any.
-
-    Raises:
-        UserError: more than the cluster has, so that no trial would ever start.
-    """
-    there = ray.cluster_resources()
-    gpus = wanted.gpus_per_worker if there.get("GPU") else 0.0
-    for name, asked in (("CPU", wanted.cpus_per_worker), ("GPU", gpus)):
-        if asked > there.get(name, 0):
-            raise UserError(
-                f"a trial wants {asked:g} {name}, the cluster has {there.get(name, 0):g}",
-                where=f"resources.{name.lower()}s",
-            )
-    return replace(wanted, gpus_per_worker=gpus)
 
 
 def _concurrent(budget: Budget) -> int:

@@ -125,7 +125,8 @@ class Objective:
             tune.report(self._outcome(values))
         except Exception as error:
             log.exception("trial with %s failed", dict(values))
-            reason = f"{type(error).__name__}: {error}"
+            said = error.what if isinstance(error, UserError) else error
+            reason = f"{type(error).__name__}: {said}"
             tune.report({STEP: 0, TAIL: math.nan, METRIC: math.nan, ERROR: reason})
 
     def _outcome(self, values: Mapping[str, Any]) -> dict[str, float]:
@@ -196,7 +197,8 @@ def search(
             f"none of {len(trials)} trials could be completed"
             + (f"; the first failed with: {reasons[0]}" if reasons else ""),
             where=str(folder),
-            mend="narrow the space to settings that work, or give more minutes",
+            mend="narrow the space to settings that work, or give more minutes; run again, it "
+            "starts anew",
         )
     return trials
 

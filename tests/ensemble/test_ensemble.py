@@ -212,6 +212,19 @@ def test_the_method_is_chosen_on_the_last_fold_only_by_earlier_ones() -> None:
     assert figures["forward_ndcg"] > best
 
 
+def test_more_members_never_show_less() -> None:
+    """A member that knows nothing cannot make the wider combination worse, out of fold."""
+    for seed in range(4):
+        scores = planted({**NOISE, "tower": 60.0}, n_requests=150, seed=seed)
+        fallbacks = fit_ensemble(scores, FAMILIES).fallbacks
+        forward = {name: c.figures["forward_ndcg"] for name, c in fallbacks.items()}
+        assert forward["full"] >= forward["no_transformer"] >= forward["trees_only"]
+        assert forward["no_transformer"] >= forward["popularity"]
+        full = fallbacks["full"]
+        assert full.share["tower"] < 0.1 and set(full.members) == set(FAMILIES)
+        assert full.weights.shape == (2, len(FAMILIES))
+
+
 def test_one_fold_is_enough() -> None:
     ensemble = fit_ensemble(planted(NOISE, folds=(1,)), FAMILIES)
     assert ensemble.folds == (1,)

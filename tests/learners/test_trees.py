@@ -52,15 +52,7 @@ class TreeSuite(LearnerSuite, TrainedOnSeveralWorkers):
         with pytest.raises(UserError, match="did you mean 'covisitation'"):
             learner.fit(train, context)
 
-    def test_fewer_candidates_keep_what_was_wanted(
-        self, train: Examples, context: Context, later: Batch
-    ) -> None:
-        thin = trees._thinned(later, 8, seed=5)
-        assert later.label is not None and thin.label is not None
-        assert thin.label.sum() == later.label.sum()
-        assert thin.sizes.max() == 8 and thin.n_requests == later.n_requests
-        kept = set(zip(later.group.tolist(), later.item.tolist(), strict=True))
-        assert kept >= set(zip(thin.group.tolist(), thin.item.tolist(), strict=True))
+    def test_fewer_candidates_do(self, train: Examples, context: Context, later: Batch) -> None:
         model = make_learner(self.name, {**SMALL, "candidates": 8}).fit_local(train, context)
         assert NDCG(later)(model.score(later)) > 0.25
 
@@ -87,6 +79,13 @@ class TreeSuite(LearnerSuite, TrainedOnSeveralWorkers):
 class TestXGBoostRanker(TreeSuite):
     name = "xgboost_ranker"
     settings = SMALL
+
+    @pytest.mark.parametrize("objective", ["map", "pairwise"])
+    def test_other_objectives_rank_too(
+        self, train: Examples, context: Context, later: Batch, objective: str
+    ) -> None:
+        learner = make_learner(self.name, {**SMALL, "objective": objective})
+        assert NDCG(later)(learner.fit_local(train, context).score(later)) > 0.25
 
 
 class TestLightGBMRanker(TreeSuite):
@@ -121,3 +120,6 @@ def test_labels_may_be_graded(tmp_path: Path) -> None:
         model = make_learner(name, SMALL).fit_local(examples.with_folds(0, 1), context)
         later = examples.with_folds(2).batch()
         assert NDCG(later)(model.score(later)) > 0.2
+    with pytest.raises(UserError, match=r"labels of 0 and 1, and there is 0\.25"):
+        learner = make_learner("xgboost_ranker", {**SMALL, "objective": "map"})
+        learner.fit_local(examples.with_folds(0, 1), context)

@@ -15,6 +15,7 @@ from raysys.features.examples import Examples
 from raysys.learners import load_model, make_learner
 from raysys.learners.protocol import Context, Learner, Model, TextEncoder
 from raysys.learners.two_tower import TwoTowerModel, TwoTowerSettings
+from raysys.learners.validation import NDCG
 from tests.learners.suite import LearnerSuite, TrainedOnSeveralWorkers, request
 from tests.text.tiny import write_tiny_bert
 
@@ -27,6 +28,7 @@ QUICK = {
     "head_learning_rate": 1e-2,
     "popularity_correction": 0.0,
     "max_tokens": 16,
+    "head": None,
 }
 
 
@@ -110,6 +112,36 @@ class TestTwoTower(LearnerSuite, TrainedOnSeveralWorkers):
         batch = request(later, later.item[:20], later.features[:20], history=[])
         unknown = request(later, later.item[:20], later.features[:20], history=[-1, 99_999])
         np.testing.assert_array_equal(model.score(batch), model.score(unknown))
+
+
+class TestTwoTowerWithHead(LearnerSuite, TrainedOnSeveralWorkers):
+    """Features beside texts."""
+
+    name = "two_tower"
+    settings = {**QUICK, "steps": 5, "head": {"epochs": 12, "width": 32, "vector_size": 8}}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def more_settings(cls, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+        return {"model": str(write_tiny_bert(tmp_path_factory.mktemp("bert")))}
+
+    def test_features_help(
+        self, model: Model, make: Callable[..., Learner[Any]], train: Examples, context: Context,
+        later: Batch,
+    ) -> None:  # fmt: skip
+        assert model.requires == later.names
+        alone = make(head=None).fit_local(train, context)
+        assert alone.requires == ()
+        assert NDCG(later)(model.score(later)) > NDCG(later)(alone.score(later)) + 0.02
+
+    def test_tells_how_it_goes(
+        self, make: Callable[..., Learner[Any]], train: Examples, context: Context
+    ) -> None:
+        told: list[tuple[int, float]] = []
+        make(steps=4).fit_local(train, context, lambda step, value: told.append((step, value)))
+        steps = [step for step, _ in told]
+        assert steps[:4] == [1, 2, 3, 4] and len(steps) >= 8
+        assert steps == sorted(steps) and told[-1][1] > told[3][1]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,22 @@ def test_the_journal_keeps_what_ended_and_runs_again_what_was_cut_off(tmp_path):
     assert len(trials_of(again)) == 2  # the one cut off counts for nothing
 
 
+def test_a_search_of_which_every_trial_failed_starts_anew(tmp_path):
+    from optuna.trial import TrialState
+
+    from raysys.stages.tune import _go_on_or_start_anew
+
+    _go_on_or_start_anew(tmp_path / "search", "the same causes", force=False)
+    for state in (TrialState.FAIL, TrialState.COMPLETE):
+        study = open_study(tmp_path / "search", seed=1)
+        trial = study.ask(distributions(SPACE))
+        trial.set_user_attr("error", "OSError: no space left")
+        study.tell(trial, 0.2 if state is TrialState.COMPLETE else None, state=state)
+        _go_on_or_start_anew(tmp_path / "search", "the same causes", force=False)
+        kept = trials_of(open_study(tmp_path / "search", seed=1))
+        assert len(kept) == (0 if state is TrialState.FAIL else 1)
+
+
 TRIALS = [
     Trial(0, {"learning_rate": 0.1, "mode": "fast"}, COMPLETE, 0.21, [(20, 0.2)], 1.0),
     Trial(1, {"learning_rate": 0.3, "mode": None}, STOPPED, None, [(20, 0.1), (40, 0.11)], 0.5),
@@ -112,6 +128,7 @@ SEARCH = {
     "trials": 8,
     "concurrent": 1,
     "early_stopping": {"grace": 0},
+    "sample_requests": 100,
     "sample_validation": 60,
 }
 
@@ -120,7 +137,9 @@ def _tune(workspace: Path, config: Path) -> subprocess.Popen:
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("RAY_ADDRESS", None)
     return subprocess.Popen(
-        [sys.executable, "-m", "raysys", "tune", "-c", str(config), "-w", str(workspace)],
+        # a relative workspace: trials run in folders of their own and must find it all the same
+        [sys.executable, "-m", "raysys", "tune", "-c", str(config), "-w", workspace.name],
+        cwd=workspace.parent,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,0 +1,295 @@
+"""The head on the two towers: a small network over features and text vectors, fitted listwise.
+
+The towers say what fits a user's taste; when it is due, what it costs and how it sells they cannot
+know. The head reads both, "wide and deep" (Cheng et al. 2016, arXiv:1606.07792), and being no tree
+it errs elsewhere than trees do. The loss is the top-one cross-entropy of ListNet (Cao et al.,
+ICML 2007). Scoring is plain numpy: a replica needs no torch for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from raysys.config import Settings
+from raysys.features.batch import Batch
+
+Float32 = npt.NDArray[np.float32]
+
+SAMPLE = 200_000
+KNOTS = 64
+SPREAD = 1.7  # of scaled columns: that of evenly spread values with variance one
+
+
+class HeadSettings(Settings):
+    """The network and how it is fitted.
+
+    Attributes:
+        width: of both hidden layers.
+        vector_size: what a text vector is projected to.
+        dropout: share of hidden values left out in each step.
+        epochs: how often every request comes up.
+        batch_size: requests a step and worker.
+        learning_rate: at its highest.
+        weight_decay: of the weights.
+        candidates: at most so many of a request, all that were wanted among them; 0: all.
+    """
+
+    width: int = Field(128, ge=1, le=4096)
+    vector_size: int = Field(48, ge=1, le=1024)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    epochs: float = Field(6, gt=0)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(4e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    candidates: int = Field(60, ge=0)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Columns of any kind to values of like size, by their quantiles when fitted.
+
+    Attributes:
+        knots: a rising float32[q] for each column; of one value where nothing is known or varies.
+    """
+
+    knots: tuple[Float32, ...]
+
+    @classmethod
+    def fit(cls, values: Float32, seed: int) -> Scale:
+        """From (a sample of) the columns of float32[n, f]."""
+        if len(values) > SAMPLE:
+            rows = np.random.default_rng(seed).choice(len(values), SAMPLE, replace=False)
+            values = values[rows]
+        knots = []
+        for column in values.T:
+            known = column[np.isfinite(column)]
+            if len(known):
+                quantiles = np.quantile(known, np.linspace(0, 1, KNOTS)).astype(np.float32)
+                knots.append(np.unique(quantiles))
+            else:
+                knots.append(np.zeros(1, np.float32))
+        return cls(tuple(knots))
+
+    def __call__(self, values: Float32) -> Float32:
+        """float32[n, 2f]: each column scaled (0 where unknown), then whether it was unknown."""
+        n, width = values.shape
+        scaled = np.zeros((n, 2 * width), dtype=np.float32)
+        for at, knots in enumerate(self.knots):
+            column = values[:, at]
+            unknown = ~np.isfinite(column)
+            if len(knots) > 1:
+                place = np.linspace(-SPREAD, SPREAD, len(knots))
+                scaled[:, at] = np.where(unknown, 0.0, np.interp(column, knots, place))
+            scaled[:, width + at] = unknown
+        return scaled
+
+
+@dataclass(frozen=True)
+class Head:
+    """A fitted head; plain arrays.
+
+    Attributes:
+        requires: names of the features it reads; the towers' score comes after them.
+        scale: of these columns.
+        center: float32[d], mean of the text vectors when fitted.
+        project: float32[p, d], of centred vectors.
+        layers: weights float32[out, in] and biases float32[out] of the network.
+    """
+
+    requires: tuple[str, ...]
+    scale: Scale
+    center: Float32
+    project: Float32
+    layers: tuple[tuple[Float32, Float32], ...]
+
+    def projected(self, vectors: Float32) -> Float32:
+        """What the network sees of text vectors: float32[n, d] -> float32[n, p]."""
+        return standard(vectors, self.center) @ self.project.T
+
+    def score(self, columns: Float32, items: Float32, users: Float32) -> Float32:
+        """Scores float32[n].
+
+        Args:
+            columns: float32[n, f + 1], the features and the towers' score.
+            items: float32[n, p], projected vectors of the candidates.
+            users: float32[n, p], mean of the projected vectors of each row's history.
+        """
+        values = np.concatenate([self.scale(columns), items, items * users], axis=1)
+        for weight, bias in self.layers[:-1]:
+            values = values @ weight.T + bias
+            values /= 1 + np.exp(-np.maximum(values, -60))  # SiLU
+        weight, bias = self.layers[-1]
+        return (values @ weight.T + bias)[:, 0].astype(np.float32)
+
+    def arrays(self) -> dict[str, Float32]:
+        """Everything but the names, for safetensors."""
+        found = {
+            "head.knots": np.concatenate(self.scale.knots),
+            "head.counts": np.array([len(knots) for knots in self.scale.knots], np.float32),
+            "head.center": self.center,
+            "head.project": self.project,
+        }
+        for at, (weight, bias) in enumerate(self.layers):
+            found |= {f"head.{at}.weight": weight, f"head.{at}.bias": bias}
+        return found
+
+    @classmethod
+    def of(cls, requires: tuple[str, ...], arrays: Mapping[str, Float32]) -> Head:
+        """What `arrays` gave, as a head again."""
+        ends = np.cumsum(arrays["head.counts"]).astype(int)[:-1]
+        layers: list[tuple[Float32, Float32]] = []
+        while f"head.{len(layers)}.weight" in arrays:
+            at = len(layers)
+            layers.append((arrays[f"head.{at}.weight"], arrays[f"head.{at}.bias"]))
+        scale = Scale(tuple(np.split(arrays["head.knots"], ends)))
+        return cls(requires, scale, arrays["head.center"], arrays["head.project"], tuple(layers))
+
+
+def standard(vectors: Float32, center: Float32) -> Float32:
+    """Unit vectors float32[n, d] centred."""
+    return vectors - center
+
+
+def fit_head(
+    batch: Batch,
+    tower: Float32,
+    codes: npt.NDArray[np.int32],
+    vectors: Float32,
+    users: Float32,
+    center: Float32,
+    settings: HeadSettings,
+    *,
+    steps: int,
+    seed: int,
+    device: Any,
+    wrap: Callable[[Any], Any] | None = None,
+    after_step: Callable[[int, Callable[[], Head]], None] | None = None,
+) -> Head:
+    """A head that ranks the wanted candidates of each request first.
+
+    Args:
+        batch: labelled rows of requests that have something wanted.
+        tower: float32[n], the towers' score of each row.
+        codes: int32[n], the text of each row.
+        vectors: float32[n_texts, d], centred, see `standard`.
+        users: float32[r, d], mean centred vector of each request's history.
+        center: float32[d], what was taken off.
+        settings: see `HeadSettings`.
+        steps: of training, the same in every worker.
+        seed: of weights, order and dropout.
+        device: to run on.
+        wrap: makes the module a distributed one.
+        after_step: told the step (from 1) and what gives the head as it stands.
+    """
+    import torch
+    from torch import nn
+
+    assert batch.label is not None and batch.weight is not None
+    columns = np.concatenate([batch.features, tower[:, None]], axis=1)
+    scale = _agreed(Scale.fit(columns, seed), device)
+    wide = torch.from_numpy(scale(columns))
+    of_text, of_user = torch.from_numpy(vectors).to(device), torch.from_numpy(users).to(device)
+    gain = batch.label * batch.weight
+    torch.manual_seed(seed)
+    network = _network(wide.shape[1], _whitening(vectors, settings.vector_size), settings)
+    network.to(device)
+    module = wrap(network) if wrap else network
+    optimiser = torch.optim.AdamW(
+        module.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.learning_rate, total_steps=steps + 1, pct_start=0.1
+    )
+    network.train()
+
+    def as_it_stands() -> Head:
+        state = {name: each.detach().cpu().numpy() for name, each in network.state_dict().items()}
+        linear = sorted({name.rsplit(".", 1)[0] for name in state if name.startswith("body.")})
+        layers = [(state[f"{name}.weight"].copy(), state[f"{name}.bias"].copy()) for name in linear]
+        project = state["project.weight"].copy()
+        return Head(batch.names, scale, center, project, tuple(layers))
+
+    rng = np.random.default_rng(seed)
+    queue = np.empty(0, dtype=np.int64)
+    for step in range(1, steps + 1):
+        if len(queue) < min(settings.batch_size, batch.n_requests):
+            queue = np.concatenate([queue, rng.permutation(batch.n_requests)])
+        chosen, queue = queue[: settings.batch_size], queue[settings.batch_size :]
+        sizes = batch.sizes[chosen]
+        row = np.repeat(np.arange(len(chosen)), sizes)
+        place = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        rows = batch.offsets[chosen][row] + place
+
+        def there(values: npt.NDArray[Any]) -> Any:
+            return torch.from_numpy(values).to(device)
+
+        at = there(row), there(place)
+        items, mine = of_text[there(codes[rows].astype(np.int64))], of_user[there(chosen)]
+        scores = module(wide[torch.from_numpy(rows)].to(device), items, mine, at[0])
+        shape = (len(chosen), int(sizes.max()))
+        listed = torch.full(shape, -1e9, device=device).index_put(at, scores)
+        wanted = torch.zeros(shape, device=device).index_put(at, there(gain[rows]))
+        share = wanted / wanted.sum(1, keepdim=True)
+        loss = -(share * torch.log_softmax(listed, 1)).sum(1).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(module.parameters(), 5.0)
+        optimiser.step()
+        schedule.step()
+        if after_step is not None:
+            after_step(step, as_it_stands)
+    return as_it_stands()
+
+
+def _whitening(vectors: Float32, size: int) -> Float32:
+    """Onto the main directions of centred vectors, each with variance one: float32[p, d]."""
+    _, length, directions = np.linalg.svd(vectors, full_matrices=False)
+    kept = int(min(size, (length > 1e-3 * length[0]).sum()))
+    spread = length[:kept] / math.sqrt(len(vectors))
+    whitening: Float32 = (directions[:kept] / spread[:, None]).astype(np.float32)
+    return whitening
+
+
+def _network(wide: int, project: Float32, settings: HeadSettings) -> Any:
+    """The module: (wide [n, k], items [n, d], users [b, d], request [n]) -> scores [n]."""
+    import torch
+    from torch import Tensor, cat, nn
+
+    size, vector = project.shape
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Linear(vector, size, bias=False)
+            self.project.weight = nn.Parameter(torch.from_numpy(project))
+            width, dropout = settings.width, settings.dropout
+            self.body = nn.Sequential(
+                nn.Linear(wide + 2 * size, width), nn.SiLU(), nn.Dropout(dropout),
+                nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout),
+                nn.Linear(width, 1),
+            )  # fmt: skip
+
+        def forward(self, wide: Tensor, items: Tensor, users: Tensor, request: Tensor) -> Tensor:
+            item, user = self.project(items), self.project(users)[request]
+            scores: Tensor = self.body(cat([wide, item, item * user], dim=1))
+            return scores.squeeze(1)
+
+    return Network()
+
+
+def _agreed(scale: Scale, device: Any) -> Scale:
+    """The first worker's, in all of them: they train one network."""
+    import torch.distributed as group
+
+    if not (group.is_available() and group.is_initialized() and group.get_world_size() > 1):
+        return scale
+    box = [scale]
+    group.broadcast_object_list(box, src=0, device=device)
+    return box[0]

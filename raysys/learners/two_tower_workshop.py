@@ -1,0 +1,214 @@
+"""Where two towers are fitted: fine-tuning, then the head, over what several folds share."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysys.catalogue import Catalogue
+from raysys.features.batch import Batch
+from raysys.features.examples import Examples
+from raysys.learners.head import Head, fit_head, standard
+from raysys.learners.protocol import Report
+from raysys.learners.sampling import thinned, with_some_positive
+from raysys.learners.two_tower import (
+    TwoTower,
+    TwoTowerModel,
+    TwoTowerSettings,
+    mean_of_history,
+)
+from raysys.learners.validation import NDCG, no_positives
+from raysys.text.histories import history_codes
+from raysys.text.items import item_texts
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from raysys.text.encoder import Encoder, States
+
+
+class Workshop:
+    """What fits of several folds share: texts, and what the frozen layers say of them.
+
+    Args:
+        settings: of the learner.
+        catalogue: every item.
+        device: to run on.
+    """
+
+    def __init__(self, settings: TwoTowerSettings, catalogue: Catalogue, device: Any) -> None:
+        self.settings = settings
+        self.texts = item_texts(catalogue, settings.text)
+        self.device = device
+
+    def _open(self) -> Encoder:
+        from raysys.text.encoder import Encoder
+
+        settings = self.settings
+        return Encoder.open(settings.model, settings.max_tokens, settings.trainable_layers)
+
+    @cached_property
+    def states(self) -> States:
+        """Of every distinct text."""
+        return self._open().states(self.texts.distinct, self.device)
+
+    def fit(
+        self,
+        examples: Examples,
+        seed: int,
+        *,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        watch: Batch | None = None,
+        report: Report | None = None,
+    ) -> TwoTowerModel:
+        """Fine-tune on the examples, then place every item; from the pre-trained model each time.
+
+        Args:
+            examples: this worker's.
+            seed: of the sampling.
+            wrap: makes the module a distributed one.
+            watch: rows to judge by, NDCG@10 going to `report` after each quarter of the steps.
+            report: see `Learner.fit_local`.
+
+        Raises:
+            UserError: no request has both a history and something wanted.
+        """
+        import torch
+
+        from raysys.text.towers import Towers
+        from raysys.text.tuning import Course, Requests, fine_tune
+
+        settings = self.settings
+        torch.manual_seed(seed)
+        batch = examples.batch()
+        requests = Requests(batch, self.texts, settings.history)
+        if not len(requests.useful):
+            raise no_positives(examples)
+        encoder = self._open()
+        width = encoder.transformer.config.hidden_size
+        towers = Towers(encoder.upper, width, settings.history, settings.sharpness)
+        course = Course(**{name: getattr(settings, name) for name in Course.__dataclass_fields__})
+        telling = _Telling(watch, report)
+
+        def placed() -> TwoTowerModel:
+            vectors = encoder.vectors(self.states, self.device).numpy()
+            return TwoTowerModel(self.texts, vectors, towers.user_side(), settings, encoder)
+
+        def after_step(step: int, loss: float) -> None:
+            if telling.due(step, settings.steps):
+                telling.tell(step, placed())
+                towers.to(self.device)
+
+        fine_tune(
+            towers,
+            self.states,
+            requests,
+            course,
+            seed=seed,
+            device=self.device,
+            wrap=wrap,
+            after_step=after_step,
+        )
+        model = placed()
+        if settings.head is None:
+            return model
+        n_requests = replace(examples, shard=(0, 1)).requests().num_rows
+        return self._with_head(model, batch, n_requests // examples.shard[1], seed, wrap, telling)
+
+    def _with_head(
+        self,
+        model: TwoTowerModel,
+        batch: Batch,
+        n_requests: int,
+        seed: int,
+        wrap: Callable[[nn.Module], nn.Module] | None,
+        telling: _Telling,
+    ) -> TwoTowerModel:
+        """The model with a head fitted on this worker's rows.
+
+        Args:
+            model: the towers alone.
+            batch: this worker's rows.
+            n_requests: of one worker, the same number in all, so that they take the same steps.
+            seed: of the head.
+            wrap: makes the module a distributed one.
+            telling: of how it goes; its steps count on from the towers'.
+        """
+        settings = self.settings.head
+        assert settings is not None
+        rows = thinned(with_some_positive(batch), settings.candidates, seed, TwoTower.name)
+        codes = self.texts.codes[rows.item]
+        history = history_codes(rows.history, self.texts, self.settings.history)
+        center = model.vectors.mean(axis=0)
+        vectors = standard(model.vectors, center)
+        steps = max(1, round(settings.epochs * n_requests / settings.batch_size))
+
+        def with_head(head: Head) -> TwoTowerModel:
+            side, towers = model.user_side, self.settings
+            return TwoTowerModel(self.texts, model.vectors, side, towers, model.encoder, head)
+
+        def after_step(step: int, as_it_stands: Callable[[], Head]) -> None:
+            if telling.due(step, steps):
+                telling.tell(self.settings.steps + step, with_head(as_it_stands()))
+
+        head = fit_head(
+            rows,
+            model.tower_scores(codes, rows.offsets, history),
+            codes,
+            vectors,
+            mean_of_history(vectors, history),
+            center,
+            settings,
+            steps=steps,
+            seed=seed,
+            device=self.device,
+            wrap=wrap,
+            after_step=after_step,
+        )
+        return with_head(head)
+
+
+class _Telling:
+    """NDCG@10 on watched rows, told after each quarter of a training; silent without a listener."""
+
+    def __init__(self, watch: Batch | None, report: Report | None) -> None:
+        self._watch, self._report = watch, report
+        self._judge = NDCG(watch) if watch is not None else None
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether step so-many of so-many ends a quarter, and somebody listens."""
+        listened = self._judge is not None and self._report is not None
+        return listened and (step % max(1, steps // 4) == 0 or step == steps)
+
+    def tell(self, step: int, model: TwoTowerModel) -> None:
+        """Judge a model and pass the figure on."""
+        assert self._judge and self._report and self._watch
+        self._report(step, self._judge(model.score(self._watch)))
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """What each Ray Train worker does: every fold in turn, then one checkpoint from rank 0."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(config["threads"])
+    catalogue = Catalogue.load(config["catalogue"])
+    workshop = Workshop(config["settings"], catalogue, ray.train.torch.get_device())
+    wrap = ray.train.torch.prepare_model if world > 1 else None
+    with tempfile.TemporaryDirectory() as folder:
+        for number, examples in enumerate(config["folds"]):
+            share = examples.of_worker(rank, world)
+            model = workshop.fit(share, config["seed"] + rank, wrap=wrap)
+            if rank == 0:
+                place = Path(folder) / f"fold={number}"
+                place.mkdir()
+                model.save(place)
+        checkpoint = ray.train.Checkpoint.from_directory(folder) if rank == 0 else None
+        ray.train.report({"folds": len(config["folds"])}, checkpoint=checkpoint)

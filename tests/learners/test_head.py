@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from raysys.learners.head import Head, HeadSettings, Scale, _network, _whitening, standard
+
+
+@given(
+    arrays.arrays(
+        np.float32,
+        st.tuples(st.integers(0, 40), st.integers(1, 4)),
+        elements=st.floats(width=32, allow_nan=True, allow_infinity=True),
+    )
+)
+def test_any_columns_become_small_numbers(values: np.ndarray) -> None:
+    scaled = Scale.fit(values, seed=0)(values)
+    assert scaled.shape == (len(values), 2 * values.shape[1]) and scaled.dtype == np.float32
+    assert np.isfinite(scaled).all() and (np.abs(scaled) <= 2).all()
+    np.testing.assert_array_equal(scaled[:, values.shape[1] :], ~np.isfinite(values))
+
+
+def test_scaling_keeps_the_order_and_knows_the_unknown() -> None:
+    rng = np.random.default_rng(0)
+    values = np.stack([np.exp(rng.normal(0, 3, 5000)), np.full(5000, 7.0)], 1).astype(np.float32)
+    values[::10, 0] = np.nan
+    scale = Scale.fit(values, seed=0)
+    scaled = scale(values)
+    known = np.isfinite(values[:, 0])
+    order = np.argsort(values[known, 0])
+    assert (np.diff(scaled[known, 0][order]) >= 0).all()
+    assert abs(scaled[known, 0].mean()) < 0.05 and abs(scaled[known, 0].std() - 1) < 0.05
+    assert (scaled[~known, 0] == 0).all() and (scaled[:, 1] == 0).all()
+    beyond = scale(np.array([[1e30, 7.0], [-1e30, 7.0]], np.float32))
+    assert beyond[0, 0] == scaled[:, 0].max() and beyond[1, 0] == scaled[:, 0].min()
+
+
+def test_numpy_scores_as_torch_does() -> None:
+    """What is served is the network that was fitted."""
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(50, 16)).astype(np.float32)
+    center = vectors.mean(0)
+    vectors_ = standard(vectors, center)
+    columns = rng.normal(size=(30, 3)).astype(np.float32)
+    scale = Scale.fit(columns, seed=0)
+    torch.manual_seed(0)
+    network = _network(6, _whitening(vectors_, 8), HeadSettings(width=12)).eval()
+    codes, request = rng.integers(0, 50, 30), np.repeat([0, 1], 15)
+    users = vectors_[:2]
+    with torch.no_grad():
+        wide = torch.from_numpy(scale(columns))
+        items = torch.from_numpy(vectors_[codes])
+        expected = network(wide, items, torch.from_numpy(users), torch.from_numpy(request)).numpy()
+    state = {name: each.numpy() for name, each in network.state_dict().items()}
+    layers = tuple((state[f"body.{at}.weight"], state[f"body.{at}.bias"]) for at in (0, 3, 6))
+    head = Head(("a", "b"), scale, center, state["project.weight"], layers)
+    again = Head.of(("a", "b"), head.arrays())
+    projected = again.projected(vectors)
+    found = again.score(columns, projected[codes], projected[:2][request])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_whitened_vectors_have_no_main_direction() -> None:
+    rng = np.random.default_rng(2)
+    vectors = (rng.normal(size=(400, 6)) * [9, 5, 1, 0.1, 0, 0]).astype(np.float32)
+    vectors -= vectors.mean(0)
+    white = vectors @ _whitening(vectors, 5).T
+    assert white.shape[1] == 4  # two directions hold nothing
+    np.testing.assert_allclose(np.cov(white.T), np.eye(4), atol=0.02)
