@@ -1,8 +1,9 @@
-"""Fit an ensemble on out-of-fold base scores: candidates of method compete by forward time.
+"""Fit an ensemble on out-of-fold base scores: methods compete on blocks of time held out.
 
-Each method is fitted on the earlier folds and judged on the last one; the winner is fitted again
-on all of them. No score here comes from a model that saw its row, so the weights need no further
-protection than that.
+The weights are fitted on the last fold, whose scores come from the very models that will be
+served; models of earlier folds saw less, and stand in other proportions to each other. Each method
+is fitted without one block of time and judged on it, for every block; the winner is fitted again
+on all of them. No score here comes from a model that saw its row.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from raysys.ensemble.stack import fit_listwise
 
 Method = Literal["average_standard", "average_rank", "stack_standard", "stack_rank", "stack_both"]
 Weights = npt.NDArray[np.float64]
+HELD_OUT = "held_out_ndcg"
 
 
 class EnsembleSettings(Settings):
@@ -33,7 +35,9 @@ class EnsembleSettings(Settings):
 
     Attributes:
         methods: what competes: greedy weighted averages and listwise stacking, over z-scores
-            (`standard`), normal quantiles of ranks (`rank`) or both.
+            (`standard`), normal quantiles of ranks (`rank`) or both. One that is within a standard
+            error of the best wins if it comes earlier in the list.
+        blocks: of time, held out in turn.
         k: of the NDCG by which they compete.
         rounds: of greedy selection.
         ridge: of stacking.
@@ -43,14 +47,15 @@ class EnsembleSettings(Settings):
 
     methods: tuple[Method, ...] = Field(
         default=(
-            "average_standard",
-            "average_rank",
             "stack_standard",
-            "stack_rank",
+            "average_standard",
             "stack_both",
+            "stack_rank",
+            "average_rank",
         ),
         min_length=1,
     )
+    blocks: int = Field(default=3, ge=2)
     k: int = Field(default=10, ge=1)
     rounds: int = Field(default=20, ge=1)
     ridge: float = Field(default=1e-4, ge=0)
@@ -87,7 +92,7 @@ def fit_ensemble(
         if members:
             fallbacks[fallback] = made[members]
     alone = {name: bench.combine((name,)) for name in families}
-    return Ensemble(families, fallbacks, alone, scores.folds)
+    return Ensemble(families, fallbacks, alone, bench.scores.folds)
 
 
 class _Bench:
@@ -97,16 +102,18 @@ class _Bench:
         self, scores: BaseScores, members: tuple[str, ...], settings: EnsembleSettings
     ) -> None:
         self.settings = settings
-        self.scores = scores
-        chosen = _evenly(scores.n_requests, settings.max_requests)
-        sample = scores.take(chosen)
+        served = np.flatnonzero(scores.fold == scores.fold.max())
+        self.scores = scores.take(served)
+        chosen = _evenly(len(served), settings.max_requests)
+        sample = self.scores.take(chosen)
         self.judgements = sample.judgements
         self.forms = {
             (name, form): normalise(sample.base[name], sample.offsets, form)
             for name in members
             for form in FORMS
         }
-        self.earlier, self.last = _split(sample.fold)
+        blocks = np.array_split(np.arange(len(chosen)), settings.blocks)
+        self.blocks = [block for block in blocks if len(block)]
 
     def combine(self, members: tuple[str, ...], made: Sequence[Combination] = ()) -> Combination:
         """The best combination of these members, calibrated on all rows.
@@ -114,26 +121,44 @@ class _Bench:
         Args:
             members: names of learners.
             made: combinations of others; one of fewer of these members competes as it is, so that
-                a member whose help does not show forward in time gets no weight.
+                a member whose help does not show on rows held out gets no weight.
         """
-        forward: dict[str, float] = {}
-        method = "alone"
-        if len(members) > 1:
-            for name in self.settings.methods:
-                weights = self._fit(name, members, self.earlier)
-                forward[name] = self._judge(weights, members, self.last)
-            method = max(forward, key=lambda name: forward[name])
-            narrower = [c for c in made if set(c.members) < set(members)]
-            rival = max(narrower, key=lambda c: c.figures["forward_ndcg"], default=None)
-            if rival is not None and rival.figures["forward_ndcg"] > forward[method]:
-                return _among(rival, members)
+        method, figures = self._compete(members)
+        narrower = [c for c in made if set(c.members) < set(members)]
+        rival = max(narrower, key=lambda c: c.figures[HELD_OUT], default=None)
+        if rival is not None and rival.figures[HELD_OUT] > figures[HELD_OUT]:
+            return _among(rival, members)
         weights = self._fit(method, members, np.arange(self.judgements.n_requests))
         # Calibration needs no sample: it is a sort.
         combined = combine(members, weights, self.scores.base, self.scores.offsets)
         curve = fit_calibration(combined, self.scores.label, bins=self.settings.bins)
-        alone = forward.get(method) or self._judge(weights, members, self.last)
-        figures = {"forward_ndcg": alone, **{f"forward_{n}": v for n, v in forward.items()}}
         return Combination(members, weights, curve, method, figures)
+
+    def _compete(self, members: tuple[str, ...]) -> tuple[str, dict[str, float]]:
+        """The method to take, and NDCG on rows held out of it and of every other."""
+        everything = np.arange(self.judgements.n_requests)
+        if len(members) == 1:
+            values = self._judge(self._fit("alone", members, everything), members, everything)
+            return "alone", {HELD_OUT: _mean(values)}
+        methods = self.settings.methods
+        if len(self.blocks) == 1:  # a single request: nothing to choose by
+            return methods[0], {HELD_OUT: 0.0}
+        values_of = {method: self._held_out(method, members) for method in methods}
+        figures = {f"{HELD_OUT}_{name}": _mean(values) for name, values in values_of.items()}
+        best = max(methods, key=lambda name: figures[f"{HELD_OUT}_{name}"])
+        method = next(
+            name for name in methods if _within_one_error(values_of[best] - values_of[name])
+        )
+        return method, {HELD_OUT: figures[f"{HELD_OUT}_{method}"], **figures}
+
+    def _held_out(self, method: str, members: tuple[str, ...]) -> npt.NDArray[np.float64]:
+        """NDCG of every request by weights that were fitted without its block: float64[r]."""
+        values = np.full(self.judgements.n_requests, np.nan)
+        for block in self.blocks:
+            others = np.setdiff1d(np.arange(len(values)), block)
+            weights = self._fit(method, members, others)
+            values[block] = self._judge(weights, members, block)
+        return values
 
     def _fit(self, method: str, members: tuple[str, ...], which: npt.NDArray[np.int64]) -> Weights:
         """Weights float64[2, m] of a method, fitted on the requests in `which`."""
@@ -151,13 +176,12 @@ class _Bench:
 
     def _judge(
         self, weights: Weights, members: tuple[str, ...], which: npt.NDArray[np.int64]
-    ) -> float:
-        """Mean NDCG of weights on the requests in `which`."""
+    ) -> npt.NDArray[np.float64]:
+        """NDCG of the requests in `which`: float64[len(which)], NaN where nothing is relevant."""
         inputs = self._inputs(members, which, list(FORMS))
         combined = (weights.ravel() @ inputs).astype(np.float32)
         judgements = self.judgements.take(which)
-        values = ndcg(judgements, judgements.ranks(combined), self.settings.k)
-        return float(np.nanmean(values)) if judgements.judged.any() else 0.0
+        return ndcg(judgements, judgements.ranks(combined), self.settings.k)
 
     def _inputs(
         self, members: tuple[str, ...], which: npt.NDArray[np.int64], forms: list[Form]
@@ -193,12 +217,18 @@ _FITTERS: dict[str, Callable[[npt.NDArray[np.float32], Judgements, EnsembleSetti
 }
 
 
-def _split(fold: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Requests (in time order) of the earlier folds, and of the last; of one fold: two thirds."""
-    last = fold == fold.max()
-    if last.all():
-        last = np.arange(len(fold)) >= (2 * len(fold)) // 3
-    return np.flatnonzero(~last), np.flatnonzero(last)
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    """Mean over the requests that had something relevant; 0 if none had."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else 0.0
+
+
+def _within_one_error(differences: npt.NDArray[np.float64]) -> bool:
+    """Whether paired differences are no larger in the mean than their standard error."""
+    known = differences[~np.isnan(differences)]
+    if len(known) < 2:
+        return True
+    return bool(known.mean() <= known.std(ddof=1) / np.sqrt(len(known)))
 
 
 def _evenly(count: int, most: int) -> npt.NDArray[np.int64]:

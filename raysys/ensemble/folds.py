@@ -150,8 +150,13 @@ class BaseScores:
         return cls.concatenate(parts)
 
 
-def forward_folds(examples: Examples, last: int) -> dict[int, Examples]:
+def forward_folds(examples: Examples, last: int, count: int | None = None) -> dict[int, Examples]:
     """What each out-of-fold model is fitted on: fold i -> folds 0 … i-1, for i = 1 … last.
+
+    Args:
+        examples: any view of the features folder.
+        last: the validation fold, scored by the models that are served.
+        count: only the last so many; None: all.
 
     Raises:
         UserError: there is no fold before the last.
@@ -162,7 +167,8 @@ def forward_folds(examples: Examples, last: int) -> dict[int, Examples]:
             where=str(examples.root),
             mend="take at least one train fold in `raysys features`",
         )
-    return {fold: examples.with_folds(*range(fold)) for fold in range(1, last + 1)}
+    first = 1 if count is None else max(1, last + 1 - count)
+    return {fold: examples.with_folds(*range(fold)) for fold in range(first, last + 1)}
 
 
 def fit_forward(

@@ -371,7 +371,7 @@ def _ensemble(page: Report, evaluation: Evaluation) -> None:
             [
                 name,
                 c.method.replace("_", " "),
-                c.figures.get("forward_ndcg", float("nan")),
+                c.figures.get("held_out_ndcg", float("nan")),
                 ", ".join(m for m in c.members if m in c.needed),
             ]
             for name, c in combinations.items()

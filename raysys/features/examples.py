@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -99,38 +100,61 @@ class Examples:
         """
         requests = self.requests()
         ordinals = requests["request"].to_numpy()
-        kept = pa.array(np.sort(ordinals), pa.int32())
-        parts = []
-        for path in self.files("examples"):
-            table = pq.read_table(path, partitioning=None)
-            wanted = pc.is_in(table["request"], value_set=kept)
-            if retrieved_only:
-                wanted = pc.and_(wanted, table["retrieved"])
-            parts.append(table.filter(wanted))
-        table = pa.concat_tables(parts)
         position = np.empty(int(ordinals.max()) + 1 if len(ordinals) else 0, dtype=np.int64)
         position[ordinals] = np.arange(len(ordinals))
-        group = position[table["request"].to_numpy()]
-        if len(group) and (np.diff(group) < 0).any():
-            order = np.argsort(group, kind="stable")
-            table, group = table.take(pa.array(order)), group[order]
+        keys, kept = self._keys(ordinals, retrieved_only)
+        group = position[keys["request"].to_numpy()]
+        order = np.argsort(group, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        features = self._features(kept, place)
+        keys = keys.take(pa.array(order))
         sizes = np.bincount(group, minlength=len(ordinals))
-        names = self.names
-        features = np.empty((table.num_rows, len(names)), dtype=np.float32)
-        for column, name in enumerate(names):
-            features[:, column] = table[name].to_numpy()
         history = requests["history"].combine_chunks()
         ends = history.offsets.to_numpy()
         values = history.values.to_numpy()
         return Batch(
-            names=names,
+            names=self.names,
             features=features,
-            item=table["item"].to_numpy(),
+            item=keys["item"].to_numpy(),
             offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
             history=[values[a:b] for a, b in pairwise(ends)],
             user=requests["user"].to_numpy(),
-            label=table["label"].to_numpy(),
-            weight=table["weight"].to_numpy(),
+            label=keys["label"].to_numpy(),
+            weight=keys["weight"].to_numpy(),
             n_relevant=requests["n_relevant"].to_numpy(),
             request=ordinals,
         )
+
+    def _keys(
+        self, ordinals: npt.NDArray[np.int32], retrieved_only: bool
+    ) -> tuple[pa.Table, list[pa.ChunkedArray]]:
+        """Keys of the rows of the given requests, file by file, and which rows of each file."""
+        wanted = pa.array(np.sort(ordinals), pa.int32())
+        parts, kept = [], []
+        for path in self.files("examples"):
+            table = pq.read_table(path, columns=schema.EXAMPLE_KEYS.names, partitioning=None)
+            chosen = pc.is_in(table["request"], value_set=wanted)
+            if retrieved_only:
+                chosen = pc.and_(chosen, table["retrieved"])
+            parts.append(table.filter(chosen))
+            kept.append(chosen)
+        return pa.concat_tables(parts), kept
+
+    def _features(
+        self, kept: list[pa.ChunkedArray], place: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """Features of the kept rows, each at its place; one file in memory at a time.
+
+        They are nearly all that examples weigh, so they are held once.
+        """
+        features = np.empty((len(place), len(self.names)), dtype=np.float32)
+        at = 0
+        for path, chosen in zip(self.files("examples"), kept, strict=True):
+            table = pq.read_table(path, columns=list(self.names), partitioning=None)
+            table = table.filter(chosen)
+            rows = place[at : at + table.num_rows]
+            for column, name in enumerate(self.names):
+                features[rows, column] = table[name].to_numpy()
+            at += table.num_rows
+        return features

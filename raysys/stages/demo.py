@@ -29,12 +29,12 @@ from raysys.storage import Manifest, Workspace
 PRESET = "complete_journey"
 STAGES = {
     # stage: its configuration, and about how many seconds it takes on two cores
-    "ingest": (PRESET, 60),
-    "features": (PRESET, 60),
-    "tune": ("tune_configs/demo.yaml", 45),
-    "train": (PRESET, 230),
-    "evaluate": (PRESET, 45),
-    "deploy": ("serve_configs/local.yaml", 30),
+    "ingest": (PRESET, 16),
+    "features": (PRESET, 66),
+    "tune": ("tune_configs/demo.yaml", 35),
+    "train": (PRESET, 245),
+    "evaluate": (PRESET, 63),
+    "deploy": ("serve_configs/local.yaml", 15),
 }
 
 

@@ -59,6 +59,8 @@ class TrainSettings(StageSettings):
         learners: name -> its settings; the ensemble's members, in this order.
         tuned: name -> a YAML file that `raysys tune` wrote; what is in it goes over `learners`.
         use_tuned: without such a line, take what was found in this workspace (`tune/NAME`).
+        out_of_fold: how many folds get out-of-fold scores: the validation fold, whose scores the
+            ensemble is fitted on, then those before it, each by a model of its own.
         ensemble: how base scores become one.
         resources: of every fit.
         learner_resources: name -> resources, for learners that need others.
@@ -72,6 +74,7 @@ class TrainSettings(StageSettings):
     learners: dict[str, dict[str, Any]] = Field(min_length=1)
     tuned: dict[str, str] = Field(default_factory=dict)
     use_tuned: bool = True
+    out_of_fold: int = Field(default=1, ge=1)
     ensemble: EnsembleSettings = EnsembleSettings()
     resources: ResourceSettings = ResourceSettings()
     learner_resources: dict[str, ResourceSettings] = Field(default_factory=dict)
@@ -127,8 +130,9 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
             name: Member(learner, settings.learner_resources.get(name, settings.resources).here())
             for name, learner in learners.items()
         }
-        models, seconds = _fit(members, examples, validation, catalogue, folder, settings.seed)
-        with task("train: out-of-fold scores", len(models) * validation) as scoring:
+        fits = forward_folds(examples, validation, settings.out_of_fold)
+        models, seconds = _fit(members, fits, catalogue, folder, settings.seed)
+        with task("train: out-of-fold scores", len(models) * len(fits)) as scoring:
             scores = score_forward(models, examples, scoring.advance)
             scores.write(folder / "base_scores")
         families = {name: member.learner.family for name, member in members.items()}
@@ -181,8 +185,7 @@ def write_bundle(
 
 def _fit(
     members: Mapping[str, Member],
-    examples: Examples,
-    last: int,
+    fits: Mapping[int, Examples],
     catalogue: Catalogue,
     folder: Path,
     seed: int,
@@ -190,7 +193,6 @@ def _fit(
     """Models by learner and the fold they score, saved as they come; seconds by learner."""
     models: dict[str, dict[int, Model]] = {}
     seconds: dict[str, float] = {}
-    fits = forward_folds(examples, last)
     scratch = folder / "scratch"
     scratch.mkdir()
     with task("train: learners", len(members)) as fitting:
@@ -230,8 +232,8 @@ def _figures(ensemble: Ensemble) -> dict[str, Any]:
     """NDCG@10 on the last out-of-fold fold, weights and methods, for manifests."""
     return {
         "ndcg10": {
-            **{name: c.figures["forward_ndcg"] for name, c in ensemble.alone.items()},
-            **{name: c.figures["forward_ndcg"] for name, c in ensemble.fallbacks.items()},
+            **{name: c.figures["held_out_ndcg"] for name, c in ensemble.alone.items()},
+            **{name: c.figures["held_out_ndcg"] for name, c in ensemble.fallbacks.items()},
         },
         "weights": {name: c.share for name, c in ensemble.fallbacks.items()},
         "methods": {name: c.method for name, c in ensemble.fallbacks.items()},

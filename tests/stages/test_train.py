@@ -27,7 +27,8 @@ BASELINES = {"popular": {}, "repeat_purchase": {}, "co_occurrence": {}}
 
 
 def settings(**content: object) -> TrainSettings:
-    return parse_settings(TrainSettings, {"learners": BASELINES, **content}, where="test")
+    content = {"learners": BASELINES, "out_of_fold": 2, **content}
+    return parse_settings(TrainSettings, content, where="test")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,24 @@ def test_the_champion_is_whole_and_serves_the_last_models(trained: Workspace) ->
     expected = ours.score(scores.base, scores.offsets)
     assert np.array_equal(bundle.ensemble.score(scores.base, scores.offsets).score, expected.score)
     assert bundle.search is not None
+
+
+def test_only_the_served_models_are_fitted_unless_more_scores_are_wanted(
+    tmp_path: Path, without_ray: object, trained: Workspace
+) -> None:
+    workspace = write_features(tmp_path)
+    manifest = train.run(settings(out_of_fold=1), workspace)
+    assert [path.name for path in (workspace.train / "base_scores").iterdir()] == ["fold=2.parquet"]
+    assert [path.name for path in (workspace.train / "models" / "popular").iterdir()] == ["fold=2"]
+    # the ensemble is fitted on the validation fold in either case
+    assert manifest.figures["weights"] == read_manifest(trained.train).figures["weights"]
+
+
+def test_what_a_fit_may_use_is_written_as_null_or_a_number() -> None:
+    here = settings().resources.here()
+    assert (here.workers, here.cpus_per_worker, here.gpus_per_worker) == (1, 1.0, 0.0)
+    named = settings(resources={"workers": 2, "cpus_per_worker": 3}).resources.here()
+    assert (named.workers, named.cpus_per_worker) == (2, 3)
 
 
 def test_the_report_period_is_never_touched(
@@ -171,6 +190,13 @@ def test_the_preset_names_every_learner() -> None:
 
 
 @pytest.mark.slow
+def test_more_cpus_than_there_are_is_a_users_error(tmp_path: Path) -> None:
+    workspace = write_features(tmp_path, n_requests=80)
+    with pytest.raises(UserError, match="a fit wants 999 CPU"):
+        train.run(settings(resources={"cpus_per_worker": 999}), workspace)
+
+
+@pytest.mark.slow
 def test_trees_through_ray(tmp_path: Path) -> None:
     workspace = write_features(tmp_path, n_requests=400)
     trees = {"lightgbm_ranker": {"n_estimators": 30}, "xgboost_ranker": {"n_estimators": 30}}
@@ -178,6 +204,6 @@ def test_trees_through_ray(tmp_path: Path) -> None:
     ndcg10 = manifest.figures["ndcg10"]
     assert ndcg10["full"] >= max(ndcg10[name] for name in BASELINES)
     ensemble = json.loads((workspace.train / "ensemble.json").read_text())
-    assert ensemble["folds"] == [1, 2]
+    assert ensemble["folds"] == [2]
     bundle = Registry(workspace.registry).load("champion")
     assert bundle.families["xgboost_ranker"] == "tree"
