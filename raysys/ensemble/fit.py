@@ -114,19 +114,22 @@ class _Bench:
         }
         blocks = np.array_split(np.arange(len(chosen)), settings.blocks)
         self.blocks = [block for block in blocks if len(block)]
+        self._values: dict[tuple[str, ...], npt.NDArray[np.float64]] = {}
 
     def combine(self, members: tuple[str, ...], made: Sequence[Combination] = ()) -> Combination:
         """The best combination of these members, calibrated on all rows.
 
         Args:
             members: names of learners.
-            made: combinations of others; one of fewer of these members competes as it is, so that
-                a member whose help does not show on rows held out gets no weight.
+            made: combinations of others; one of fewer of these members takes the place if it is
+                better by more than a standard error: the others do harm then.
         """
-        method, figures = self._compete(members)
+        method, values, figures = self._compete(members)
+        self._values[members] = values
         narrower = [c for c in made if set(c.members) < set(members)]
         rival = max(narrower, key=lambda c: c.figures[HELD_OUT], default=None)
-        if rival is not None and rival.figures[HELD_OUT] > figures[HELD_OUT]:
+        if rival is not None and not _within_one_error(self._values[rival.members] - values):
+            self._values[members] = self._values[rival.members]
             return _among(rival, members)
         weights = self._fit(method, members, np.arange(self.judgements.n_requests))
         # Calibration needs no sample: it is a sort.
@@ -134,22 +137,24 @@ class _Bench:
         curve = fit_calibration(combined, self.scores.label, bins=self.settings.bins)
         return Combination(members, weights, curve, method, figures)
 
-    def _compete(self, members: tuple[str, ...]) -> tuple[str, dict[str, float]]:
-        """The method to take, and NDCG on rows held out of it and of every other."""
+    def _compete(
+        self, members: tuple[str, ...]
+    ) -> tuple[str, npt.NDArray[np.float64], dict[str, float]]:
+        """The method to take, its NDCG of each request held out, and the means of every method."""
         everything = np.arange(self.judgements.n_requests)
         if len(members) == 1:
             values = self._judge(self._fit("alone", members, everything), members, everything)
-            return "alone", {HELD_OUT: _mean(values)}
+            return "alone", values, {HELD_OUT: _mean(values)}
         methods = self.settings.methods
         if len(self.blocks) == 1:  # a single request: nothing to choose by
-            return methods[0], {HELD_OUT: 0.0}
+            return methods[0], np.full(len(everything), np.nan), {HELD_OUT: 0.0}
         values_of = {method: self._held_out(method, members) for method in methods}
         figures = {f"{HELD_OUT}_{name}": _mean(values) for name, values in values_of.items()}
         best = max(methods, key=lambda name: figures[f"{HELD_OUT}_{name}"])
         method = next(
             name for name in methods if _within_one_error(values_of[best] - values_of[name])
         )
-        return method, {HELD_OUT: figures[f"{HELD_OUT}_{method}"], **figures}
+        return method, values_of[method], {HELD_OUT: figures[f"{HELD_OUT}_{method}"], **figures}
 
     def _held_out(self, method: str, members: tuple[str, ...]) -> npt.NDArray[np.float64]:
         """NDCG of every request by weights that were fitted without its block: float64[r]."""

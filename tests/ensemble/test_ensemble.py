@@ -230,17 +230,28 @@ def test_a_method_whose_weights_do_not_carry_over_is_not_taken() -> None:
     assert honest.figures["held_out_ndcg"] < in_sample - 0.05
 
 
-def test_more_members_never_show_less() -> None:
-    """A member that knows nothing cannot make the wider combination worse, out of fold."""
+def test_a_member_that_knows_nothing_does_no_harm() -> None:
+    """It gets next to no weight, whatever its family."""
     for seed in range(4):
-        scores = planted({**NOISE, "tower": 60.0}, n_requests=150, seed=seed)
+        scores = planted({**NOISE, "tower": 60.0}, n_requests=300, seed=seed)
         fallbacks = fit_ensemble(scores, FAMILIES).fallbacks
         held_out = {name: c.figures["held_out_ndcg"] for name, c in fallbacks.items()}
-        assert held_out["full"] >= held_out["no_transformer"] >= held_out["trees_only"]
-        assert held_out["no_transformer"] >= held_out["popularity"]
+        assert held_out["full"] > held_out["no_transformer"] - 0.01
         full = fallbacks["full"]
         assert full.share["tower"] < 0.1 and set(full.members) == set(FAMILIES)
         assert full.weights.shape == (2, len(FAMILIES))
+
+
+def test_a_member_that_does_harm_loses_its_say() -> None:
+    """What it knew in the first half is the opposite in the second: no weights of it carry over."""
+    scores = planted({"a": 1.0, "b": 1.0, "turncoat": 0.2}, n_requests=900, folds=(1,))
+    half = np.repeat(np.arange(900) < 600, np.diff(scores.offsets))
+    base = {**scores.base, "turncoat": np.where(half, 1, -1) * scores.base["turncoat"]}
+    turned = BaseScores(scores.request, scores.fold, scores.judgements, base)
+    families = {"a": "tree", "b": "tree", "turncoat": "transformer"}
+    full = fit_ensemble(turned, families).fallbacks["full"]
+    assert full.share["turncoat"] == 0 and set(full.members) == set(families)
+    assert full.figures["held_out_ndcg"] > 0.3
 
 
 def test_one_fold_is_enough() -> None:
