@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import re
 import secrets
 import shutil
@@ -29,25 +30,27 @@ PATIENCE_S = 1500
 class Demo:
     """A running `raysys demo`, known by a mark in its environment that its children inherit."""
 
-    def __init__(self, workspace: Path, *options: str) -> None:
+    def __init__(self, workspace: Path, *options: str, terminal: bool = False) -> None:
         self.mark = secrets.token_hex(8)
         environment = {**os.environ, "RAYSYS_TEST_MARK": self.mark, "RAY_AUTH_MODE": "token"}
+        environment |= {"TERM": "xterm-256color", "COLUMNS": "120"}
         environment.pop("RAY_ADDRESS", None)
+        ours, theirs = pty.openpty() if terminal else os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-m", "raysys", "demo", "-w", str(workspace), *options],
             env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            stdout=theirs,
+            stderr=theirs,
         )
+        os.close(theirs)
+        self._said = os.fdopen(ours, encoding="utf-8", errors="replace", newline="\n")
         self.output = ""
 
     def read_until(self, telling: str | None) -> None:
         """Read what it says up to a line that holds `telling`; None: to the end."""
-        assert self.process.stdout is not None
         overdue = threading.Timer(PATIENCE_S, self.process.kill)
         overdue.start()
-        for line in self.process.stdout:
+        for line in self._lines():
             self.output += line
             if telling is not None and telling in line:
                 break
@@ -55,6 +58,12 @@ class Demo:
             assert telling is None, self.output
             self.process.wait(60)
         overdue.cancel()
+
+    def _lines(self) -> Iterator[str]:
+        """Lines without colours and cursor movements; a terminal ends with an error."""
+        with contextlib.suppress(OSError):
+            for line in self._said:
+                yield re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", line)
 
     def left(self) -> list[psutil.Process]:
         """Processes that carry the mark and still live 30 s after the command ended."""
@@ -67,8 +76,8 @@ class Demo:
 
 
 @contextlib.contextmanager
-def demo(workspace: Path, *options: str) -> Iterator[Demo]:
-    running = Demo(workspace, *options)
+def demo(workspace: Path, *options: str, terminal: bool = False) -> Iterator[Demo]:
+    running = Demo(workspace, *options, terminal=terminal)
     try:
         yield running
     finally:
@@ -85,7 +94,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(PATIENCE_S + 300)
 def test_from_nothing_to_answers(workspace: Path) -> None:
-    with demo(workspace, "--exit") as first:
+    with demo(workspace, "--exit", terminal=True) as first:
         first.read_until(None)
         assert first.process.returncode == 0, first.output
         assert not first.left()

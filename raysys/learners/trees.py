@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
-import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +28,7 @@ from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.learners.protocol import Context, Float32, Learner, Model, Report
 from raysys.learners.sampling import thinned, with_some_positive
+from raysys.learners.training import run_configs, threads_of, trained
 from raysys.learners.validation import no_positives, require_columns, require_positives
 
 ROWS_PER_THREAD = 8192
@@ -155,7 +154,7 @@ class TreeRanker(Learner[T], Generic[T]):
         """See `Learner.fit_local`: the same trees as `fit` with one worker of as many threads."""
         require_positives(examples)
         machine = Machine(
-            threads=_threads(context.resources.cpus_per_worker),
+            threads=threads_of(context),
             gpu=context.resources.gpus_per_worker > 0,
         )
         return fit_here(type(self), self.settings, examples, context.seed, machine, report)
@@ -164,16 +163,9 @@ class TreeRanker(Learner[T], Generic[T]):
         """See `Learner.fit_folds`: all folds in one Ray Train run, one after the other."""
         if len(folds) > 1 and context.resources.workers > 1 and self.one_network_a_run:
             return [self.fit(examples, context) for examples in folds]
-        from ray.train import RunConfig, ScalingConfig
-
         for examples in folds:
             self.settings.select(examples.names, where=self.name)
             require_positives(examples)
-        resources = context.resources
-        each = {"CPU": resources.cpus_per_worker}
-        if resources.gpus_per_worker:
-            each["GPU"] = resources.gpus_per_worker
-        name = f"{self.name}-{uuid.uuid4().hex[:8]}"  # a name seen before would resume that run
         make_trainer, _ = self.trainer()
         trainer = make_trainer(
             _train_loop,
@@ -182,24 +174,16 @@ class TreeRanker(Learner[T], Generic[T]):
                 "settings": self.settings,
                 "folds": list(folds),
                 "seed": context.seed,
-                "threads": _threads(resources.cpus_per_worker),
-                "gpu": resources.gpus_per_worker > 0,
+                "threads": threads_of(context),
+                "gpu": context.resources.gpus_per_worker > 0,
             },
-            scaling_config=ScalingConfig(
-                num_workers=resources.workers,
-                use_gpu=resources.gpus_per_worker > 0,
-                resources_per_worker=each,
-            ),
-            run_config=RunConfig(name=name, storage_path=str(context.scratch)),
+            **run_configs(self.name, context),
         )
-        result = run_trainer(trainer)
-        with result.checkpoint.as_directory() as folder:
-            models = [
-                self.model_class.load(Path(folder) / f"fold={number}", context.catalogue)
+        with trained(trainer) as folder:
+            return [
+                self.model_class.load(folder / f"fold={number}", context.catalogue)
                 for number in range(len(folds))
             ]
-        shutil.rmtree(context.scratch / name, ignore_errors=True)  # the models are in memory now
-        return models
 
 
 def fit_here(
@@ -246,27 +230,6 @@ def _train_loop(config: dict[str, Any]) -> None:
         ray.train.report({"folds": len(config["folds"])}, checkpoint=checkpoint)
 
 
-def run_trainer(trainer: Any) -> Any:
-    """Run a Ray Train trainer to its result; a user's mistake inside a worker stays one.
-
-    Raises:
-        UserError: raised by a worker.
-        ray.train.TrainingFailedError: anything else that went wrong there.
-    """
-    from ray.train import TrainingFailedError
-
-    try:
-        return trainer.fit()
-    except TrainingFailedError as error:
-        for failure in getattr(error, "worker_failures", {}).values():
-            cause: BaseException | None = failure
-            while cause is not None and not isinstance(cause, UserError):
-                cause = getattr(cause, "cause", None) or cause.__cause__
-            if cause is not None:
-                raise cause from None
-        raise
-
-
 class TreeModel(Model):
     """Fitted trees; subclasses say how rows are scored and what the file is."""
 
@@ -299,7 +262,3 @@ def write_meta(folder: Path, requires: Sequence[str]) -> None:
 def read_meta(folder: Path) -> tuple[str, ...]:
     """Read what `write_meta` wrote."""
     return tuple(json.loads((folder / "features.json").read_text(encoding="utf-8")))
-
-
-def _threads(cpus: float) -> int:
-    return max(1, int(cpus))

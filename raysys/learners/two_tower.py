@@ -26,7 +26,7 @@ from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.learners.head import Head, HeadSettings
 from raysys.learners.protocol import Context, Float32, Learner, Model, Report
-from raysys.learners.trees import run_trainer
+from raysys.learners.training import run_configs, threads_of, trained
 from raysys.learners.validation import require_positives
 from raysys.text.histories import PAD, history_codes
 from raysys.text.items import ItemTexts, item_texts
@@ -278,7 +278,7 @@ class TwoTower(Learner[TwoTowerSettings]):
         device = torch.device("cuda" if gpu else "cpu")
         workshop = Workshop(self.settings, context.catalogue, device)
         before = torch.get_num_threads()
-        torch.set_num_threads(max(1, int(context.resources.cpus_per_worker)))
+        torch.set_num_threads(threads_of(context))
         try:
             if report is None:
                 return workshop.fit(examples, context.seed)
@@ -289,7 +289,6 @@ class TwoTower(Learner[TwoTowerSettings]):
 
     def fit_folds(self, folds: Sequence[Examples], context: Context) -> list[Model]:
         """See `Learner.fit_folds`: one Ray Train run, in which the frozen layers run once."""
-        from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
         from raysys.learners.two_tower_workshop import train_loop
@@ -297,12 +296,7 @@ class TwoTower(Learner[TwoTowerSettings]):
         item_texts(context.catalogue, self.settings.text)
         for examples in folds:
             require_positives(examples)
-        resources = context.resources
-        each = {"CPU": resources.cpus_per_worker}
-        if resources.gpus_per_worker:
-            each["GPU"] = resources.gpus_per_worker
-        name = f"{self.name}-{uuid.uuid4().hex[:8]}"  # a name seen before would resume that run
-        place = context.scratch / f"{name}-catalogue.parquet"
+        place = context.scratch / f"{self.name}-{uuid.uuid4().hex[:8]}-catalogue.parquet"
         context.scratch.mkdir(parents=True, exist_ok=True)
         context.catalogue.save(place)
         trainer = TorchTrainer(
@@ -312,23 +306,16 @@ class TwoTower(Learner[TwoTowerSettings]):
                 "folds": list(folds),
                 "catalogue": place,
                 "seed": context.seed,
-                "threads": max(1, int(resources.cpus_per_worker)),
+                "threads": threads_of(context),
             },
-            scaling_config=ScalingConfig(
-                num_workers=resources.workers,
-                use_gpu=resources.gpus_per_worker > 0,
-                resources_per_worker=each,
-            ),
-            run_config=RunConfig(name=name, storage_path=str(context.scratch)),
+            **run_configs(self.name, context),
         )
-        result = run_trainer(trainer)
         models = []
-        with result.checkpoint.as_directory() as folder:
+        with trained(trainer) as folder:
             for number in range(len(folds)):
-                model = TwoTowerModel.load(Path(folder) / f"fold={number}", context.catalogue)
+                model = TwoTowerModel.load(folder / f"fold={number}", context.catalogue)
                 _ = model.encoder  # open it while its folder is there
                 models.append(model)
-        shutil.rmtree(context.scratch / name, ignore_errors=True)
         place.unlink()
         return list(models)
 

@@ -187,6 +187,10 @@ class _Progress(Callback):
     def __init__(self, progress: Task) -> None:
         self._progress = progress
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks, and a terminal cannot be pickled."""
+        return {}
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial ended."""
         self._progress.advance()

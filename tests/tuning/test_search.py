@@ -89,6 +89,20 @@ def test_a_search_of_which_every_trial_failed_starts_anew(tmp_path):
         assert len(kept) == (0 if state is TrialState.FAIL else 1)
 
 
+def test_a_search_watched_on_a_terminal_can_be_saved_by_tune():
+    from ray import cloudpickle
+    from rich.console import Console
+
+    from raysys.progress import listening, task
+    from raysys.terminal import RichListener
+    from raysys.tuning.runner import _Progress
+
+    with RichListener(Console(force_terminal=True)) as display, listening(display), task("t") as t:
+        with pytest.raises(TypeError):  # why it matters
+            cloudpickle.dumps(t)
+        assert cloudpickle.loads(cloudpickle.dumps(_Progress(t))) is not None
+
+
 TRIALS = [
     Trial(0, {"learning_rate": 0.1, "mode": "fast"}, COMPLETE, 0.21, [(20, 0.2)], 1.0),
     Trial(1, {"learning_rate": 0.3, "mode": None}, STOPPED, None, [(20, 0.1), (40, 0.11)], 0.5),
