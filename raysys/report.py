@@ -27,7 +27,7 @@ _PAGE = """<!doctype html>
 * { box-sizing: border-box }
 body { font: 15px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: var(--ink);
        background: var(--back); margin: 0 }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px }
+main { max-width: 1160px; margin: 0 auto; padding: 32px 24px 64px }
 h1 { font-size: 28px; margin: 0 0 4px } h2 { font-size: 19px; margin: 0 0 10px }
 .lead { color: var(--soft); margin: 0 0 24px }
 section { background: #fff; border: 1px solid var(--line); border-radius: 10px;
@@ -37,7 +37,7 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 10px;
 .fact span { color: var(--soft); font-size: 13px }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--line);
+th, td { text-align: left; padding: 6px 8px; border-bottom: 1px solid var(--line);
          vertical-align: top }
 td.long { overflow-wrap: anywhere }
 th { color: var(--soft); font-weight: 600; font-size: 13px }

@@ -206,7 +206,7 @@ def _difference(page: Report, evaluation: Evaluation) -> None:
 
 def _recall(page: Report, evaluation: Evaluation) -> None:
     section = page.section("Recall by depth")
-    figure, axes = new_figure(9, 3.8)
+    figure, axes = new_figure(9, 4.4)
     styles = {"ensemble": (2.4, "-"), "learner": (1.4, "-"), "baseline": (1.4, "--")}
     colour = iter(COLOURS[1:] * 3)
     for verdict in evaluation.verdicts.values():
@@ -223,10 +223,10 @@ def _recall(page: Report, evaluation: Evaluation) -> None:
     axes.set_xscale("log")
     axes.set_xticks(RECALL_AT, [str(k) for k in RECALL_AT])
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * evaluation.ceiling or None)
     axes.set_xlabel("first k places")
     axes.set_ylabel("recall")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0.01, 0.92))
     section.plot(figure, "Share of all that was bought within the first k places.")
 
 

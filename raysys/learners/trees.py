@@ -203,7 +203,8 @@ def fit_here(
     else:
         head_view, tail = examples, None
     head = head_view.of_worker(*worker).batch()
-    head = thinned(with_some_positive(head), settings.candidates, seed, learner.name)
+    # thinned first: what is copied after that is small
+    head = with_some_positive(thinned(head, settings.candidates, seed, learner.name))
     if not head.n_requests:
         raise no_positives(examples)
     return learner.train_booster(settings, head, tail, seed=seed, machine=machine, report=report)

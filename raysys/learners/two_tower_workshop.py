@@ -88,6 +88,11 @@ class Workshop:
         requests = Requests(batch, self.texts, settings.history)
         if not len(requests.useful):
             raise no_positives(examples)
+        rows = None
+        if settings.head is not None:  # a small part of the batch, which need not be kept
+            rows = thinned(batch, settings.head.candidates, seed, TwoTower.name)
+            rows = with_some_positive(rows)
+        del batch
         encoder = self._open()
         width = encoder.transformer.config.hidden_size
         towers = Towers(encoder.upper, width, settings.history, settings.sharpness)
@@ -114,15 +119,15 @@ class Workshop:
             after_step=after_step,
         )
         model = placed()
-        if settings.head is None:
+        if rows is None:
             return model
         n_requests = replace(examples, shard=(0, 1)).requests().num_rows
-        return self._with_head(model, batch, n_requests // examples.shard[1], seed, wrap, telling)
+        return self._with_head(model, rows, n_requests // examples.shard[1], seed, wrap, telling)
 
     def _with_head(
         self,
         model: TwoTowerModel,
-        batch: Batch,
+        rows: Batch,
         n_requests: int,
         seed: int,
         wrap: Callable[[nn.Module], nn.Module] | None,
@@ -132,7 +137,7 @@ class Workshop:
 
         Args:
             model: the towers alone.
-            batch: this worker's rows.
+            rows: this worker's, of requests with something wanted.
             n_requests: of one worker, the same number in all, so that they take the same steps.
             seed: of the head.
             wrap: makes the module a distributed one.
@@ -140,7 +145,6 @@ class Workshop:
         """
         settings = self.settings.head
         assert settings is not None
-        rows = thinned(with_some_positive(batch), settings.candidates, seed, TwoTower.name)
         codes = self.texts.codes[rows.item]
         history = history_codes(rows.history, self.texts, self.settings.history)
         center = model.vectors.mean(axis=0)
