@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,6 +25,7 @@ from raysys.cluster import ray_session
 from raysys.config import find_config, load_settings
 from raysys.errors import UserError
 from raysys.progress import task
+from raysys.stages.deploy import stay_until_interrupted
 from raysys.storage import Manifest, Workspace
 
 PRESET = "complete_journey"
@@ -88,8 +90,7 @@ def run(workspace: Workspace, *, exit_after_check: bool = False) -> None:
             if exit_after_check:
                 return
             console.print("\nUp until Ctrl-C.", style="bold")
-            with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
+            stay_until_interrupted()
             console.print("stopping …")
 
 
@@ -167,7 +168,7 @@ def _show(console: Console, workspace: Workspace, deployment: Any, seconds: floa
     """The table of systems, the addresses and the lines to try."""
     report = json.loads((workspace.evaluate / "report.json").read_text())
     console.print(_table(report))
-    console.print(_verdict(report))
+    console.print(_verdict(report), soft_wrap=True)
     console.print(f"\nReady in {seconds / 60:.1f} minutes.", style="bold green")
     facts = {
         **deployment.addresses,
@@ -180,7 +181,7 @@ def _show(console: Console, workspace: Workspace, deployment: Any, seconds: floa
         )
     if os.environ.get("RAY_AUTH_MODE") == "token":
         console.print(
-            Text("the dashboard asks for a token: ", style="dim").append("ray get-auth-token"),
+            Text("the dashboard asks for a token: ", style="dim").append(_token_command()),
             soft_wrap=True,
         )
     console.print("\nTry:", style="bold")
@@ -188,13 +189,20 @@ def _show(console: Console, workspace: Workspace, deployment: Any, seconds: floa
         console.print(Text(call.curl(deployment.address)), soft_wrap=True)
 
 
+def _token_command() -> str:
+    """What prints the token, from where the user stands."""
+    ray = Path(sys.executable).with_name("ray")
+    with contextlib.suppress(ValueError):
+        ray = ray.relative_to(Path.cwd())
+    return f"{ray} get-auth-token"
+
+
 def _table(report: dict[str, Any]) -> Table:
     """Ensemble, learners and baselines on the last four weeks, best first."""
     table = Table(title="The last four weeks, as served", title_justify="left")
-    table.add_column("system")
-    table.add_column("kind")
+    table.add_column("system", no_wrap=True)
     for name in ("NDCG@10", "95% interval", "recall@10", "MRR", "MAP@10"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     shown = {n: s for n, s in report["scorers"].items() if s["kind"] != "fallback"}
     for name, scorer in sorted(
         shown.items(), key=lambda row: -row[1]["metrics"]["ndcg@10"]["value"]
@@ -204,7 +212,6 @@ def _table(report: dict[str, Any]) -> Table:
         others = [f"{figures[metric]['value']:.4f}" for metric in ("recall@10", "mrr", "map@10")]
         table.add_row(
             name,
-            scorer["kind"],
             f"{ndcg['value']:.4f}",
             f"{ndcg['low']:.4f} – {ndcg['high']:.4f}",
             *others,

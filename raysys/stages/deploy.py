@@ -118,8 +118,7 @@ def run(
             for name, address in deployment.addresses.items():
                 print(f"{name:>14}  {address}")
             print("up until Ctrl-C", flush=True)
-            with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
+            stay_until_interrupted()
             _shut_down()
     return manifest
 
@@ -217,6 +216,18 @@ def deploy(
     if _is_local(dashboard):
         _wait_ready(f"{address}/readyz", bundle)
     return Deployment(address, dashboard, bundle)
+
+
+def stay_until_interrupted() -> None:
+    """Return when Ctrl-C comes.
+
+    The signal may reach a thread of Ray's, and then nothing wakes a main thread that waits on a
+    lock for ever: it looks by itself, twice a second.
+    """
+    never = threading.Event()
+    with contextlib.suppress(KeyboardInterrupt):
+        while not never.wait(0.5):
+            pass
 
 
 def _wait_running(client: Any, config: dict[str, Any], reach: Any) -> str:
