@@ -45,8 +45,11 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
     ] = False,
 ) -> None:
-    # before anything imports transformers, which talks to the terminal as it loads
+    from raysys.cluster import settle_environment
+
+    # before anything imports transformers, which talks to the terminal as it loads, or Ray
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    settle_environment()
 
 
 @app.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 
 import psutil
@@ -26,6 +27,13 @@ QUIET = {
 }
 
 
+def settle_environment() -> None:
+    """Choose what the environment does not say; Ray reads some of it as soon as it is imported."""
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 @contextlib.contextmanager
 def ray_session(*, dashboard: bool = False, log_to_driver: bool = False) -> Iterator[None]:
     """Ray for the time of a stage; inside an open session it does nothing.
@@ -34,9 +42,7 @@ def ray_session(*, dashboard: bool = False, log_to_driver: bool = False) -> Iter
         dashboard: start Ray's dashboard with a local cluster.
         log_to_driver: show what workers print.
     """
-    for key, value in QUIET.items():
-        os.environ.setdefault(key, value)
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    settle_environment()
     import ray
 
     if ray.is_initialized():
@@ -58,6 +64,18 @@ def ray_session(*, dashboard: bool = False, log_to_driver: bool = False) -> Iter
         yield
     finally:
         ray.shutdown()
+
+
+def stay_until_interrupted() -> None:
+    """Return when Ctrl-C comes.
+
+    The signal may reach a thread of Ray's, and then nothing wakes a main thread that waits on a
+    lock for ever: it looks by itself, twice a second.
+    """
+    never = threading.Event()
+    with contextlib.suppress(KeyboardInterrupt):
+        while not never.wait(0.5):
+            pass
 
 
 def object_store_bytes() -> int:

@@ -21,11 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raysys.cluster import ray_session
+from raysys.cluster import ray_session, stay_until_interrupted
 from raysys.config import find_config, load_settings
 from raysys.errors import UserError
 from raysys.progress import task
-from raysys.stages.deploy import stay_until_interrupted
 from raysys.storage import Manifest, Workspace
 
 PRESET = "complete_journey"

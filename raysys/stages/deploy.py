@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from urllib.request import urlopen
 from pydantic import BaseModel, create_model
 from ray.serve.schema import ServeDeploySchema
 
-from raysys.cluster import QUIET, ray_session
+from raysys.cluster import ray_session, settle_environment, stay_until_interrupted
 from raysys.config import Settings, StageSettings, parse_settings
 from raysys.errors import UserError
 from raysys.progress import task
@@ -165,9 +164,7 @@ def cluster() -> Iterator[tuple[str, bool]]:
     Raises:
         UserError: the cluster that was named does not answer.
     """
-    for key, value in QUIET.items():
-        os.environ.setdefault(key, value)
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    settle_environment()
     import ray
 
     named = os.environ.get("RAY_DASHBOARD_ADDRESS", "")
@@ -216,18 +213,6 @@ def deploy(
     if _is_local(dashboard):
         _wait_ready(f"{address}/readyz", bundle)
     return Deployment(address, dashboard, bundle)
-
-
-def stay_until_interrupted() -> None:
-    """Return when Ctrl-C comes.
-
-    The signal may reach a thread of Ray's, and then nothing wakes a main thread that waits on a
-    lock for ever: it looks by itself, twice a second.
-    """
-    never = threading.Event()
-    with contextlib.suppress(KeyboardInterrupt):
-        while not never.wait(0.5):
-            pass
 
 
 def _wait_running(client: Any, config: dict[str, Any], reach: Any) -> str:
