@@ -194,6 +194,7 @@ class RichListener:
         """See `raysys.progress.Listener.finish`."""
         name, began = self._began.pop(key)
         self._progress.remove_task(TaskID(key))
+        self._progress.refresh()  # at once: what is printed next must not meet the row on screen
         line = Text("✓ ", style="green").append(name, style="default")
         line.append(f"  {time.monotonic() - began:.1f} s", style="cyan")
         if note:
