@@ -93,3 +93,5 @@ def _quieten() -> None:
     context.print_on_execution_start = False
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # it warns that the bars are off, which is what was asked for
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
