@@ -33,14 +33,14 @@ def bundle(registry: Registry) -> Path:
     return registry.path("champion")
 
 
-@pytest.fixture(scope="session")
-def service(registry: Registry) -> Service:
+@pytest.fixture(scope="package")
+def service(registry: Registry, _hashed_words: None) -> Service:
     args = ServeArgs(registry=str(registry.root), clock="log_end", k_max=50)
     warm = Service(args)
     warm.warm_up()
     return warm
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(service: Service) -> TestClient:
     return TestClient(http_app(service), raise_server_exceptions=False)

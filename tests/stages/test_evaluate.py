@@ -117,4 +117,5 @@ def test_without_prices_there_are_no_bands(trained: Workspace) -> None:
 
 
 def test_the_preset_is_valid() -> None:
-    load_settings(EvaluateSettings, PRESETS / "complete_journey" / "evaluate.yaml")
+    preset = load_settings(EvaluateSettings, PRESETS / "complete_journey" / "evaluate.yaml")
+    assert (preset.bundle, preset.draw) == ("champion", "user")
