@@ -25,7 +25,7 @@ EVENT_TYPES: Final = (
 
 TIMESTAMP: Final = pa.timestamp("ms", tz="UTC")
 
-EVENTS: Final = pa.schema(
+LOGGED_EVENTS: Final = pa.schema(
     [
         pa.field("event_id", pa.string(), nullable=False),
         pa.field("event_type", pa.string(), nullable=False),
@@ -45,6 +45,16 @@ EVENTS: Final = pa.schema(
         pa.field("rating", pa.float64()),
     ]
 )
+"""What a shop's log can say of an event; mappings fill these columns."""
+
+EVENTS: Final = pa.schema(
+    [
+        *LOGGED_EVENTS,
+        pa.field("inferred", pa.bool_()),  # true: no log says so, ingest concluded it
+        pa.field("sampling_probability", pa.float64()),  # of an inferred event, in (0, 1]
+    ]
+)
+"""Events as ingest writes them."""
 
 ITEMS: Final = pa.schema(
     [
@@ -59,6 +69,7 @@ ITEMS: Final = pa.schema(
         pa.field("size", pa.string()),
         pa.field("price", pa.float64()),
         pa.field("currency", pa.string()),
+        pa.field("available_from", TIMESTAMP),  # no event can be older
     ]
 )
 

@@ -59,21 +59,21 @@ class EventFiles(Files):
     """Files of events."""
 
     columns: dict[str, str]
-    """Column of `schema.EVENTS` → column of the file (JSON lines: a dotted path)."""
+    """Column of `schema.LOGGED_EVENTS` → column of the file (JSON lines: a dotted path)."""
 
     event_types: dict[str, str] = {}
     """The log's word → one of `schema.EVENT_TYPES`; words of the vocabulary need no entry."""
 
     time: TimeFormat = TimeFormat()
     constants: dict[str, str] = {}
-    """Column of `schema.EVENTS` → what it holds in every row."""
+    """Column of `schema.LOGGED_EVENTS` → what it holds in every row."""
 
     items: dict[str, str] = {}
     """Column of `schema.ITEMS` → column of this file, for logs that carry their catalogue."""
 
     @model_validator(mode="after")
     def _complete(self) -> EventFiles:
-        _known((*self.columns, *self.constants), schema.EVENTS.names)
+        _known((*self.columns, *self.constants), schema.LOGGED_EVENTS.names)
         _known(self.items, [name for name in schema.ITEMS.names if name != "item_id"])
         both = sorted(set(self.columns) & set(self.constants))
         if both:
@@ -166,14 +166,14 @@ def check_columns(
 
 
 def draft_events(rows: pl.DataFrame, files: EventFiles, *, where: str) -> pl.DataFrame:
-    """Rows of a file as draft events: every column of `schema.EVENTS`, plus `UNPARSED`, `MENDED`.
+    """Rows of a file as draft events: columns of `schema.LOGGED_EVENTS`, `UNPARSED`, `MENDED`.
 
     Timestamps are Int64 UTC milliseconds here; columns that nothing fills are null.
 
     Raises:
         UserError: the unit of time is obviously wrong.
     """
-    columns = _read(rows, files.columns, files.constants, schema.EVENTS, skip=("timestamp",))
+    columns = _read(rows, files.columns, files.constants, schema.LOGGED_EVENTS, skip=("timestamp",))
     if "timestamp" in files.columns:
         raw = _blank_to_null(rows[files.columns["timestamp"]])
         check_unit(raw, files.time, where=f"{where}, column {files.columns['timestamp']!r}")
@@ -184,7 +184,7 @@ def draft_events(rows: pl.DataFrame, files: EventFiles, *, where: str) -> pl.Dat
     if files.event_types:
         raw, words = columns["event_type"]
         columns["event_type"] = (raw, words.replace(files.event_types))
-    return _assemble(rows, columns, schema.EVENTS)
+    return _assemble(rows, columns, schema.LOGGED_EVENTS)
 
 
 def draft_items(

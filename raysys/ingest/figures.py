@@ -76,7 +76,7 @@ class LogFigures:
 
 
 def measure(events: pl.DataFrame) -> LogFigures:
-    """The figures of all events of some users (columns of `schema.EVENTS`, timestamps in ms)."""
+    """The figures of all events of some users (`schema.LOGGED_EVENTS`, moments in ms)."""
     figures = LogFigures()
     if events.height == 0:
         return figures

@@ -124,7 +124,7 @@ def settle_bucket(
     tally = Tally()
     if again.any():
         twice = events.filter(again)
-        told = twice.select(schema.EVENTS.names)
+        told = twice.select(schema.LOGGED_EVENTS.names)
         reasons = pl.Series([DUPLICATE]).new_from_index(0, twice.height)
         rejected = quarantine(twice, told, reasons, "events")
         note(tally, rejected)
@@ -156,7 +156,9 @@ def write_dates(dates: Sequence[str], settled: Sequence[Settled], out: Path) -> 
             for at, when in enumerate(one.dates)
             if when == date
         ]
-        frame = _frame(pa.Table.from_batches(batches))
+        frame = _frame(pa.Table.from_batches(batches)).with_columns(
+            inferred=pl.lit(False), sampling_probability=pl.lit(None, dtype=pl.Float64)
+        )
         if len(batches) > 1:
             frame = frame.sort(ORDER)
         folder = out / "events" / f"date={date}"

@@ -40,7 +40,7 @@ def find_duplicates(events: pl.DataFrame) -> pl.Series:
     Args:
         events: all events of some users, with `SOURCE`, `ROW` and `OWN_ID`.
     """
-    every = [name for name in schema.EVENTS.names if name != "event_id"]
+    every = [name for name in schema.LOGGED_EVENTS.names if name != "event_id"]
     numbered = events.with_row_index("_at").sort(SOURCE, ROW)
     own = numbered.filter(OWN_ID).unique("event_id", keep="first")["_at"]
     made = numbered.filter(~pl.col(OWN_ID)).unique(every, keep="first")["_at"]

@@ -27,7 +27,7 @@ def test_a_draft_has_every_column_of_the_vocabulary():
     rows = pl.DataFrame({"u": ["1"], "i": ["2"], "what": ["buy"], "t": ["1511658000"]})
     files = events(event_types={"buy": "purchase"}, constants={"currency": "EUR"})
     draft = draft_events(rows, files, where="log.csv")
-    assert draft.columns[: len(schema.EVENTS)] == schema.EVENTS.names
+    assert draft.columns[: len(schema.LOGGED_EVENTS)] == schema.LOGGED_EVENTS.names
     one = draft.row(0, named=True)
     assert one["event_type"] == "purchase"
     assert one["timestamp"] == 1_511_658_000_000
