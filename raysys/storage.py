@@ -43,6 +43,11 @@ class Workspace:
         return self.root / "ingest"
 
     @property
+    def pieces(self) -> Path:
+        """What the log's files held, clean and by date: the next ingest reads only new files."""
+        return self.root / "ingest.pieces"
+
+    @property
     def features(self) -> Path:
         """Requests, examples, catalogue and the feature state at the end of the log."""
         return self.root / "features"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,17 +23,8 @@ from raysys.datasets.mapping import (
     polars_type,
 )
 from raysys.datasets.source import Source
-from raysys.ingest.passes import (
-    ITEMS_SEEN,
-    ITEMS_TOLD,
-    SEEN_ITEM,
-    TOLD_ITEM,
-    USERS_SEEN,
-    read_seen,
-    to_arrow,
-    unread,
-    write_quarantine,
-)
+from raysys.ingest.columns import read_all, to_arrow, write_quarantine
+from raysys.ingest.reading import TOLD, unread
 from raysys.ingest.rules import (
     DUPLICATE,
     ROW,
@@ -44,6 +36,13 @@ from raysys.ingest.rules import (
     note,
     quarantine,
     user_rules,
+)
+from raysys.ingest.settling import (
+    ITEMS_SEEN,
+    SEEN_ITEM,
+    SEEN_USER,
+    TOLD_ITEM,
+    USERS_SEEN,
 )
 from raysys.ingest.tally import EXAMPLES, Tally
 
@@ -68,17 +67,27 @@ class EntityFigures:
 
 
 def write_entities(
-    source: Source, limits: Limits, work: Path, out: Path
-) -> tuple[dict[str, Tally], EntityFigures]:
+    source: Source, limits: Limits, pieces: Sequence[Path], units: Sequence[Path], out: Path
+) -> tuple[dict[str, Tally], EntityFigures, dict[int, int]]:
     """Write `items.parquet` and `users.parquet`; returns their tallies and figures.
 
     An item is known from the shop's own file, else from the first event that describes it, else
-    by its id alone (counted as mended `unknown_item`). Where no file gives a price, it is the
+    by its id alone (counted as added `unknown_item`). Where no file gives a price, it is the
     first price above zero that anybody paid or saw: the one that looks least ahead.
+
+    Args:
+        source: the shop's own files.
+        limits: bounds that the rules hold rows to.
+        pieces: folders of the first pass, in file order.
+        units: folders of the second pass.
+        out: where to write.
+
+    Returns:
+        tallies by table; figures; how many users have 1, 2–3, 4–7, … events, by power of two.
     """
-    seen = _merge_seen(read_seen(work / ITEMS_SEEN, SEEN_ITEM))
+    seen = _merge_seen(read_all(_those(units, ITEMS_SEEN), SEEN_ITEM))
     items, tally = _own_items(source, limits, out)
-    told, told_tally = _told_items(limits, work, out)
+    told, told_tally = _told_items(limits, pieces, out)
     known = pl.concat([items, told.join(items, on="item_id", how="anti")])
     items, unknown = _complete(known, seen)
     if unknown.height and (source.items or told.height):
@@ -88,14 +97,22 @@ def write_entities(
     tallies = {"items": tally}
     if told_tally.rows_in:
         tallies["told_items"] = told_tally
-    users, user_tally = _users(source, limits, work, out)
+    active = read_all(_those(units, USERS_SEEN), SEEN_USER)
+    active = active.group_by("user_id").agg(pl.col("events").sum())
+    users, user_tally = _users(source, limits, active.select("user_id"), out)
     pq.write_table(to_arrow(items, schema.ITEMS), out / "items.parquet", compression="zstd")
     pq.write_table(_with_maps(users), out / "users.parquet", compression="zstd")
     figures = _describe(items, seen)
     figures.unknown_items = unknown.height
     figures.users = users.height
     figures.described_users = int((users[ATTRIBUTES].list.len() > 0).sum())
-    return {**tallies, "users": user_tally}, figures
+    powers = active.select(pl.col("events").log(2).floor().cast(pl.Int64).alias("power"))
+    histogram = dict(powers.group_by("power").len().sort("power").iter_rows())
+    return {**tallies, "users": user_tally}, figures, histogram
+
+
+def _those(folders: Sequence[Path], name: str) -> list[Path]:
+    return [folder / name for folder in folders if (folder / name).exists()]
 
 
 def _with_maps(users: pl.DataFrame) -> pa.Table:
@@ -126,17 +143,17 @@ def _own_items(source: Source, limits: Limits, out: Path) -> tuple[pl.DataFrame,
     return _first_of_each(frames, "item_id", empty, tally, rejected, out, "items"), tally
 
 
-def _told_items(limits: Limits, work: Path, out: Path) -> tuple[pl.DataFrame, Tally]:
+def _told_items(limits: Limits, pieces: Sequence[Path], out: Path) -> tuple[pl.DataFrame, Tally]:
     """What the log itself says of its items: the earliest word on each.
 
     What is wrong with such a description is quarantined as a row of its own table, `told_items`:
     the event that told it is clean and counted already.
     """
-    told = read_seen(work / ITEMS_TOLD, TOLD_ITEM)
+    told = read_all(_those(pieces, TOLD), TOLD_ITEM)
     told = told.sort("_told", SOURCE, ROW).unique("item_id", keep="first")
     draft = told.with_columns(pl.lit(None, dtype=pl.String).alias(UNPARSED))
     clean, rejected, tally = apply(item_rules(limits), draft, told, "told_items")
-    write_quarantine([rejected], out, "told_items")
+    write_quarantine([rejected], out / "quarantine" / "told_items.parquet")
     return clean.select(schema.ITEMS.names), tally
 
 
@@ -164,7 +181,9 @@ def _merge_seen(seen: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _users(source: Source, limits: Limits, work: Path, out: Path) -> tuple[pl.DataFrame, Tally]:
+def _users(
+    source: Source, limits: Limits, seen: pl.DataFrame, out: Path
+) -> tuple[pl.DataFrame, Tally]:
     """Everybody who did something or is described, with attributes where there are any."""
     rules = user_rules(limits)
     frames: list[pl.DataFrame] = []
@@ -176,7 +195,6 @@ def _users(source: Source, limits: Limits, work: Path, out: Path) -> tuple[pl.Da
             frames.append(_judged(rules, draft, block, part, tally, rejected, "users"))
     empty = pl.DataFrame(schema={"user_id": pl.String, ATTRIBUTES: _ENTRIES})
     described = _first_of_each(frames, "user_id", empty, tally, rejected, out, "users")
-    seen = read_seen(work / USERS_SEEN, {"user_id": pl.String})
     users = pl.concat([described, seen.join(described, on="user_id", how="anti")], how="diagonal")
     nothing = pl.lit([], dtype=_ENTRIES)
     return users.with_columns(pl.col(ATTRIBUTES).fill_null(nothing)).sort("user_id"), tally
@@ -237,7 +255,7 @@ def _first_of_each(
         rejected.append(extra)
         rows = rows.filter(~again).select(empty.columns)
         tally.rows_out -= twice.height
-    write_quarantine(rejected, out, table)
+    write_quarantine(rejected, out / "quarantine" / f"{table}.parquet")
     return rows
 
 

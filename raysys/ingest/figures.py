@@ -28,7 +28,7 @@ class LogFigures:
     types: Counter[str] = field(default_factory=Counter)
     days: Counter[str] = field(default_factory=Counter)  # "YYYY-MM-DD type" → events
     hours: Counter[int] = field(default_factory=Counter)  # hour of the day, UTC → events
-    session_lengths: Counter[int] = field(default_factory=Counter)  # events → sessions
+    session_lengths: Counter[int] = field(default_factory=Counter)  # events of a day → sessions
     user_events: Counter[int] = field(default_factory=Counter)  # power of two below → users
     prices: Counter[int] = field(default_factory=Counter)  # bin of PRICE_EDGES → events
     free: int = 0  # events with price zero
@@ -95,8 +95,9 @@ def measure(events: pl.DataFrame) -> LogFigures:
     figures.days = _counts(days)
     hour = pl.col("timestamp") // 3_600_000 % 24
     figures.hours = _counts(events.group_by(hour.alias("hour")).len())
-    sessions = events.group_by("user_id", "session_id").len("events")
-    figures.sessions = sessions.height
+    day = (pl.col("timestamp") // 86_400_000).alias("day")
+    sessions = events.group_by("user_id", "session_id", day).len("events")
+    figures.sessions = sessions.select(pl.struct("user_id", "session_id").n_unique()).item()
     figures.session_lengths = _counts(sessions.group_by("events").len())
     activity = events.group_by("user_id").len("events")
     power = activity.select(

@@ -1,31 +1,35 @@
-"""The passes in a row: pieces go out to Ray's tasks, only counts come back."""
+"""The passes in a row: pieces and units go out to Ray's tasks, only counts come back."""
 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from raysys import __version__
 from raysys.datasets.files import Part, find, fingerprint, split
 from raysys.datasets.mapping import AnyFiles
 from raysys.datasets.source import Source
 from raysys.errors import UserError
 from raysys.ingest.entities import EntityFigures, write_entities
 from raysys.ingest.figures import LogFigures
-from raysys.ingest.passes import Piece, Settled, read_piece, settle_bucket, write_dates
+from raysys.ingest.reading import PIECES, QUARANTINE, Piece, read_piece
 from raysys.ingest.rules import Limits
 from raysys.ingest.sessions import SessionSettings
+from raysys.ingest.settling import UNITS, Batches, Unit, plan_units, settle
 from raysys.ingest.spread import Spread
+from raysys.ingest.store import Store, link
+from raysys.ingest.tables import TABLE, TABLES, write_table
 from raysys.ingest.tally import Tally
 from raysys.progress import task
+from raysys.storage import digest
 
-PIECE_BYTES: Final = 64 << 20  # small files share a task up to this size
-PIECE_ROWS: Final = 2_000_000  # row groups of a Parquet file share a task up to this many rows
-BUCKET_ROWS: Final = 1_000_000
-_BYTES_A_ROW: Final = 40  # of text, packed or not: errs towards more buckets
+TASK_BYTES: Final = 64 << 20  # small files share a task up to this size
+PIECE_ROWS: Final = 2_000_000  # row groups of a Parquet file share a piece up to this many rows
+CUT_ROWS: Final = 1_500_000
+_BYTES_A_ROW: Final = 40  # of text, packed or not: errs towards more cuts
 
 
 @dataclass
@@ -37,6 +41,7 @@ class Outcome:
     log: LogFigures = field(default_factory=LogFigures)
     entities: EntityFigures = field(default_factory=EntityFigures)
     sources: list[tuple[str, int]] = field(default_factory=list)  # file, bytes
+    reused: dict[str, int] = field(default_factory=dict)  # pieces and days that were there already
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,15 @@ class Inputs:
     """The files of a source, found and fingerprinted."""
 
     parts: tuple[tuple[Part, ...], ...]  # of each event mapping
-    fingerprints: dict[str, str]
+    fingerprints: dict[str, str]  # path → fingerprint
+
+    def named(self) -> dict[str, str]:
+        """Fingerprints by the shortest name that tells a file from the others."""
+        names: dict[str, str] = {}
+        for path, mark in self.fingerprints.items():
+            short = path.rsplit("/", 1)[-1]
+            names[path if short in names else short] = mark
+        return names
 
 
 def inspect(source: Source) -> Inputs:
@@ -54,14 +67,17 @@ def inspect(source: Source) -> Inputs:
         UserError: a path names nothing, or an environment variable is not set.
     """
     parts = tuple(tuple(find(files)) for files in source.events)
-    prints: dict[str, str] = {}
     own: tuple[AnyFiles, ...] = (*source.items, *source.users)
     others = [part for files in own for part in find(files)]
-    for part in (*(part for group in parts for part in group), *others):
-        prints[part.path if part.label in prints else part.label] = fingerprint(part)
+    prints = {
+        part.path: fingerprint(part)
+        for part in (*(part for group in parts for part in group), *others)
+    }
     for table in source.tables:
         path = Path(table.path)
-        prints[path.name] = fingerprint(Part(table.path, path.name, "parquet", path.stat().st_size))
+        prints[table.path] = fingerprint(
+            Part(table.path, path.name, "parquet", path.stat().st_size)
+        )
     return Inputs(parts, prints)
 
 
@@ -72,136 +88,211 @@ def ingest(
     sessions: SessionSettings,
     out: Path,
     spread: Spread,
+    store: Store,
 ) -> Outcome:
-    """Run all passes into the empty folder `out`; `spread` says who does the pieces.
+    """Run all passes into the empty folder `out`; `spread` says who does the work.
+
+    What `store` holds of earlier runs is not done again; afterwards it holds what this outcome
+    is made of, and nothing else.
 
     Raises:
         UserError: the mapping does not fit the files, or nothing of the log is left.
     """
-    work = out / ".work"
-    work.mkdir()
     outcome = Outcome(sources=[(p.label, p.size) for group in inputs.parts for p in group])
-    buckets = _how_many_buckets(inputs, spread.cpus)
-    pieces = plan(source, inputs)
+    pieces = plan_pieces(source, inputs, limits)
+    tables = [
+        digest([TABLES, inputs.fingerprints[table.path], table.name, __version__])
+        for table in source.tables
+    ]
+    _read(source, pieces, tables, limits, spread, store, outcome)
     tally = Tally()
-    with task("read and check", len(pieces)) as progress:
-        for result in spread.each(
-            len(pieces),
-            lambda n: read_piece(pieces[n], source, limits, buckets, work, out),
-        ):
-            if "table" in result:
-                outcome.tables.append(result["table"])
-            else:
-                tally.add(Tally.from_dict(result["tally"]))
-            progress.advance()
-        outcome.tables.sort(key=lambda table: str(table["name"]))
-        progress.note = f"{tally.rows_in:,} rows"
-    settled: list[Settled] = []
-    with task("sessions", buckets) as progress:
-        for result in spread.each(buckets, lambda n: settle_bucket(n, sessions, work, out)):
-            progress.advance()
-            if result.get("path"):
-                again = Tally.from_dict(result["tally"])
-                again.rows_out -= again.quarantined
-                tally.add(again)
-                outcome.log.add(LogFigures.from_dict(result["figures"]))
-                settled.append(Settled(result["path"], result["dates"]))
-        progress.note = f"{outcome.log.sessions:,} sessions of {outcome.log.users:,} users"
+    batches = []
+    for piece in pieces:
+        result = store.result(PIECES, piece.key)
+        tally.add(Tally.from_dict(result["tally"]))
+        numbered = tuple((n, *batch) for n, batch in enumerate(result["batches"]))
+        batches.append(Batches(piece.key, piece.part.key, piece.part.label, numbered))
+    causes = [sessions.model_dump(mode="json"), __version__]
+    units = plan_units(batches, causes, digest)
+    _settle(units, sessions, spread, store, outcome)
+    for unit in units:
+        result = store.result(UNITS, unit.key)
+        again = Tally.from_dict(result["tally"])
+        again.rows_out -= again.quarantined
+        tally.add(again)
+        outcome.log.add(LogFigures.from_dict(result["figures"]))
     outcome.tallies["events"] = tally
     _require_something(tally)
-    settled.sort(key=lambda one: one.path)
-    _write(outcome, source, limits, settled, work, out, spread)
-    shutil.rmtree(work)
+    _finish(outcome, source, limits, pieces, units, spread, store, out)
+    for number, key in enumerate(tables):
+        outcome.tables.append(store.result(TABLES, key))
+        link(store.folder(TABLES, key) / TABLE, out / f"{source.tables[number].name}.parquet")
+    outcome.tables.sort(key=lambda table: str(table["name"]))
+    store.keep_only(PIECES, [piece.key for piece in pieces])
+    store.keep_only(UNITS, [unit.key for unit in units])
+    store.keep_only(TABLES, tables)
     return outcome
 
 
-def plan(source: Source, inputs: Inputs) -> list[Piece]:
-    """What each task reads: large Parquet files in several pieces, small files together."""
-    pieces = [Piece(0, table=number) for number in range(len(source.tables))]
+def plan_pieces(source: Source, inputs: Inputs, limits: Limits) -> list[Piece]:
+    """All pieces in file order: a file each, large Parquet files several."""
+    pieces = []
     for mapping, parts in enumerate(inputs.parts):
-        together: list[Part] = []
+        files = source.events[mapping].model_dump(mode="json", exclude={"paths"})
+        causes = [source.title, files, limits.model_dump(mode="json"), __version__]
         for part in (piece for file in parts for piece in split(file, PIECE_ROWS)):
-            if together and sum(p.size for p in together) + part.size > PIECE_BYTES:
-                pieces.append(Piece(0, mapping, tuple(together)))
-                together = []
-            together.append(part)
-        pieces.append(Piece(0, mapping, tuple(together)))
-    largest_first = sorted(pieces, key=lambda piece: -_bytes(piece, source))
-    return [
-        Piece(number, piece.mapping, piece.parts, piece.table)
-        for number, piece in enumerate(largest_first)
-    ]
+            place = [part.label, part.row_groups, inputs.fingerprints[part.path]]
+            pieces.append(Piece(digest([PIECES, causes, place]), mapping, part))
+    return pieces
 
 
-def _write(
+def _read(
+    source: Source,
+    pieces: Sequence[Piece],
+    tables: Sequence[str],
+    limits: Limits,
+    spread: Spread,
+    store: Store,
+    outcome: Outcome,
+) -> None:
+    """First pass, over what the store does not hold yet."""
+    cuts = _most_cuts(pieces)
+    missing = [piece for piece in pieces if not store.has(PIECES, piece.key)]
+    sized = [(piece.part.size * _share(piece.part), piece) for piece in missing]
+    jobs: list[tuple[float, Callable[[], int]]] = []
+    for number, key in enumerate(tables):
+        if not store.has(TABLES, key):
+            table = source.tables[number]
+            size = Path(table.path).stat().st_size
+            jobs.append((size, lambda t=table, k=key: write_table(t, k, store)))  # type: ignore[misc]
+    for together, group in _together(sized):
+        jobs.append((together, lambda g=group: _read_group(g, source, limits, cuts, store)))  # type: ignore[misc]
+    jobs.sort(key=lambda job: -job[0])
+    outcome.reused["pieces"] = len(pieces) - len(missing)
+    _each("read and check", jobs, spread, outcome.reused["pieces"], "files")
+
+
+def _read_group(
+    pieces: Sequence[Piece], source: Source, limits: Limits, cuts: int, store: Store
+) -> int:
+    for piece in pieces:
+        if not store.has(PIECES, piece.key):  # a worker that died may have done it
+            read_piece(piece, source, limits, cuts, store)
+    return sum(store.result(PIECES, piece.key)["tally"]["rows_in"] for piece in pieces)
+
+
+def _settle(
+    units: Sequence[Unit],
+    sessions: SessionSettings,
+    spread: Spread,
+    store: Store,
+    outcome: Outcome,
+) -> None:
+    """Second pass, over the days that the store does not hold as they are now."""
+    missing = [unit for unit in units if not store.has(UNITS, unit.key)]
+    outcome.reused["days"] = len(units) - len(missing)
+
+    def job(unit: Unit) -> int:
+        if not store.has(UNITS, unit.key):
+            settle(unit, sessions, store)
+        figures: dict[str, int] = store.result(UNITS, unit.key)["figures"]["types"]
+        return sum(figures.values())
+
+    jobs = [(1.0, lambda unit=unit: job(unit)) for unit in missing]
+    _each("sessions", jobs, spread, outcome.reused["days"], "blocks of days")
+
+
+def _each(
+    title: str,
+    jobs: Sequence[tuple[float, Callable[[], int]]],
+    spread: Spread,
+    reused: int,
+    what: str,
+) -> None:
+    """Do jobs, largest first, with progress in bytes or pieces."""
+    rows = 0
+    with task(title, len(jobs)) as progress:
+        for result in spread.each(len(jobs), lambda n: {"rows": jobs[n][1]()}):
+            rows += result["rows"]
+            progress.advance()
+        progress.note = f"{rows:,} rows" + (f"; {reused:,} {what} were there" if reused else "")
+
+
+def _finish(
     outcome: Outcome,
     source: Source,
     limits: Limits,
-    settled: Sequence[Settled],
-    work: Path,
-    out: Path,
+    pieces: Sequence[Piece],
+    units: Sequence[Unit],
     spread: Spread,
+    store: Store,
+    out: Path,
 ) -> None:
-    """The last pass: dates, and beside them items and users as one more task."""
-    dates = sorted({date for one in settled for date in one.dates})
-    groups = _groups(dates, outcome.log.days, spread.cpus)
+    """Items and users in one task; days and quarantine become part of the outcome by name."""
 
-    def write(number: int) -> dict[str, Any]:
-        if number:
-            return {"rows": write_dates(groups[number - 1], settled, out)}
-        tallies, figures = write_entities(source, limits, work, out)
+    def entities(_: int) -> dict[str, Any]:
+        tallies, figures, users = write_entities(
+            source,
+            limits,
+            [store.folder(PIECES, piece.key) for piece in pieces],
+            [store.folder(UNITS, unit.key) for unit in units],
+            out,
+        )
         return {
             "tallies": {name: tally.to_dict() for name, tally in tallies.items()},
             "figures": figures.__dict__,
+            "users": users,
         }
 
-    rows = 0
-    with task("write by date", outcome.tallies["events"].rows_out) as progress:
-        for result in spread.each(len(groups) + 1, write):
-            if "rows" in result:
-                rows += result["rows"]
-                progress.advance(result["rows"])
-                continue
-            for name, content in result["tallies"].items():
-                outcome.tallies[name] = Tally.from_dict(content)
-            outcome.entities = EntityFigures(**result["figures"])
-        progress.note = f"{len(dates):,} dates"
-    if rows != outcome.tallies["events"].rows_out:
-        lost = outcome.tallies["events"].rows_out - rows
-        raise RuntimeError(f"{lost} events were lost between the passes")
+    with task("items and users", 1) as progress:
+        (result,) = spread.each(1, entities)
+        progress.advance()
+        for name, content in result["tallies"].items():
+            outcome.tallies[name] = Tally.from_dict(content)
+        outcome.entities = EntityFigures(**result["figures"])
+        outcome.log.users = sum(result["users"].values())
+        outcome.log.user_events.update({int(k): n for k, n in result["users"].items()})
+        progress.note = f"{outcome.entities.items:,} items, {outcome.log.users:,} users"
+    for piece in pieces:
+        source_file = store.folder(PIECES, piece.key) / QUARANTINE
+        if source_file.exists():
+            link(source_file, out / "quarantine" / f"events-{piece.key}.parquet")
+    for unit in units:
+        folder = store.folder(UNITS, unit.key)
+        for date in store.result(UNITS, unit.key)["dates"]:
+            link(
+                folder / f"{date}.parquet",
+                out / "events" / f"date={date}" / f"part-{unit.cut}.parquet",
+            )
+        if (folder / QUARANTINE).exists():
+            link(folder / QUARANTINE, out / "quarantine" / f"days-{unit.key}.parquet")
 
 
-def _groups(dates: Sequence[str], days: dict[str, int], cpus: int) -> list[list[str]]:
-    """Consecutive dates in groups of about equal events: a few tasks for each CPU."""
-    events = dict.fromkeys(dates, 0)
-    for key, count in days.items():
-        events[key.split(" ", 1)[0]] += count
-    tasks = max(1, min(len(dates), 2 * cpus))
-    share = max(1, math.ceil(sum(events.values()) / tasks))
-    groups: list[list[str]] = [[]]
-    count = 0
-    for date in dates:
-        if count >= share:
-            groups.append([])
-            count = 0
-        groups[-1].append(date)
-        count += events[date]
+def _together(sized: Sequence[tuple[float, Piece]]) -> list[tuple[float, list[Piece]]]:
+    """Small pieces in groups that are worth a task."""
+    groups: list[tuple[float, list[Piece]]] = []
+    for size, piece in sized:
+        if groups and groups[-1][0] + size <= TASK_BYTES:
+            groups[-1] = (groups[-1][0] + size, [*groups[-1][1], piece])
+        else:
+            groups.append((size, [piece]))
     return groups
 
 
-def _how_many_buckets(inputs: Inputs, cpus: int) -> int:
-    """Enough that a bucket fits a task's memory, and one a CPU when the log is worth it."""
-    rows = 0
-    for part in (part for group in inputs.parts for part in group):
-        known = [piece.rows for piece in split(part, 1 << 62)]
-        rows += sum(n if n is not None else part.size // _BYTES_A_ROW for n in known)
-    return max(1, math.ceil(rows / BUCKET_ROWS), min(cpus, rows // 200_000))
+def _share(part: Part) -> float:
+    """Which share of its file's bytes a part is, about."""
+    if part.row_groups is None or part.rows is None:
+        return 1.0
+    return min(1.0, part.rows / max(1, part.first_row + part.rows))
 
 
-def _bytes(piece: Piece, source: Source) -> int:
-    if piece.table >= 0:
-        return Path(source.tables[piece.table].path).stat().st_size
-    return sum(part.size for part in piece.parts)
+def _most_cuts(pieces: Sequence[Piece]) -> int:
+    """Into how many cuts a day would fall if all the log were of one day: a power of two."""
+    rows = sum(
+        piece.part.rows if piece.part.rows is not None else piece.part.size // _BYTES_A_ROW
+        for piece in pieces
+    )
+    return 1 << min(10, max(0, math.ceil(math.log2(max(1, rows / CUT_ROWS)))))
 
 
 def _require_something(tally: Tally) -> None:

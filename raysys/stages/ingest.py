@@ -16,6 +16,7 @@ from raysys.ingest import pipeline, quality
 from raysys.ingest.rules import Limits
 from raysys.ingest.sessions import SessionSettings
 from raysys.ingest.spread import OnRay
+from raysys.ingest.store import Store
 from raysys.progress import task
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
 
@@ -57,14 +58,20 @@ def run(settings: IngestSettings, workspace: Workspace, *, force: bool = False) 
     inputs = pipeline.inspect(source)
     manifest = Manifest(
         stage="ingest",
-        inputs=inputs.fingerprints,
+        inputs=inputs.named(),
         settings=settings.model_dump(mode="json"),
     )
     if not force and is_done(workspace.ingest, manifest):
         return read_manifest(workspace.ingest)
     with ray_session(), replacing(workspace.ingest) as folder:
         outcome = pipeline.ingest(
-            source, inputs, settings.limits, settings.sessions, folder, OnRay()
+            source,
+            inputs,
+            settings.limits,
+            settings.sessions,
+            folder,
+            OnRay(),
+            Store(workspace.pieces),
         )
         manifest.counts = counts(outcome)
         manifest.figures = figures(outcome)

@@ -14,6 +14,7 @@ from raysys.ingest import pipeline
 from raysys.ingest.rules import Limits
 from raysys.ingest.sessions import SessionSettings
 from raysys.ingest.spread import InProcess
+from raysys.ingest.store import Store
 
 DATA = Path(
     os.environ.get("RAYSYS_DATA") or Path(__file__).parents[3] / "shared" / "data"
@@ -83,6 +84,7 @@ def take(
         sessions or SessionSettings(),
         out,
         InProcess(),
+        Store(folder / "pieces"),
     )
     taken = Taken(outcome, out)
     for tally in outcome.tallies.values():
@@ -90,5 +92,4 @@ def take(
     assert taken.events.height == taken.tally.rows_out
     total = sum(tally.quarantined for tally in outcome.tallies.values())
     assert (taken.quarantine.height if total else 0) == total
-    assert not (out / ".work").exists()
     return taken

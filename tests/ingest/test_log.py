@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from raysys import schema
 from raysys.config import find_config, load_settings
 from raysys.errors import UserError
-from raysys.ingest import pipeline
+from raysys.ingest import pipeline, reading, settling
 from raysys.ingest.figures import LogFigures, measure
 from raysys.ingest.quality import write_report
 from raysys.ingest.rules import ROW, SOURCE, Limits
-from raysys.ingest.sessions import SessionSettings, assign_sessions
+from raysys.ingest.sessions import SessionSettings, find_sessions
 from raysys.stages.ingest import IngestSettings, _source
 from tests.ingest.shop import DATA, HEADER, START, good_rows, mapping, take
 
@@ -52,10 +52,15 @@ def _events(moments, session=None):
     )
 
 
+def _sessions(events, **settings):
+    ordered = events.sort("timestamp", maintain_order=True)
+    return find_sessions(ordered, (), SessionSettings(**settings), 0).events.sort(ROW)
+
+
 def test_a_session_ends_after_the_gap():
     minute = 60_000
     events = _events([0, 0, 29 * minute, 31 * minute, 59 * minute, 200 * minute])
-    found = assign_sessions(events, SessionSettings(gap_minutes=30)).sort(ROW)
+    found = _sessions(events, gap_minutes=30)
     assert found["session_id"].to_list() == [
         "u0@0", "u1@0", "u0@0", f"u1@{31 * minute}", "u0@0", f"u1@{200 * minute}",
     ]  # fmt: skip
@@ -63,16 +68,16 @@ def test_a_session_ends_after_the_gap():
 
 def test_own_sessions_stand_unless_told_otherwise():
     events = _events([0, 0, 1, 1], ["a", "b", None, "b"])
-    kept = assign_sessions(events, SessionSettings()).sort(ROW)
+    kept = _sessions(events)
     assert kept["session_id"].to_list() == ["a", "b", "u0@1", "b"]
-    made = assign_sessions(events, SessionSettings(keep_own_ids=False)).sort(ROW)
+    made = _sessions(events, keep_own_ids=False)
     assert made["session_id"].to_list() == ["u0@0", "u1@0", "u0@0", "u1@0"]
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(0, 10_000_000), min_size=1, max_size=40), st.floats(0.1, 60))
 def test_sessions_are_what_a_loop_over_sorted_events_says(moments, gap):
-    found = assign_sessions(_events(moments), SessionSettings(gap_minutes=gap))
+    found = _sessions(_events(moments), gap_minutes=gap)
     for user in ("u0", "u1"):
         mine = found.filter(pl.col("user_id") == user).sort("timestamp", ROW)
         begin = last = None
@@ -91,8 +96,11 @@ def test_pieces_and_buckets_do_not_change_the_outcome(tmp_path, monkeypatch):
     one = take(tmp_path / "a", mapping(tmp_path / "log.csv"))
     for i in range(4):
         (tmp_path / f"part{i}.csv").write_text("\n".join([HEADER, *lines[500 * i : 500 * i + 500]]))
-    monkeypatch.setattr(pipeline, "PIECE_BYTES", 1)
-    monkeypatch.setattr(pipeline, "BUCKET_ROWS", 300)
+    monkeypatch.setattr(pipeline, "TASK_BYTES", 1)
+    monkeypatch.setattr(pipeline, "CUT_ROWS", 100)
+    monkeypatch.setattr(settling, "_UNIT_ROWS", 300)
+    monkeypatch.setattr(reading, "_BATCH_ROWS", 16)
+    monkeypatch.setattr(reading, "_FLUSH_ROWS", 300)
     (tmp_path / "b").mkdir()
     many = take(tmp_path / "b", mapping(tmp_path / "part*.csv"))
     assert len(many.outcome.sources) == 4

@@ -1,0 +1,194 @@
+"""First pass: a file, or some row groups of one, read once and kept clean, cut by date.
+
+What comes of a file depends on the file and the settings alone, so it is kept in the store under
+the digest of both: a second run reads only what is new or has changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+import pyarrow as pa
+
+from raysys.datasets.files import Block, Part, read
+from raysys.datasets.mapping import MENDED, UNPARSED, EventFiles, draft_events, draft_items
+from raysys.datasets.source import Source
+from raysys.ingest.columns import COMPRESSED, DAY_MS, write_arrow, write_quarantine
+from raysys.ingest.rules import (
+    QUARANTINE_SCHEMA,
+    ROW,
+    SOURCE,
+    Limits,
+    apply,
+    event_rules,
+    note,
+)
+from raysys.ingest.store import Store
+from raysys.ingest.tally import Tally
+
+PIECES: Final = "pieces"
+EVENTS: Final = "events.arrow"
+TOLD: Final = "told_items.arrow"
+QUARANTINE: Final = "quarantine.parquet"
+
+_FLUSH_ROWS: Final = 500_000
+_BATCH_ROWS: Final = 4_096  # a date's rows are cut by user only into batches of at least this
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one read leaves in the store.
+
+    Attributes:
+        key: digest of the file's fingerprint, its mapping and the rules.
+        mapping: index into `Source.events`.
+        part: the file, or its row groups.
+    """
+
+    key: str
+    mapping: int
+    part: Part
+
+
+def read_piece(piece: Piece, source: Source, limits: Limits, cuts: int, store: Store) -> None:
+    """Read a piece into the store.
+
+    Its result holds the tally, and for each record batch of `events.arrow` its day (since
+    1970-01-01), its cut and into how many cuts the day was cut (see `cut_of`), and its rows.
+
+    Args:
+        piece: what to read.
+        source: the mappings and the adapter.
+        limits: bounds that the rules hold rows to.
+        cuts: most cuts of one day, a power of two.
+        store: where to keep it.
+
+    Raises:
+        UserError: the mapping cannot be right for the file.
+    """
+    files, part = source.events[piece.mapping], piece.part
+    tally = Tally()
+    rejected: list[pl.DataFrame] = []
+    told: list[pl.DataFrame] = []
+    rules = event_rules(limits)
+    result: dict[str, Any] = {"label": part.label}
+    with store.doing(PIECES, piece.key, result) as folder:
+        dealer = _Dealer(folder / EVENTS, [*files.columns, *files.constants, ROW], cuts)
+        for block in read(part, files, source.derived):
+            rejected.append(_reject_unread(block, part, tally))
+            if block.rows.height == 0:
+                continue
+            raw = source.prepare_events(block.rows) if source.prepare_events else block.rows
+            draft = _placed(draft_events(raw, files, where=part.label), block, part)
+            clean, bad, counted = apply(rules, draft, block.rows, "events")
+            tally.add(counted)
+            rejected.append(bad)
+            if files.items:
+                told.append(_items_told(raw, files, draft, clean))
+            dealer.deal(clean)
+        result["batches"] = dealer.close()
+        result["tally"] = tally.to_dict()
+        if told:
+            write_arrow(pl.concat(told), folder / TOLD)
+        write_quarantine(rejected, folder / QUARANTINE)
+
+
+def cut_of(users: pl.Series, cuts: int) -> pl.Series:
+    """Which of `cuts` (a power of two) each user belongs to: UInt64[n].
+
+    Cuts nest: cut `c` of 4 is half of cut `c % 2` of 2.
+    """
+    return users.hash(seed=0) & (cuts - 1)
+
+
+def unread(block: Block, part: Part, table: str) -> pl.DataFrame:
+    """What a reader could not read, for the quarantine."""
+    rows = [(table, fault.reason, part.label, fault.row, fault.raw) for fault in block.faults]
+    return pl.DataFrame(rows, schema=QUARANTINE_SCHEMA, orient="row")
+
+
+def _reject_unread(block: Block, part: Part, tally: Tally) -> pl.DataFrame:
+    rejected = unread(block, part, "events")
+    tally.rows_in += rejected.height
+    note(tally, rejected)
+    return rejected
+
+
+def _placed(draft: pl.DataFrame, block: Block, part: Part) -> pl.DataFrame:
+    """Draft events with their place of origin."""
+    return draft.with_columns(pl.lit(part.label).alias(SOURCE), block.numbers.alias(ROW))
+
+
+def _items_told(
+    raw: pl.DataFrame, files: EventFiles, draft: pl.DataFrame, clean: pl.DataFrame
+) -> pl.DataFrame:
+    """What clean events say of their items: draft items, the first word on each."""
+    items = draft_items(raw, files.items).drop(UNPARSED, MENDED)
+    items = items.with_columns(
+        draft["item_id"], draft["currency"], draft["timestamp"].alias("_told"), draft[SOURCE],
+        draft[ROW],
+    )  # fmt: skip
+    kept = items.join(clean.select(SOURCE, ROW), on=[SOURCE, ROW], how="semi")
+    return kept.drop_nulls("item_id").sort("_told", ROW).unique("item_id", keep="first")
+
+
+class _Dealer:
+    """Writes clean rows as one record batch a date; of large dates, one a date and cut."""
+
+    def __init__(self, path: Path, columns: list[str], cuts: int) -> None:
+        self._path = path
+        self._columns = columns
+        self._cuts = cuts
+        self._waiting: list[pl.DataFrame] = []
+        self._writer: Any = None
+        self._batches: list[list[int]] = []
+
+    def deal(self, rows: pl.DataFrame) -> None:
+        """Take rows in the file's order."""
+        self._waiting.append(rows.select(self._columns))
+        if sum(frame.height for frame in self._waiting) >= _FLUSH_ROWS:
+            self._flush()
+
+    def close(self) -> list[list[int]]:
+        """Finish the file; day, cut, cuts and rows of each of its record batches."""
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+        return self._batches
+
+    def _flush(self) -> None:
+        rows = pl.concat(self._waiting) if self._waiting else pl.DataFrame()
+        self._waiting = []
+        if rows.height == 0:
+            return
+        day = rows["timestamp"] // DAY_MS
+        if not day.is_sorted():
+            rows = rows.with_columns(day.alias("_day")).sort("_day", maintain_order=True)
+            day = rows["_day"]
+            rows = rows.drop("_day")
+        runs = day.rle().struct.unnest()
+        at = 0
+        for value, length in zip(runs["value"], runs["len"], strict=True):
+            self._write(rows.slice(at, length), value)
+            at += length
+
+    def _write(self, rows: pl.DataFrame, day: int) -> None:
+        cuts = min(self._cuts, 1 << max(0, (rows.height // _BATCH_ROWS).bit_length() - 1))
+        if cuts == 1:
+            self._append(rows, day, 0, 1)
+            return
+        cut = cut_of(rows["user_id"], cuts)
+        for number in range(cuts):
+            self._append(rows.filter(cut == number), day, number, cuts)
+
+    def _append(self, rows: pl.DataFrame, day: int, cut: int, cuts: int) -> None:
+        if rows.height == 0:
+            return
+        table = rows.to_arrow().combine_chunks()
+        if self._writer is None:
+            self._writer = pa.ipc.new_file(str(self._path), table.schema, options=COMPRESSED)
+        self._writer.write_batch(table.to_batches()[0])
+        self._batches.append([day, cut, cuts, rows.height])

@@ -1,0 +1,299 @@
+"""Second pass: the events of some days from all files, without repetition, in sessions, by time.
+
+A unit is a block of consecutive days, or one cut of its users where days are large. What it
+becomes depends on the pieces that hold rows of these days and of the week before (a session may
+have begun there), and on the settings: under the digest of these it is kept in the store, so a
+new file costs only the days it speaks of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+import pyarrow as pa
+
+from raysys import schema
+from raysys.datasets.mapping import polars_type
+from raysys.ingest.columns import (
+    DAY_MS,
+    date_of,
+    to_frame,
+    write_arrow,
+    write_parquet,
+    write_quarantine,
+)
+from raysys.ingest.figures import measure
+from raysys.ingest.reading import EVENTS, PIECES, QUARANTINE, cut_of
+from raysys.ingest.rules import DUPLICATE, ROW, SOURCE, note, quarantine
+from raysys.ingest.sessions import (
+    OWN_ID,
+    Sessions,
+    SessionSettings,
+    find_duplicates,
+    find_sessions,
+)
+from raysys.ingest.store import Store
+from raysys.ingest.tally import Tally
+
+UNITS: Final = "days"
+ITEMS_SEEN: Final = "items_seen.arrow"
+USERS_SEEN: Final = "users_seen.arrow"
+LOOK_BACK_DAYS: Final = 7  # a session that goes on for longer is cut
+
+_BLOCKS: Final = (28, 7, 1)
+_UNIT_ROWS: Final = 1_500_000
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Record batches of one piece.
+
+    Attributes:
+        piece: its key.
+        name: names the file in made event ids; label: in reports.
+        batches: number in the file, day, cut, cuts, rows.
+    """
+
+    piece: str
+    name: str
+    label: str
+    batches: tuple[tuple[int, int, int, int, int], ...]
+
+    def between(self, first: int, last: int) -> Batches:
+        """Only those of the given days, both included."""
+        chosen = tuple(batch for batch in self.batches if first <= batch[1] <= last)
+        return Batches(self.piece, self.name, self.label, chosen)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Days (since 1970-01-01, both included) and one cut of their users, from some pieces."""
+
+    key: str
+    first: int
+    last: int
+    cut: int
+    cuts: int
+    pieces: tuple[Batches, ...]  # those with rows of these days or of the week before
+
+
+def plan_units(pieces: Sequence[Batches], causes: Any, digest: Any) -> list[Unit]:
+    """Blocks of days that are each worth a task, aligned to the calendar so that they stay.
+
+    Args:
+        pieces: all pieces, in file order.
+        causes: what else the outcome depends on; JSON can say it.
+        digest: names a cause.
+    """
+    rows: dict[int, int] = {}
+    for piece in pieces:
+        for _, day, _, _, count in piece.batches:
+            rows[day] = rows.get(day, 0) + count
+    if not rows:
+        return []
+    a_day = sum(rows.values()) / len(rows)
+    length = next((n for n in _BLOCKS if a_day * n <= _UNIT_ROWS), 1)
+    units = []
+    for block in sorted({day // length for day in rows}):
+        first, last = block * length, (block + 1) * length - 1
+        total = sum(rows.get(day, 0) for day in range(first, last + 1))
+        cuts = 1
+        while total / cuts > 1.5 * _UNIT_ROWS:
+            cuts *= 2
+        near = [piece.between(first - LOOK_BACK_DAYS, last) for piece in pieces]
+        near = [piece for piece in near if piece.batches]
+        inside = [piece.piece for piece in near]
+        for cut in range(cuts):
+            key = digest([causes, first, last, cut, cuts, inside])
+            units.append(Unit(key, first, last, cut, cuts, tuple(near)))
+    return units
+
+
+def settle(unit: Unit, sessions: SessionSettings, store: Store) -> None:
+    """Settle a unit into the store.
+
+    Its result holds the tally of what left it, its figures, and its dates.
+    """
+    result: dict[str, Any] = {}
+    with store.doing(UNITS, unit.key, result) as folder:
+        tally = Tally()
+        rejected: list[pl.DataFrame] = []
+        events = _gather(unit, store)
+        days = [_without_repetition(day, tally, rejected) for day in _by_day(events)]
+        events = pl.concat(days) if days else events
+        found = find_sessions(events, _before(unit, store), sessions, unit.first * DAY_MS)
+        events = found.events
+        result["figures"] = _figures(found).to_dict()
+        write_arrow(_items_seen(events), folder / ITEMS_SEEN)
+        write_arrow(_users_seen(events), folder / USERS_SEEN)
+        result["dates"] = [
+            _write_day(day, folder) for day in _by_day(_with_derived(events)) if day.height
+        ]
+        result["tally"] = tally.to_dict()
+        write_quarantine(rejected, folder / QUARANTINE)
+
+
+def _write_day(day: pl.DataFrame, folder: Path) -> str:
+    date = date_of(int(day["timestamp"][0]) // DAY_MS)
+    write_parquet(day, schema.EVENTS, folder / f"{date}.parquet")
+    return date
+
+
+def _with_derived(events: pl.DataFrame) -> pl.DataFrame:
+    return events.with_columns(
+        inferred=pl.lit(False), sampling_probability=pl.lit(None, dtype=pl.Float64)
+    )
+
+
+def _gather(unit: Unit, store: Store) -> pl.DataFrame:
+    """All rows of the unit in file order, with every column of the vocabulary."""
+    frames = []
+    for piece in unit.pieces:
+        rows = _read(piece.between(unit.first, unit.last), unit, store)
+        if rows is not None:
+            frames.append(_completed(rows, piece))
+    return pl.concat(frames) if frames else _nothing()
+
+
+def _nothing() -> pl.DataFrame:
+    columns = {field.name: polars_type(field.type) for field in schema.LOGGED_EVENTS}
+    return pl.DataFrame(schema={**columns, SOURCE: pl.String, ROW: pl.Int64, OWN_ID: pl.Boolean})
+
+
+def _completed(rows: pl.DataFrame, piece: Batches) -> pl.DataFrame:
+    """Rows of a piece with all columns, their origin, and an id where the log gives none.
+
+    A made id names file and record (`NAME-RECORD`), so another run makes the same.
+    """
+    made = pl.format("{}-{}", pl.lit(piece.name), pl.col(ROW))
+    if "event_id" in rows.columns:
+        own = pl.col("event_id").is_not_null()
+        rows = rows.with_columns(own.alias(OWN_ID), pl.col("event_id").fill_null(made))
+    else:
+        rows = rows.with_columns(pl.lit(False).alias(OWN_ID), made.alias("event_id"))
+    missing = [field for field in schema.LOGGED_EVENTS if field.name not in rows.columns]
+    return rows.with_columns(
+        *(pl.lit(None, dtype=polars_type(field.type)).alias(field.name) for field in missing),
+        pl.lit(piece.label).alias(SOURCE),
+    ).select(*schema.LOGGED_EVENTS.names, SOURCE, ROW, OWN_ID)
+
+
+def _before(unit: Unit, store: Store) -> Iterator[pl.DataFrame]:
+    """Who did something when (and in which own session) on the days before, last day first."""
+    columns = ("user_id", "timestamp", "session_id")
+    for day in range(unit.first - 1, unit.first - 1 - LOOK_BACK_DAYS, -1):
+        frames = []
+        for piece in unit.pieces:
+            rows = _read(piece.between(day, day), unit, store)
+            if rows is not None:
+                if "session_id" not in rows.columns:
+                    rows = rows.with_columns(pl.lit(None, dtype=pl.String).alias("session_id"))
+                frames.append(rows.select(columns))
+        if not frames:
+            return
+        yield pl.concat(frames).sort("timestamp", maintain_order=True)
+
+
+def _read(piece: Batches, unit: Unit, store: Store) -> pl.DataFrame | None:
+    """Rows of the given batches that belong to the unit's users, in the file's order."""
+    wanted = [
+        batch for batch in piece.batches if _nested((batch[2], batch[3]), (unit.cut, unit.cuts))
+    ]
+    if not wanted:
+        return None
+    with pa.memory_map(str(store.folder(PIECES, piece.piece) / EVENTS)) as mapped:
+        file = pa.ipc.open_file(mapped)
+        frames = []
+        for number, _, _, cuts, _ in wanted:
+            frame = to_frame(pa.Table.from_batches([file.get_batch(number)]))
+            if cuts < unit.cuts:
+                frame = frame.filter(cut_of(frame["user_id"], unit.cuts) == unit.cut)
+            frames.append(frame)
+    if any(cuts > 1 for *_, cuts, _ in wanted):
+        return pl.concat(frames).sort(ROW)
+    return pl.concat(frames)
+
+
+def _nested(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two cuts have users in common: cuts are powers of two, and nest."""
+    fewer = min(one[1], other[1])
+    return one[0] % fewer == other[0] % fewer
+
+
+def _by_day(events: pl.DataFrame) -> Iterable[pl.DataFrame]:
+    """Frames of one day each, rows in the order they had."""
+    day = events["timestamp"] // DAY_MS
+    if not day.is_sorted():
+        events = events.with_columns(day.alias("_day")).sort("_day", maintain_order=True)
+        day = events["_day"]
+        events = events.drop("_day")
+    at = 0
+    for length in day.rle().struct.field("len"):
+        yield events.slice(at, length)
+        at += length
+
+
+def _without_repetition(
+    day: pl.DataFrame, tally: Tally, rejected: list[pl.DataFrame]
+) -> pl.DataFrame:
+    """A day's events by time, each once; what is simultaneous as in the files."""
+    again = find_duplicates(day)
+    if again.any():
+        twice = day.filter(again)
+        told = twice.select(schema.LOGGED_EVENTS.names)
+        reasons = pl.Series([DUPLICATE]).new_from_index(0, twice.height)
+        rows = quarantine(twice, told, reasons, "events")
+        note(tally, rows)
+        rejected.append(rows)
+        day = day.filter(~again)
+    return day.sort("timestamp", maintain_order=True)
+
+
+def _figures(found: Sessions) -> Any:
+    """A unit's figures; users are counted over all units elsewhere, a session where it begins."""
+    figures = measure(found.events)
+    figures.users = 0
+    figures.user_events.clear()
+    figures.sessions -= found.continued
+    return figures
+
+
+def _items_seen(events: pl.DataFrame) -> pl.DataFrame:
+    """For each item of the events: how often seen, when first, and the first price above zero."""
+    priced = pl.col("price") > 0
+    return (
+        events.drop_nulls("item_id")
+        .group_by("item_id")
+        .agg(
+            pl.len().alias("events"),
+            pl.col("timestamp").min().alias("first_seen"),
+            pl.col("price").filter(priced).first(),
+            pl.col("currency").filter(priced).first(),
+            pl.col("timestamp").filter(priced).first().alias("first_priced"),
+        )
+    )
+
+
+def _users_seen(events: pl.DataFrame) -> pl.DataFrame:
+    return events.group_by("user_id").agg(pl.len().alias("events"))
+
+
+SEEN_ITEM: Final = {
+    "item_id": pl.String,
+    "events": pl.UInt32,
+    "first_seen": pl.Int64,
+    "price": pl.Float64,
+    "currency": pl.String,
+    "first_priced": pl.Int64,
+}
+SEEN_USER: Final = {"user_id": pl.String, "events": pl.UInt32}
+TOLD_ITEM: Final = {
+    **{f.name: polars_type(f.type) for f in schema.ITEMS},
+    "_told": pl.Int64,
+    SOURCE: pl.String,
+    ROW: pl.Int64,
+}
