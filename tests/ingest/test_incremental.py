@@ -1,0 +1,224 @@
+"""What was read once is not read again, and what changed is: the outcome is that of a new start."""
+
+import os
+import shutil
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysys.datasets.source import Source
+from raysys.errors import UserError
+from raysys.ingest import pipeline, settling
+from raysys.ingest.rules import Limits
+from raysys.ingest.sessions import SessionSettings
+from raysys.ingest.spread import InProcess
+from raysys.ingest.store import Store
+from tests.ingest.shop import HEADER, START, mapping
+
+DAY = 86_400
+
+
+class Shop:
+    """A folder of log files that is taken in again and again."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.logs = folder / "logs"
+        self.logs.mkdir()
+        self.store = Store(folder / "pieces")
+        self.runs = 0
+
+    def log(self, name, lines):
+        path = self.logs / name
+        path.write_text("\n".join([HEADER, *lines]))
+        self.runs += 1
+        os.utime(path, ns=(self.runs * 10**9, self.runs * 10**9))  # clocks may stand still here
+
+    def take(self, store=None, spread=None):
+        self.runs += 1
+        out = self.folder / f"out{self.runs}"
+        out.mkdir()
+        source = Source("A shop", (mapping(self.logs),))
+        outcome = pipeline.ingest(
+            source,
+            pipeline.inspect(source),
+            Limits(),
+            SessionSettings(),
+            out,
+            spread or InProcess(),
+            store or self.store,
+        )
+        return outcome, out
+
+    def scratch(self):
+        """The same without anything from before."""
+        return self.take(Store(self.folder / f"fresh{self.runs}"))
+
+
+def events_of(out):
+    return pl.read_parquet(out / "events/**/*.parquet", hive_partitioning=False)
+
+
+def same(one, other):
+    """Whether two outcomes hold the same, file by file."""
+    (first, left), (second, right) = one, other
+    files = sorted(p.relative_to(left) for p in left.rglob("*.parquet"))
+    assert files == sorted(p.relative_to(right) for p in right.rglob("*.parquet"))
+    for file in files:
+        assert pl.read_parquet(left / file, hive_partitioning=False).equals(
+            pl.read_parquet(right / file, hive_partitioning=False)
+        ), file
+    assert first.log == second.log
+    assert {n: t.to_dict() for n, t in first.tallies.items()} == {
+        n: t.to_dict() for n, t in second.tallies.items()
+    }
+
+
+def lines(day, n=5, user="u"):
+    return [
+        f"d{day}-{i},{user}{i % 2},i{i},view,{START + day * DAY + 60 * i},1,1," for i in range(n)
+    ]
+
+
+def test_a_second_run_reads_only_new_files_and_settles_only_their_days(tmp_path, monkeypatch):
+    monkeypatch.setattr(settling, "_UNIT_ROWS", 5)  # a unit a day
+    shop = Shop(tmp_path)
+    for day in range(20):
+        shop.log(f"{day:02}.csv", lines(day))
+    first, _ = shop.take()
+    assert first.reused == {"pieces": 0, "days": 0}
+    shop.log("20.csv", lines(20))
+    second, out = shop.take()
+    assert second.reused == {"pieces": 20, "days": 20}
+    assert events_of(out).height == 105
+    same((second, out), shop.scratch())
+
+
+def test_a_changed_file_is_taken_again_and_its_old_rows_are_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(settling, "_UNIT_ROWS", 5)
+    shop = Shop(tmp_path)
+    for day in range(20):
+        shop.log(f"{day:02}.csv", lines(day))
+    shop.take()
+    shop.log("03.csv", [*lines(3, 4), f"b,,i1,view,{START},1,1,"])
+    changed, out = shop.take()
+    assert changed.reused["pieces"] == 19
+    assert changed.reused["days"] == 20 - 1 - settling.LOOK_BACK_DAYS
+    assert events_of(out).height == 99
+    assert changed.tallies["events"].reasons == {"missing_value": 1}
+    same((changed, out), shop.scratch())
+    (shop.logs / "03.csv").unlink()
+    gone, out = shop.take()
+    assert events_of(out).height == 95
+    same((gone, out), shop.scratch())
+    assert len(list((tmp_path / "pieces/pieces").iterdir())) == 19  # nothing stale is kept
+
+
+def test_late_events_go_to_their_own_days(tmp_path, monkeypatch):
+    monkeypatch.setattr(settling, "_UNIT_ROWS", 5)
+    shop = Shop(tmp_path)
+    for day in range(12):
+        shop.log(f"{day:02}.csv", lines(day))
+    shop.take()
+    shop.log("12.csv", [*lines(12), *lines(2)[:2], f"late,u0,i1,view,{START + 2 * DAY + 90},1,1,"])
+    late = shop.take()
+    assert late[0].tallies["events"].reasons == {"duplicate": 2}
+    same(late, shop.scratch())
+
+
+class Fatal:
+    """Ends the run when so many pieces of work are done."""
+
+    cpus = 1
+
+    def __init__(self, after):
+        self.left = after
+
+    def each(self, n, work):
+        for number in range(n):
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield work(number)
+
+
+@pytest.mark.parametrize("after", [0, 3, 12, 13, 20, 24])
+def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path, monkeypatch, after):
+    monkeypatch.setattr(settling, "_UNIT_ROWS", 5)
+    monkeypatch.setattr(pipeline, "TASK_BYTES", 1)
+    shop = Shop(tmp_path)
+    for day in range(12):
+        shop.log(f"{day:02}.csv", lines(day))
+    with pytest.raises(KeyboardInterrupt):
+        shop.take(spread=Fatal(after))
+    (shop.store.root / "pieces/.x.tmp").mkdir(parents=True)  # what a killed worker leaves
+    went_on = shop.take()
+    assert went_on[0].reused["pieces"] == min(12, after)
+    assert went_on[0].reused["days"] == max(0, after - 12)
+    assert not (shop.store.root / "pieces/.x.tmp").exists()
+    same(went_on, shop.scratch())
+
+
+def test_a_failure_leaves_no_half_piece(tmp_path):
+    shop = Shop(tmp_path)
+    shop.log("a.csv", lines(0))
+    (shop.logs / "b.csv").write_text("no,such,columns\n1,2,3")
+    with pytest.raises(UserError, match="no column"):
+        shop.take()
+    assert [p.name for p in (shop.store.root / "pieces").iterdir() if p.name[0] == "."] == []
+
+
+day_files = st.dictionaries(
+    st.integers(0, 5),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3 * DAY), st.integers(0, 3)), max_size=12),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(day_files, min_size=2, max_size=3), st.sampled_from([1, 4, 1000]))
+def test_any_sequence_of_files_gives_what_a_new_start_gives(tmp_path_factory, history, rows):
+    folder = tmp_path_factory.mktemp("shop")
+    shop = Shop(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settling, "_UNIT_ROWS", rows)
+        shop.log("base.csv", lines(0))
+        for files in history:
+            for number, events in files.items():
+                shop.log(
+                    f"{number}.csv",
+                    [f"{number}-{u}-{t}-{i},u{u},i{i},view,{START + t},1,1," for u, t, i in events],
+                )
+            incremental = shop.take()
+            same(incremental, shop.scratch())
+    shutil.rmtree(folder)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5 * DAY // 600)), min_size=1, max_size=80),
+    st.sampled_from([1, 7, 10_000]),
+)
+def test_sessions_over_midnight_are_what_a_loop_says(tmp_path_factory, moments, rows):
+    shop = Shop(tmp_path_factory.mktemp("shop"))
+    shop.log(
+        "a.csv",
+        [f"e{n},u{u},i1,view,{START + 600 * t},1,1," for n, (u, t) in enumerate(moments)],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settling, "_UNIT_ROWS", rows)
+        outcome, out = shop.take()
+    found = dict(events_of(out).select("event_id", "session_id").iter_rows())
+    expected = {}
+    last: dict[int, int] = {}
+    begin: dict[int, int] = {}
+    for n, (user, t) in sorted(enumerate(moments), key=lambda one: one[1][1]):
+        if user not in last or (t - last[user]) * 600 > 1800:
+            begin[user] = t
+        last[user] = t
+        expected[f"e{n}"] = f"u{user}@{(START + 600 * begin[user]) * 1000}"
+    assert found == expected
+    assert outcome.log.sessions == len(set(expected.values()))
