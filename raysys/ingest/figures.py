@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
+import pyarrow.compute as pc
 
 PRICE_EDGES: Final = np.geomspace(0.01, 1e6, 8 * 12 + 1)
 """Bounds of the price histogram: twelve bins a decade; below and above are counted at the ends."""
@@ -80,26 +81,27 @@ def measure(events: pl.DataFrame) -> LogFigures:
     figures = LogFigures()
     if events.height == 0:
         return figures
-    figures.users = events["user_id"].n_unique()
-    figures.orders = events["order_id"].drop_nulls().n_unique()
+    coded = events.select(
+        "event_type",
+        "order_id",
+        pl.Series("user", _codes(events["user_id"])),
+        pl.Series("session", _codes(events["session_id"])),
+        (pl.col("timestamp") // 86_400_000).alias("day"),
+        (pl.col("timestamp") // 3_600_000 % 24).alias("hour"),
+    )
+    figures.orders = coded["order_id"].drop_nulls().n_unique()
     figures.first = int(events["timestamp"].min())  # type: ignore[arg-type]
     figures.last = int(events["timestamp"].max())  # type: ignore[arg-type]
-    figures.types = _counts(events.group_by("event_type").len())
-    days = events.group_by(
-        pl.format(
-            "{} {}",
-            pl.col("timestamp").cast(pl.Datetime("ms")).dt.strftime("%Y-%m-%d"),
-            pl.col("event_type"),
-        ).alias("day")
-    ).len()
-    figures.days = _counts(days)
-    hour = pl.col("timestamp") // 3_600_000 % 24
-    figures.hours = _counts(events.group_by(hour.alias("hour")).len())
-    day = (pl.col("timestamp") // 86_400_000).alias("day")
-    sessions = events.group_by("user_id", "session_id", day).len("events")
-    figures.sessions = sessions.select(pl.struct("user_id", "session_id").n_unique()).item()
+    types = coded.group_by("day", "event_type").len()
+    figures.types = _counts(types.group_by("event_type").agg(pl.col("len").sum()))
+    date = (pl.col("day") * 86_400_000).cast(pl.Datetime("ms")).dt.strftime("%Y-%m-%d")
+    figures.days = _counts(types.select(pl.format("{} {}", date, "event_type"), "len"))
+    figures.hours = _counts(coded.group_by("hour").len())
+    sessions = coded.group_by("user", "session", "day").len("events")
+    figures.sessions = sessions.select("user", "session").n_unique()
     figures.session_lengths = _counts(sessions.group_by("events").len())
-    activity = events.group_by("user_id").len("events")
+    activity = sessions.group_by("user").agg(pl.col("events").sum())
+    figures.users = activity.height
     power = activity.select(
         pl.lit(2).pow(pl.col("events").log(2).floor()).cast(pl.Int64).alias("p")
     )
@@ -125,6 +127,12 @@ def _measure_prices(events: pl.DataFrame, figures: LogFigures) -> None:
         .agg((pl.col("price") * pl.col("quantity").fill_null(1)).sum())
     )
     figures.revenue = {currency or "": float(amount) for currency, amount in paid.iter_rows()}
+
+
+def _codes(values: pl.Series) -> np.ndarray:
+    """Equal numbers for equal texts: int32[n], -1 for null; numbers are cheap to group by."""
+    coded = pc.dictionary_encode(values.to_arrow()).indices
+    return pc.fill_null(coded, -1).to_numpy(zero_copy_only=False)
 
 
 def _counts(frame: pl.DataFrame) -> Counter[Any]:

@@ -35,7 +35,7 @@ TOLD: Final = "told_items.arrow"
 QUARANTINE: Final = "quarantine.parquet"
 
 _FLUSH_ROWS: Final = 500_000
-_BATCH_ROWS: Final = 4_096  # a date's rows are cut by user only into batches of at least this
+_BATCH_ROWS: Final = 32_768  # a date's rows are cut by user only into batches of at least this
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,11 @@ class Store:
         try:
             yield fresh
             (fresh / RESULT).write_text(json.dumps(result))
-            with contextlib.suppress(OSError):
+            try:
                 fresh.rename(place)
-            if not self.has(kind, key):
-                raise OSError(f"cannot be written: {place}")
+            except OSError:
+                if not self.has(kind, key):
+                    raise
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
