@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from raysys.config import Settings
 from raysys.errors import UserError
+from raysys.features.labels import LabelSettings
 from raysys.features.log import Log
-from raysys.features.plan import EventType
-from raysys.schema import EVENT_TYPES
 
 DAY_MS = 86_400_000
 
@@ -33,18 +32,12 @@ class RequestSettings(Settings):
     earlier only feeds the features.
     """
 
-    labels: dict[EventType, float] = {"purchase": 1.0}
+    labels: LabelSettings = LabelSettings()
     train_days: float = Field(112, gt=0)
     train_folds: int = Field(2, ge=1, le=20)
     validation_days: float = Field(28, gt=0)
     report_days: float = Field(28, gt=0)
     requests_per_fold: RequestsPerFold = RequestsPerFold()
-
-    @model_validator(mode="after")
-    def _labels_positive(self) -> RequestSettings:
-        if not self.labels or min(self.labels.values()) <= 0:
-            raise ValueError("labels: at least one event type, each with a gain above 0")
-        return self
 
 
 @dataclass(frozen=True)
@@ -83,8 +76,7 @@ def build_requests(log: Log, settings: RequestSettings, seed: int) -> Requests:
         UserError: a fold without any request.
     """
     bounds = fold_bounds(settings, int(log.events.time[-1]) + 1)
-    gains = np.array([settings.labels.get(kind, 0.0) for kind in EVENT_TYPES], dtype=np.float32)
-    frame = log.frame.with_columns(label=pl.Series(gains[log.events.kind]))
+    frame = log.frame.with_columns(label=pl.Series(settings.labels.by_kind[log.events.kind]))
     frame = frame.filter(pl.col("item") >= 0)
     starts = frame.group_by("order").agg(
         pl.col("time").min(),
