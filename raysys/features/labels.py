@@ -17,7 +17,7 @@ HOUR_MS: Final = 3_600_000
 OUTCOMES: Final = ("view", "click", "favorite", "cart", "purchase")
 """Event types that are credited to an impression."""
 
-WINDOWS_HOURS: Final = {
+WINDOWS_HOURS: Final[dict[str, float]] = {
     "view": 1.0, "click": 1.0, "favorite": 24.0, "cart": 24.0, "purchase": 168.0,
 }  # fmt: skip
 """How long after an impression an event of a type still counts as its outcome."""
@@ -73,7 +73,7 @@ class LabelSettings(Settings):
     @property
     def windows_ms(self) -> npt.NDArray[np.int64]:
         """Window of every event type in ms, -1 for those that are no outcome: int64[8]."""
-        hours = {**WINDOWS_HOURS, **self.windows_hours}
+        hours = {**WINDOWS_HOURS, **{str(kind): h for kind, h in self.windows_hours.items()}}
         return np.array(
             [round(hours[kind] * HOUR_MS) if kind in hours else -1 for kind in EVENT_TYPES],
             dtype=np.int64,
