@@ -5,48 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysys import schema
-from raysys.datasets.files import find, read
-from raysys.datasets.mapping import (
-    ATTRIBUTES,
-    UNPARSED,
-    ItemFiles,
-    UserFiles,
-    draft_items,
-    draft_users,
-    polars_type,
-)
+from raysys.datasets.mapping import ATTRIBUTES, UNPARSED
 from raysys.datasets.source import Source
 from raysys.ingest.columns import read_all, to_arrow, write_quarantine
-from raysys.ingest.reading import TOLD, unread
-from raysys.ingest.rules import (
-    DUPLICATE,
-    ROW,
-    SOURCE,
-    Limits,
-    Rule,
-    apply,
-    item_rules,
-    note,
-    quarantine,
-    user_rules,
-)
-from raysys.ingest.settling import (
-    ITEMS_SEEN,
-    SEEN_ITEM,
-    SEEN_USER,
-    TOLD_ITEM,
-    USERS_SEEN,
-)
+from raysys.ingest.described import ENTRIES, read_users
+from raysys.ingest.reading import TOLD
+from raysys.ingest.rules import ROW, SOURCE, Limits, apply, item_rules
+from raysys.ingest.settling import ITEMS_SEEN, SEEN_ITEM, SEEN_USER, TOLD_ITEM, USERS_SEEN
 from raysys.ingest.tally import EXAMPLES, Tally
 
-_ENTRIES: Final = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
 _TOP: Final = 15
 
 
@@ -67,7 +41,12 @@ class EntityFigures:
 
 
 def write_entities(
-    source: Source, limits: Limits, pieces: Sequence[Path], units: Sequence[Path], out: Path
+    source: Source,
+    limits: Limits,
+    items: pl.DataFrame,
+    pieces: Sequence[Path],
+    units: Sequence[Path],
+    out: Path,
 ) -> tuple[dict[str, Tally], EntityFigures, dict[int, int]]:
     """Write `items.parquet` and `users.parquet`; returns their tallies and figures.
 
@@ -78,23 +57,26 @@ def write_entities(
     Args:
         source: the shop's own files.
         limits: bounds that the rules hold rows to.
+        items: the shop's own catalogue (see `read_catalogue`).
         pieces: folders of the first pass, in file order.
         units: folders of the second pass.
         out: where to write.
 
     Returns:
-        tallies by table; figures; how many users have 1, 2–3, 4–7, … events, by power of two.
+        tallies by table (of items only what was added); figures; and how many users have 1,
+        2–3, 4–7, … events, by power of two.
     """
     seen = _merge_seen(read_all(_those(units, ITEMS_SEEN), SEEN_ITEM))
-    items, tally = _own_items(source, limits, out)
+    own = items
     told, told_tally = _told_items(limits, pieces, out)
-    known = pl.concat([items, told.join(items, on="item_id", how="anti")])
+    known = pl.concat([own, told.join(own, on="item_id", how="anti")])
     items, unknown = _complete(known, seen)
+    added = Tally()
     if unknown.height and (source.items or told.height):
-        tally.added["unknown_item"] += unknown.height
+        added.added["unknown_item"] += unknown.height
         for item_id in unknown["item_id"].sort().head(EXAMPLES):
-            tally.example("unknown_item", "events", 0, item_id)
-    tallies = {"items": tally}
+            added.example("unknown_item", "events", 0, item_id)
+    tallies = {"items": added}
     if told_tally.rows_in:
         tallies["told_items"] = told_tally
     active = read_all(_those(units, USERS_SEEN), SEEN_USER)
@@ -126,21 +108,6 @@ def _with_maps(users: pl.DataFrame) -> pa.Table:
         inner.field("value").cast(pa.string()),
     )
     return pa.Table.from_arrays([table["user_id"].cast(pa.string()), maps], schema=schema.USERS)
-
-
-def _own_items(source: Source, limits: Limits, out: Path) -> tuple[pl.DataFrame, Tally]:
-    """The shop's own catalogue, cleaned, the first row of each item_id."""
-    rules = item_rules(limits)
-    frames: list[pl.DataFrame] = []
-    rejected: list[pl.DataFrame] = []
-    tally = Tally()
-    for files in source.items:
-        for block, part in _blocks(files, source, tally, rejected, "items"):
-            rows = source.prepare_items(block) if source.prepare_items else block
-            draft = draft_items(rows, files.columns, files.constants)
-            frames.append(_judged(rules, draft, block, part, tally, rejected, "items"))
-    empty = pl.DataFrame(schema={f.name: polars_type(f.type) for f in schema.ITEMS})
-    return _first_of_each(frames, "item_id", empty, tally, rejected, out, "items"), tally
 
 
 def _told_items(limits: Limits, pieces: Sequence[Path], out: Path) -> tuple[pl.DataFrame, Tally]:
@@ -185,78 +152,11 @@ def _users(
     source: Source, limits: Limits, seen: pl.DataFrame, out: Path
 ) -> tuple[pl.DataFrame, Tally]:
     """Everybody who did something or is described, with attributes where there are any."""
-    rules = user_rules(limits)
-    frames: list[pl.DataFrame] = []
-    rejected: list[pl.DataFrame] = []
-    tally = Tally()
-    for files in source.users:
-        for block, part in _blocks(files, source, tally, rejected, "users"):
-            draft = draft_users(block, files)
-            frames.append(_judged(rules, draft, block, part, tally, rejected, "users"))
-    empty = pl.DataFrame(schema={"user_id": pl.String, ATTRIBUTES: _ENTRIES})
-    described = _first_of_each(frames, "user_id", empty, tally, rejected, out, "users")
+    described, reading = read_users(source, limits)
+    write_quarantine(reading.rejected, out / "quarantine" / "users.parquet")
     users = pl.concat([described, seen.join(described, on="user_id", how="anti")], how="diagonal")
-    nothing = pl.lit([], dtype=_ENTRIES)
-    return users.with_columns(pl.col(ATTRIBUTES).fill_null(nothing)).sort("user_id"), tally
-
-
-def _blocks(
-    files: ItemFiles | UserFiles,
-    source: Source,
-    tally: Tally,
-    rejected: list[pl.DataFrame],
-    table: str,
-) -> Any:
-    """The readable blocks of all files, numbered; what cannot be read goes to `rejected`."""
-    for part in find(files):
-        for block in read(part, files, source.derived):
-            lost = unread(block, part, table)
-            tally.rows_in += lost.height
-            note(tally, lost)
-            rejected.append(lost)
-            if block.rows.height:
-                yield block.rows.with_columns(block.numbers.alias(ROW)), part
-
-
-def _judged(
-    rules: list[Rule],
-    draft: pl.DataFrame,
-    block: pl.DataFrame,
-    part: Any,
-    tally: Tally,
-    rejected: list[pl.DataFrame],
-    table: str,
-) -> pl.DataFrame:
-    """Clean rows of a draft; the others go to `rejected`."""
-    draft = draft.with_columns(pl.lit(part.label).alias(SOURCE), block[ROW])
-    clean, bad, counted = apply(rules, draft, block.drop(ROW), table)
-    tally.add(counted)
-    rejected.append(bad)
-    return clean
-
-
-def _first_of_each(
-    frames: list[pl.DataFrame],
-    key: str,
-    empty: pl.DataFrame,
-    tally: Tally,
-    rejected: list[pl.DataFrame],
-    out: Path,
-    table: str,
-) -> pl.DataFrame:
-    """Rows with distinct keys; later ones are quarantined as duplicates. Writes the quarantine."""
-    rows = pl.concat(frames) if frames else empty
-    if frames:
-        again = ~rows[key].is_first_distinct()
-        twice = rows.filter(again)
-        reasons = pl.Series([DUPLICATE]).new_from_index(0, twice.height)
-        extra = quarantine(twice, twice.select(empty.columns), reasons, table)
-        note(tally, extra)
-        rejected.append(extra)
-        rows = rows.filter(~again).select(empty.columns)
-        tally.rows_out -= twice.height
-    write_quarantine(rejected, out / "quarantine" / f"{table}.parquet")
-    return rows
+    nothing = pl.lit([], dtype=ENTRIES)
+    return users.with_columns(pl.col(ATTRIBUTES).fill_null(nothing)).sort("user_id"), reading.tally
 
 
 def _describe(items: pl.DataFrame, seen: pl.DataFrame) -> EntityFigures:

@@ -13,12 +13,14 @@ from raysys.datasets.files import Part, find, fingerprint, split
 from raysys.datasets.mapping import AnyFiles
 from raysys.datasets.source import Source
 from raysys.errors import UserError
+from raysys.ingest.described import CATALOGUE, read_catalogue, write_catalogue
 from raysys.ingest.entities import EntityFigures, write_entities
 from raysys.ingest.figures import LogFigures
+from raysys.ingest.impressions import ImpressionSettings
 from raysys.ingest.reading import PIECES, QUARANTINE, Piece, read_piece
 from raysys.ingest.rules import Limits
 from raysys.ingest.sessions import SessionSettings
-from raysys.ingest.settling import UNITS, Batches, Unit, plan_units, settle
+from raysys.ingest.settling import UNITS, Batches, Settling, Unit, plan_units, settle
 from raysys.ingest.spread import Spread
 from raysys.ingest.store import Store, link
 from raysys.ingest.tables import TABLE, TABLES, write_table
@@ -86,6 +88,7 @@ def ingest(
     inputs: Inputs,
     limits: Limits,
     sessions: SessionSettings,
+    impressions: ImpressionSettings,
     out: Path,
     spread: Spread,
     store: Store,
@@ -104,6 +107,7 @@ def ingest(
         digest([TABLES, inputs.fingerprints[table.path], table.name, __version__])
         for table in source.tables
     ]
+    catalogue = _catalogue(source, inputs, limits, spread, store)
     _read(source, pieces, tables, limits, spread, store, outcome)
     tally = Tally()
     batches = []
@@ -112,9 +116,12 @@ def ingest(
         tally.add(Tally.from_dict(result["tally"]))
         numbered = tuple((n, *batch) for n, batch in enumerate(result["batches"]))
         batches.append(Batches(piece.key, piece.part.key, piece.part.label, numbered))
-    causes = [sessions.model_dump(mode="json"), __version__]
+    settling = Settling(sessions, impressions, store.folder(CATALOGUE, catalogue))
+    causes = [sessions.model_dump(mode="json"), impressions.model_dump(mode="json"), __version__]
+    if impressions.when != "never":
+        causes.append(catalogue)
     units = plan_units(batches, causes, digest)
-    _settle(units, sessions, spread, store, outcome)
+    _settle(units, settling, spread, store, outcome)
     for unit in units:
         result = store.result(UNITS, unit.key)
         again = Tally.from_dict(result["tally"])
@@ -123,11 +130,13 @@ def ingest(
         outcome.log.add(LogFigures.from_dict(result["figures"]))
     outcome.tallies["events"] = tally
     _require_something(tally)
-    _finish(outcome, source, limits, pieces, units, spread, store, out)
+    outcome.tallies["items"] = Tally.from_dict(store.result(CATALOGUE, catalogue)["tally"])
+    _finish(outcome, source, limits, catalogue, pieces, units, spread, store, out)
     for number, key in enumerate(tables):
         outcome.tables.append(store.result(TABLES, key))
         link(store.folder(TABLES, key) / TABLE, out / f"{source.tables[number].name}.parquet")
     outcome.tables.sort(key=lambda table: str(table["name"]))
+    store.keep_only(CATALOGUE, [catalogue])
     store.keep_only(PIECES, [piece.key for piece in pieces])
     store.keep_only(UNITS, [unit.key for unit in units])
     store.keep_only(TABLES, tables)
@@ -144,6 +153,21 @@ def plan_pieces(source: Source, inputs: Inputs, limits: Limits) -> list[Piece]:
             place = [part.label, part.row_groups, inputs.fingerprints[part.path]]
             pieces.append(Piece(digest([PIECES, causes, place]), mapping, part))
     return pieces
+
+
+def _catalogue(source: Source, inputs: Inputs, limits: Limits, spread: Spread, store: Store) -> str:
+    """The shop's own items, read unless they are there; their key."""
+    files = [one.model_dump(mode="json", exclude={"paths"}) for one in source.items]
+    paths = [part.path for one in source.items for part in find(one)]
+    marks = [inputs.fingerprints.get(path) for path in paths]
+    causes = [source.title, files, marks, limits.model_dump(mode="json"), __version__]
+    key = digest([CATALOGUE, causes])
+    if not source.items:
+        write_catalogue(source, limits, key, store)
+    elif not store.has(CATALOGUE, key):
+        jobs = [(1.0, lambda: write_catalogue(source, limits, key, store))]
+        _each("catalogue", jobs, spread, 0, "")
+    return key
 
 
 def _read(
@@ -183,7 +207,7 @@ def _read_group(
 
 def _settle(
     units: Sequence[Unit],
-    sessions: SessionSettings,
+    settling: Settling,
     spread: Spread,
     store: Store,
     outcome: Outcome,
@@ -194,7 +218,7 @@ def _settle(
 
     def job(unit: Unit) -> int:
         if not store.has(UNITS, unit.key):
-            settle(unit, sessions, store)
+            settle(unit, settling, store)
         figures: dict[str, int] = store.result(UNITS, unit.key)["figures"]["types"]
         return sum(figures.values())
 
@@ -222,6 +246,7 @@ def _finish(
     outcome: Outcome,
     source: Source,
     limits: Limits,
+    catalogue: str,
     pieces: Sequence[Piece],
     units: Sequence[Unit],
     spread: Spread,
@@ -234,6 +259,7 @@ def _finish(
         tallies, figures, users = write_entities(
             source,
             limits,
+            read_catalogue(store.folder(CATALOGUE, catalogue)),
             [store.folder(PIECES, piece.key) for piece in pieces],
             [store.folder(UNITS, unit.key) for unit in units],
             out,
@@ -248,11 +274,14 @@ def _finish(
         (result,) = spread.each(1, entities)
         progress.advance()
         for name, content in result["tallies"].items():
-            outcome.tallies[name] = Tally.from_dict(content)
+            outcome.tallies.setdefault(name, Tally()).add(Tally.from_dict(content))
         outcome.entities = EntityFigures(**result["figures"])
         outcome.log.users = sum(result["users"].values())
         outcome.log.user_events.update({int(k): n for k, n in result["users"].items()})
         progress.note = f"{outcome.entities.items:,} items, {outcome.log.users:,} users"
+    rejected = store.folder(CATALOGUE, catalogue) / QUARANTINE
+    if rejected.exists():
+        link(rejected, out / "quarantine" / "items.parquet")
     for piece in pieces:
         source_file = store.folder(PIECES, piece.key) / QUARANTINE
         if source_file.exists():

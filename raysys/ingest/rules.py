@@ -83,10 +83,12 @@ READING: Final = {
 """What readers report as faults, in words."""
 
 DUPLICATE: Final = "duplicate"
+INFERRED: Final = "inferred_impression"
 BEYOND_ROWS: Final = {
     DUPLICATE: "The same event came before: equal event_id, or equal in every column.",
     "fuel_in_thousandths": "Petrol counted in thousandths of a gallon was turned into gallons.",
     "unknown_item": "Bought or seen, but not in the catalogue: added to it by id alone.",
+    INFERRED: "No log says so, but it was probably shown: see sampling_probability.",
     "nowhere_promoted": "A promotion that names neither a display nor a mailer says nothing.",
 }
 """Faults that no single draft row shows, in words."""

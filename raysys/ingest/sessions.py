@@ -39,14 +39,14 @@ class SessionSettings(Settings):
 def find_duplicates(events: pl.DataFrame) -> pl.Series:
     """Which events came before: Boolean[n], false for the first of each kind in file order.
 
-    Events that the log named are equal when their ids are; others when every column is.
+    Events that the log named are equal when user and id are; others when every column is.
 
     Args:
         events: all events of some users, with `SOURCE`, `ROW` and `OWN_ID`.
     """
     every = [name for name in schema.LOGGED_EVENTS.names if name != "event_id"]
     numbered = events.with_row_index("_at").sort(SOURCE, ROW)
-    own = numbered.filter(OWN_ID).unique("event_id", keep="first")["_at"]
+    own = numbered.filter(OWN_ID).unique(["user_id", "event_id"], keep="first")["_at"]
     made = numbered.filter(~pl.col(OWN_ID)).unique(every, keep="first")["_at"]
     duplicate = pl.Series([True]).new_from_index(0, events.height)
     return duplicate.scatter(pl.concat([own, made]), False)

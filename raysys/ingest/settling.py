@@ -8,6 +8,7 @@ new file costs only the days it speaks of.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,11 @@ from raysys.ingest.columns import (
     write_parquet,
     write_quarantine,
 )
+from raysys.ingest.described import read_catalogue
 from raysys.ingest.figures import measure
+from raysys.ingest.impressions import ImpressionSettings, infer_impressions
 from raysys.ingest.reading import EVENTS, PIECES, QUARANTINE, cut_of
-from raysys.ingest.rules import DUPLICATE, ROW, SOURCE, note, quarantine
+from raysys.ingest.rules import DUPLICATE, INFERRED, ROW, SOURCE, note, quarantine
 from raysys.ingest.sessions import (
     OWN_ID,
     Sessions,
@@ -113,10 +116,25 @@ def plan_units(pieces: Sequence[Batches], causes: Any, digest: Any) -> list[Unit
     return units
 
 
-def settle(unit: Unit, sessions: SessionSettings, store: Store) -> None:
+@dataclass(frozen=True)
+class Settling:
+    """How units are settled.
+
+    Attributes:
+        sessions: the gap, and whose names stand.
+        impressions: whether and how they are inferred.
+        catalogue: folder of the shop's own items (see `described.read_catalogue`).
+    """
+
+    sessions: SessionSettings
+    impressions: ImpressionSettings
+    catalogue: Path
+
+
+def settle(unit: Unit, settling: Settling, store: Store) -> None:
     """Settle a unit into the store.
 
-    Its result holds the tally of what left it, its figures, and its dates.
+    Its result holds the tally of what left it and what was added, its figures, and its dates.
     """
     result: dict[str, Any] = {}
     with store.doing(UNITS, unit.key, result) as folder:
@@ -125,14 +143,15 @@ def settle(unit: Unit, sessions: SessionSettings, store: Store) -> None:
         events = _gather(unit, store)
         days = [_without_repetition(day, tally, rejected) for day in _by_day(events)]
         events = pl.concat(days) if days else events
-        found = find_sessions(events, _before(unit, store), sessions, unit.first * DAY_MS)
+        before = _before(unit, store)
+        found = find_sessions(events, before, settling.sessions, unit.first * DAY_MS)
         events = found.events
         result["figures"] = _figures(found).to_dict()
         write_arrow(_items_seen(events), folder / ITEMS_SEEN)
         write_arrow(_users_seen(events), folder / USERS_SEEN)
-        result["dates"] = [
-            _write_day(day, folder) for day in _by_day(_with_derived(events)) if day.height
-        ]
+        shown = _Impressions(unit, settling, store)
+        result["dates"] = [_write_day(shown.beside(day), folder) for day in _by_day(events)]
+        tally.added.update(shown.added)
         result["tally"] = tally.to_dict()
         write_quarantine(rejected, folder / QUARANTINE)
 
@@ -143,17 +162,52 @@ def _write_day(day: pl.DataFrame, folder: Path) -> str:
     return date
 
 
-def _with_derived(events: pl.DataFrame) -> pl.DataFrame:
-    return events.with_columns(
-        inferred=pl.lit(False), sampling_probability=pl.lit(None, dtype=pl.Float64)
-    )
+class _Impressions:
+    """Adds to a day's events the impressions that its log does not tell of, where asked to."""
+
+    def __init__(self, unit: Unit, settling: Settling, store: Store) -> None:
+        self.settings = settling.impressions
+        self.added: Counter[str] = Counter()
+        self._unit, self._store = unit, store
+        self._categories: pl.DataFrame | None = None
+        if self.settings.when != "never":
+            items = read_catalogue(settling.catalogue)
+            self._categories = items.select("item_id", "category") if items.height else None
+
+    def beside(self, day: pl.DataFrame) -> pl.DataFrame:
+        """The day's events by time in `schema.EVENTS`, inferred impressions before their click."""
+        events = day.with_columns(
+            inferred=pl.lit(False), sampling_probability=pl.lit(None, dtype=pl.Float64)
+        )
+        if self.settings.when == "never":
+            return events
+        number = int(day["timestamp"][0]) // DAY_MS
+        before = _everybody(self._unit, number - 1, self._store)
+        logged = day.select(schema.LOGGED_EVENTS.names)
+        shown = infer_impressions(logged, before, self.settings, self._categories)
+        self.added[INFERRED] += shown.height
+        both = [shown, events.select(shown.columns)]
+        return pl.concat(both).sort("timestamp", maintain_order=True)
+
+
+def _everybody(unit: Unit, day: int, store: Store) -> pl.DataFrame:
+    """What all users did on one day, whichever cut they belong to."""
+    columns = {"item_id": pl.String, "timestamp": pl.Int64, "query": pl.String}
+    frames = [pl.DataFrame(schema=columns)]
+    for piece in unit.pieces:
+        rows = _read(piece.between(day, day), (0, 1), store)
+        if rows is not None:
+            absent = [name for name in columns if name not in rows.columns]
+            rows = rows.with_columns(pl.lit(None, dtype=pl.String).alias(n) for n in absent)
+            frames.append(rows.select(columns.keys()))
+    return pl.concat(frames)
 
 
 def _gather(unit: Unit, store: Store) -> pl.DataFrame:
     """All rows of the unit in file order, with every column of the vocabulary."""
     frames = []
     for piece in unit.pieces:
-        rows = _read(piece.between(unit.first, unit.last), unit, store)
+        rows = _read(piece.between(unit.first, unit.last), (unit.cut, unit.cuts), store)
         if rows is not None:
             frames.append(_completed(rows, piece))
     return pl.concat(frames) if frames else _nothing()
@@ -188,7 +242,7 @@ def _before(unit: Unit, store: Store) -> Iterator[pl.DataFrame]:
     for day in range(unit.first - 1, unit.first - 1 - LOOK_BACK_DAYS, -1):
         frames = []
         for piece in unit.pieces:
-            rows = _read(piece.between(day, day), unit, store)
+            rows = _read(piece.between(day, day), (unit.cut, unit.cuts), store)
             if rows is not None:
                 if "session_id" not in rows.columns:
                     rows = rows.with_columns(pl.lit(None, dtype=pl.String).alias("session_id"))
@@ -198,11 +252,9 @@ def _before(unit: Unit, store: Store) -> Iterator[pl.DataFrame]:
         yield pl.concat(frames).sort("timestamp", maintain_order=True)
 
 
-def _read(piece: Batches, unit: Unit, store: Store) -> pl.DataFrame | None:
-    """Rows of the given batches that belong to the unit's users, in the file's order."""
-    wanted = [
-        batch for batch in piece.batches if _nested((batch[2], batch[3]), (unit.cut, unit.cuts))
-    ]
+def _read(piece: Batches, cut: tuple[int, int], store: Store) -> pl.DataFrame | None:
+    """Rows of the given batches that belong to a cut (number, of how many), in file order."""
+    wanted = [batch for batch in piece.batches if _nested((batch[2], batch[3]), cut)]
     if not wanted:
         return None
     with pa.memory_map(str(store.folder(PIECES, piece.piece) / EVENTS)) as mapped:
@@ -210,11 +262,11 @@ def _read(piece: Batches, unit: Unit, store: Store) -> pl.DataFrame | None:
         frames = []
         for number, _, _, cuts, _ in wanted:
             frame = to_frame(pa.Table.from_batches([file.get_batch(number)]))
-            if cuts < unit.cuts:
-                frame = frame.filter(cut_of(frame["user_id"], unit.cuts) == unit.cut)
+            if cuts < cut[1]:
+                frame = frame.filter(cut_of(frame["user_id"], cut[1]) == cut[0])
             frames.append(frame)
     if any(cuts > 1 for *_, cuts, _ in wanted):
-        return pl.concat(frames).sort(ROW)
+        return pl.concat(frames).sort(ROW, maintain_order=True)
     return pl.concat(frames)
 
 

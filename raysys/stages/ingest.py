@@ -13,6 +13,7 @@ from raysys.datasets import complete_journey
 from raysys.datasets.mapping import EventFiles, ItemFiles, UserFiles
 from raysys.datasets.source import Source
 from raysys.ingest import pipeline, quality
+from raysys.ingest.impressions import ImpressionSettings
 from raysys.ingest.rules import Limits
 from raysys.ingest.sessions import SessionSettings
 from raysys.ingest.spread import OnRay
@@ -45,6 +46,7 @@ class IngestSettings(StageSettings):
     source: Annotated[CompleteJourneySource | FileSource, Field(discriminator="kind")]
     limits: Limits = Limits()
     sessions: SessionSettings = SessionSettings()
+    impressions: ImpressionSettings = ImpressionSettings()
 
 
 def run(settings: IngestSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
@@ -69,6 +71,7 @@ def run(settings: IngestSettings, workspace: Workspace, *, force: bool = False) 
             inputs,
             settings.limits,
             settings.sessions,
+            settings.impressions,
             folder,
             OnRay(),
             Store(workspace.pieces),

@@ -11,6 +11,7 @@ import polars as pl
 from raysys.datasets.mapping import EventFiles, ItemFiles, UserFiles
 from raysys.datasets.source import Source
 from raysys.ingest import pipeline
+from raysys.ingest.impressions import ImpressionSettings
 from raysys.ingest.rules import Limits
 from raysys.ingest.sessions import SessionSettings
 from raysys.ingest.spread import InProcess
@@ -72,6 +73,7 @@ def take(
     users: tuple[UserFiles, ...] = (),
     limits: Limits | None = None,
     sessions: SessionSettings | None = None,
+    impressions: ImpressionSettings | None = None,
 ) -> Taken:
     """Run all passes in this process into a new folder; checks that all counts add up."""
     out = folder / "out"
@@ -82,6 +84,7 @@ def take(
         pipeline.inspect(source),
         limits or Limits(),
         sessions or SessionSettings(),
+        impressions or ImpressionSettings(),
         out,
         InProcess(),
         Store(folder / "pieces"),
@@ -89,7 +92,7 @@ def take(
     taken = Taken(outcome, out)
     for tally in outcome.tallies.values():
         assert tally.rows_in == tally.rows_out + tally.quarantined
-    assert taken.events.height == taken.tally.rows_out
+    assert taken.events.height == taken.tally.rows_out + sum(taken.tally.added.values())
     total = sum(tally.quarantined for tally in outcome.tallies.values())
     assert (taken.quarantine.height if total else 0) == total
     return taken

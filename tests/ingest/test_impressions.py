@@ -10,9 +10,9 @@ from raysys import schema
 from raysys.config import parse_settings
 from raysys.datasets.mapping import polars_type
 from raysys.errors import UserError
+from raysys.ingest.columns import to_arrow
 from raysys.ingest.impressions import ImpressionSettings, infer_impressions
 from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, uniform
-from raysys.ingest.passes import to_arrow
 
 DAY = 86_400_000
 DATE = 18_000 * DAY

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from raysys.datasets.source import Source
 from raysys.errors import UserError
-from raysys.ingest import pipeline, settling
+from raysys.ingest import pipeline, reading, settling
+from raysys.ingest.impressions import ImpressionSettings
 from raysys.ingest.rules import Limits
 from raysys.ingest.sessions import SessionSettings
 from raysys.ingest.spread import InProcess
@@ -29,6 +30,7 @@ class Shop:
         self.logs.mkdir()
         self.store = Store(folder / "pieces")
         self.runs = 0
+        self.impressions = ImpressionSettings()
 
     def log(self, name, lines):
         path = self.logs / name
@@ -46,6 +48,7 @@ class Shop:
             pipeline.inspect(source),
             Limits(),
             SessionSettings(),
+            self.impressions,
             out,
             spread or InProcess(),
             store or self.store,
@@ -78,7 +81,7 @@ def same(one, other):
 
 def lines(day, n=5, user="u"):
     return [
-        f"d{day}-{i},{user}{i % 2},i{i},view,{START + day * DAY + 60 * i},1,1," for i in range(n)
+        f"{user}{day}-{i},{user}{i % 2},i{i},view,{START + day * DAY + 60 * i},1,1," for i in range(n)
     ]
 
 
@@ -126,6 +129,26 @@ def test_late_events_go_to_their_own_days(tmp_path, monkeypatch):
     late = shop.take()
     assert late[0].tallies["events"].reasons == {"duplicate": 2}
     same(late, shop.scratch())
+
+
+@pytest.mark.parametrize("rows", [5, 60, 10_000])
+def test_inferred_impressions_do_not_depend_on_how_days_are_cut(tmp_path, monkeypatch, rows):
+    shop = Shop(tmp_path)
+    shop.impressions = ImpressionSettings(when="missing", per_event=4)
+    for day in range(4):
+        shop.log(f"{day:02}.csv", [*lines(day, 20), *lines(day, 20, f"v{day}")])
+    whole = shop.scratch()
+    monkeypatch.setattr(settling, "_UNIT_ROWS", rows)
+    monkeypatch.setattr(reading, "_BATCH_ROWS", 2)
+    cut, out = shop.take()
+    events = events_of(out)
+    shown = events.filter("inferred")
+    assert cut.tallies["events"].added == {"inferred_impression": shown.height}
+    assert shown.height > 160
+    assert shown["sampling_probability"].is_between(0, 1, closed="right").all()
+    by_id = [frame.sort("event_id") for frame in (events, events_of(whole[1]))]
+    assert by_id[0].equals(by_id[1])
+    assert cut.log == whole[0].log
 
 
 class Fatal:
@@ -178,7 +201,7 @@ day_files = st.dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(day_files, min_size=2, max_size=3), st.sampled_from([1, 4, 1000]))
 def test_any_sequence_of_files_gives_what_a_new_start_gives(tmp_path_factory, history, rows):
     folder = tmp_path_factory.mktemp("shop")
@@ -197,7 +220,7 @@ def test_any_sequence_of_files_gives_what_a_new_start_gives(tmp_path_factory, hi
     shutil.rmtree(folder)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5 * DAY // 600)), min_size=1, max_size=80),
     st.sampled_from([1, 7, 10_000]),

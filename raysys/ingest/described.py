@@ -1,0 +1,143 @@
+"""The shop's own files of items and users, cleaned: the first word on each.
+
+Items are read before the events, because rules ask what the catalogue knows; they are kept in the
+store under the digest of their files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from raysys import schema
+from raysys.datasets.files import find, read
+from raysys.datasets.mapping import (
+    ATTRIBUTES,
+    ItemFiles,
+    UserFiles,
+    draft_items,
+    draft_users,
+    polars_type,
+)
+from raysys.datasets.source import Source
+from raysys.ingest.columns import read_arrow, write_arrow, write_quarantine
+from raysys.ingest.reading import QUARANTINE, unread
+from raysys.ingest.rules import (
+    DUPLICATE,
+    ROW,
+    SOURCE,
+    Limits,
+    Rule,
+    apply,
+    item_rules,
+    note,
+    quarantine,
+    user_rules,
+)
+from raysys.ingest.store import Store
+from raysys.ingest.tally import Tally
+
+CATALOGUE: Final = "catalogue"
+ENTRIES: Final = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+_ITEMS: Final = "items.arrow"
+
+
+class Described:
+    """Rows of one table from files, judged by rules; what does not get through is kept aside.
+
+    Args:
+        table: `items` or `users`.
+        key: column whose first occurrence counts.
+        columns: names and types of the clean rows.
+        rules: what they are held to.
+    """
+
+    def __init__(
+        self, table: str, key: str, columns: dict[str, Any], rules: Sequence[Rule]
+    ) -> None:
+        self.table, self.key, self.columns, self.rules = table, key, columns, rules
+        self.tally = Tally()
+        self.rejected: list[pl.DataFrame] = []
+        self._frames: list[pl.DataFrame] = []
+
+    def take(
+        self,
+        files: ItemFiles | UserFiles,
+        source: Source,
+        draft: Callable[[pl.DataFrame], pl.DataFrame],
+    ) -> None:
+        """Read files; `draft` turns rows as they are into rows of the vocabulary."""
+        for part in find(files):
+            for block in read(part, files, source.derived):
+                lost = unread(block, part, self.table)
+                self.tally.rows_in += lost.height
+                note(self.tally, lost)
+                self.rejected.append(lost)
+                if not block.rows.height:
+                    continue
+                rows = draft(block.rows).with_columns(
+                    pl.lit(part.label).alias(SOURCE), block.numbers.alias(ROW)
+                )
+                clean, bad, counted = apply(self.rules, rows, block.rows, self.table)
+                self.tally.add(counted)
+                self.rejected.append(bad)
+                self._frames.append(clean)
+
+    def rows(self) -> pl.DataFrame:
+        """Clean rows with distinct keys; later ones of a key are put aside as duplicates."""
+        if not self._frames:
+            return pl.DataFrame(schema=self.columns)
+        rows = pl.concat(self._frames)
+        again = ~rows[self.key].is_first_distinct()
+        twice = rows.filter(again)
+        reasons = pl.Series([DUPLICATE]).new_from_index(0, twice.height)
+        extra = quarantine(twice, twice.select(*self.columns), reasons, self.table)
+        note(self.tally, extra)
+        self.rejected.append(extra)
+        self.tally.rows_out -= twice.height
+        self._frames = []
+        return rows.filter(~again).select(*self.columns)
+
+
+def write_catalogue(source: Source, limits: Limits, key: str, store: Store) -> int:
+    """Keep the shop's own items in the store; its result holds the tally.
+
+    Returns:
+        rows read.
+    """
+    columns = {field.name: polars_type(field.type) for field in schema.ITEMS}
+    items = Described("items", "item_id", columns, item_rules(limits))
+    result: dict[str, Any] = {}
+    with store.doing(CATALOGUE, key, result) as folder:
+        for files in source.items:
+            items.take(
+                files,
+                source,
+                lambda rows, files=files: draft_items(  # type: ignore[misc]
+                    source.prepare_items(rows) if source.prepare_items else rows,
+                    files.columns,
+                    files.constants,
+                ),
+            )
+        write_arrow(items.rows(), folder / _ITEMS)
+        write_quarantine(items.rejected, folder / QUARANTINE)
+        result["tally"] = items.tally.to_dict()
+    return items.tally.rows_in
+
+
+def read_catalogue(folder: Path) -> pl.DataFrame:
+    """The items that `write_catalogue` kept: columns of `schema.ITEMS`, moments in ms."""
+    return read_arrow(folder / _ITEMS)
+
+
+def read_users(source: Source, limits: Limits) -> tuple[pl.DataFrame, Described]:
+    """Users that files describe: `user_id`, `attributes`; and what was said of the rest."""
+    users = Described(
+        "users", "user_id", {"user_id": pl.String, ATTRIBUTES: ENTRIES}, user_rules(limits)
+    )
+    for files in source.users:
+        users.take(files, source, lambda rows, files=files: draft_users(rows, files))  # type: ignore[misc]
+    return users.rows(), users
