@@ -7,6 +7,8 @@ become null and are named in `UNPARSED`, for the rules of `raysys.ingest` to jud
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import polars as pl
@@ -26,6 +28,16 @@ MENDED: Final = "_mended"
 
 ATTRIBUTES: Final = "attributes"
 
+REFUND: Final = "refund"
+"""What a log's word for a returned purchase may be mapped to. It is no event of the vocabulary:
+the rules take it out, and with it the purchase that it takes back if they are told to."""
+
+FROM_PATH: Final = "$"
+"""Begins the name of a column that the file's path holds: `$date`, or a hive key."""
+
+NEEDED: Final = frozenset({"user_id", "event_type", "timestamp", "item_id"})
+"""What a file of events cannot lack, if its mapping says that a column holds it."""
+
 
 class Files(Settings):
     """Where a log lies and how its rows are written."""
@@ -34,13 +46,17 @@ class Files(Settings):
     """Files, folders or globs, local or any fsspec URI; `${NAME}` is the environment's."""
 
     format: Literal["csv", "jsonl", "parquet"] | None = None
-    """None: told by the file's ending; `.gz` may follow."""
+    """None: told by the file's ending; `.gz`, `.bz2`, `.xz` or `.zst` may follow."""
 
     header: tuple[str, ...] | None = None
     """Names of the columns of a CSV without a header line."""
 
     delimiter: str = Field(default=",", min_length=1, max_length=1)
     encoding: Literal["utf-8", "latin-1", "cp1252"] = "utf-8"
+
+    optional: tuple[str, ...] = ()
+    """Columns of the vocabulary that every file may lack. Others may lack in some files, except
+    ids, types and moments, but not in all."""
 
     @field_validator("paths", mode="before")
     @classmethod
@@ -59,10 +75,12 @@ class EventFiles(Files):
     """Files of events."""
 
     columns: dict[str, str]
-    """Column of `schema.LOGGED_EVENTS` → column of the file (JSON lines: a dotted path)."""
+    """Column of `schema.LOGGED_EVENTS` → column of the file (JSON lines: a dotted path), or of its
+    path: `$date` for `date=2024-01-01/` and `2024/01/01/`, `$NAME` for `NAME=value/`."""
 
     event_types: dict[str, str] = {}
-    """The log's word → one of `schema.EVENT_TYPES`; words of the vocabulary need no entry."""
+    """The log's word → one of `schema.EVENT_TYPES`, or `refund`; words of the vocabulary need no
+    entry."""
 
     time: TimeFormat = TimeFormat()
     constants: dict[str, str] = {}
@@ -84,10 +102,13 @@ class EventFiles(Files):
             raise ValueError(f"columns must say where {', '.join(missing)} comes from")
         if "item_id" not in given and "query" not in given:
             raise ValueError("columns must say where item_id comes from (or query, for searches)")
-        wrong = sorted({*self.event_types.values()} - {*schema.EVENT_TYPES})
+        _known(self.optional, [*self.columns, *self.items])
+        wrong = sorted({*self.event_types.values()} - {*schema.EVENT_TYPES, REFUND})
         if wrong:
             allowed = ", ".join(schema.EVENT_TYPES)
-            raise ValueError(f"event_types maps to {wrong[0]!r}, which is none of {allowed}")
+            raise ValueError(
+                f"event_types maps to {wrong[0]!r}, which is none of {allowed}, refund"
+            )
         constant = self.constants.get("event_type")
         if constant and constant not in schema.EVENT_TYPES:
             raise ValueError(f"event_type {constant!r} is none of {', '.join(schema.EVENT_TYPES)}")
@@ -100,9 +121,13 @@ class ItemFiles(Files):
     columns: dict[str, str]
     constants: dict[str, str] = {}
 
+    time: TimeFormat = TimeFormat()
+    """How `available_from` is written."""
+
     @model_validator(mode="after")
     def _complete(self) -> ItemFiles:
         _known((*self.columns, *self.constants), schema.ITEMS.names)
+        _known(self.optional, list(self.columns))
         if "item_id" not in self.columns:
             raise ValueError("columns must say where item_id comes from")
         return self
@@ -129,7 +154,7 @@ AnyFiles = EventFiles | ItemFiles | UserFiles
 
 
 def wanted(files: AnyFiles, derived: frozenset[str] = frozenset()) -> list[str] | None:
-    """The file's own columns that a mapping reads, in order, less `derived`; None: all of them."""
+    """The columns that a mapping reads, in order, less `derived`; None: all of them."""
     names = list(files.columns.values())
     if isinstance(files, EventFiles):
         names += files.items.values()
@@ -140,29 +165,108 @@ def wanted(files: AnyFiles, derived: frozenset[str] = frozenset()) -> list[str] 
     return [name for name in dict.fromkeys(names) if name not in derived]
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How a mapping fits one file: where each column that it reads comes from."""
+
+    read: tuple[str, ...] | None  # from the file; None: all its columns
+    fill: dict[str, str | None]  # columns that the file lacks: what its path says, else null
+    lacking: tuple[str, ...]  # neither file nor path have them, and a row can do without
+    missing: tuple[str, ...]  # neither has them, and no row can do without
+
+
+def fit(
+    files: AnyFiles,
+    found: Sequence[str],
+    derived: frozenset[str] = frozenset(),
+    told: Mapping[str, str | None] | None = None,
+) -> Fit:
+    """Match the columns that a mapping reads with those that a file and its path have.
+
+    Args:
+        files: the mapping.
+        found: the file's own columns.
+        derived: columns that an adapter makes.
+        told: what the path says, by key.
+    """
+    told = told or {}
+    here = set(found)
+    names = wanted(files, derived)
+    keys = set(needed(files))
+    read: list[str] = []
+    fill: dict[str, str | None] = {}
+    lacking: list[str] = []
+    missing: list[str] = []
+    for name in list(files.columns.values()) if names is None else names:
+        key = name.removeprefix(FROM_PATH)
+        if name in here:
+            read.append(name)
+        elif name not in derived:
+            fill[name] = told.get(key)
+            if key not in told:
+                (missing if name in keys else lacking).append(name)
+    return Fit(None if names is None else tuple(read), fill, tuple(lacking), tuple(missing))
+
+
+def needed(files: AnyFiles) -> list[str]:
+    """The file's columns without which no row of it says anything."""
+    keys = NEEDED if isinstance(files, EventFiles) else {"item_id", "user_id"}
+    return [
+        source
+        for target, source in files.columns.items()
+        if target in keys and target not in files.optional
+    ]
+
+
+def absent(
+    files: AnyFiles,
+    found: Sequence[str],
+    derived: frozenset[str] = frozenset(),
+    told: Mapping[str, str | None] | None = None,
+) -> list[str]:
+    """Columns that a mapping reads and that are not there, less `optional` ones."""
+    fitted = fit(files, found, derived, told)
+    may = {source for target, source in _sources(files) if target in files.optional}
+    return [name for name in (*fitted.missing, *fitted.lacking) if name not in may]
+
+
 def check_columns(
-    files: AnyFiles, found: list[str], derived: frozenset[str] = frozenset(), *, where: str
+    files: AnyFiles,
+    found: Sequence[str],
+    derived: frozenset[str] = frozenset(),
+    told: Mapping[str, str | None] | None = None,
+    *,
+    where: str,
 ) -> None:
-    """Refuse a file that lacks a column the mapping reads.
+    """Refuse a mapping that reads columns which are not there; `optional` ones may lack.
 
     Raises:
         UserError: naming the columns that lack, those that are there, and the nearest.
     """
     import difflib
 
-    needed = wanted(files, derived) or files.columns.values()
-    missing = [name for name in needed if name not in found]
+    missing = absent(files, found, derived, told)
     if not missing:
         return
     near = difflib.get_close_matches(missing[0], found, n=1)
     shown = ", ".join(found[:30]) + (", …" if len(found) > 30 else "")
+    from_path = f"; its path says: {', '.join(told)}" if told else ""
     raise UserError(
-        f"no column {', '.join(map(repr, missing))}; the file has: {shown}",
+        f"no column {', '.join(map(repr, missing))}; the file has: {shown}{from_path}",
         where=where,
         mend=f"did you mean {near[0]!r}? Name the file's columns in the mapping"
         if near
-        else "name the file's columns in the mapping, and check delimiter and header",
+        else "name the file's columns in the mapping, and check delimiter and header; "
+        "what no file has may be listed under optional",
     )
+
+
+def _sources(files: AnyFiles) -> list[tuple[str, str]]:
+    """Pairs of a column of the vocabulary and the column that a mapping reads it from."""
+    pairs = list(files.columns.items())
+    if isinstance(files, EventFiles):
+        pairs += files.items.items()
+    return pairs
 
 
 def draft_events(rows: pl.DataFrame, files: EventFiles, *, where: str) -> pl.DataFrame:
@@ -173,25 +277,32 @@ def draft_events(rows: pl.DataFrame, files: EventFiles, *, where: str) -> pl.Dat
     Raises:
         UserError: the unit of time is obviously wrong.
     """
-    columns = _read(rows, files.columns, files.constants, schema.LOGGED_EVENTS, skip=("timestamp",))
-    if "timestamp" in files.columns:
-        raw = _blank_to_null(rows[files.columns["timestamp"]])
-        check_unit(raw, files.time, where=f"{where}, column {files.columns['timestamp']!r}")
-        columns["timestamp"] = (raw, to_millis(raw, files.time))
-    else:
-        raw = pl.Series([files.constants["timestamp"]] * rows.height, dtype=pl.String)
-        columns["timestamp"] = (raw, to_millis(raw, files.time))
-    if files.event_types:
+    times = {"timestamp": files.time}
+    columns = _read(rows, files.columns, schema.LOGGED_EVENTS, times, where)
+    if files.event_types and "event_type" in columns:
         raw, words = columns["event_type"]
         columns["event_type"] = (raw, words.replace(files.event_types))
-    return _assemble(rows, columns, schema.LOGGED_EVENTS)
+    return _assemble(rows, columns, files.constants, schema.LOGGED_EVENTS, times)
 
 
 def draft_items(
-    rows: pl.DataFrame, columns: dict[str, str], constants: dict[str, str] | None = None
+    rows: pl.DataFrame,
+    columns: dict[str, str],
+    constants: dict[str, str] | None = None,
+    time: TimeFormat | None = None,
+    *,
+    where: str = "",
 ) -> pl.DataFrame:
-    """Rows of a file as draft items: every column of `schema.ITEMS`, plus `UNPARSED`."""
-    return _assemble(rows, _read(rows, columns, constants or {}, schema.ITEMS), schema.ITEMS)
+    """Rows of a file as draft items: every column of `schema.ITEMS`, `UNPARSED`, `MENDED`.
+
+    Moments are Int64 UTC milliseconds here, written as `time` says.
+
+    Raises:
+        UserError: the unit of time is obviously wrong.
+    """
+    times = {"available_from": time or TimeFormat()}
+    read = _read(rows, columns, schema.ITEMS, times, where)
+    return _assemble(rows, read, constants or {}, schema.ITEMS, times)
 
 
 def draft_users(rows: pl.DataFrame, files: UserFiles) -> pl.DataFrame:
@@ -217,44 +328,61 @@ def draft_users(rows: pl.DataFrame, files: UserFiles) -> pl.DataFrame:
 def _read(
     rows: pl.DataFrame,
     columns: dict[str, str],
-    constants: dict[str, str],
     target: pa.Schema,
-    skip: tuple[str, ...] = (),
+    times: Mapping[str, TimeFormat],
+    where: str,
 ) -> dict[str, tuple[pl.Series, pl.Series]]:
-    """For each vocabulary column what the file says, and what it means."""
+    """For each mapped column of the vocabulary what the file says, and what it means."""
     read = {}
     for name, source in columns.items():
-        if name not in skip:
-            raw = _blank_to_null(rows[source])
-            read[name] = (raw, _cast(raw, target.field(name).type))
-    for name, value in constants.items():
-        if name not in skip:
-            raw = pl.Series([value], dtype=pl.String).new_from_index(0, rows.height)
-            read[name] = (raw, _cast(raw, target.field(name).type))
+        raw = _blank_to_null(rows[source])
+        if name in times:
+            meant = to_millis(raw, times[name])
+            check_unit(raw, times[name], where=f"{where}, column {source!r}", millis=meant)
+        else:
+            meant = _cast(raw, target.field(name).type)
+        read[name] = (raw, meant)
     return read
 
 
 def _assemble(
-    rows: pl.DataFrame, columns: dict[str, tuple[pl.Series, pl.Series]], target: pa.Schema
+    rows: pl.DataFrame,
+    columns: dict[str, tuple[pl.Series, pl.Series]],
+    constants: dict[str, str],
+    target: pa.Schema,
+    times: Mapping[str, TimeFormat],
 ) -> pl.DataFrame:
-    """The draft: vocabulary columns in order, and which of them could not be read."""
-    failed = pl.Series([None], dtype=pl.String).new_from_index(0, rows.height)
+    """The draft: vocabulary columns in order, and which of them could not be read.
+
+    What is the same in every row stays a scalar within the frame, so it costs nothing.
+    """
+    failed: pl.Series | None = None
     for name, (raw, meant) in columns.items():
+        if meant.null_count() == raw.null_count():
+            continue
+        if failed is None:
+            failed = pl.Series([None], dtype=pl.String).new_from_index(0, rows.height)
         lost = raw.is_not_null() & meant.is_null() & failed.is_null()
-        if lost.any():
-            failed = failed.zip_with(~lost, pl.Series([name]).new_from_index(0, rows.height))
-    filled = [
-        columns[field.name][1].alias(field.name)
-        if field.name in columns
-        else pl.Series(field.name, [None], dtype=polars_type(field.type)).new_from_index(
-            0, rows.height
-        )
-        for field in target
-    ]
-    frame = pl.DataFrame(filled).with_columns(failed.alias(UNPARSED))
-    if MENDED in rows.columns:
-        return frame.with_columns(rows[MENDED])
-    return frame.with_columns(pl.lit(None, dtype=pl.String).alias(MENDED))
+        failed = failed.zip_with(~lost, pl.Series([name], dtype=pl.String))
+    same = {name: pl.lit(None, dtype=polars_type(target.field(name).type)) for name in target.names}
+    unread: pl.Expr = pl.lit(None, dtype=pl.String)
+    for name, value in constants.items():
+        kind = target.field(name).type
+        told = _blank_to_null(pl.Series([value], dtype=pl.String))
+        meant = to_millis(told, times[name]) if name in times else _cast(told, kind)
+        same[name] = pl.lit(meant[0], dtype=polars_type(kind))
+        if meant[0] is None and told[0] is not None:
+            unread = pl.lit(name)
+    frame = pl.DataFrame([meant.alias(name) for name, (_, meant) in columns.items()])
+    if not columns:  # nothing but constants: something must say how many rows there are
+        frame = pl.Series("", [None]).new_from_index(0, rows.height).to_frame()
+    return frame.with_columns(
+        *(value.alias(name) for name, value in same.items() if name not in columns),
+        (unread if failed is None else pl.lit(failed).fill_null(unread)).alias(UNPARSED),
+        (pl.lit(rows[MENDED]) if MENDED in rows.columns else pl.lit(None, dtype=pl.String)).alias(
+            MENDED
+        ),
+    ).select(*target.names, UNPARSED, MENDED)
 
 
 def polars_type(arrow: pa.DataType) -> pl.DataType:
@@ -294,7 +422,7 @@ def _text(values: pl.Series) -> pl.Series:
 
 def _blank_to_null(values: pl.Series) -> pl.Series:
     """Empty text means nothing was said."""
-    if values.dtype != pl.String:
+    if values.dtype != pl.String or values.str.len_bytes().min() != 0:
         return values
     return values.set(values == "", None)
 

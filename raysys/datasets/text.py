@@ -1,7 +1,9 @@
 """CSV and JSON-lines files, block by block: whatever the bytes are, every record is accounted for.
 
-Files are read as bytes, cut at line ends (outside quotes), decoded with U+FFFD for what is not in
-their encoding, and parsed column-wise; a record of the wrong shape becomes a `Fault`.
+Files are read as bytes, unpacked, cut at line ends (outside quotes), decoded with U+FFFD for what
+is not in their encoding, and parsed column-wise; a record of the wrong shape becomes a `Fault`.
+JSON lines that the quick parser refuses are halved until those at fault are alone; Python judges
+them.
 """
 
 from __future__ import annotations
@@ -10,22 +12,24 @@ import csv
 import io
 import json
 import sys
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import fsspec
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from raysys.datasets.files import Block, Fault, Part
-from raysys.datasets.mapping import AnyFiles, check_columns, wanted
+from raysys.datasets.files import Block, Fault, Part, filled, lacks_needed, nothing_but
+from raysys.datasets.mapping import FROM_PATH, AnyFiles, Fit, fit, wanted
+from raysys.datasets.unpack import DAMAGE, unpacked
 
 CHUNK: Final = 16 << 20
 """Bytes of text parsed at a time."""
 
+_PEEK: Final = 1 << 20  # bytes of text looked at for columns before a file is read
+_FEW: Final = 256  # lines that are not worth halving any more
 _LONGEST: Final = 64 << 20  # a record longer than this ends at the chunk: an unclosed quote
 _BOM: Final = b"\xef\xbb\xbf"
 _NO_NUMBERS: Final = pl.Series([], dtype=pl.Int64)
@@ -39,79 +43,100 @@ class _Lost:
     message: str
 
 
+def peek(part: Part, files: AnyFiles) -> list[str] | None:
+    """Column names of a CSV, or keys of the first JSON records; None if there are none to see."""
+    if part.format == "csv" and files.header:
+        return list(files.header)
+    try:
+        with fsspec.open(part.path, "rb") as opened:
+            text = unpacked(opened).read(_PEEK).removeprefix(_BOM)
+    except (OSError, *DAMAGE):
+        return None
+    text = _utf8(text, files.encoding)
+    if part.format == "csv":
+        return _take_header(text, files.delimiter)[0]
+    records = [_parse_line(line) for line in text.decode("utf-8").split("\n")]
+    keys: dict[str, None] = {}
+    for record in records:
+        keys |= dict.fromkeys(_paths(record or {}))
+    return list(keys) or None
+
+
+def _paths(record: dict[str, Any], prefix: str = "", depth: int = 4) -> Iterator[str]:
+    """The keys of a record, and dotted paths into its objects."""
+    for key, value in record.items():
+        yield prefix + key
+        if isinstance(value, dict) and depth:
+            yield from _paths(value, f"{prefix}{key}.", depth - 1)
+
+
 def read_csv(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset()) -> Iterator[Block]:
     """The records of a CSV as text columns; see `files.read`."""
     header = list(files.header) if files.header else None
-    if header:
-        check_columns(files, header, derived, where=part.label)
+    fitted: Fit | None = None
     row = 0
     for chunk in _chunks(part, quoted=True):
         if isinstance(chunk, _Lost):
-            yield Block(pl.DataFrame(), _NO_NUMBERS, [_lost(chunk, row)])
+            yield nothing_but(_lost(chunk, row))
             return
         text = _utf8(chunk, files.encoding)
         if header is None:
             header, text = _take_header(text, files.delimiter)
             if header is None:
                 continue
-            check_columns(files, header, derived, where=part.label)
-        block, count = _parse_csv(
-            text, header, wanted(files, derived) or header, files.delimiter, row
-        )
-        row += count
+        if fitted is None:
+            fitted = fit(files, header, derived, dict(part.told))
+            fault = lacks_needed(fitted, header)
+            if fault:
+                yield nothing_but(fault)
+                return
+        keep = header if fitted.read is None else list(fitted.read)
+        block, count = _parse_csv(text, header, keep or header[:1], files.delimiter, row)
         if count:
+            block.lacking = () if row else fitted.lacking
+            block.rows = filled(block.rows, fitted)
             yield block
+        row += count
     if row == 0:
-        yield Block(pl.DataFrame(), _NO_NUMBERS, [Fault(0, "empty_file", "no rows")])
+        yield nothing_but(Fault(0, "empty_file", "no rows"))
 
 
 def read_jsonl(
     part: Part, files: AnyFiles, derived: frozenset[str] = frozenset()
 ) -> Iterator[Block]:
-    """The records of a JSON-lines file; a column's name may be a dotted path into the object."""
+    """The records of a JSON-lines file as text columns; a name may be a dotted path into objects.
+
+    Strings are as they are, everything else as JSON writes it. A key that no record of the file
+    has is told as lacking with the last block.
+    """
     row = 0
     names = wanted(files, derived)
-    checked = False
+    told = dict(part.told)
+    seen: set[str] = set()
     for chunk in _chunks(part, quoted=False):
         if isinstance(chunk, _Lost):
-            yield Block(pl.DataFrame(), _NO_NUMBERS, [_lost(chunk, row)])
+            yield nothing_but(_lost(chunk, row))
             return
-        lines = _utf8(chunk, files.encoding).decode("utf-8").split("\n")
-        records: list[dict[str, Any]] = []
-        numbers: list[int] = []
-        faults: list[Fault] = []
-        for line in lines:
-            if not line.strip():
-                continue
-            row += 1
-            record = _parse_line(line)
-            if record is None:
-                faults.append(Fault(row, "line_does_not_parse", line))
-            else:
-                records.append(record)
-                numbers.append(row)
-        if names is None and records:
-            names = list(dict.fromkeys(key for record in records for key in record))
-        if not checked and records and names is not None:
-            found = [name for name in names if any(_at(r, name) is not None for r in records)]
-            known = list(dict.fromkeys([*found, *(key for r in records for key in r)]))
-            check_columns(files, [*known, *_optional(files, known)], derived, where=part.label)
-            checked = True
-        columns = {name: _text_column([_at(r, name) for r in records]) for name in names or ()}
-        yield Block(pl.DataFrame(columns), pl.Series(numbers, dtype=pl.Int64), faults)
+        text = _utf8(chunk, files.encoding)
+        if names is None:
+            lines = text.decode("utf-8").split("\n")
+            keys = (key for line in lines for key in _parse_line(line) or ())
+            names = list(dict.fromkeys([*files.columns.values(), *keys]))
+        for block in _parse_json(text, names, row):
+            row += block.rows.height + len(block.faults)
+            seen |= {name for name in names if block.rows[name].null_count() < block.rows.height}
+            block.rows = block.rows.with_columns(
+                pl.col(name).fill_null(told[name.removeprefix(FROM_PATH)])
+                for name in names
+                if told.get(name.removeprefix(FROM_PATH)) is not None
+            )
+            yield block
     if row == 0:
-        yield Block(pl.DataFrame(), _NO_NUMBERS, [Fault(0, "empty_file", "no rows")])
-
-
-def _optional(files: AnyFiles, known: list[str]) -> list[str]:
-    """Columns that JSON records may all leave out: those that a row does not need.
-
-    They count as present, unless no record shares a single column with the mapping.
-    """
-    needed = {"user_id", "timestamp", "event_type", "item_id"}
-    names = wanted(files) or []
-    needs = {source for target, source in files.columns.items() if target in needed}
-    return [name for name in names if name not in needs] if set(names) & set(known) else []
+        yield nothing_but(Fault(0, "empty_file", "no rows"))
+        return
+    lacking = fit(files, [*seen], derived, told).lacking
+    if lacking:
+        yield Block(pl.DataFrame(), _NO_NUMBERS, lacking=lacking)
 
 
 def _chunks(part: Part, *, quoted: bool) -> Iterator[bytes | _Lost]:
@@ -120,7 +145,7 @@ def _chunks(part: Part, *, quoted: bool) -> Iterator[bytes | _Lost]:
     first = True
     try:
         with fsspec.open(part.path, "rb") as opened:
-            file = _unpacked(opened)
+            file = unpacked(opened)
             while data := file.read(CHUNK):
                 rest += data.removeprefix(_BOM) if first else data
                 first = False
@@ -128,7 +153,9 @@ def _chunks(part: Part, *, quoted: bool) -> Iterator[bytes | _Lost]:
                 if end:
                     yield rest[:end]
                     rest = rest[end:]
-    except (EOFError, zlib.error) as error:
+    except FileNotFoundError:
+        raise
+    except DAMAGE as error:
         yield from _whole(rest)
         yield _Lost("truncated_file", str(error))
         return
@@ -145,53 +172,6 @@ def _whole(rest: bytes) -> Iterator[bytes]:
     end = rest.rfind(b"\n") + 1
     if end:
         yield rest[:end]
-
-
-def _unpacked(opened: IO[bytes]) -> IO[bytes] | _Gunzip:
-    """The file's bytes, unpacked if they are gzip (by content: endings lie)."""
-    magic = opened.read(2)
-    opened.seek(0)
-    if magic == b"\x1f\x8b":
-        return _Gunzip(opened)
-    return opened
-
-
-class _Gunzip:
-    """Unpacks gzip and hands out everything before damage: `gzip.open` drops its last buffer."""
-
-    def __init__(self, packed: IO[bytes]) -> None:
-        self._packed = packed
-        self._inflate = zlib.decompressobj(wbits=31)
-        self._error: Exception | None = None
-
-    def read(self, size: int) -> bytes:
-        """Up to `size` bytes; empty at the end; damage raises once all before it was handed out."""
-        if self._error:
-            raise self._error
-        got: list[bytes] = []
-        total = 0
-        while total < size:
-            if self._inflate.eof:  # a file may hold several members
-                left = self._inflate.unused_data or self._packed.read(1 << 16)
-                left = left.lstrip(b"\0")
-                if not left:
-                    break
-                self._inflate = zlib.decompressobj(wbits=31)
-            else:
-                left = self._inflate.unconsumed_tail or self._packed.read(1 << 16)
-                if not left:
-                    self._error = EOFError("the gzip file ends before its end marker")
-                    break
-            try:
-                data = self._inflate.decompress(left, size - total)
-            except zlib.error as error:
-                self._error = error
-                break
-            got.append(data)
-            total += len(data)
-        if not got and self._error:
-            raise self._error
-        return b"".join(got)
 
 
 def _last_end(data: bytes, quoted: bool) -> int:
@@ -308,6 +288,89 @@ def _parse_slowly(
 def _python_rows(text: bytes, delimiter: str) -> Iterator[list[str]]:
     csv.field_size_limit(sys.maxsize)
     return csv.reader(io.StringIO(text.decode("utf-8"), newline=""), delimiter=delimiter)
+
+
+def _parse_json(text: bytes, names: list[str], before: int) -> Iterator[Block]:
+    """Parse whole lines; `before` records came earlier in the file."""
+    waiting = [text]
+    while waiting:
+        text = waiting.pop()
+        lines = text.count(b"\n") + (not text.endswith(b"\n"))
+        frame = _quick_json(text, names, lines)
+        if frame is not None:
+            numbers = pl.int_range(before + 1, before + lines + 1, eager=True)
+            block = Block(frame, numbers)
+        elif lines > _FEW:
+            half = text.find(b"\n", len(text) // 2) + 1 or text.rfind(b"\n", 0, -1) + 1
+            waiting += [piece for piece in (text[half:], text[:half]) if piece]
+            continue
+        else:
+            block = _slow_json(text, names, before)
+        before += block.rows.height + len(block.faults)
+        if block.rows.height or block.faults:
+            yield block
+
+
+def _quick_json(text: bytes, names: list[str], lines: int) -> pl.DataFrame | None:
+    """All lines at once, every value as text; None if one of them is not an object."""
+    columns: dict[str, Any] = dict.fromkeys(names, pl.String)
+    nested: dict[str, Any] = {}
+    for name in names:
+        *outer, last = name.split(".")
+        inner = nested
+        for key in outer:
+            inner = inner.setdefault(key, {})
+            if not isinstance(inner, dict):
+                return None  # a value is wanted as a whole and in part
+        if outer and inner.setdefault(last, pl.String) is not pl.String:
+            return None
+    if nested.keys() & columns.keys():
+        return None
+    try:
+        frame = pl.read_ndjson(text, schema={**columns, **_structs(nested)})
+    except pl.exceptions.PolarsError:
+        return None
+    if frame.height != lines:
+        return None
+    return frame.select(_value(name) for name in names)
+
+
+def _structs(nested: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: pl.Struct(_structs(inner)) if isinstance(inner, dict) else inner
+        for key, inner in nested.items()
+    }
+
+
+def _value(name: str) -> pl.Expr:
+    """The value at a key, or at a dotted path into nested objects."""
+    root, *path = name.split(".")
+    if not path:
+        return pl.col(name)
+    value = pl.col(root)
+    for key in path:
+        value = value.struct.field(key)
+    return pl.coalesce(pl.col(name), value).alias(name)
+
+
+def _slow_json(text: bytes, names: list[str], before: int) -> Block:
+    """Line by line with the standard library."""
+    records: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    faults: list[Fault] = []
+    row = before
+    for line in text.decode("utf-8").split("\n"):
+        if not line.strip():
+            continue
+        row += 1
+        record = _parse_line(line)
+        if record is None:
+            faults.append(Fault(row, "line_does_not_parse", line))
+        else:
+            records.append(record)
+            numbers.append(row)
+    columns = {name: _text_column([_at(r, name) for r in records]) for name in names}
+    return Block(pl.DataFrame(columns), pl.Series(numbers, dtype=pl.Int64), faults)
 
 
 def _parse_line(line: str) -> dict[str, Any] | None:

@@ -67,10 +67,10 @@ class Described:
         self,
         files: ItemFiles | UserFiles,
         source: Source,
-        draft: Callable[[pl.DataFrame], pl.DataFrame],
+        draft: Callable[[pl.DataFrame, str], pl.DataFrame],
     ) -> None:
-        """Read files; `draft` turns rows as they are into rows of the vocabulary."""
-        for part in find(files):
+        """Read files; `draft` turns rows as they are, of a file, into rows of the vocabulary."""
+        for part in find(files, source.derived):
             for block in read(part, files, source.derived):
                 lost = unread(block, part, self.table)
                 self.tally.rows_in += lost.height
@@ -78,7 +78,7 @@ class Described:
                 self.rejected.append(lost)
                 if not block.rows.height:
                     continue
-                rows = draft(block.rows).with_columns(
+                rows = draft(block.rows, part.label).with_columns(
                     pl.lit(part.label).alias(SOURCE), block.numbers.alias(ROW)
                 )
                 clean, bad, counted = apply(self.rules, rows, block.rows, self.table)
@@ -116,10 +116,12 @@ def write_catalogue(source: Source, limits: Limits, key: str, store: Store) -> i
             items.take(
                 files,
                 source,
-                lambda rows, files=files: draft_items(  # type: ignore[misc]
+                lambda rows, where, files=files: draft_items(  # type: ignore[misc]
                     source.prepare_items(rows) if source.prepare_items else rows,
                     files.columns,
                     files.constants,
+                    files.time,
+                    where=where,
                 ),
             )
         write_arrow(items.rows(), folder / _ITEMS)
@@ -139,5 +141,5 @@ def read_users(source: Source, limits: Limits) -> tuple[pl.DataFrame, Described]
         "users", "user_id", {"user_id": pl.String, ATTRIBUTES: ENTRIES}, user_rules(limits)
     )
     for files in source.users:
-        users.take(files, source, lambda rows, files=files: draft_users(rows, files))  # type: ignore[misc]
+        users.take(files, source, lambda rows, _, files=files: draft_users(rows, files))  # type: ignore[misc]
     return users.rows(), users

@@ -68,9 +68,9 @@ def inspect(source: Source) -> Inputs:
     Raises:
         UserError: a path names nothing, or an environment variable is not set.
     """
-    parts = tuple(tuple(find(files)) for files in source.events)
+    parts = tuple(tuple(find(files, source.derived)) for files in source.events)
     own: tuple[AnyFiles, ...] = (*source.items, *source.users)
-    others = [part for files in own for part in find(files)]
+    others = [part for files in own for part in find(files, source.derived)]
     prints = {
         part.path: fingerprint(part)
         for part in (*(part for group in parts for part in group), *others)
@@ -158,7 +158,7 @@ def plan_pieces(source: Source, inputs: Inputs, limits: Limits) -> list[Piece]:
 def _catalogue(source: Source, inputs: Inputs, limits: Limits, spread: Spread, store: Store) -> str:
     """The shop's own items, read unless they are there; their key."""
     files = [one.model_dump(mode="json", exclude={"paths"}) for one in source.items]
-    paths = [part.path for one in source.items for part in find(one)]
+    paths = [part.path for one in source.items for part in find(one, source.derived)]
     marks = [inputs.fingerprints.get(path) for path in paths]
     causes = [source.title, files, marks, limits.model_dump(mode="json"), __version__]
     key = digest([CATALOGUE, causes])

@@ -126,7 +126,7 @@ def _items_told(
     raw: pl.DataFrame, files: EventFiles, draft: pl.DataFrame, clean: pl.DataFrame
 ) -> pl.DataFrame:
     """What clean events say of their items: draft items, the first word on each."""
-    items = draft_items(raw, files.items).drop(UNPARSED, MENDED)
+    items = draft_items(raw, files.items, time=files.time).drop(UNPARSED, MENDED)
     items = items.with_columns(
         draft["item_id"], draft["currency"], draft["timestamp"].alias("_told"), draft[SOURCE],
         draft[ROW],

@@ -12,6 +12,8 @@ from raysys.datasets.files import find, read
 from raysys.datasets.mapping import ItemFiles, UserFiles
 from raysys.errors import UserError
 
+PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh")
+
 
 def read_all(path, files):
     """Rows by number, and faults by number, over all blocks of one file."""
@@ -132,7 +134,7 @@ def test_any_bytes_as_csv(tmp_path_factory, content):
     path.write_bytes(content)
     files = ItemFiles(paths=str(path), columns={"item_id": "a", "title": "b"}, header=("a", "b"))
     rows, faults = read_all(path, files)
-    if b'"' not in content and b"\r" not in content and not content.startswith(b"\x1f\x8b"):
+    if b'"' not in content and b"\r" not in content and not content.startswith(PACKED):
         lines = [line for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line]
         assert len(rows) + sum(1 for n in faults if n) == len(lines)
 
@@ -159,7 +161,7 @@ def test_any_lines_as_json(tmp_path_factory, lines):
     except UserError as refusal:
         assert "no column 'a'" in str(refusal)
         return
-    if not content.startswith(b"\x1f\x8b"):
+    if not content.startswith(PACKED):
         decoded = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
         expected = sum(1 for line in decoded.split("\n") if line.strip())
         assert len(rows) + sum(1 for n in faults if n) == expected

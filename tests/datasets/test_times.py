@@ -1,5 +1,7 @@
 """Moments of a log: units and forms all read to UTC milliseconds; a wrong unit is told."""
 
+import datetime as dt
+
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -91,3 +93,32 @@ def test_units_agree(moment):
     for unit, scale in (("milliseconds", 1), ("microseconds", 1000), ("nanoseconds", 1_000_000)):
         series = pl.Series([str(moment * scale)])
         assert to_millis(series, TimeFormat(unit=unit)).to_list() == [moment]
+
+
+FORMS = (
+    "%Y-%m-%d %H:%M:%S UTC",
+    "%Y-%m-%dT%H:%M:%SZ",
+    "%Y-%m-%d %H:%M:%S",
+    "%Y-%m-%dT%H:%M:%S.250",
+    "%Y-%m-%dT%H:%M:%S.250Z",
+    "%Y-%m-%d %H:%M:%S +02:00",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%d",
+    "%Y%m%d",
+    "noon",
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.datetimes(dt.datetime(1995, 1, 1), dt.datetime(2030, 1, 1)), st.integers(0, 9))
+    ),
+    st.sampled_from(["UTC", "Europe/Berlin"]),
+)
+def test_a_column_of_mixed_forms_reads_as_each_value_alone(rows, zone):
+    texts = [moment.strftime(FORMS[form]) for moment, form in rows]
+    together = to_millis(pl.Series(texts, dtype=pl.String), TimeFormat(zone=zone)).to_list()
+    # a blank before the value takes it out of the quick way, which knows the usual forms only
+    alone = [to_millis(pl.Series([" " + text]), TimeFormat(zone=zone))[0] for text in texts]
+    assert together == alone

@@ -81,7 +81,8 @@ def same(one, other):
 
 def lines(day, n=5, user="u"):
     return [
-        f"{user}{day}-{i},{user}{i % 2},i{i},view,{START + day * DAY + 60 * i},1,1," for i in range(n)
+        f"{user}{day}-{i},{user}{i % 2},i{i},view,{START + day * DAY + 60 * i},1,1,"
+        for i in range(n)
     ]
 
 
@@ -187,8 +188,8 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path, monkeypatch, afte
 def test_a_failure_leaves_no_half_piece(tmp_path):
     shop = Shop(tmp_path)
     shop.log("a.csv", lines(0))
-    (shop.logs / "b.csv").write_text("no,such,columns\n1,2,3")
-    with pytest.raises(UserError, match="no column"):
+    shop.log("b.csv", [f"e{i},u,i1,view,{START * 1000},1,1," for i in range(9)])
+    with pytest.raises(UserError, match=r"time is not in seconds|set time\.unit to milliseconds"):
         shop.take()
     assert [p.name for p in (shop.store.root / "pieces").iterdir() if p.name[0] == "."] == []
 
