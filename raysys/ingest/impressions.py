@@ -33,7 +33,7 @@ from pydantic import Field, model_validator
 from raysys import schema
 from raysys.config import Settings
 from raysys.datasets.mapping import polars_type
-from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, probability_of, uniform
+from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, probability_of
 
 _INFERRED: Final = "inferred-"
 _ROW: Final = "_row"
@@ -68,7 +68,8 @@ class ImpressionSettings(Settings):
         when: `never`; `missing`: for events whose session has no logged impression of the item
             up to that moment; `always`: for all.
         events: event types that must have been preceded by an impression.
-        per_event: items drawn beside the one of the event; fewer where a source has fewer.
+        per_event: items drawn beside the one of the event, at most: a source may have fewer, draw
+            one twice, or draw what another drew.
         shares: how they are split among the sources.
         lookback: the session's last so many distinct items are its source (of at most ten times
             as many events).
@@ -151,17 +152,19 @@ def infer_impressions(
     contexts, context = _contexts(clicks, before, vocabulary, settings, categories)
     rows, at = _session_rows(events, before, clicks, vocabulary)
     capacity = 1 + n_session + n_context + n_popular
-    click, item, probability = _infer(
+    probability = np.zeros(vocabulary.height)  # of each item, to be named by `popular`
+    probability[popular.item] = popular.probability
+    click, item, sampled = _infer(
         *(rows["session"].to_numpy(), rows["timestamp"].to_numpy(), rows["item"].to_numpy()),
         *(at, clicks["event_id"].hash(settings.seed).to_numpy()),
         vocabulary["item_id"].hash(settings.seed).to_numpy(),
         *(context, contexts.item, contexts.starts, contexts.probability, contexts.ends),
-        *(popular.item, popular.probability, popular.ends),
-        *(n_session, settings.lookback, _STEPS * settings.lookback, capacity),
+        *(popular.item, popular.ends, probability, n_session, n_context, n_popular),
+        *(settings.lookback, _STEPS * settings.lookback, capacity),
     )
     drawn = clicks[click].with_columns(
         vocabulary["item_id"][item].alias("item_id"),
-        pl.Series("sampling_probability", probability),
+        pl.Series("sampling_probability", sampled),
     )
     return _as_events(drawn)
 
@@ -288,8 +291,8 @@ def _session_rows(
 def _infer(  # type: ignore[no-untyped-def]
     session, time, item, at, keys, names,
     context, context_item, context_starts, context_probability, context_ends,
-    popular_item, popular_probability, popular_ends,
-    n_session, lookback, steps, capacity,
+    popular_item, popular_ends, probability,
+    n_session, n_context, n_popular, lookback, steps, capacity,
 ):  # fmt: skip
     """For every click: index of the click, item and inclusion probability of what it names."""
     n = len(at)
@@ -327,13 +330,13 @@ def _infer(  # type: ignore[no-untyped-def]
         low, high = 0, 0
         if context[c] >= 0:
             low, high = context_starts[context[c]], context_starts[context[c] + 1]
-        u = uniform(mix(keys[c], np.uint64(2)))
-        count = draw(u, context_ends, low, high, picked)
+        key = mix(keys[c], np.uint64(2))
+        count = draw(key, context_ends, low, high, n_context, picked)
         for each in range(count):
             named[n_named] = context_item[picked[each]]
             n_named += 1
-        u = uniform(mix(keys[c], np.uint64(3)))
-        count = draw(u, popular_ends, 0, len(popular_item), picked)
+        key = mix(keys[c], np.uint64(3))
+        count = draw(key, popular_ends, 0, len(popular_item), n_popular, picked)
         for each in range(count):
             named[n_named] = popular_item[picked[each]]
             n_named += 1
@@ -353,9 +356,7 @@ def _infer(  # type: ignore[no-untyped-def]
                 if recent[other] == named[each]:
                     none *= 1.0 - share
             none *= 1.0 - probability_of(named[each], context_item, context_probability, low, high)
-            none *= 1.0 - probability_of(
-                named[each], popular_item, popular_probability, 0, len(popular_item)
-            )
+            none *= 1.0 - probability[named[each]]
             out_click[filled], out_item[filled] = c, named[each]
             out_probability[filled] = 1.0 - none
             filled += 1

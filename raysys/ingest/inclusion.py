@@ -1,11 +1,11 @@
-"""Samples without replacement whose every inclusion probability is known.
+"""Samples of distinct items whose every inclusion probability is known.
 
-Systematic sampling with probabilities proportional to size (Madow, Annals of Mathematical
-Statistics 1949): weights are scaled to inclusion probabilities π that add up to the sample's
-size m, laid end to end on a line of length m, and one uniform number u picks what lies at
-u, u + 1, …, u + m - 1. Nothing is longer than 1, so nothing is picked twice, and P(picked) is π
-exactly. One number and m binary searches a draw; weighted sampling by sorting random keys would
-cost a pass over the pool a draw, and its inclusion probabilities have no closed form.
+A draw of size m takes m independent picks from a pool, each with probability q (in proportion to
+a weight), and what is picked twice counts once. So P(drawn) is 1 - (1 - q)^m exactly, and which
+items come together is chance. A pool of at most m items is drawn whole. Schemes of fixed size are
+not used: those with closed probabilities (systematic sampling, Madow 1949) let few items come
+together at all, which tells a contrastive loss the positive, and those without (sorting random
+keys, Efraimidis and Spirakis 2006) have no closed form for P(drawn).
 
 Random numbers are hashes of names (an event's id, a seed), so a draw depends neither on the order
 of rows nor on what else is drawn.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from numba import njit, vectorize
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -31,7 +31,7 @@ class Pools:
         item: int64[n], rising within each pool.
         starts: int64[g + 1]; pool i is starts[i] : starts[i + 1].
         probability: float64[n], in (0, 1], of being in a draw from its pool.
-        ends: float64[n], where each item's stretch of its pool's line ends.
+        ends: float64[n], cumulative q within each pool; the last of each is 1.
     """
 
     item: Int64
@@ -41,58 +41,42 @@ class Pools:
 
     @classmethod
     def of(cls, pool: Int64, item: Int64, weight: Float64, n_pools: int, size: int) -> Pools:
-        """Pools for draws of `size` items; those that have no more are drawn whole.
+        """Pools for draws of `size` picks.
 
         Args:
             pool: int64[n], rising, number of each row's pool; item: int64[n], rising within
                 each; weight: float64[n], above 0.
             n_pools: how many there are, empty ones too.
-            size: items a draw.
+            size: picks a draw; 0: nothing is ever drawn.
         """
         starts = np.searchsorted(pool, np.arange(n_pools + 1)).astype(np.int64)
-        probability, ends = _lay_out(weight.astype(np.float64), starts, size)
-        return cls(item.astype(np.int64), starts, probability, ends)
+        count = np.diff(starts)
+        of = np.repeat(np.arange(n_pools), count)
+        weight = weight.astype(np.float64)
+        q = weight / np.bincount(of, weights=weight, minlength=n_pools)[of]
+        probability = -np.expm1(size * np.log1p(-np.minimum(q, 1 - 1e-16)))
+        probability[(count <= size)[of]] = 1.0
+        return cls(item.astype(np.int64), starts, probability, _lay_out(q, starts))
 
 
 @njit(cache=True)
-def _lay_out(weight, starts, size):  # type: ignore[no-untyped-def]
-    """Inclusion probabilities and the ends of their stretches; what would exceed 1 is certain."""
-    probability = np.zeros(len(weight))
-    ends = np.zeros(len(weight))
-    for g in range(len(starts) - 1):
-        low, high = starts[g], starts[g + 1]
-        if size == 0:
-            continue
-        if high - low <= size:
-            probability[low:high] = 1.0
-        else:
-            order = np.argsort(-weight[low:high]) + low
-            # the heaviest are certain as long as their share of what is left is more than one;
-            # summed from the lightest on, so that nothing is lost to rounding
-            left = np.zeros(len(order) + 1)
-            for at in range(len(order) - 1, -1, -1):
-                left[at] = left[at + 1] + weight[order[at]]
-            certain = 0
-            while certain < size and (size - certain) * weight[order[certain]] >= left[certain]:
-                probability[order[certain]] = 1.0
-                certain += 1
-            for at in range(certain, len(order)):
-                if certain < size:
-                    share = weight[order[at]] / left[certain]
-                    probability[order[at]] = (size - certain) * share
+def _lay_out(q, starts):  # type: ignore[no-untyped-def]
+    """Cumulative q within each pool."""
+    ends = np.empty(len(q))
+    for pool in range(len(starts) - 1):
         total = 0.0
-        for at in range(low, high):
-            total += probability[at]
+        for at in range(starts[pool], starts[pool + 1]):
+            total += q[at]
             ends[at] = total
-        if high > low:
-            ends[high - 1] = np.rint(total)  # a whole number but for rounding
-    return probability, ends
+        if starts[pool + 1] > starts[pool]:
+            ends[starts[pool + 1] - 1] = 1.0  # but for rounding
+    return ends
 
 
-@njit(cache=True)
+@vectorize(["uint64(uint64, uint64)"], cache=True)
 def mix(a, b):  # type: ignore[no-untyped-def]
     """A hash of two uint64 (the finaliser of splitmix64, Steele et al., OOPSLA 2014): uint64."""
-    x = np.uint64(a) + np.uint64(0x9E3779B97F4A7C15) * (np.uint64(b) + np.uint64(1))
+    x = a + np.uint64(0x9E3779B97F4A7C15) * (b + np.uint64(1))
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -105,25 +89,27 @@ def uniform(hashed):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def draw(u, ends, low, high, out):  # type: ignore[no-untyped-def]
-    """Draw from the pool low : high with one uniform number; rows into `out`, their number back.
+def draw(key, ends, low, high, size, out):  # type: ignore[no-untyped-def]
+    """Draw from the pool low : high; distinct rows into `out`, their number back.
 
-    `out` needs room for the size that the pools were made for.
+    Args:
+        key: uint64, names the draw.
+        ends: of the pools; size: picks; out: int64[≥ size].
     """
+    if high - low <= size:
+        for at in range(low, high):
+            out[at - low] = at
+        return high - low
     count = 0
-    if high <= low:
-        return count
-    size = np.int64(np.rint(ends[high - 1]))
-    at = low
-    for step in range(size):
-        at = at + np.searchsorted(ends[at:high], u + step, side="right")
-        if at >= high:  # u + step fell into what rounding left of the last stretch
-            at = high - 1
-        out[count] = at
-        count += 1
-        at += 1
-        if at >= high:
-            break
+    for pick in range(size):
+        u = uniform(mix(key, np.uint64(pick)))
+        at = low + np.searchsorted(ends[low:high], u, side="right")
+        known = False
+        for other in range(count):
+            known = known or out[other] == at
+        if not known:
+            out[count] = at
+            count += 1
     return count
 
 
@@ -138,7 +124,9 @@ def probability_of(item, items, probability, low, high):  # type: ignore[no-unty
 
 @njit(cache=True)
 def draw_evenly(key, candidates, names, count, size, out):  # type: ignore[no-untyped-def]
-    """Draw `size` of the first `count` candidates, each as likely: the smallest hashes win.
+    """Draw `size` of the first `count` distinct candidates, each as likely.
+
+    The smallest hashes win, so exactly `size` are drawn, each with probability size / count.
 
     Args:
         key: uint64, names the draw.
@@ -154,7 +142,7 @@ def draw_evenly(key, candidates, names, count, size, out):  # type: ignore[no-un
     filled = 0
     for at in range(count):
         hashed = mix(key, names[candidates[at]])
-        if filled == size and hashed >= best[size - 1]:
+        if filled == size and (size == 0 or hashed >= best[size - 1]):
             continue
         place = filled if filled < size else size - 1
         while place > 0 and best[place - 1] > hashed:
