@@ -8,7 +8,7 @@ suite in `tests/learners/` then covers it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar, runtime_checkable
@@ -58,6 +58,8 @@ class Model(ABC):
 
     requires: tuple[str, ...] = ()
     """Names of the feature columns it reads from `Batch`; empty if none."""
+    augmented: Mapping[str, int] = {}
+    """Changed copies of training rows it was fitted on, by method; empty if it makes none."""
 
     @abstractmethod
     def score(self, batch: Batch) -> Float32:

@@ -10,7 +10,7 @@ import json
 import shutil
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from raysys.learners.head import Head, HeadSettings
 from raysys.learners.protocol import Context, Float32, Learner, Model, Report
 from raysys.learners.training import run_configs, threads_of, trained
 from raysys.learners.validation import require_positives
+from raysys.text.augment.settings import Augmentation
 from raysys.text.histories import PAD, history_codes
 from raysys.text.items import ItemTexts, item_texts
 
@@ -69,6 +70,8 @@ class TwoTowerSettings(Settings):
         last_fraction: the latest part of the rows, left out where a search watches NDCG@10.
         head: the network over features and vectors; null: the towers alone, which read texts and
             histories and not one feature.
+        augmentation: copies of the requests that the towers are fine-tuned on, of training rows
+            only; off by default. The number of steps stays, and the head sees no copies.
     """
 
     model: str = "all-MiniLM-L6-v2"
@@ -89,6 +92,7 @@ class TwoTowerSettings(Settings):
     popularity_correction: float = Field(1.0, ge=0, le=1)
     last_fraction: float = Field(0.1, gt=0, lt=0.9)
     head: HeadSettings | None = HeadSettings()
+    augmentation: Augmentation = Augmentation()
 
 
 class TwoTowerModel(Model):
@@ -102,6 +106,7 @@ class TwoTowerModel(Model):
         encoder: a folder with the fine-tuned transformer, which is opened at the first `encode`;
             or the encoder itself.
         head: what joins vectors and features; None: the towers' score is the score.
+        augmented: see `Model.augmented`.
     """
 
     def __init__(
@@ -112,6 +117,7 @@ class TwoTowerModel(Model):
         settings: TwoTowerSettings,
         encoder: Path | Encoder,
         head: Head | None = None,
+        augmented: Mapping[str, int] | None = None,
     ) -> None:
         self.texts = texts
         self.vectors = vectors
@@ -119,6 +125,7 @@ class TwoTowerModel(Model):
         self.settings = settings
         self.head = head
         self.requires = head.requires if head else ()
+        self.augmented = dict(augmented or {})
         self._encoder = encoder
         self._opening = threading.Lock()
 
@@ -224,7 +231,7 @@ class TwoTowerModel(Model):
         write_json(folder / TEXTS, self.texts.distinct)
         settings = self.settings.model_dump(mode="json")
         content = {"settings": settings, "sharpness": side.sharpness, "reads": self.requires}
-        write_json(folder / META, content)
+        write_json(folder / META, {**content, "augmented": self.augmented})
 
     @classmethod
     def load(cls, folder: Path, catalogue: Catalogue) -> TwoTowerModel:
@@ -240,7 +247,8 @@ class TwoTowerModel(Model):
         texts = item_texts(catalogue, settings.text)
         user_side = UserSide(arrays["turn"], arrays["age"], arrays["common"], meta["sharpness"])
         head = Head.of(tuple(meta["reads"]), arrays) if settings.head else None
-        model = cls(texts, arrays["vectors"], user_side, settings, folder / ENCODER, head)
+        encoder, augmented = folder / ENCODER, meta.get("augmented")
+        model = cls(texts, arrays["vectors"], user_side, settings, encoder, head, augmented)
         if list(texts.distinct) != known:
             place = {text: at for at, text in enumerate(known)}
             vectors = np.zeros((len(texts), arrays["vectors"].shape[1]), dtype=np.float32)

@@ -79,13 +79,17 @@ class Workshop:
         """
         import torch
 
+        from raysys.text.augment.pairs import augment_pairs
         from raysys.text.towers import Towers
         from raysys.text.tuning import Course, Requests, fine_tune
 
         settings = self.settings
         torch.manual_seed(seed)
         batch = examples.batch()
-        requests = Requests(batch, self.texts, settings.history)
+        copies = None
+        if settings.augmentation:
+            copies = augment_pairs(batch, self.texts, settings.history, settings.augmentation)
+        requests = Requests(batch, self.texts, settings.history, copies)
         if not len(requests.useful):
             raise no_positives(examples)
         rows = None
@@ -94,6 +98,11 @@ class Workshop:
             rows = with_some_positive(rows)
         del batch
         encoder = self._open()
+        states, augmented = self.states, {}
+        if copies is not None:
+            augmented = _of_all_workers(copies.counts(settings.augmentation), self.device)
+            if copies.texts:
+                states = states.followed_by(encoder.states(copies.texts, self.device))
         width = encoder.transformer.config.hidden_size
         towers = Towers(encoder.upper, width, settings.history, settings.sharpness)
         course = Course(**{name: getattr(settings, name) for name in Course.__dataclass_fields__})
@@ -101,7 +110,8 @@ class Workshop:
 
         def placed() -> TwoTowerModel:
             vectors = encoder.vectors(self.states, self.device).numpy()
-            return TwoTowerModel(self.texts, vectors, towers.user_side(), settings, encoder)
+            side = towers.user_side()
+            return TwoTowerModel(self.texts, vectors, side, settings, encoder, None, augmented)
 
         def after_step(step: int, loss: float) -> None:
             if telling.due(step, settings.steps):
@@ -110,7 +120,7 @@ class Workshop:
 
         fine_tune(
             towers,
-            self.states,
+            states,
             requests,
             course,
             seed=seed,
@@ -153,7 +163,9 @@ class Workshop:
 
         def with_head(head: Head) -> TwoTowerModel:
             side, towers = model.user_side, self.settings
-            return TwoTowerModel(self.texts, model.vectors, side, towers, model.encoder, head)
+            return TwoTowerModel(
+                *(self.texts, model.vectors, side, towers, model.encoder, head, model.augmented)
+            )
 
         def after_step(step: int, as_it_stands: Callable[[], Head]) -> None:
             if telling.due(step, steps):
@@ -192,6 +204,17 @@ class _Telling:
         """Judge a model and pass the figure on."""
         assert self._judge and self._report and self._watch
         self._report(step, self._judge(model.score(self._watch)))
+
+
+def _of_all_workers(counts: dict[str, int], device: Any) -> dict[str, int]:
+    """Counts summed over the workers of a distributed fit; of this one where it is alone."""
+    import torch.distributed
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return counts
+    total = torch.tensor(list(counts.values()), dtype=torch.int64, device=device)
+    torch.distributed.all_reduce(total)
+    return dict(zip(counts, total.tolist(), strict=True))
 
 
 def train_loop(config: dict[str, Any]) -> None:

@@ -161,6 +161,8 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
             "rows": len(scores.label),
         }
         planned.figures = {"bundle": bundle, **figures, "seconds": seconds}
+        augmented = {name: dict(model.augmented) for name, model in served.items()}
+        planned.figures["augmented"] = {name: made for name, made in augmented.items() if made}
         planned.write(folder)
     return planned
 

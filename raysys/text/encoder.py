@@ -43,6 +43,14 @@ class States:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def followed_by(self, more: States) -> States:
+        """These texts, then others of the same encoder."""
+        return States(
+            torch.cat([self.tokens, more.tokens]),
+            torch.cat([self.starts, more.starts + len(self.tokens)]),
+            torch.cat([self.lengths, more.lengths]),
+        )
+
     def padded(self, which: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Some texts side by side: [m, longest, …] states and their bool[m, longest] mask."""
         lengths = self.lengths[which]

@@ -115,8 +115,13 @@ class Towers(nn.Module):
         )
 
 
-def sampled_softmax_loss(scores: Tensor, positive: Tensor, log_q: Tensor, temperature: float
-                         ) -> Tensor:  # fmt: skip
+def sampled_softmax_loss(
+    scores: Tensor,
+    positive: Tensor,
+    log_q: Tensor,
+    temperature: float,
+    weight: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy of each positive against what the batch holds and the user did not want.
 
     An item is in the batch as often as it is popular, and would be pushed down for that; so the
@@ -127,6 +132,7 @@ def sampled_softmax_loss(scores: Tensor, positive: Tensor, log_q: Tensor, temper
         positive: bool[b, c], what each user wanted: never a negative of that user.
         log_q: float32[c], log of the chance that the column is in a batch.
         temperature: of the softmax.
+        weight: float32[b], of the users; None: all the same.
 
     Returns:
         The mean over users of the mean over their positives; users without one do not count.
@@ -136,4 +142,7 @@ def sampled_softmax_loss(scores: Tensor, positive: Tensor, log_q: Tensor, temper
     each = torch.logaddexp(logits, against) - logits
     count = positive.sum(1)
     of_user = each.masked_fill(~positive, 0.0).sum(1) / count.clamp(min=1)
-    return of_user.sum() / (count > 0).sum().clamp(min=1)
+    if weight is None:
+        return of_user.sum() / (count > 0).sum().clamp(min=1)
+    weight = weight * (count > 0)
+    return (of_user * weight).sum() / weight.sum().clamp(min=1e-12)

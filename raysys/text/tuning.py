@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raysys.features.batch import Batch
+from raysys.text.augment.pairs import PairCopies
 from raysys.text.encoder import States, autocast
 from raysys.text.histories import PAD, history_codes
 from raysys.text.items import ItemTexts
@@ -44,12 +45,14 @@ class Lesson:
         history: int64[b, length], rows of `texts` or -1.
         columns: int64[c], rows of `texts`, each once.
         positive: bool[b, c].
+        weight: float32[b], of each request; None: all the same.
     """
 
     texts: npt.NDArray[np.int64]
     history: npt.NDArray[np.int64]
     columns: npt.NDArray[np.int64]
     positive: npt.NDArray[np.bool_]
+    weight: npt.NDArray[np.float32] | None = None
 
 
 class Requests:
@@ -59,9 +62,12 @@ class Requests:
         batch: labelled rows.
         texts: of the catalogue.
         length: of histories, in distinct texts.
+        copies: of requests of the batch, with changed histories; None: none.
     """
 
-    def __init__(self, batch: Batch, texts: ItemTexts, length: int) -> None:
+    def __init__(
+        self, batch: Batch, texts: ItemTexts, length: int, copies: PairCopies | None = None
+    ) -> None:
         assert batch.label is not None
         codes = texts.codes[batch.item]
         wanted = batch.label > 0
@@ -80,6 +86,19 @@ class Requests:
         shown = np.bincount(codes, minlength=len(texts)).astype(np.float64)
         self._chance = popular / max(popular.sum(), 1.0), shown / max(shown.sum(), 1.0)
         self._mean_positives = float(count[self.useful].mean()) if len(self.useful) else 1.0
+        self.weight: npt.NDArray[np.float32] | None = None
+        if copies is not None:
+            self._add(copies)
+
+    def _add(self, copies: PairCopies) -> None:
+        """Take copies of useful requests as further requests that want the same."""
+        some = np.flatnonzero(np.isin(copies.row, self.useful))
+        n_requests = len(self.history)
+        self.weight = copies.weight_of(n_requests)
+        self.useful = np.concatenate([self.useful, n_requests + some])
+        self.history = np.concatenate([self.history, copies.history])
+        self.positives += [self.positives[row] for row in copies.row]
+        self.others += [self.others[row] for row in copies.row]
 
     def log_q(self, negatives: int) -> npt.NDArray[np.float32]:
         """Log of how likely each text is to be drawn as a column, float32[n_texts]."""
@@ -127,6 +146,7 @@ class Requests:
             history=np.where(history == PAD, PAD, np.searchsorted(texts, history)),
             columns=np.searchsorted(texts, columns),
             positive=positive,
+            weight=None if self.weight is None else self.weight[rows],
         )
 
 
@@ -145,7 +165,7 @@ def fine_tune(
 
     Args:
         towers: begin as they are.
-        states: of every text of the catalogue.
+        states: of every text of the catalogue, then of the further ones of copies.
         requests: of this worker.
         course: steps, rates and the like.
         seed: of the order of requests and of their negatives.
@@ -184,7 +204,10 @@ def fine_tune(
                 torch.from_numpy(lesson.columns).to(device),
             )
         positive = torch.from_numpy(lesson.positive).to(device)
-        loss = sampled_softmax_loss(scores.float(), positive, of_columns, course.temperature)
+        weight = None if lesson.weight is None else torch.from_numpy(lesson.weight).to(device)
+        loss = sampled_softmax_loss(
+            scores.float(), positive, of_columns, course.temperature, weight
+        )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
