@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
+from benchmarks import by_hand_polars
+from benchmarks.events_at_scale import WORDS, _Block, base_year, make_log, one_date
+from benchmarks.measure import differences
 from benchmarks.page import PAGE, README, page, readme
 from benchmarks.result import RESULTS
 
@@ -27,3 +34,164 @@ def test_results_keep_their_format(path) -> None:
     for figure in content["figures"]:
         assert figure.keys() == {"name", "value", "low", "high", "unit", "aim", "reference"}
         assert figure["low"] is None or figure["low"] <= figure["value"] <= figure["high"]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """A small log of `events_at_scale`: its folder and facts."""
+    return make_log("20k", tmp_path_factory.mktemp("logs"))
+
+
+def raw(folder: Path) -> pl.DataFrame:
+    return pl.read_parquet(folder / "events" / "**" / "*.parquet", hive_partitioning=False)
+
+
+def test_a_log_holds_the_dirt_it_says(log) -> None:
+    folder, facts = log
+    rows = raw(folder)
+    first = rows.filter(pl.col("event_id").is_first_distinct())
+    found = {
+        "in_the_future": int((first["time"].dt.year() > 2100).sum()),
+        "negative_price": int((first["price"] < 0).sum()),
+        "quantity_not_positive": int((first["quantity"] <= 0).sum()),
+        "unknown_event_type": int((~first["what"].is_in(WORDS)).sum()),
+        "missing_value": first["user"].null_count(),
+        "duplicate": rows.height - first.height,
+    }
+    assert found == facts.dirt and all(found.values())
+    assert facts.rows == rows.height == facts.clean + sum(found.values())
+    assert rows.unique().height == first.height  # what comes twice is equal in every column
+    funnel = first["what"].value_counts().rows()
+    steps = dict(funnel)
+    assert steps["view"] > steps["click"] and steps["view"] > steps["cart"]
+
+
+def test_a_log_lies_by_date_and_comes_again(log, tmp_path) -> None:
+    folder, facts = log
+    for path in sorted((folder / "events").glob("*/*.parquet"))[::30]:
+        times = pl.read_parquet(path, hive_partitioning=False)["time"]
+        dates = times.filter(times.dt.year() < 2100).dt.date().cast(pl.String).unique().to_list()
+        assert dates == [path.parent.name.removeprefix("date=")]
+    again, told = make_log("20k", tmp_path)
+    assert told == facts
+    for path in folder.rglob("*.parquet"):
+        assert path.read_bytes() == (again / path.relative_to(folder)).read_bytes()
+
+
+def test_copies_have_users_and_weeks_of_their_own() -> None:
+    year = base_year().head(30_000)
+    blocks = [_Block(year, copy) for copy in range(3)]
+    days = [one_date(blocks, day)[0] for day in range(40)]
+    rows = pl.concat(days).with_columns(copy=pl.col("user").str.split("-").list.last())
+    rows = rows.filter(pl.col("time").dt.year() < 2100)
+    begin = rows.drop_nulls("user").group_by("copy").agg(pl.col("time").min()).sort("copy")
+    shifts = begin["time"].diff().dt.total_days().to_list()
+    assert begin["copy"].to_list() == ["0", "1", "2"] and shifts[1:] == [7, 7]
+
+
+def test_by_hand_equals_a_plain_loop(log, tmp_path) -> None:
+    folder, facts = log
+    by_hand_polars.run(folder, tmp_path, 30)
+    written = pl.read_parquet(tmp_path / "events" / "**" / "*.parquet", hive_partitioning=False)
+    assert written.height == facts.clean
+    rows = sorted(
+        raw(folder)
+        .filter(
+            pl.col("user").is_not_null()
+            & pl.col("what").is_in(WORDS)
+            & (pl.col("time").dt.year() < 2100)
+            & (pl.col("price") >= 0)
+            & (pl.col("quantity").fill_null(1) > 0)
+        )
+        .unique()
+        .with_columns(pl.col("time").dt.epoch("ms"))
+        .select("time", "event_id", "user", "item", "price")
+        .rows()
+    )
+    sessions, last = {}, {}
+    for time, event_id, user, _, _ in rows:
+        begun = last[user][1] if user in last and time - last[user][0] <= 1_800_000 else time
+        last[user] = (time, begun)
+        sessions[event_id] = f"{user}@{begun}"
+    assert dict(written.select("event_id", "session_id").rows()) == sessions
+
+    category = dict(pl.read_parquet(folder / "items.parquet").select("item", "category").rows())
+    examples = pl.read_parquet(tmp_path / "examples.parquet")
+    chosen = {sessions[event_id] for event_id in examples["event_id"]}
+    assert 0.2 < len(chosen) / len(set(sessions.values())) < 0.4
+    assert set(examples["event_id"]) == {e for e, session in sessions.items() if session in chosen}
+    expected, state = plain_loop(rows, category, set(examples["event_id"]))
+    mine = pl.DataFrame(expected)
+    names = ["event_id", *by_hand_features()]
+    assert set(mine.columns) == set(names)
+    differences(mine.select(names), examples.select(names), ["event_id"], tolerance=1e-5)
+    for table, kept in state.items():
+        kept_by_hand = pl.read_parquet(tmp_path / "state" / f"{table}.parquet")
+        columns = kept_by_hand.drop("key").sort("first", "last", "count_7d", "sum_28d")
+        plain = pl.DataFrame(list(kept.values())).sort("first", "last", "count_7d", "sum_28d")
+        assert columns.height == plain.height
+        for name in plain.columns:
+            np.testing.assert_allclose(columns[name], plain[name], rtol=1e-9)
+
+
+def by_hand_features() -> list[str]:
+    return [
+        f"{table}_{what}"
+        for table in ("item", "user", "user_item", "user_category", "category")
+        for what in ("count_7d", "count_28d", "price_7d", "price_28d", "moments", "recency")
+    ]
+
+
+def plain_loop(rows, category, wanted):
+    """Features of the wanted events and the state at the end, one event after the other."""
+    state = {t: {} for t in ("item", "user", "user_item", "user_category", "category")}
+    examples = []
+    for time, together in itertools.groupby(rows, key=lambda row: row[0]):
+        together = list(together)
+        for _, event_id, user, item, _ in together:
+            if event_id in wanted:
+                told = {"event_id": event_id}
+                for table, key in plain_keys(user, item, category):
+                    kept = state[table].get(key)
+                    told |= {f"{table}_{what}": v for what, v in plain_read(kept, time).items()}
+                examples.append(told)
+        for _, _, user, item, price in together:
+            for table, key in plain_keys(user, item, category):
+                if key is None:
+                    continue
+                kept = state[table].setdefault(
+                    key, {"moments": 0, "first": time, "last": time, **dict.fromkeys(SUMS, 0.0)}
+                )
+                if kept["moments"] == 0 or time > kept["last"]:
+                    kept["moments"] += 1
+                for days in (7, 28):
+                    fade = 0.5 ** ((time - kept["last"]) / (days * 86_400_000))
+                    kept[f"count_{days}d"] = kept[f"count_{days}d"] * fade + 1
+                    kept[f"sum_{days}d"] = kept[f"sum_{days}d"] * fade + price
+                kept["last"] = time
+    return examples, state
+
+
+SUMS = ("count_7d", "sum_7d", "count_28d", "sum_28d")
+
+
+def plain_keys(user, item, category):
+    kind = category[item]
+    pair = None if kind is None else (user, kind)
+    return [
+        *(("item", item), ("user", user), ("user_item", (user, item))),
+        *(("user_category", pair), ("category", kind)),
+    ]
+
+
+def plain_read(kept, time):
+    nan = float("nan")
+    if kept is None:
+        prices = {"price_7d": nan, "price_28d": nan}
+        return {"count_7d": 0.0, "count_28d": 0.0, **prices, "moments": 0.0, "recency": nan}
+    told = {"moments": float(kept["moments"]), "recency": (time - kept["last"]) / 86_400_000}
+    for days in (7, 28):
+        fade = 0.5 ** ((time - kept["last"]) / (days * 86_400_000))
+        told[f"count_{days}d"] = kept[f"count_{days}d"] * fade
+        told[f"price_{days}d"] = kept[f"sum_{days}d"] / kept[f"count_{days}d"]
+    return told
