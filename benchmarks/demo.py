@@ -14,24 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
+from benchmarks.measure import tree_memory
 from benchmarks.result import Figure, write_result
-
-
-def tree_memory(pid: int) -> int:
-    """Bytes that a process and everything below it hold, shared pages counted once (PSS)."""
-    total = 0
-    try:
-        parent = psutil.Process(pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            try:
-                total += process.memory_full_info().pss
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-    except psutil.NoSuchProcess:
-        pass
-    return total
 
 
 def main() -> None:

@@ -18,11 +18,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import yaml
 
 from raysys.datasets import complete_journey
 
@@ -45,6 +46,17 @@ DIRT: Final = {
     "duplicate": 50,
 }
 """Rows in ten thousand that each rule must find; no row has two faults."""
+
+TABLES: Final = {
+    "item": ("item",),
+    "user": ("user",),
+    "user_item": ("user", "item"),
+    "user_category": ("user", "category"),
+    "category": ("category",),
+}
+"""What the benchmark's features are kept by."""
+
+HALF_LIVES: Final = (7, 28)
 
 _CENTURY_MS: Final = 36_525 * DAY_MS
 
@@ -303,6 +315,66 @@ def _tell(size: str, dates: int, rows: int, seconds: float) -> None:
     if sys.stderr.isatty() or last:
         text = f"log of {size}: {dates}/{DAYS} dates, {rows:,} rows, {seconds:.0f} s"
         print(f"\r{text}", end="\n" if last else "", file=sys.stderr, flush=True)
+
+
+def write_settings(log: Path, folder: Path) -> tuple[Path, Path]:
+    """`ingest.yaml` and `features.yaml` for a log, in `folder`: what a user would write."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, content in (("ingest", ingest_settings(log)), ("features", features_settings())):
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        written.append(path)
+    return written[0], written[1]
+
+
+def ingest_settings(log: Path) -> dict[str, Any]:
+    """The mapping of a log and its catalogue, sessions of 30 minutes."""
+    events = {
+        "paths": str(log.absolute() / "events"),
+        "columns": {
+            "event_id": "event_id",
+            "user_id": "user",
+            "item_id": "item",
+            "event_type": "what",
+            "timestamp": "time",
+            "price": "price",
+            "quantity": "quantity",
+            "store_id": "store",
+        },
+        "event_types": {"buy": "purchase"},
+        "constants": {"currency": "USD"},
+    }
+    described = ("title", "department", "category", "subcategory", "brand")
+    items = {
+        "paths": str(log.absolute() / "items.parquet"),
+        "columns": {"item_id": "item", "manufacturer": "maker", **{n: n for n in described}},
+    }
+    source = {"kind": "files", "title": "Log at scale", "events": [events], "items": [items]}
+    return {"source": source, "sessions": {"gap_minutes": 30}}
+
+
+def features_settings() -> dict[str, Any]:
+    """Decayed counts and prices, moments and recency, by item, user, category and pairs."""
+    every = {"events": ["view", "click", "cart", "purchase"], "half_lives_days": list(HALF_LIVES)}
+    features: list[dict[str, Any]] = []
+    for table in TABLES:
+        for what, kind in (("count", "decayed_count"), ("price", "decayed_mean")):
+            features += [
+                {
+                    "name": f"{table}_{what}_{days}d",
+                    "kind": kind,
+                    "table": table,
+                    "half_life_days": days,
+                }
+                for days in HALF_LIVES
+            ]
+        features += [
+            {"name": f"{table}_{kind}", "kind": kind, "table": table}
+            for kind in ("moments", "recency")
+        ]
+    tables = {table: {"keys": list(keys), **every} for table, keys in TABLES.items()}
+    return {"plan": {"tables": tables, "features": features}}
 
 
 def main() -> None:
