@@ -99,3 +99,58 @@ def test_interval_counts_moments_not_lines() -> None:
     assert stats.interval[0] == 5
     assert stats.recency[0] == 2
     assert stats.age[0] == 12
+
+
+replayed = st.lists(
+    st.tuples(
+        st.integers(-1, 12),
+        st.integers(0, 30),  # few moments, so that most are shared
+        st.floats(0.1, 5),
+        st.one_of(st.floats(0.5, 90), st.just(float("nan"))),
+        st.booleans(),  # counts
+        st.booleans(),  # reads
+    ),
+    max_size=80,
+)
+
+
+@given(replayed, st.integers(1, 31), st.sampled_from([1, 4]))
+@settings(max_examples=150, deadline=None)
+def test_replay_is_read_then_apply_one_moment_at_a_time(rows, calls, fan) -> None:
+    rows = sorted(rows, key=lambda row: row[1])
+    keys, times, weights, values = arrays([row[:4] for row in rows])
+    times = times * int(DAY_MS) // 3
+    counts, reads = (np.array([row[at] for row in rows], dtype=bool) for at in (4, 5))
+    ours, theirs = (Table(HALF_LIVES, fan=fan, capacity=1) for _ in range(2))
+    expected, found = [], []
+    for time in np.unique(times):
+        now = times == time
+        stats = theirs.read(theirs.find(keys[now & reads]), int(time))
+        expected.append(np.vstack([stats.counts, stats.means, [stats.moments, stats.recency]]))
+        expected[-1] = np.vstack([expected[-1], [stats.age, stats.interval]])
+        counted = now & counts
+        theirs.apply(keys[counted], times[counted], weights[counted], values[counted])
+    for part in np.array_split(np.unique(times), calls):  # several calls, no moment in two of them
+        now = np.isin(times, part)
+        stats = ours.replay(
+            *(column[now] for column in (keys, times, weights, values)), counts[now], reads[now]
+        )
+        found.append(np.vstack([stats.counts, stats.means, [stats.moments, stats.recency]]))
+        found[-1] = np.vstack([found[-1], [stats.age, stats.interval]])
+    if expected:
+        np.testing.assert_array_equal(np.hstack(found), np.hstack(expected))
+    until = 61 * int(DAY_MS)
+    for mine, other in zip(state(ours, until), state(theirs, until), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    for first in range(4):
+        np.testing.assert_array_equal(ours.members(first), theirs.members(first))
+
+
+def test_replay_refuses_what_would_let_a_moment_see_itself() -> None:
+    one, yes = np.ones(2), np.ones(2, dtype=bool)
+    keys = np.zeros(2, dtype=np.int64)
+    table = Table(HALF_LIVES)
+    table.replay(keys, np.array([5, 6]), one, one, yes, yes)
+    for times in ([6, 7], [9, 8], [3, 9]):
+        with pytest.raises(ValueError, match="no moment cut"):
+            table.replay(keys, np.array(times), one, one, yes, yes)
