@@ -12,7 +12,7 @@ from raysys import schema
 from raysys.errors import UserError
 from raysys.features.log import read_log
 from raysys.features.requests import RequestSettings, RequestsPerFold, build_requests
-from tests.features.shop import catalogue
+from tests.features.shop import catalogue, columns
 
 SETTINGS = RequestSettings(train_days=8, train_folds=2, validation_days=4, report_days=4)
 
@@ -31,6 +31,9 @@ def write_log(folder, days: int, per_day: int = 3) -> None:
                         "item_id": f"i{(day + number + line) % 12:03d}",
                         "timestamp": start + timedelta(days=day, hours=number, minutes=line),
                         "order_id": f"o{day}-{number}",
+                        "session_id": f"s{day}" if number else None,
+                        "query": ["Red  Shoes", " red shoes", "ﬁsh", None][line + number % 2 * 2],
+                        "position": line + 1 if number else None,
                     }
                 )
     table = pl.DataFrame(rows).to_arrow()
@@ -98,3 +101,40 @@ def test_unknown_items_and_users_get_numbers_that_say_so(tmp_path) -> None:
     assert set(np.unique(log.events.item)) == {-1, 0, 1, 2}
     assert np.isnan(log.events.price).all()
     assert (np.diff(log.events.time) >= 0).all()
+
+
+def test_sessions_queries_and_positions_are_numbered(tmp_path) -> None:
+    write_log(tmp_path / "events", 3)
+    log = read_log(tmp_path / "events", catalogue(), group_by=["order_id"])
+    assert log.queries == ["fish", "red shoes"]
+    # a day: two lines of u0 without a session, then two of u1, then two of u2
+    assert log.events.session.tolist() == [
+        -1,
+        -1,
+        0,
+        0,
+        1,
+        1,
+        -1,
+        -1,
+        2,
+        2,
+        3,
+        3,
+        -1,
+        -1,
+        4,
+        4,
+        5,
+        5,
+    ]
+    assert log.events.query.tolist() == [1, 1, 0, -1, 1, 1] * 3
+    assert log.events.position.tolist() == [0, 0, 1, 2, 1, 2] * 3
+    assert log.sessions.rows()[:3] == [(1, "s0", 0), (2, "s0", 1), (1, "s1", 2)]
+
+
+def test_events_that_say_nothing_of_sessions_have_none() -> None:
+    events = columns([0, 1], [1, 2], [0, 1])
+    assert events.session.tolist() == [-1, -1]
+    assert events.slice(1, 2).query.tolist() == [-1]
+    assert events.position.tolist() == [0, 0]
