@@ -8,6 +8,13 @@ A table keeps, for every key it has met (an item, a user, a user with a category
 
 History is replayed by `replay` over columns, serving calls `apply` on one event and `read` for one
 request: the same compiled lines, so that both give the same values to the last bit.
+
+A late event (older than the newest of its key) counts with what is left of it by then; it is a
+moment of its own in no case, and moves the first moment back if it is older than that.
+
+With `max_idle_days` a key ages out: where nothing came for longer than that, it reads as if it had
+never been seen, and starts anew with its next event. That does not depend on when `compact` takes
+the dead records away. An event that would have aged out already when it arrives is not counted.
 """
 
 from __future__ import annotations
@@ -18,6 +25,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from raysys.features.hashing import find as _find
+from raysys.features.hashing import lookup as _lookup
+from raysys.features.hashing import slots_for as _slots_for
+
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
@@ -25,6 +36,8 @@ Bool = npt.NDArray[np.bool_]
 DAY_MS = 86_400_000.0
 _EMPTY = -1
 _NEVER = -(1 << 62)
+_FOREVER = 1 << 61  # ms; no two moments are further apart
+_STEP = 1 << 16  # events that `apply` makes room for at once
 _AHEAD = 64  # rows whose records are looked up together, so that the cache misses overlap
 
 
@@ -36,11 +49,24 @@ class Table:
         fan: keys are `first * fan + second`; records of one `first` can be listed by `members`
             when `fan` > 1. 1 for tables with a single key.
         capacity: records to make room for; grows by itself.
+        max_idle_days: keys without an event for longer than this age out; None: never.
+        max_records: `compact` keeps no more than these, the newest by their last event; None: all.
     """
 
-    def __init__(self, half_lives_days: Float64, fan: int = 1, capacity: int = 1024) -> None:
+    def __init__(
+        self,
+        half_lives_days: Float64,
+        fan: int = 1,
+        capacity: int = 1024,
+        *,
+        max_idle_days: float | None = None,
+        max_records: int | None = None,
+    ) -> None:
         self.half_lives_ms = np.asarray(half_lives_days, dtype=np.float64) * DAY_MS
         self.fan = fan
+        self.idle_ms = idle_ms(max_idle_days)
+        self.max_records = max_records
+        self.clock = np.full(1, _NEVER, dtype=np.int64)  # newest moment counted
         self.size = np.zeros(1, dtype=np.int64)
         self.counted_until = _NEVER  # by `replay`
         self._allocate(capacity)
@@ -69,12 +95,15 @@ class Table:
         """
         if not len(keys):
             return
-        self._reserve(len(self) + len(keys))
         self._link(int(keys.max()))
-        _apply(
-            *(keys, times, weights, values, self.half_lives_ms, self.fan, self.size, self.slots),
-            *(self.keys, self.counts, self.sums, self.times, self.head, self.next),
-        )
+        done = 0
+        while done < len(keys):  # it stops where a new key finds no room
+            self._reserve(len(self) + min(len(keys) - done, _STEP))
+            done = _apply(
+                *(done, keys, times, weights, values, self.half_lives_ms, self.idle_ms, self.fan),
+                *(self.clock, self.size, self.slots, self.keys, self.counts, self.sums),
+                *(self.times, self.head, self.next),
+            )
 
     def replay(
         self,
@@ -119,8 +148,9 @@ class Table:
         while row < len(keys):
             row, read = _replay(
                 *(row, read, keys, times, weights, values, counts, reads, self.half_lives_ms),
-                *(self.fan, self.size, self.slots, self.keys, self.counts, self.sums, self.times),
-                *(self.head, self.next, out_counts, out_means, clocks),
+                *(self.idle_ms, self.fan, self.clock, self.size, self.slots, self.keys),
+                *(self.counts, self.sums, self.times, self.head, self.next),
+                *(out_counts, out_means, clocks),
             )
             if row < len(keys):  # it stopped at a moment that might not find room
                 moment = np.searchsorted(times[row:], times[row], side="right")
@@ -138,28 +168,65 @@ class Table:
         means = np.empty((width, len(records)), dtype=np.float64)
         clocks = np.empty((4, len(records)), dtype=np.float64)
         _read(
-            *(records, time, self.half_lives_ms, self.counts, self.sums, self.times),
+            *(records, time, self.half_lives_ms, self.idle_ms, self.counts, self.sums, self.times),
             *(counts, means, clocks),
         )
         return Stats(counts, means, clocks)
 
-    def members(self, first: int) -> Int64:
-        """Records whose key begins with `first`, newest key first: int64[m]."""
+    def alive(self, records: Int64, time: int) -> Bool:
+        """Which records (none below 0) have not aged out by a moment: bool[n]."""
+        kept: Bool = time - self.times[records, 2] <= self.idle_ms
+        return kept
+
+    def members(self, first: int, time: int | None = None) -> Int64:
+        """Records whose key begins with `first`, newest key first: int64[m].
+
+        Given a moment, without those that have aged out by then.
+        """
         if first < 0 or first >= len(self.head):
             return np.empty(0, dtype=np.int64)
-        return _members(first, self.head, self.next)
+        records = _members(first, self.head, self.next)
+        return records if time is None else records[self.alive(records, time)]
 
     def second(self, records: Int64) -> Int64:
         """The second part of the records' keys: int64[m]."""
         found: Int64 = self.keys[records] % self.fan
         return found
 
+    def compact(self) -> int:
+        """Take away what has aged out and what is beyond `max_records`; how many records went.
+
+        All other records keep their order, and read and count on as before to the last bit.
+        """
+        size = len(self)
+        last = self.times[:size, 2]
+        kept = np.flatnonzero(self.clock[0] - last <= self.idle_ms)
+        kept = newest(kept, last, self.max_records)
+        if len(kept) == size:
+            return 0
+        old = {name: getattr(self, name) for name in ("keys", "counts", "sums", "times")}
+        self.size[0] = len(kept)
+        self._allocate(max(1024, len(kept) + len(kept) // 4))
+        for name, array in old.items():
+            getattr(self, name)[: len(kept)] = array[kept]
+        self._index()
+        return size - len(kept)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, room to grow included."""
+        held = (self.slots, self.keys, self.counts, self.sums, self.times, self.head, self.next)
+        return sum(array.nbytes for array in held)
+
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything to save, cut to size."""
         size = len(self)
+        limits = [self.idle_ms, -1 if self.max_records is None else self.max_records]
         return {
             "half_lives_ms": self.half_lives_ms,
             "fan": np.array([self.fan], dtype=np.int64),
+            "limits": np.array(limits, dtype=np.int64),
+            "clock": self.clock.copy(),
             "keys": self.keys[:size].copy(),
             "counts": self.counts[:size].copy(),
             "sums": self.sums[:size].copy(),
@@ -172,15 +239,23 @@ class Table:
         size = len(arrays["keys"])
         table = cls(arrays["half_lives_ms"] / DAY_MS, int(arrays["fan"][0]), max(1024, size * 2))
         table.half_lives_ms = arrays["half_lives_ms"].copy()
+        table.idle_ms, most = (int(limit) for limit in arrays["limits"])
+        table.max_records = None if most < 0 else most
+        table.clock[:] = arrays["clock"]
         table.size[0] = size
         for name in ("keys", "counts", "sums", "times"):
             getattr(table, name)[:size] = arrays[name]
-        table.slots = _slots_for(table.keys[:size], len(table.keys))
-        if table.fan > 1 and size:
-            top = int(table.keys[:size].max()) // table.fan
-            table.head = np.full(max(1024, top + 1), _EMPTY, dtype=np.int64)
-            _chain(table.keys[:size], table.fan, table.head, table.next)
+        table._index()
         return table
+
+    def _index(self) -> None:
+        """Make slots and chains for the records that are there."""
+        keys = self.keys[: len(self)]
+        self.slots = _slots_for(keys, len(self.keys))
+        if self.fan > 1:
+            top = int(keys.max()) // self.fan if len(keys) else 0
+            self.head = np.full(max(1024, top + 1), _EMPTY, dtype=np.int64)
+            _chain(keys, self.fan, self.head, self.next)
 
     def _link(self, key: int) -> None:
         """Make room for the list of members that this key would be in."""
@@ -218,34 +293,20 @@ class Stats:
         self.moments, self.recency, self.age, self.interval = clocks
 
 
-def _slots_for(keys: Int64, capacity: int) -> Int64:
-    """A hash of twice the capacity, a power of two, with the given keys in it."""
-    length = 1 << int(np.ceil(np.log2(max(8, 2 * capacity))))
-    slots = np.full(length, _EMPTY, dtype=np.int64)
-    _insert_all(keys, slots)
-    return slots
+def idle_ms(max_idle_days: float | None) -> int:
+    """The longest pause a key survives, in ms."""
+    return _FOREVER if max_idle_days is None else int(max_idle_days * DAY_MS)
 
 
-@njit(cache=True, inline="always")
-def _hash(key, mask):  # type: ignore[no-untyped-def]
-    mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
-    return np.int64((mixed >> np.uint64(29)) & np.uint64(mask))
+def newest(records: Int64, last: Int64, most: int | None) -> Int64:
+    """Of rising record numbers the `most` whose last event is newest, still rising: int64[m].
 
-
-@njit(cache=True)
-def _lookup(key, slots, keys):  # type: ignore[no-untyped-def]
-    """Place of a key in the hash: its record's place, or the empty one where it belongs."""
-    mask = len(slots) - 1
-    place = _hash(key, mask)
-    while slots[place] != -1 and keys[slots[place]] != key:
-        place = (place + 1) & mask
-    return place
-
-
-@njit(cache=True)
-def _insert_all(keys, slots):  # type: ignore[no-untyped-def]
-    for record in range(len(keys)):
-        slots[_lookup(keys[record], slots, keys)] = record
+    Of equally old ones those that came later are kept.
+    """
+    if most is None or len(records) <= most:
+        return records
+    order = np.lexsort((records, last[records]))
+    return np.sort(records[order[len(records) - most :]])
 
 
 @njit(cache=True)
@@ -258,10 +319,10 @@ def _chain(keys, fan, head, following):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, inline="always")
 def _tell(  # type: ignore[no-untyped-def]
-    record, time, half_lives, counts, sums, times, at, out_counts, out_means, clocks
+    record, time, half_lives, idle, counts, sums, times, at, out_counts, out_means, clocks
 ):
-    """What a record says at a moment, into column `at`; nothing is known of record -1."""
-    if record < 0:
+    """What a record says at a moment, into column `at`; nothing of record -1 or an aged-out one."""
+    if record < 0 or time - times[record, 2] > idle:
         out_counts[:, at] = 0.0
         out_means[:, at] = np.nan
         clocks[0, at] = 0.0
@@ -280,12 +341,15 @@ def _tell(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _read(records, time, half_lives, counts, sums, times, out_counts, out_means, clocks):  # type: ignore[no-untyped-def]
+def _read(  # type: ignore[no-untyped-def]
+    records, time, half_lives, idle, counts, sums, times, out_counts, out_means, clocks
+):
     for at in range(len(records)):
         _tell(
             records[at],
             time,
             half_lives,
+            idle,
             counts,
             sums,
             times,
@@ -330,7 +394,10 @@ def _count(  # type: ignore[no-untyped-def]
 def _enter(  # type: ignore[no-untyped-def]
     key, time, place, fan, size, slots, known, counts, sums, times, head, following
 ):
-    """A record for a key never seen, at its place in the hash."""
+    """A record for a key never seen or aged out, at its place in the hash.
+
+    The aged-out one stays behind until `compact`, so records are numbered alike whenever that is.
+    """
     record = size[0]
     size[0] += 1
     slots[place] = record
@@ -349,12 +416,15 @@ def _enter(  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _apply(  # type: ignore[no-untyped-def]
+    event,
     keys,
     when,
     weights,
     values,
     half_lives,
+    idle,
     fan,
+    clock,
     size,
     slots,
     known,
@@ -364,18 +434,23 @@ def _apply(  # type: ignore[no-untyped-def]
     head,
     following,
 ):
-    for event in range(len(keys)):
-        key = keys[event]
-        if key < 0:
-            continue
-        time = when[event]
-        place = _lookup(key, slots, known)
-        record = np.int64(slots[place])
-        if record == -1:
-            record = _enter(
-                key, time, place, fan, size, slots, known, counts, sums, times, head, following
-            )
-        _count(record, time, weights[event], values[event], half_lives, counts, sums, times)
+    """From `event` on: the event to go on with; below n when the table is too small."""
+    while event < len(keys):
+        key, time = keys[event], when[event]
+        if key >= 0 and clock[0] - time <= idle:
+            now = max(clock[0], time)
+            place = _lookup(key, slots, known)
+            record = np.int64(slots[place])
+            if record == -1 or now - times[record, 2] > idle:
+                if size[0] == len(known):
+                    break
+                record = _enter(
+                    key, time, place, fan, size, slots, known, counts, sums, times, head, following
+                )
+            clock[0] = now
+            _count(record, time, weights[event], values[event], half_lives, counts, sums, times)
+        event += 1
+    return event
 
 
 @njit(cache=True)
@@ -389,7 +464,9 @@ def _replay(  # type: ignore[no-untyped-def]
     counted,
     reads,
     half_lives,
+    idle,
     fan,
+    clock,
     size,
     slots,
     known,
@@ -426,21 +503,32 @@ def _replay(  # type: ignore[no-untyped-def]
             if not reads[event]:
                 continue
             record = records[event]
-            if record == -1 and keys[event] >= 0:  # entered since it was looked up?
-                record = slots[_lookup(keys[event], slots, known)]
+            if keys[event] >= 0 and (record == -1 or time - times[record, 2] > idle):
+                record = slots[_lookup(keys[event], slots, known)]  # entered since?
             _tell(
-                record, time, half_lives, counts, sums, times, read, out_counts, out_means, clocks
+                record,
+                time,
+                half_lives,
+                idle,
+                counts,
+                sums,
+                times,
+                read,
+                out_counts,
+                out_means,
+                clocks,
             )
             read += 1
         for event in range(row, end):
             key = keys[event]
-            if key < 0 or not counted[event]:
+            if key < 0 or not counted[event] or clock[0] - time > idle:
                 continue
+            clock[0] = max(clock[0], time)
             record = records[event]
-            if record == -1:
+            if record == -1 or clock[0] - times[record, 2] > idle:
                 place = _lookup(key, slots, known)
                 record = np.int64(slots[place])
-                if record == -1:
+                if record == -1 or clock[0] - times[record, 2] > idle:
                     record = _enter(
                         key,
                         time,
@@ -458,14 +546,6 @@ def _replay(  # type: ignore[no-untyped-def]
             _count(record, time, weights[event], values[event], half_lives, counts, sums, times)
         row = end
     return row, read
-
-
-@njit(cache=True)
-def _find(keys, slots, known):  # type: ignore[no-untyped-def]
-    found = np.empty(len(keys), dtype=np.int64)
-    for i in range(len(keys)):
-        found[i] = -1 if keys[i] < 0 else slots[_lookup(keys[i], slots, known)]
-    return found
 
 
 @njit(cache=True)
