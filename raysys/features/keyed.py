@@ -14,6 +14,7 @@ are the event log's business: state counts what it is given, as often as it is g
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,7 +73,7 @@ class Keyed(ABC):
 
     def __init__(
         self,
-        layout: dict[str, tuple[tuple[int, ...], type, Any]],
+        layout: Mapping[str, tuple[tuple[int, ...], Any, Any]],
         capacity: int = 1024,
         max_records: int | None = None,
     ) -> None:
@@ -220,9 +221,9 @@ class Keyed(ABC):
         held = len(self.last)
         if wanted > held:
             for name, (shape, dtype, empty) in self._layout.items():
-                grown = np.full((max(wanted, 2 * held), *shape), empty, dtype=dtype)
-                grown[:held] = self.data[name]
-                self.data[name] = grown
+                room: npt.NDArray[Any] = np.full((max(wanted, 2 * held), *shape), empty, dtype)
+                room[:held] = self.data[name]
+                self.data[name] = room
 
     def _check_order(self, times: Int64) -> None:
         if len(times) and (int(times[0]) <= int(self.clock[0]) or (np.diff(times) < 0).any()):

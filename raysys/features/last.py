@@ -7,7 +7,7 @@ a late event takes the place it would have had, and one that comes twice changes
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +55,10 @@ class Last(Keyed):
     ) -> None:
         self.n = n
         self.idle_ms = idle_ms(max_idle_days)
-        layout = {"values": ((n,), np.int32, -1), "times": ((n,), np.int64, LONG_AGO)}
+        layout: dict[str, tuple[tuple[int, ...], Any, Any]] = {
+            "values": ((n,), np.int32, -1),
+            "times": ((n,), np.int64, LONG_AGO),
+        }
         super().__init__(layout, capacity, max_records)
 
     def apply(self, keys: Int64, times: Int64, weights: Float64, values: Float64) -> None:

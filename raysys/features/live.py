@@ -7,34 +7,47 @@ so that a model meets in production exactly what it was trained on.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from pydantic import Field
-from safetensors.numpy import load_file, save_file
 
 from raysys.catalogue import Catalogue
 from raysys.config import Settings, load_settings
 from raysys.features.batch import Batch
-from raysys.features.log import EventColumns
-from raysys.features.plan import FeaturePlan
+from raysys.features.keys import CODES, KeySpace
+from raysys.features.log import EventColumns, normalised
+from raysys.features.plan import (
+    Component,
+    FeaturePlan,
+    FromLast,
+    FromTable,
+    FromWindow,
+    Rate,
+    Similarity,
+    Static,
+)
 from raysys.features.promotions import Promotions
 from raysys.features.read import Moment, read_features
+from raysys.features.resources import Resources, check_resources
+from raysys.features.sessions import Sessions
+from raysys.features.state import States
 from raysys.features.table import DAY_MS, Table
+from raysys.features.vocabulary import Vocabulary
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.retrieval.merge import Candidates, merge
 from raysys.retrieval.popular import Popular
-from raysys.schema import EVENT_TYPES
 
 Int32 = npt.NDArray[np.int32]
-
-CODES = ("department", "category", "subcategory", "brand", "manufacturer")
+Float32 = npt.NDArray[np.float32]
 
 
 class CandidateSettings(Settings):
@@ -57,6 +70,18 @@ class LiveFeatures:
         users: user_id by user number.
         stores: store_id by store number.
         settings: sizes of the candidate sources.
+        queries: normalised text by query number.
+        resources: vectors and position bias, where the plan names any (`load_resources`).
+        vocabularies: labels by column of the catalogue, and of static features that have a
+            vocabulary of their own; None: taken from the catalogue.
+
+    Attributes:
+        state: all state by key; `tables` are its tables.
+        codes: int32[n_items] by column of the catalogue, -1 where missing.
+        read_states: names of the states that features read.
+
+    Raises:
+        UserError: resources that are missing or do not fit; keys beyond an int64.
     """
 
     def __init__(
@@ -66,43 +91,57 @@ class LiveFeatures:
         users: Sequence[str],
         stores: Sequence[str] = (),
         settings: CandidateSettings | None = None,
+        *,
+        queries: Sequence[str] = (),
+        resources: Resources | None = None,
+        vocabularies: Mapping[str, Vocabulary] | None = None,
     ) -> None:
         self.plan = plan
         self.names = plan.names
         self.catalogue = catalogue
         self.users = list(users)
         self.stores = list(stores)
+        self.queries = list(queries)
         self.settings = settings or CandidateSettings()
         self.covisitation = CoVisitation(
             np.full((len(catalogue), 1), -1, np.int32), np.zeros((len(catalogue), 1), np.float32)
         )
         self.promotions = Promotions.empty()
+        self.sessions = Sessions()
         self.as_of = 0
-        self.codes = {name: catalogue.codes(name)[0] for name in CODES}
-        self.labels = {name: catalogue.codes(name)[1] for name in CODES}
+        self.vocabularies = dict(vocabularies or _vocabularies(plan, catalogue))
+        self.codes = {
+            name: self.vocabularies[name].encode(catalogue.table[name])[0] for name in CODES
+        }
+        self.labels = {name: list(self.vocabularies[name].labels) for name in CODES}
         self.statics = {
-            **{name: codes.astype(np.float32) for name, codes in self.codes.items()},
+            **{name: _numbers(codes) for name, codes in self.codes.items()},
             "price": catalogue.values("price").astype(np.float32),
         }
-        for name, codes in self.codes.items():
-            self.statics[name][codes < 0] = np.nan
-        fans = {name: max(1, len(labels)) for name, labels in self.labels.items()}
-        self._fans = {**fans, "item": max(1, len(catalogue)), "store": max(1, len(self.stores))}
-        self.tables = {
-            name: Table(
-                np.array(spec.half_lives_days),
-                self._fans[spec.keys[1]] if len(spec.keys) == 2 else 1,
-            )
-            for name, spec in plan.tables.items()
+        self._own_statics = {
+            feature.name: self._own_static(feature)
+            for feature in plan.features
+            if isinstance(feature, Static) and _of_feature(feature) in self.vocabularies
         }
-        self._counted = {
-            name: np.isin(EVENT_TYPES, spec.events) for name, spec in plan.tables.items()
-        }
+        self.resources = check_resources(
+            plan, resources or Resources(), len(catalogue), len(self.queries)
+        )
+        sizes = {"user": len(self.users), "item": len(catalogue)}
+        sizes |= {"store": len(self.stores), "query": len(self.queries)}
+        self.state = States(plan, KeySpace(self.codes, sizes), self.resources.examination)
+        self.read_states = _read_states(plan)
         self._last_store = np.full(len(self.users), -1, dtype=np.int32)
+        self._last_store_time = np.zeros(len(self.users), dtype=np.int64)
         self._user_numbers = {user_id: number for number, user_id in enumerate(self.users)}
         self._store_numbers = {store_id: number for number, store_id in enumerate(self.stores)}
+        self._query_numbers = {query: number for number, query in enumerate(self.queries)}
         self._popular: Popular | None = None
         self._popular_day = -1
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """The plan's tables by name."""
+        return self.state.tables
 
     @property
     def n_users(self) -> int:
@@ -117,37 +156,75 @@ class LiveFeatures:
         """The number of a store, -1 when unknown or None."""
         return -1 if store_id is None else self._store_numbers.get(store_id, -1)
 
+    def query_number(self, query: str | None) -> int:
+        """The number of a query as the user typed it, -1 when unknown or None."""
+        if query is None:
+            return -1
+        text = pl.select(normalised(pl.lit(query))).item()
+        return self._query_numbers.get(text, -1)
+
+    def static(self, feature: Static) -> Float32:
+        """A static feature of every item: float32[n_items]."""
+        own = self._own_statics.get(feature.name)
+        return self.statics[feature.column] if own is None else own
+
+    def component(self, feature: Component) -> Float32:
+        """One component of every item's vector: float32[n_items], NaN where it has none."""
+        items = self.resources.vectors[feature.vectors].items
+        column = items[:, feature.component].astype(np.float32)
+        return np.where((items != 0).any(axis=1), column, np.float32(np.nan))
+
     def apply(self, events: EventColumns) -> None:
-        """Count events, in time order: columns of history or a single live one."""
+        """Count events: columns of history or a single live one.
+
+        They should come in time order; what becomes of a late one is said by each kind of state.
+        The state counts every event it is given: telling duplicates is the event log's business.
+        Where state ages out, what is dead is taken away at the first event of each UTC day.
+        """
+        for part in self._days(events) if self.state.ages else [events]:
+            if not len(part):
+                continue
+            self.state.apply(part)
+            self._note_stores(part)
+            self.sessions.seen(part.session)
+            self.as_of = max(self.as_of, int(part.time.max()))
+
+    def compact(self) -> int:
+        """Take away what has aged out; how many records went. Nothing else changes."""
+        return self.state.compact()
+
+    def _days(self, events: EventColumns) -> Iterator[EventColumns]:
+        """The events cut where a new UTC day begins, the state compacted at each cut."""
         if not len(events):
             return
-        with np.errstate(invalid="ignore"):
-            spend = events.quantity * events.price
-        weights = {
-            "one": np.ones(len(events)),
-            "quantity": np.nan_to_num(events.quantity, nan=1.0),
-            "spend": np.nan_to_num(spend, nan=0.0),
-        }
-        values = {"price": events.price, "quantity": events.quantity}
-        for name, spec in self.plan.tables.items():
-            keys = self._keys(spec.keys, events.user, events.item, events.store)
-            keys = np.where(self._counted[name][events.kind], keys, -1)
-            self.tables[name].apply(keys, events.time, weights[spec.weight], values[spec.value])
-        known = events.store >= 0
+        newest = np.maximum.accumulate(np.maximum(events.time, self.as_of))
+        day = newest // int(DAY_MS)
+        cuts = np.flatnonzero(np.diff(day, prepend=self.as_of // int(DAY_MS)))
+        for start, stop in pairwise([0, *(int(cut) for cut in cuts), len(events)]):
+            if start in cuts:
+                self.compact()
+            yield events.slice(start, stop)
+
+    def _note_stores(self, events: EventColumns) -> None:
+        """Each user's newest store; of one moment, the one that came later."""
+        known = np.flatnonzero((events.store >= 0) & (events.user >= 0))
+        known = known[events.time[known] >= self._last_store_time[events.user[known]]]
+        known = known[np.argsort(events.time[known], kind="stable")]
         self._last_store[events.user[known]] = events.store[known]
-        self.as_of = max(self.as_of, int(events.time[-1]))
+        self._last_store_time[events.user[known]] = events.time[known]
 
     def history(self, user: int, n: int) -> Int32:
         """The user's last distinct items, newest first: int32[≤ n]."""
         table = self.tables["user_item"]
-        records = table.members(user)
+        records = table.members(user, self.as_of)
         newest = np.lexsort((-records, -table.times[records, 2]))[:n]
         return table.second(records[newest]).astype(np.int32)
 
     def orders(self, user: int) -> int:
         """How many orders (moments of counting) the user has made."""
-        record = self.tables["user"].find(np.array([user], dtype=np.int64))[0]
-        return int(self.tables["user"].times[record, 0]) if record >= 0 else 0
+        table = self.tables["user"]
+        records = table.find(np.array([user], dtype=np.int64))
+        return int(table.read(records, self.as_of).moments[0])
 
     def candidates(
         self, user: int, timestamp: int, limit: int = 10_000, seeds: Int32 | None = None
@@ -186,6 +263,9 @@ class LiveFeatures:
         week: int | None = None,
         *,
         history: int = 30,
+        session: int = -1,
+        query: int = -1,
+        query_vector: Float32 | None = None,
     ) -> Batch:
         """Feature columns of candidates, as they stand at `timestamp`; one request.
 
@@ -196,13 +276,16 @@ class LiveFeatures:
             store_id: None for the user's last store.
             week: the shop's promotion week; None for the newest one known.
             history: items of the user to give along, for learners that read them.
+            session: number (`sessions`), -1 for an unknown one.
+            query: number (`query_number`), -1 for none or an unknown one.
+            query_vector: float32[d] of the query; None for the one that the plan's vectors hold.
         """
         store = self.store_number(store_id)
         if store < 0 and 0 <= user < len(self._last_store):
             store = int(self._last_store[user])
         week = self.promotions.last_week if week is None else week
         seen = self.history(user, history)
-        moment = Moment(user, items, timestamp, store, week, seen)
+        moment = Moment(user, items, timestamp, store, week, seen, session, query, query_vector)
         return Batch(
             names=self.names,
             features=read_features(self, moment),
@@ -218,7 +301,7 @@ class LiveFeatures:
         stats = self.tables["user"].read(self.tables["user"].find(number), timestamp)
         favourites = {}
         for name, spec in self.plan.tables.items():
-            if len(spec.keys) == 2 and spec.keys[1] in self.labels:
+            if len(spec.keys) == 2 and spec.keys[0] == "user" and spec.keys[1] in self.labels:
                 favourites[spec.keys[1]] = self._evidence(name, user, timestamp, top)
         recency, interval = float(stats.recency[0]), float(stats.interval[0])
         return {
@@ -228,28 +311,6 @@ class LiveFeatures:
             "last_seen": None if np.isnan(recency) else int(timestamp - recency * DAY_MS),
             "favourites": favourites,
         }
-
-    def keys_of(self, columns: Sequence[str], moment: Moment) -> npt.NDArray[np.int64]:
-        """Table keys of a moment's candidates: int64[n]; -1 where a part is unknown."""
-        size = len(moment.items)
-        user = np.full(size, moment.user, dtype=np.int32)
-        store = np.full(size, moment.store, dtype=np.int32)
-        return self._keys(columns, user, moment.items, store)
-
-    def _keys(
-        self, columns: Sequence[str], user: Int32, item: Int32, store: Int32
-    ) -> npt.NDArray[np.int64]:
-        parts = []
-        for column in columns:
-            if column in self.codes:
-                part = np.where(item >= 0, self.codes[column][item], -1)
-            else:
-                part = {"user": user, "item": item, "store": store}[column]
-            parts.append(part.astype(np.int64))
-        if len(parts) == 1:
-            return parts[0]
-        keys = parts[0] * self._fans[columns[1]] + parts[1]
-        return np.where((parts[0] >= 0) & (parts[1] >= 0), keys, -1)
 
     def _popular_at(self, timestamp: int) -> Popular:
         """Popularity of the day, taken once a day: order between events hardly moves."""
@@ -268,7 +329,7 @@ class LiveFeatures:
     def _owned(self, user: int, timestamp: int, limit: int) -> Int32:
         """The user's own items by their longest-lived decayed count, then the newest."""
         table = self.tables["user_item"]
-        records = table.members(user)
+        records = table.members(user, timestamp)
         counts = table.read(records, timestamp).counts
         order = np.lexsort((records, -table.times[records, 2], -counts[-1]))[:limit]
         return table.second(records[order]).astype(np.int32)
@@ -277,7 +338,7 @@ class LiveFeatures:
         """Categories to look into: the user's own, else those of the items in view."""
         if "user_category" in self.tables:
             table = self.tables["user_category"]
-            records = table.members(user)
+            records = table.members(user, timestamp)
             if len(records):
                 counts = table.read(records, timestamp).counts[-1]
                 return table.second(records[np.lexsort((records, -counts))[:top]]).astype(np.int32)
@@ -287,7 +348,7 @@ class LiveFeatures:
 
     def _evidence(self, name: str, user: int, timestamp: int, top: int) -> list[dict[str, Any]]:
         table, labels = self.tables[name], self.labels[self.plan.tables[name].keys[1]]
-        records = table.members(user)
+        records = table.members(user, timestamp)
         stats = table.read(records, timestamp)
         total = float(stats.counts[-1].sum())
         best = np.lexsort((records, -stats.counts[-1]))[:top]
@@ -304,16 +365,25 @@ class LiveFeatures:
 
     def save(self, folder: Path) -> None:
         """Write into an existing folder: YAML, JSON, Parquet and safetensors."""
-        (folder / "tables").mkdir()
-        for name, table in self.tables.items():
-            save_file(table.arrays(), folder / "tables" / f"{name}.safetensors")
+        self.state.save(folder)
+        (folder / "resources").mkdir()
+        self.resources.save(folder / "resources")
         for name, model in (("plan", self.plan), ("candidates", self.settings)):
             content = model.model_dump(mode="json")
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         self.catalogue.save(folder / "catalogue.parquet")
-        users = {"user_id": self.users, "last_store": self._last_store}
+        users = {
+            "user_id": pa.array(self.users, pa.string()),
+            "last_store": self._last_store,
+            "last_store_time": self._last_store_time,
+        }
         pq.write_table(pa.table(users), folder / "users.parquet", compression="zstd")
-        facts = {"as_of": self.as_of, "stores": self.stores}
+        queries = pa.table({"query": pa.array(self.queries, pa.string())})
+        pq.write_table(queries, folder / "queries.parquet", compression="zstd")
+        self.sessions.frame().write_parquet(folder / "sessions.parquet")
+        labels = {name: list(words.labels) for name, words in self.vocabularies.items()}
+        (folder / "vocabularies.json").write_text(json.dumps(labels) + "\n")
+        facts = {"as_of": self.as_of, "stores": self.stores, "sessions": self.sessions.count}
         (folder / "state.json").write_text(json.dumps(facts) + "\n")
         self.covisitation.save(folder / "covisitation.safetensors")
         self.promotions.save(folder / "promotions.safetensors")
@@ -323,19 +393,66 @@ class LiveFeatures:
         """Read what `save` wrote; it reads and counts on as if it had never stopped."""
         users = pq.read_table(folder / "users.parquet")
         facts = json.loads((folder / "state.json").read_text())
+        labels = json.loads((folder / "vocabularies.json").read_text())
         live = cls(
             load_settings(FeaturePlan, folder / "plan.yaml"),
             Catalogue.load(folder / "catalogue.parquet"),
             users["user_id"].to_pylist(),
             facts["stores"],
             load_settings(CandidateSettings, folder / "candidates.yaml"),
+            queries=pq.read_table(folder / "queries.parquet")["query"].to_pylist(),
+            resources=Resources.load(folder / "resources"),
+            vocabularies={name: Vocabulary(tuple(words)) for name, words in labels.items()},
         )
-        for name in live.tables:
-            live.tables[name] = Table.from_arrays(
-                load_file(folder / "tables" / f"{name}.safetensors")
-            )
+        live.state.load(folder)
         live.as_of = facts["as_of"]
         live._last_store = users["last_store"].to_numpy().copy()
+        live._last_store_time = users["last_store_time"].to_numpy().copy()
+        live.sessions.name(pl.read_parquet(folder / "sessions.parquet"))
+        live.sessions.count = facts["sessions"]
         live.covisitation = CoVisitation.load(folder / "covisitation.safetensors")
         live.promotions = Promotions.load(folder / "promotions.safetensors")
         return live
+
+    def _own_static(self, feature: Static) -> Float32:
+        """A static feature that has a vocabulary of its own."""
+        vocabulary = self.vocabularies[_of_feature(feature)]
+        unseen = len(vocabulary.labels) if feature.unseen == "own" else -1
+        return _numbers(vocabulary.encode(self.catalogue.table[feature.column], unseen)[0])
+
+
+def _numbers(codes: Int32) -> Float32:
+    """Codes as numbers: float32[n], NaN where there is none."""
+    return np.where(codes < 0, np.nan, codes).astype(np.float32)
+
+
+def _vocabularies(plan: FeaturePlan, catalogue: Catalogue) -> dict[str, Vocabulary]:
+    """Labels of the catalogue as it is: by column, and by static feature that leaves some out."""
+    found = {name: Vocabulary.fit(catalogue.table[name]) for name in CODES}
+    for feature in plan.features:
+        if isinstance(feature, Static) and (feature.min_count > 1 or feature.unseen == "own"):
+            column = catalogue.table[feature.column]
+            found[_of_feature(feature)] = Vocabulary.fit(column, feature.min_count)
+    return found
+
+
+def _of_feature(feature: Static) -> str:
+    """What the vocabulary of one feature goes by; no column of the catalogue is called so."""
+    return f"feature {feature.name}"
+
+
+def _read_states(plan: FeaturePlan) -> tuple[str, ...]:
+    """Names of the states that features read, each once."""
+    found: dict[str, None] = {}
+    for feature in plan.features:
+        if isinstance(feature, FromTable):
+            found[feature.table] = None
+        elif isinstance(feature, Rate):
+            found |= dict.fromkeys(name for level in feature.levels for name in level)
+        elif isinstance(feature, FromWindow):
+            found[feature.window] = None
+        elif isinstance(feature, FromLast):
+            found[feature.last] = None
+        elif isinstance(feature, Similarity) and feature.to != "query":
+            found[feature.to] = None
+    return tuple(found)

@@ -1,26 +1,50 @@
-"""The columns of a request: every feature of the plan, for all its candidates at once."""
+"""The columns of rows: every feature of the plan, for the candidates of one request or of many."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from raysys.features.plan import FromTable, OfTwo, Promotion, Static
-from raysys.features.plan import Moment as MomentSpec
+from raysys.features.keys import Rows
+from raysys.features.last import LastStats
+from raysys.features.plan import (
+    Component,
+    CoVisitation,
+    FeatureSpec,
+    FromLast,
+    FromTable,
+    FromWindow,
+    OfTwo,
+    Promotion,
+    Rate,
+    Similarity,
+    Static,
+)
 from raysys.features.promotions import DISPLAY, MAILER
-from raysys.features.table import DAY_MS, Stats
+from raysys.features.table import Stats
+from raysys.features.vectors import similarity_to, similarity_to_last
+from raysys.features.windows import WindowStats
 
 if TYPE_CHECKING:
     from raysys.features.live import LiveFeatures
 
 Int32 = npt.NDArray[np.int32]
-Column = npt.NDArray[np.float64] | npt.NDArray[np.float32] | float
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+Column = npt.NDArray[Any] | float
 
-_HOUR_MS = 3_600_000
-_EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
+_WINDOW = {
+    "window_count": "counts",
+    "window_sum": "sums",
+    "window_mean": "means",
+    "window_min": "lows",
+    "window_max": "highs",
+    "window_days": "days",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +53,9 @@ class Moment:
 
     Attributes:
         user: number or -1; items: int32[n], the candidates; time: UTC ms;
-        store: number or -1; week: promotion week; history: int32[m], last items, newest first.
+        store: number or -1; week: promotion week; history: int32[m], last items, newest first;
+        session, query: numbers or -1; query_vector: float32[d], of a query that vectors do not
+        hold; None: theirs.
     """
 
     user: int
@@ -38,53 +64,124 @@ class Moment:
     store: int
     week: int
     history: Int32
+    session: int = -1
+    query: int = -1
+    query_vector: Float32 | None = None
+
+    @property
+    def rows(self) -> CandidateRows:
+        """The candidates as rows: all but their item is shared."""
+        user, store, session, query = (
+            np.array([number], dtype=np.int32)
+            for number in (self.user, self.store, self.session, self.query)
+        )
+        time = np.array([self.time], dtype=np.int64)
+        return CandidateRows(user, self.items, time, store, session, query)
 
 
-def read_features(live: LiveFeatures, moment: Moment) -> npt.NDArray[np.float32]:
-    """All features of the plan: float32[n, f], columns in the plan's order."""
-    out = np.empty((len(moment.items), len(live.names)), dtype=np.float32, order="F")
-    stats: dict[str, Stats] = {}
+@dataclass(frozen=True)
+class CandidateRows:
+    """n candidates, of one request or of many; each array has n numbers, or one that all share.
+
+    Attributes:
+        user, store, session, query: int32[n] or [1], -1 where unknown.
+        item: int32[n].
+        time: int64[n] or [1], UTC ms of the request.
+    """
+
+    user: Int32
+    item: Int32
+    time: Int64
+    store: Int32
+    session: Int32
+    query: Int32
+
+
+def read_features(live: LiveFeatures, moment: Moment) -> Float32:
+    """All features of the plan for one request: float32[n, f], columns in the plan's order."""
+    rows = moment.rows
+    stats = {name: live.state.read(name, rows, moment.time) for name in live.read_states}
+
+    def of_request(feature: Promotion | CoVisitation) -> Column:
+        if isinstance(feature, CoVisitation):
+            return live.covisitation.score(moment.history[: feature.history], moment.items)
+        return promotion_column(
+            feature, live.promotions.of(moment.items, moment.store, moment.week)
+        )
+
+    vector = None if moment.query_vector is None else moment.query_vector[None, :]
+    return feature_columns(live, rows, stats, of_request, vector)
+
+
+def promotion_column(feature: Promotion, flags: npt.NDArray[np.int16]) -> Column:
+    """1, 0 or NaN by a row's promotion flags (`Promotions.of`): float64[n]."""
+    bit = DISPLAY if feature.medium == "display" else MAILER
+    return np.where(flags < 0, np.nan, (flags & bit) > 0)
+
+
+def feature_columns(
+    live: LiveFeatures,
+    rows: Rows,
+    stats: Mapping[str, Any],
+    of_request: Callable[[Promotion | CoVisitation], Column],
+    query_vectors: Float32 | None = None,
+) -> Float32:
+    """All features of the plan, from what the states say of the rows.
+
+    Args:
+        live: plan, catalogue, vectors; its state is not read.
+        rows: n candidates.
+        stats: by name of a state in `live.read_states`, what its `read` or `replay` gave for
+            these rows, each at its own moment: n columns, or one that all rows share.
+        of_request: gives the column of a feature that looks at the request itself.
+        query_vectors: float32[n or 1, d], where the queries' vectors are not those of the plan.
+
+    Returns:
+        float32[n, f], columns in the plan's order.
+    """
+    out = np.empty((len(rows.item), len(live.names)), dtype=np.float32, order="F")
     place = {name: column for column, name in enumerate(live.names)}
-    promoted: npt.NDArray[np.int16] | None = None
     with np.errstate(divide="ignore", invalid="ignore"):
         for column, feature in enumerate(live.plan.features):
-            value: Column
-            if isinstance(feature, FromTable):
-                if feature.table not in stats:
-                    stats[feature.table] = _stats(live, feature.table, moment)
-                value = _of_stats(feature, stats[feature.table], live)
-            elif isinstance(feature, OfTwo):
-                of, over = out[:, place[feature.of]], out[:, place[feature.over]]
-                if feature.kind == "share":
-                    value = np.where(over > 0, of / over, np.nan)
-                else:
-                    value = np.log((of + feature.smoothing) / (over + feature.smoothing))
-                    value = np.where(np.isfinite(value), value, np.nan)
-            elif isinstance(feature, Static):
-                value = live.statics[feature.column][moment.items]
-            elif isinstance(feature, Promotion):
-                if promoted is None:
-                    promoted = live.promotions.of(moment.items, moment.store, moment.week)
-                bit = DISPLAY if feature.medium == "display" else MAILER
-                value = np.where(promoted < 0, np.nan, (promoted & bit) > 0)
-            elif isinstance(feature, MomentSpec):
-                value = _clock(moment.time, feature.unit)
+            if isinstance(feature, OfTwo):
+                value = _of_two(feature, out[:, place[feature.of]], out[:, place[feature.over]])
+            elif isinstance(feature, Promotion | CoVisitation):
+                value = of_request(feature)
+            elif isinstance(feature, Similarity):
+                value = _similarity(feature, live, rows, stats, query_vectors)
             else:
-                value = live.covisitation.score(moment.history[: feature.history], moment.items)
+                value = _of_state(feature, live, rows, stats)
             out[:, column] = value
     return out
 
 
-def _stats(live: LiveFeatures, name: str, moment: Moment) -> Stats:
-    """What a table says of each candidate; tables of the user alone are read once."""
-    table, columns = live.tables[name], live.plan.tables[name].keys
-    if columns in (["user"], ["store"]):
-        key = moment.user if columns == ["user"] else moment.store
-        return table.read(table.find(np.array([key], dtype=np.int64)), moment.time)
-    return table.read(table.find(live.keys_of(columns, moment)), moment.time)
+def _of_state(
+    feature: FeatureSpec, live: LiveFeatures, rows: Rows, stats: Mapping[str, Any]
+) -> Column:
+    if isinstance(feature, FromTable):
+        return _of_table(feature, stats[feature.table], live)
+    if isinstance(feature, Rate):
+        return _rate(feature, stats, live)
+    if isinstance(feature, FromWindow):
+        return _of_window(feature, stats[feature.window], live)
+    if isinstance(feature, FromLast):
+        return _of_last(feature, stats[feature.last], live, rows)
+    if isinstance(feature, Static):
+        return live.static(feature)[rows.item]
+    if isinstance(feature, Component):
+        return live.component(feature)[rows.item]
+    assert not isinstance(feature, OfTwo | Similarity | Promotion | CoVisitation)
+    return live.state.space.part(feature.unit, rows).astype(np.float64)
 
 
-def _of_stats(feature: FromTable, stats: Stats, live: LiveFeatures) -> Column:
+def _of_two(feature: OfTwo, of: Float32, over: Float32) -> Column:
+    if feature.kind == "share":
+        return np.where(over > 0, of / over, np.nan)
+    value = np.log((of + feature.smoothing) / (over + feature.smoothing))
+    return np.where(np.isfinite(value), value, np.nan)
+
+
+def _of_table(feature: FromTable, stats: Stats, live: LiveFeatures) -> Column:
     if feature.kind in ("decayed_count", "decayed_mean"):
         assert feature.half_life_days is not None  # the plan checks it
         row = live.plan.tables[feature.table].half_lives_days.index(feature.half_life_days)
@@ -92,11 +189,65 @@ def _of_stats(feature: FromTable, stats: Stats, live: LiveFeatures) -> Column:
         return stats.counts[row] if counted else stats.means[row]
     if feature.kind == "overdue":
         return stats.recency / np.maximum(stats.interval, 1 / 24)
+    if feature.kind == "frequency":
+        return stats.moments / np.maximum(stats.age, 1.0)
     found: npt.NDArray[np.float64] = getattr(stats, feature.kind)
     return found
 
 
-def _clock(time: int, unit: str) -> float:
-    if unit == "hour":
-        return float(time // _HOUR_MS % 24)
-    return float((time // int(DAY_MS) + _EPOCH_WEEKDAY) % 7)
+def _rate(feature: Rate, stats: Mapping[str, Any], live: LiveFeatures) -> Column:
+    """From the coarsest level on, each rate being the mean of the next one's prior."""
+    rate: Column | None = feature.prior.mean
+    for names in reversed(feature.levels):
+        of, over = (
+            stats[name].counts[live.plan.tables[name].half_lives_days.index(feature.half_life_days)]
+            for name in names
+        )
+        if rate is None:
+            rate = of / over  # NaN before the first trial
+        else:
+            strength = feature.prior.strength
+            drawn = (of + strength * rate) / (over + strength)
+            rate = np.where(np.isnan(rate), of / over, drawn)  # without a parent: as it is
+    assert rate is not None  # there is one level at least
+    return rate
+
+
+def _of_window(feature: FromWindow, stats: WindowStats, live: LiveFeatures) -> Column:
+    row = live.plan.windows[feature.window].spans.index(feature.span)
+    found: npt.NDArray[np.float64] = getattr(stats, _WINDOW[feature.kind])[row]
+    return found
+
+
+def _of_last(feature: FromLast, stats: LastStats, live: LiveFeatures, rows: Rows) -> Column:
+    held, of = stats.values[:, : feature.among], live.plan.last[feature.last].of
+    if feature.kind == "last_count":
+        return LastStats(held).counts
+    if feature.kind == "last_rank":
+        mine = live.state.space.part(of, rows)
+        same = (held == mine[:, None]) & (held >= 0)
+        return np.where(same.any(axis=1), same.argmax(axis=1) + 1.0, np.nan)
+    assert feature.column is not None  # the plan checks it
+    mine = live.state.space.part(feature.column, rows)
+    codes = held if of != "item" else np.where(held >= 0, live.codes[feature.column][held], -1)
+    same = ((codes == mine[:, None]) & (held >= 0)).sum(axis=1)
+    return np.where(mine >= 0, same / LastStats(held).counts, np.nan)
+
+
+def _similarity(
+    feature: Similarity,
+    live: LiveFeatures,
+    rows: Rows,
+    stats: Mapping[str, Any],
+    query_vectors: Float32 | None,
+) -> Column:
+    space = live.resources.vectors[feature.vectors]
+    if feature.to != "query":
+        last = stats[feature.to].values[:, : feature.among]
+        return similarity_to_last(space.items, rows.item, last)
+    if query_vectors is None:
+        if space.queries is None or not len(space.queries):
+            return np.nan
+        known = (rows.query >= 0)[:, None]
+        query_vectors = np.where(known, space.queries[rows.query], 0).astype(np.float32)
+    return similarity_to(space.items, rows.item, query_vectors)

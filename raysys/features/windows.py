@@ -12,7 +12,7 @@ bits. One whose bucket no window can reach any more is not counted.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,7 @@ class Window(Keyed):
         self.spans = np.asarray(spans, dtype=np.int64)
         self.valued = valued
         ring = int(self.spans[-1])
-        layout = {
+        layout: dict[str, tuple[tuple[int, ...], Any, Any]] = {
             "stamps": ((ring,), np.int32, _EMPTY),  # the bucket that each place of the ring holds
             "cells": ((ring, _CELLS if valued else 1), np.float64, 0.0),
         }

@@ -33,7 +33,7 @@ def test_a_plan_survives_a_round_trip() -> None:
         (lambda c: c["features"][1].update(name="item_7d"), "declared twice"),
         (lambda c: c["features"][2].update(of="later"), "not declared above it"),
         (lambda c: c["tables"].pop("user_category"), "reads table 'user_category'"),
-        (lambda c: c["tables"]["item"].update(keys=["item", "user"]), "first must be user"),
+        (lambda c: c["tables"]["item"].update(keys=["item", "user"]), "keyed by [item], not by"),
         (lambda c: c["tables"]["item"].update(half_lives_days=[0]), "greater than 0"),
         (lambda c: c["tables"]["item"].update(halflives=[1]), "unknown key"),
         (lambda c: c["tables"]["item"].update(events=["buy"]), "'purchase'"),

@@ -1,0 +1,160 @@
+"""All state by key of a plan: what events are fed to it, and what rows read from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from raysys.features.keyed import State
+from raysys.features.keys import KeySpace, Rows
+from raysys.features.last import Last, LastStats
+from raysys.features.log import EventColumns
+from raysys.features.plan import FeaturePlan, LastSpec, TableSpec, WindowSpec
+from raysys.features.table import Stats, Table
+from raysys.features.windows import HOUR_MS, Window, WindowStats
+from raysys.schema import EVENT_TYPES
+
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Events as one state counts them: what its `apply` takes.
+
+    Attributes:
+        keys: int64[n], -1 where the event is not counted.
+        times: int64[n], UTC ms.
+        weights, values: float64[n].
+    """
+
+    keys: Int64
+    times: Int64
+    weights: Float64
+    values: Float64
+
+
+class States:
+    """Tables, windows and last things of a plan.
+
+    Args:
+        plan: what to keep.
+        space: makes the keys.
+        examination: float64[p], see `Resources`.
+
+    Attributes:
+        tables, windows, last: the states by name.
+
+    Raises:
+        UserError: keys that do not fit into an int64.
+    """
+
+    def __init__(self, plan: FeaturePlan, space: KeySpace, examination: Float64) -> None:
+        self.plan, self.space, self.examination = plan, space, examination
+        self.specs = plan.states
+        for name, spec in self.specs.items():
+            space.check(name, spec.keys)
+        self._counted = {name: np.isin(EVENT_TYPES, s.events) for name, s in self.specs.items()}
+        self.tables = {name: _table(spec, space) for name, spec in plan.tables.items()}
+        self.windows = {name: _window(spec) for name, spec in plan.windows.items()}
+        self.last = {name: _last(spec) for name, spec in plan.last.items()}
+
+    def all(self) -> dict[str, State]:
+        """Every state by name, in the plan's order."""
+        return {**self.tables, **self.windows, **self.last}
+
+    def feed(self, name: str, events: EventColumns) -> Feed:
+        """What one state takes of some events, in their order."""
+        spec = self.specs[name]
+        keys = self.space.of(spec.keys, events)
+        keys = np.where(self._counted[name][events.kind], keys, -1)
+        if isinstance(spec, LastSpec):
+            values = self.space.part(spec.of, events).astype(np.float64)
+            return Feed(keys, events.time, np.ones(len(events)), values)
+        values = events.quantity if spec.value == "quantity" else events.price
+        return Feed(keys, events.time, self.weights(spec.weight, events), values)
+
+    def weights(self, weight: str, events: EventColumns) -> Float64:
+        """What each event counts, by the plan's word for it: float64[n]."""
+        if weight == "quantity":
+            return np.nan_to_num(events.quantity, nan=1.0)
+        if weight == "spend":
+            with np.errstate(invalid="ignore"):
+                return np.nan_to_num(events.quantity * events.price, nan=0.0)
+        ones = np.ones(len(events))
+        if weight == "examination":
+            shown = events.position > 0
+            place = np.minimum(events.position[shown], len(self.examination)) - 1
+            ones[shown] = self.examination[place]
+        return ones
+
+    def apply(self, events: EventColumns) -> None:
+        """Count events in every state."""
+        for name, state in self.all().items():
+            feed = self.feed(name, events)
+            state.apply(feed.keys, feed.times, feed.weights, feed.values)
+
+    def read(self, name: str, rows: Rows, time: int) -> Stats | WindowStats | LastStats:
+        """What a state says of rows at a moment; one column where all rows share their key."""
+        keys = self.space.of(self.specs[name].keys, rows)
+        if name in self.tables:
+            return self.tables[name].read(self.tables[name].find(keys), time)
+        state = self.windows[name] if name in self.windows else self.last[name]
+        return state.read(state.find(keys), time)
+
+    @property
+    def ages(self) -> bool:
+        """Whether there is anything to take away at the change of a day."""
+        limits = (s.max_records for s in self.specs.values())
+        idle = (s.max_idle_days for s in (self.plan.tables | self.plan.last).values())
+        return bool(self.windows) or any(limit is not None for limit in (*limits, *idle))
+
+    def compact(self) -> int:
+        """Take away what has aged out everywhere; how many records went."""
+        return sum(state.compact() for state in self.all().values())
+
+    def save(self, folder: Path) -> None:
+        """Write every state as safetensors below an existing folder."""
+        for kind, states in self._kinds().items():
+            (folder / kind).mkdir()
+            for name, state in states.items():
+                save_file(state.arrays(), folder / kind / f"{name}.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote for the same plan."""
+        makers: dict[str, Any] = {"tables": Table, "windows": Window, "last": Last}
+        for kind, states in self._kinds().items():
+            for name in states:
+                arrays = load_file(folder / kind / f"{name}.safetensors")
+                states[name] = makers[kind].from_arrays(arrays)
+
+    def _kinds(self) -> dict[str, dict[str, Any]]:
+        return {"tables": self.tables, "windows": self.windows, "last": self.last}
+
+
+def _table(spec: TableSpec, space: KeySpace) -> Table:
+    listed = len(spec.keys) == 2 and spec.keys[0] == "user"  # what a user has is asked for
+    return Table(
+        np.array(spec.half_lives_days),
+        space.fans[spec.keys[1]] if listed else 1,
+        max_idle_days=spec.max_idle_days,
+        max_records=spec.max_records,
+    )
+
+
+def _window(spec: WindowSpec) -> Window:
+    return Window(
+        spec.hours * HOUR_MS,
+        np.array(spec.spans) // spec.bucket,
+        valued=spec.value is not None,
+        max_records=spec.max_records,
+    )
+
+
+def _last(spec: LastSpec) -> Last:
+    return Last(spec.n, max_idle_days=spec.max_idle_days, max_records=spec.max_records)
