@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,27 @@ class States:
         """Every state by name, in the plan's order."""
         return {**self.tables, **self.windows, **self.last}
 
-    def feed(self, name: str, events: EventColumns) -> Feed:
-        """What one state takes of some events, in their order."""
+    def feed(
+        self, name: str, events: EventColumns, weights: dict[str, Float64] | None = None
+    ) -> Feed:
+        """What one state takes of some events, in their order.
+
+        Args:
+            name: of the state.
+            events: n of them.
+            weights: those of the same events that are made already, by the plan's word; grows.
+        """
+        weights = {} if weights is None else weights
         spec = self.specs[name]
         keys = self.space.of(spec.keys, events)
         keys = np.where(self._counted[name][events.kind], keys, -1)
         if isinstance(spec, LastSpec):
             values = self.space.part(spec.of, events).astype(np.float64)
-            return Feed(keys, events.time, np.ones(len(events)), values)
+            return Feed(keys, events.time, values, values)  # it reads no weights
+        if spec.weight not in weights:
+            weights[spec.weight] = self.weights(spec.weight, events)
         values = events.quantity if spec.value == "quantity" else events.price
-        return Feed(keys, events.time, self.weights(spec.weight, events), values)
+        return Feed(keys, events.time, weights[spec.weight], values)
 
     def weights(self, weight: str, events: EventColumns) -> Float64:
         """What each event counts, by the plan's word for it: float64[n]."""
@@ -95,8 +107,9 @@ class States:
 
     def apply(self, events: EventColumns) -> None:
         """Count events in every state."""
+        weights: dict[str, Float64] = {}  # most states share theirs
         for name, state in self.all().items():
-            feed = self.feed(name, events)
+            feed = self.feed(name, events, weights)
             state.apply(feed.keys, feed.times, feed.weights, feed.values)
 
     def read(self, name: str, rows: Rows, time: int) -> Stats | WindowStats | LastStats:
@@ -107,7 +120,49 @@ class States:
         state = self.windows[name] if name in self.windows else self.last[name]
         return state.read(state.find(keys), time)
 
-    @property
+    def replay(
+        self, name: str, events: EventColumns, rows: Rows
+    ) -> Stats | WindowStats | LastStats:
+        """Count events in one state and read rows on the way, each as of its own moment.
+
+        Gives to the last bit what `read` gives for each row after `apply` of all events strictly
+        before it; afterwards the state holds all events.
+
+        Args:
+            name: of the state.
+            events: m of them, in time order, all after what was counted already.
+            rows: n of them, in any order; none within a moment that was counted already.
+
+        Returns:
+            n columns, in the order of the rows.
+        """
+        feed, n = self.feed(name, events), len(rows.item)
+        keys = np.broadcast_to(self.space.of(self.specs[name].keys, rows), n)
+        order = np.argsort(np.broadcast_to(rows.time, n), kind="stable")  # as reads are told
+        times = np.concatenate([np.broadcast_to(rows.time, n)[order], feed.times])
+        merged = np.argsort(times, kind="stable")
+        reads = merged < n
+        nothing = np.zeros(n)
+        given = (
+            np.concatenate([keys[order], feed.keys])[merged],
+            times[merged],
+            np.concatenate([nothing, feed.weights])[merged],
+            np.concatenate([nothing, feed.values])[merged],
+            ~reads,
+            reads,
+        )
+        back = np.empty(n, dtype=np.int64)
+        back[order] = np.arange(n)
+        if name in self.tables:
+            stats = self.tables[name].replay(*given)
+            clocks = np.stack([stats.moments, stats.recency, stats.age, stats.interval])
+            return Stats(stats.counts[:, back], stats.means[:, back], clocks[:, back])
+        if name in self.windows:
+            found = self.windows[name].replay(*given)
+            return WindowStats(found.cells[:, :, back])
+        return LastStats(self.last[name].replay(*given).values[back])
+
+    @cached_property
     def ages(self) -> bool:
         """Whether there is anything to take away at the change of a day."""
         limits = (s.max_records for s in self.specs.values())

@@ -36,11 +36,13 @@ class WindowStats:
         sums: float64[s, n], sum of weight × value over the events with a value; 0 where none.
         means, lows, highs: float64[s, n], of the values; NaN where there is none.
         days: float64[s, n], distinct UTC days with an event.
+        cells: float64[6, s, n], all of these.
 
     Of a window that keeps no values, sums, means, lows and highs are NaN.
     """
 
     def __init__(self, cells: Float64) -> None:
+        self.cells = cells
         self.counts, self.sums, self.means, self.lows, self.highs, self.days = cells
 
 
