@@ -23,7 +23,6 @@ from raysys.features.plan import (
     Similarity,
     Static,
     TableSpec,
-    WindowSpec,
 )
 
 _EARLIER = (

@@ -50,20 +50,24 @@ def find(keys, slots, known):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def admit(keys, wanted, slots, known, size):  # type: ignore[no-untyped-def]
-    """Like `find`, but keys that are wanted and new get records at the end of `known`."""
-    found = np.empty(len(keys), dtype=np.int64)
-    for i in range(len(keys)):
-        if keys[i] < 0:
-            found[i] = -1
-            continue
-        place = lookup(keys[i], slots, known)
-        if slots[place] == -1 and wanted[i]:
-            known[size[0]] = keys[i]
-            slots[place] = size[0]
-            size[0] += 1
-        found[i] = slots[place]
-    return found
+def admit(row, keys, wanted, slots, known, size, found):  # type: ignore[no-untyped-def]
+    """Like `find`, into `found`, but keys that are wanted and new get the next records.
+
+    From `row` on: the row to go on with; below n when `known` is full.
+    """
+    while row < len(keys):
+        found[row] = -1
+        if keys[row] >= 0:
+            place = lookup(keys[row], slots, known)
+            if slots[place] == -1 and wanted[row]:
+                if size[0] == len(known):
+                    break
+                known[size[0]] = keys[row]
+                slots[place] = size[0]
+                size[0] += 1
+            found[row] = slots[place]
+        row += 1
+    return row
 
 
 @njit(cache=True)

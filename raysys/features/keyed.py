@@ -28,8 +28,11 @@ Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 Arrays = dict[str, npt.NDArray[Any]]
 
+OF_STATE = frozenset({"half_lives_ms", "fan", "limits", "clock", "shape", "spans", "max_records"})
+"""Names in `arrays()` that a state has once; all others have a row for each record. States of
+disjoint keys are joined by putting their rows one after the other, with the newest `clock`."""
+
 LONG_AGO = -(1 << 62)  # ms; before every moment
-_STEP = 1 << 20  # rows whose new keys get room at once
 
 
 class State(Protocol):
@@ -201,10 +204,10 @@ class Keyed(ABC):
         A new record is empty and reads like a key never seen, so it may be there early.
         """
         found = np.empty(len(keys), dtype=np.int64)
-        for start in range(0, len(keys), _STEP):
-            part = slice(start, start + _STEP)
-            self._reserve(len(self) + int(counts[part].sum()))
-            found[part] = admit(keys[part], counts[part], self.slots, self.keys, self.size)
+        row = 0
+        while row < len(keys):  # it stops where a new key finds no room
+            self._reserve(len(self) + 1)
+            row = admit(row, keys, counts, self.slots, self.keys, self.size, found)
         self._hold(len(self))
         return found
 

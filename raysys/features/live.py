@@ -39,7 +39,7 @@ from raysys.features.promotions import Promotions
 from raysys.features.read import Moment, read_features
 from raysys.features.resources import Resources, check_resources
 from raysys.features.sessions import Sessions
-from raysys.features.state import States
+from raysys.features.state import Feed, States
 from raysys.features.table import DAY_MS, Table
 from raysys.features.vocabulary import Vocabulary
 from raysys.retrieval.covisitation import CoVisitation
@@ -213,6 +213,14 @@ class LiveFeatures:
         self._last_store[events.user[known]] = events.store[known]
         self._last_store_time[events.user[known]] = events.time[known]
 
+    def feed(self, name: str, events: EventColumns) -> Feed:
+        """What one state takes of some events, in their order."""
+        return self.state.feed(name, events)
+
+    def last_store(self, user: int) -> int:
+        """The store that a user was in last, -1 when unknown."""
+        return int(self._last_store[user]) if 0 <= user < len(self._last_store) else -1
+
     def history(self, user: int, n: int) -> Int32:
         """The user's last distinct items, newest first: int32[≤ n]."""
         table = self.tables["user_item"]
@@ -281,8 +289,7 @@ class LiveFeatures:
             query_vector: float32[d] of the query; None for the one that the plan's vectors hold.
         """
         store = self.store_number(store_id)
-        if store < 0 and 0 <= user < len(self._last_store):
-            store = int(self._last_store[user])
+        store = self.last_store(user) if store < 0 else store
         week = self.promotions.last_week if week is None else week
         seen = self.history(user, history)
         moment = Moment(user, items, timestamp, store, week, seen, session, query, query_vector)
@@ -316,15 +323,23 @@ class LiveFeatures:
         """Popularity of the day, taken once a day: order between events hardly moves."""
         day = int(timestamp // DAY_MS)
         if self._popular is None or day != self._popular_day:
-            table, spec = self.tables["item"], self.plan.tables["item"]
-            wanted = [abs(d - self.settings.popular_half_life_days) for d in spec.half_lives_days]
-            records = np.arange(len(table))
-            counts = table.read(records, timestamp).counts[int(np.argmin(wanted))]
-            popularity = np.zeros(len(self.catalogue))
-            popularity[table.keys[: len(table)]] = counts
-            self._popular = Popular(popularity, self.codes["category"])
-            self._popular_day = day
+            self.take_popular(self.popular_at(timestamp), day)
+        assert self._popular is not None
         return self._popular
+
+    def popular_at(self, timestamp: int) -> Popular:
+        """What sells, as counted so far, at a moment."""
+        table, spec = self.tables["item"], self.plan.tables["item"]
+        wanted = [abs(d - self.settings.popular_half_life_days) for d in spec.half_lives_days]
+        records = np.arange(len(table))
+        counts = table.read(records, timestamp).counts[int(np.argmin(wanted))]
+        popularity = np.zeros(len(self.catalogue))
+        popularity[table.keys[: len(table)]] = counts
+        return Popular(popularity, self.codes["category"])
+
+    def take_popular(self, popular: Popular, day: int) -> None:
+        """Offer what sells as another state saw it, on the given day (moment ÷ one day)."""
+        self._popular, self._popular_day = popular, day
 
     def _owned(self, user: int, timestamp: int, limit: int) -> Int32:
         """The user's own items by their longest-lived decayed count, then the newest."""

@@ -37,7 +37,6 @@ DAY_MS = 86_400_000.0
 _EMPTY = -1
 _NEVER = -(1 << 62)
 _FOREVER = 1 << 61  # ms; no two moments are further apart
-_STEP = 1 << 16  # events that `apply` makes room for at once
 _AHEAD = 64  # rows whose records are looked up together, so that the cache misses overlap
 
 
@@ -98,7 +97,7 @@ class Table:
         self._link(int(keys.max()))
         done = 0
         while done < len(keys):  # it stops where a new key finds no room
-            self._reserve(len(self) + min(len(keys) - done, _STEP))
+            self._reserve(len(self) + 1)
             done = _apply(
                 *(done, keys, times, weights, values, self.half_lives_ms, self.idle_ms, self.fan),
                 *(self.clock, self.size, self.slots, self.keys, self.counts, self.sums),
