@@ -178,9 +178,8 @@ def streams(max_size: int = 50) -> st.SearchStrategy[EventColumns]:
 
 
 def as_columns(rows: list[tuple[float, ...]]) -> EventColumns:
-    user, item, kind, time, quantity, price, store, session, query, position = zip(
-        *rows, strict=True
-    )
+    columns = list(zip(*rows, strict=True)) or [()] * 10
+    user, item, kind, time, quantity, price, store, session, query, position = columns
     whole = [np.array(x, np.int32) for x in (user, item, store, session, query, position)]
     return EventColumns(
         *whole[:2],
