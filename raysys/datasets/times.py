@@ -58,9 +58,9 @@ class TimeFormat(Settings):
         return zone
 
 
-def latest() -> int:
+def latest(hours: float = 24) -> int:
     """The newest believable moment, UTC ms: a day from now, for clocks that run ahead."""
-    return int(time.time() * 1000) + _A_DAY
+    return int(time.time() * 1000 + hours * 3_600_000)
 
 
 def to_millis(values: pl.Series, form: TimeFormat) -> pl.Series:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,11 +74,3 @@ def write_parquet(frame: pl.DataFrame, target: pa.Schema, path: Path) -> None:
         compression_level=1,
         use_dictionary=distinct,
     )
-
-
-def write_quarantine(rejected: Sequence[pl.DataFrame], path: Path) -> None:
-    """Write what did not get through, if anything, as one Parquet file."""
-    frames = [frame for frame in rejected if frame.height]
-    if frames:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pl.concat(frames).to_arrow(), path, compression="zstd")

@@ -23,8 +23,9 @@ from raysys.datasets.mapping import (
     polars_type,
 )
 from raysys.datasets.source import Source
-from raysys.ingest.columns import read_arrow, write_arrow, write_quarantine
-from raysys.ingest.reading import QUARANTINE, unread
+from raysys.ingest.aside import QUARANTINE, unread, write_quarantine
+from raysys.ingest.columns import read_arrow, write_arrow
+from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import (
     DUPLICATE,
     ROW,
@@ -75,6 +76,7 @@ class Described:
                 lost = unread(block, part, self.table)
                 self.tally.rows_in += lost.height
                 note(self.tally, lost)
+                self.tally.lacking.update(block.lacking)
                 self.rejected.append(lost)
                 if not block.rows.height:
                     continue
@@ -102,14 +104,16 @@ class Described:
         return rows.filter(~again).select(*self.columns)
 
 
-def write_catalogue(source: Source, limits: Limits, key: str, store: Store) -> int:
+def write_catalogue(
+    source: Source, limits: Limits, settings: RuleSettings, key: str, store: Store
+) -> int:
     """Keep the shop's own items in the store; its result holds the tally.
 
     Returns:
         rows read.
     """
     columns = {field.name: polars_type(field.type) for field in schema.ITEMS}
-    items = Described("items", "item_id", columns, item_rules(limits))
+    items = Described("items", "item_id", columns, item_rules(limits, settings))
     result: dict[str, Any] = {}
     with store.doing(CATALOGUE, key, result) as folder:
         for files in source.items:
@@ -135,10 +139,15 @@ def read_catalogue(folder: Path) -> pl.DataFrame:
     return read_arrow(folder / _ITEMS)
 
 
-def read_users(source: Source, limits: Limits) -> tuple[pl.DataFrame, Described]:
+def read_users(
+    source: Source, limits: Limits, settings: RuleSettings
+) -> tuple[pl.DataFrame, Described]:
     """Users that files describe: `user_id`, `attributes`; and what was said of the rest."""
     users = Described(
-        "users", "user_id", {"user_id": pl.String, ATTRIBUTES: ENTRIES}, user_rules(limits)
+        "users",
+        "user_id",
+        {"user_id": pl.String, ATTRIBUTES: ENTRIES},
+        user_rules(limits, settings),
     )
     for files in source.users:
         users.take(files, source, lambda rows, _, files=files: draft_users(rows, files))  # type: ignore[misc]

@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 from raysys import schema
 from raysys.datasets.mapping import ATTRIBUTES, UNPARSED
 from raysys.datasets.source import Source
-from raysys.ingest.columns import read_all, to_arrow, write_quarantine
+from raysys.ingest.aside import write_quarantine
+from raysys.ingest.columns import read_all, to_arrow
 from raysys.ingest.described import ENTRIES, read_users
 from raysys.ingest.reading import TOLD
+from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import ROW, SOURCE, Limits, apply, item_rules
 from raysys.ingest.settling import ITEMS_SEEN, SEEN_ITEM, SEEN_USER, TOLD_ITEM, USERS_SEEN
 from raysys.ingest.tally import EXAMPLES, Tally
@@ -43,6 +45,7 @@ class EntityFigures:
 def write_entities(
     source: Source,
     limits: Limits,
+    rules: RuleSettings,
     items: pl.DataFrame,
     pieces: Sequence[Path],
     units: Sequence[Path],
@@ -57,6 +60,7 @@ def write_entities(
     Args:
         source: the shop's own files.
         limits: bounds that the rules hold rows to.
+        rules: what becomes of each fault.
         items: the shop's own catalogue (see `read_catalogue`).
         pieces: folders of the first pass, in file order.
         units: folders of the second pass.
@@ -68,7 +72,7 @@ def write_entities(
     """
     seen = _merge_seen(read_all(_those(units, ITEMS_SEEN), SEEN_ITEM))
     own = items
-    told, told_tally = _told_items(limits, pieces, out)
+    told, told_tally = _told_items(limits, rules, pieces, out)
     known = pl.concat([own, told.join(own, on="item_id", how="anti")])
     items, unknown = _complete(known, seen)
     added = Tally()
@@ -81,7 +85,7 @@ def write_entities(
         tallies["told_items"] = told_tally
     active = read_all(_those(units, USERS_SEEN), SEEN_USER)
     active = active.group_by("user_id").agg(pl.col("events").sum())
-    users, user_tally = _users(source, limits, active.select("user_id"), out)
+    users, user_tally = _users(source, limits, rules, active.select("user_id"), out)
     pq.write_table(to_arrow(items, schema.ITEMS), out / "items.parquet", compression="zstd")
     pq.write_table(_with_maps(users), out / "users.parquet", compression="zstd")
     figures = _describe(items, seen)
@@ -110,7 +114,9 @@ def _with_maps(users: pl.DataFrame) -> pa.Table:
     return pa.Table.from_arrays([table["user_id"].cast(pa.string()), maps], schema=schema.USERS)
 
 
-def _told_items(limits: Limits, pieces: Sequence[Path], out: Path) -> tuple[pl.DataFrame, Tally]:
+def _told_items(
+    limits: Limits, rules: RuleSettings, pieces: Sequence[Path], out: Path
+) -> tuple[pl.DataFrame, Tally]:
     """What the log itself says of its items: the earliest word on each.
 
     What is wrong with such a description is quarantined as a row of its own table, `told_items`:
@@ -119,7 +125,7 @@ def _told_items(limits: Limits, pieces: Sequence[Path], out: Path) -> tuple[pl.D
     told = read_all(_those(pieces, TOLD), TOLD_ITEM)
     told = told.sort("_told", SOURCE, ROW).unique("item_id", keep="first")
     draft = told.with_columns(pl.lit(None, dtype=pl.String).alias(UNPARSED))
-    clean, rejected, tally = apply(item_rules(limits), draft, told, "told_items")
+    clean, rejected, tally = apply(item_rules(limits, rules), draft, told, "told_items")
     write_quarantine([rejected], out / "quarantine" / "told_items.parquet")
     return clean.select(schema.ITEMS.names), tally
 
@@ -149,10 +155,10 @@ def _merge_seen(seen: pl.DataFrame) -> pl.DataFrame:
 
 
 def _users(
-    source: Source, limits: Limits, seen: pl.DataFrame, out: Path
+    source: Source, limits: Limits, rules: RuleSettings, seen: pl.DataFrame, out: Path
 ) -> tuple[pl.DataFrame, Tally]:
     """Everybody who did something or is described, with attributes where there are any."""
-    described, reading = read_users(source, limits)
+    described, reading = read_users(source, limits, rules)
     write_quarantine(reading.rejected, out / "quarantine" / "users.parquet")
     users = pl.concat([described, seen.join(described, on="user_id", how="anti")], how="diagonal")
     nothing = pl.lit([], dtype=ENTRIES)

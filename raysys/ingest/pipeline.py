@@ -13,11 +13,13 @@ from raysys.datasets.files import Part, find, fingerprint, split
 from raysys.datasets.mapping import AnyFiles
 from raysys.datasets.source import Source
 from raysys.errors import UserError
+from raysys.ingest.aside import QUARANTINE
 from raysys.ingest.described import CATALOGUE, read_catalogue, write_catalogue
 from raysys.ingest.entities import EntityFigures, write_entities
 from raysys.ingest.figures import LogFigures
 from raysys.ingest.impressions import ImpressionSettings
-from raysys.ingest.reading import PIECES, QUARANTINE, Piece, read_piece
+from raysys.ingest.reading import PIECES, Asked, Piece, read_piece
+from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import Limits
 from raysys.ingest.sessions import SessionSettings
 from raysys.ingest.settling import UNITS, Batches, Settling, Unit, plan_units, settle
@@ -44,6 +46,20 @@ class Outcome:
     entities: EntityFigures = field(default_factory=EntityFigures)
     sources: list[tuple[str, int]] = field(default_factory=list)  # file, bytes
     reused: dict[str, int] = field(default_factory=dict)  # pieces and days that were there already
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What becomes of a log, whatever its source."""
+
+    limits: Limits = field(default_factory=Limits)
+    rules: RuleSettings = field(default_factory=RuleSettings)
+    sessions: SessionSettings = field(default_factory=SessionSettings)
+    impressions: ImpressionSettings = field(default_factory=ImpressionSettings)
+
+    def causes(self, *parts: str) -> list[Any]:
+        """What an outcome depends on here, as JSON can say it."""
+        return [*(getattr(self, part).model_dump(mode="json") for part in parts), __version__]
 
 
 @dataclass(frozen=True)
@@ -86,9 +102,7 @@ def inspect(source: Source) -> Inputs:
 def ingest(
     source: Source,
     inputs: Inputs,
-    limits: Limits,
-    sessions: SessionSettings,
-    impressions: ImpressionSettings,
+    treatment: Treatment,
     out: Path,
     spread: Spread,
     store: Store,
@@ -102,13 +116,14 @@ def ingest(
         UserError: the mapping does not fit the files, or nothing of the log is left.
     """
     outcome = Outcome(sources=[(p.label, p.size) for group in inputs.parts for p in group])
-    pieces = plan_pieces(source, inputs, limits)
+    catalogue = _catalogue(source, inputs, treatment, spread, store)
+    pieces = plan_pieces(source, inputs, treatment, catalogue)
     tables = [
         digest([TABLES, inputs.fingerprints[table.path], table.name, __version__])
         for table in source.tables
     ]
-    catalogue = _catalogue(source, inputs, limits, spread, store)
-    _read(source, pieces, tables, limits, spread, store, outcome)
+    asked = Asked(treatment.limits, treatment.rules, store.folder(CATALOGUE, catalogue))
+    _read(source, pieces, tables, asked, spread, store, outcome)
     tally = Tally()
     batches = []
     for piece in pieces:
@@ -116,22 +131,18 @@ def ingest(
         tally.add(Tally.from_dict(result["tally"]))
         numbered = tuple((n, *batch) for n, batch in enumerate(result["batches"]))
         batches.append(Batches(piece.key, piece.part.key, piece.part.label, numbered))
-    settling = Settling(sessions, impressions, store.folder(CATALOGUE, catalogue))
-    causes = [sessions.model_dump(mode="json"), impressions.model_dump(mode="json"), __version__]
-    if impressions.when != "never":
-        causes.append(catalogue)
+    settling = Settling(treatment.sessions, treatment.rules, treatment.impressions, asked.catalogue)
+    causes = [*treatment.causes("sessions", "rules", "impressions"), catalogue]
     units = plan_units(batches, causes, digest)
     _settle(units, settling, spread, store, outcome)
     for unit in units:
         result = store.result(UNITS, unit.key)
-        again = Tally.from_dict(result["tally"])
-        again.rows_out -= again.quarantined
-        tally.add(again)
+        tally.add_later(Tally.from_dict(result["tally"]))
         outcome.log.add(LogFigures.from_dict(result["figures"]))
     outcome.tallies["events"] = tally
     _require_something(tally)
     outcome.tallies["items"] = Tally.from_dict(store.result(CATALOGUE, catalogue)["tally"])
-    _finish(outcome, source, limits, catalogue, pieces, units, spread, store, out)
+    _finish(outcome, source, treatment, catalogue, pieces, units, spread, store, out)
     for number, key in enumerate(tables):
         outcome.tables.append(store.result(TABLES, key))
         link(store.folder(TABLES, key) / TABLE, out / f"{source.tables[number].name}.parquet")
@@ -143,29 +154,34 @@ def ingest(
     return outcome
 
 
-def plan_pieces(source: Source, inputs: Inputs, limits: Limits) -> list[Piece]:
+def plan_pieces(
+    source: Source, inputs: Inputs, treatment: Treatment, catalogue: str
+) -> list[Piece]:
     """All pieces in file order: a file each, large Parquet files several."""
     pieces = []
     for mapping, parts in enumerate(inputs.parts):
         files = source.events[mapping].model_dump(mode="json", exclude={"paths"})
-        causes = [source.title, files, limits.model_dump(mode="json"), __version__]
+        causes = [source.title, files, *treatment.causes("limits", "rules"), catalogue]
         for part in (piece for file in parts for piece in split(file, PIECE_ROWS)):
             place = [part.label, part.row_groups, inputs.fingerprints[part.path]]
             pieces.append(Piece(digest([PIECES, causes, place]), mapping, part))
     return pieces
 
 
-def _catalogue(source: Source, inputs: Inputs, limits: Limits, spread: Spread, store: Store) -> str:
+def _catalogue(
+    source: Source, inputs: Inputs, treatment: Treatment, spread: Spread, store: Store
+) -> str:
     """The shop's own items, read unless they are there; their key."""
     files = [one.model_dump(mode="json", exclude={"paths"}) for one in source.items]
     paths = [part.path for one in source.items for part in find(one, source.derived)]
     marks = [inputs.fingerprints.get(path) for path in paths]
-    causes = [source.title, files, marks, limits.model_dump(mode="json"), __version__]
+    causes = [source.title, files, marks, *treatment.causes("limits", "rules")]
     key = digest([CATALOGUE, causes])
     if not source.items:
-        write_catalogue(source, limits, key, store)
+        write_catalogue(source, treatment.limits, treatment.rules, key, store)
     elif not store.has(CATALOGUE, key):
-        jobs = [(1.0, lambda: write_catalogue(source, limits, key, store))]
+        limits, rules = treatment.limits, treatment.rules
+        jobs = [(1.0, lambda: write_catalogue(source, limits, rules, key, store))]
         _each("catalogue", jobs, spread, 0, "")
     return key
 
@@ -174,7 +190,7 @@ def _read(
     source: Source,
     pieces: Sequence[Piece],
     tables: Sequence[str],
-    limits: Limits,
+    asked: Asked,
     spread: Spread,
     store: Store,
     outcome: Outcome,
@@ -190,18 +206,18 @@ def _read(
             size = Path(table.path).stat().st_size
             jobs.append((size, lambda t=table, k=key: write_table(t, k, store)))  # type: ignore[misc]
     for together, group in _together(sized):
-        jobs.append((together, lambda g=group: _read_group(g, source, limits, cuts, store)))  # type: ignore[misc]
+        jobs.append((together, lambda g=group: _read_group(g, source, asked, cuts, store)))  # type: ignore[misc]
     jobs.sort(key=lambda job: -job[0])
     outcome.reused["pieces"] = len(pieces) - len(missing)
     _each("read and check", jobs, spread, outcome.reused["pieces"], "files")
 
 
 def _read_group(
-    pieces: Sequence[Piece], source: Source, limits: Limits, cuts: int, store: Store
+    pieces: Sequence[Piece], source: Source, asked: Asked, cuts: int, store: Store
 ) -> int:
     for piece in pieces:
         if not store.has(PIECES, piece.key):  # a worker that died may have done it
-            read_piece(piece, source, limits, cuts, store)
+            read_piece(piece, source, asked, cuts, store)
     return sum(store.result(PIECES, piece.key)["tally"]["rows_in"] for piece in pieces)
 
 
@@ -245,7 +261,7 @@ def _each(
 def _finish(
     outcome: Outcome,
     source: Source,
-    limits: Limits,
+    treatment: Treatment,
     catalogue: str,
     pieces: Sequence[Piece],
     units: Sequence[Unit],
@@ -258,7 +274,8 @@ def _finish(
     def entities(_: int) -> dict[str, Any]:
         tallies, figures, users = write_entities(
             source,
-            limits,
+            treatment.limits,
+            treatment.rules,
             read_catalogue(store.folder(CATALOGUE, catalogue)),
             [store.folder(PIECES, piece.key) for piece in pieces],
             [store.folder(UNITS, unit.key) for unit in units],

@@ -16,9 +16,11 @@ import pyarrow as pa
 from raysys.datasets.files import Block, Part, read
 from raysys.datasets.mapping import MENDED, UNPARSED, EventFiles, draft_events, draft_items
 from raysys.datasets.source import Source
-from raysys.ingest.columns import COMPRESSED, DAY_MS, write_arrow, write_quarantine
+from raysys.ingest.aside import QUARANTINE, unread, write_quarantine
+from raysys.ingest.columns import COMPRESSED, DAY_MS, write_arrow
+from raysys.ingest.described import read_catalogue
+from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import (
-    QUARANTINE_SCHEMA,
     ROW,
     SOURCE,
     Limits,
@@ -32,7 +34,6 @@ from raysys.ingest.tally import Tally
 PIECES: Final = "pieces"
 EVENTS: Final = "events.arrow"
 TOLD: Final = "told_items.arrow"
-QUARANTINE: Final = "quarantine.parquet"
 
 _FLUSH_ROWS: Final = 500_000
 _BATCH_ROWS: Final = 32_768  # a date's rows are cut by user only into batches of at least this
@@ -53,7 +54,22 @@ class Piece:
     part: Part
 
 
-def read_piece(piece: Piece, source: Source, limits: Limits, cuts: int, store: Store) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """What rows are held to.
+
+    Attributes:
+        limits: bounds.
+        rules: what becomes of each fault.
+        catalogue: folder of the shop's own items (see `described.read_catalogue`).
+    """
+
+    limits: Limits
+    rules: RuleSettings
+    catalogue: Path
+
+
+def read_piece(piece: Piece, source: Source, asked: Asked, cuts: int, store: Store) -> None:
     """Read a piece into the store.
 
     Its result holds the tally, and for each record batch of `events.arrow` its day (since
@@ -62,7 +78,7 @@ def read_piece(piece: Piece, source: Source, limits: Limits, cuts: int, store: S
     Args:
         piece: what to read.
         source: the mappings and the adapter.
-        limits: bounds that the rules hold rows to.
+        asked: what rows are held to.
         cuts: most cuts of one day, a power of two.
         store: where to keep it.
 
@@ -73,12 +89,14 @@ def read_piece(piece: Piece, source: Source, limits: Limits, cuts: int, store: S
     tally = Tally()
     rejected: list[pl.DataFrame] = []
     told: list[pl.DataFrame] = []
-    rules = event_rules(limits)
+    items = read_catalogue(asked.catalogue)
+    rules = event_rules(asked.limits, asked.rules, items if items.height else None)
     result: dict[str, Any] = {"label": part.label}
     with store.doing(PIECES, piece.key, result) as folder:
         dealer = _Dealer(folder / EVENTS, [*files.columns, *files.constants, ROW], cuts)
         for block in read(part, files, source.derived):
             rejected.append(_reject_unread(block, part, tally))
+            tally.lacking.update(block.lacking)
             if block.rows.height == 0:
                 continue
             raw = source.prepare_events(block.rows) if source.prepare_events else block.rows
@@ -102,12 +120,6 @@ def cut_of(users: pl.Series, cuts: int) -> pl.Series:
     Cuts nest: cut `c` of 4 is half of cut `c % 2` of 2.
     """
     return users.hash(seed=0) & (cuts - 1)
-
-
-def unread(block: Block, part: Part, table: str) -> pl.DataFrame:
-    """What a reader could not read, for the quarantine."""
-    rows = [(table, fault.reason, part.label, fault.row, fault.raw) for fault in block.faults]
-    return pl.DataFrame(rows, schema=QUARANTINE_SCHEMA, orient="row")
 
 
 def _reject_unread(block: Block, part: Part, tally: Tally) -> pl.DataFrame:

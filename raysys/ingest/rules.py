@@ -1,31 +1,40 @@
-"""Cleaning rules as data: each says what is wrong, and whether the row is mended or quarantined.
+"""Cleaning rules as data: each says what is wrong, and what becomes of the row.
 
 A rule is an expression over draft rows (see `datasets.mapping`). Quarantining rules are asked in
-order and the first that applies gives the reason; mending rules then change what is left. A new
-rule is one more entry of `event_rules`.
+order and the first that applies gives the reason; keeping rules count what passes; mending rules
+then change it. All are first asked together whether they apply to any row at all, over the columns
+that hold anything: a clean block costs little more than that. A new rule is one more entry of
+`event_rules`, of `RuleSettings`, and a sentence in `words`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 import polars as pl
 from pydantic import Field
 
 from raysys import schema
 from raysys.config import Settings
-from raysys.datasets.mapping import ATTRIBUTES, MENDED, UNPARSED
+from raysys.datasets.mapping import ATTRIBUTES, MENDED, NEEDED, REFUND, UNPARSED
 from raysys.datasets.times import EARLIEST, latest
-from raysys.ingest.tally import Tally
-
-Action = Literal["quarantine", "mend"]
+from raysys.ingest import currencies, encodings
+from raysys.ingest.catalogue_rules import HELPERS, Catalogue, Known
+from raysys.ingest.rule_settings import Action, RuleSettings
+from raysys.ingest.tally import EXAMPLES, Tally
+from raysys.ingest.words import WHOLE_FILES
+from raysys.ingest.words import in_words as in_words
 
 SOURCE: Final = "_source"
 ROW: Final = "_row"
+DUPLICATE: Final = "duplicate"
+INFERRED: Final = "inferred_impression"
 _REASON: Final = "_reason"
 _BROKEN: Final = "\ufffd"
+_HOUR: Final = 3_600_000
 _IDS: Final = ("event_id", "user_id", "item_id", "session_id", "order_id", "event_type")
 _ITEM_TEXTS: Final = (
     "title", "description", "department", "category", "subcategory", "brand", "manufacturer",
@@ -61,118 +70,126 @@ class Rule:
 
     Args:
         name: of the rule in counts, manifest and quarantine.
-        action: quarantine the row, or mend it.
-        says: what is wrong, in a sentence for the report.
-        applies: true (not null) where a draft row has the fault.
+        action: what becomes of the row.
+        applies: true where a draft row has the fault (null: it has not); or, for several columns
+            that can have it alike, what is asked of each.
+        columns: where all of these hold nothing, the rule need not be asked; empty: always ask.
         mend: for mending rules, what the columns become where it applies.
+        catalogue: what the rule knows of items, if its expression needs `HELPERS`.
     """
 
     name: str
     action: Action
-    says: str
-    applies: pl.Expr
+    applies: pl.Expr | Callable[[pl.Expr], pl.Expr]
+    columns: tuple[str, ...] = ()
     mend: dict[str, pl.Expr] = field(default_factory=dict)
+    catalogue: Catalogue | None = None
+
+    def question(self, filled: frozenset[str]) -> pl.Expr | None:
+        """The rule as one expression, given which columns hold anything; None: nothing to ask."""
+        here = [name for name in self.columns if name in filled]
+        if self.columns and not here:
+            return None
+        if isinstance(self.applies, pl.Expr):
+            return self.applies
+        asked = [self.applies(pl.col(name)) for name in here]
+        return asked[0] if len(asked) == 1 else pl.any_horizontal(asked)
 
 
-READING: Final = {
-    "line_does_not_parse": "The line has too few or too many columns, or is not a JSON object.",
-    "truncated_file": "The file ends in the middle; what comes after counts as one row.",
-    "unreadable_file": "The file cannot be opened as what it should be; it counts as one row.",
-    "empty_file": "The file holds no rows; it counts as one row.",
-}
-"""What readers report as faults, in words."""
+def event_rules(
+    limits: Limits, rules: RuleSettings | None = None, known_items: Known | None = None
+) -> list[Rule]:
+    """The rules for draft events, in the order in which they are asked.
 
-DUPLICATE: Final = "duplicate"
-INFERRED: Final = "inferred_impression"
-BEYOND_ROWS: Final = {
-    DUPLICATE: "The same event came before: equal event_id, or equal in every column.",
-    "fuel_in_thousandths": "Petrol counted in thousandths of a gallon was turned into gallons.",
-    "unknown_item": "Bought or seen, but not in the catalogue: added to it by id alone.",
-    INFERRED: "No log says so, but it was probably shown: see sampling_probability.",
-    "nowhere_promoted": "A promotion that names neither a display nor a mailer says nothing.",
-}
-"""Faults that no single draft row shows, in words."""
-
-
-def event_rules(limits: Limits) -> list[Rule]:
-    """The rules for draft events, in the order in which they are asked."""
-    price, quantity, moment = pl.col("price"), pl.col("quantity"), pl.col("timestamp")
-    return [
-        _mistyped(),
+    Args:
+        limits: bounds.
+        rules: what becomes of each fault.
+        known_items: the catalogue's ids, or a frame of them with `available_from` (Int64 ms),
+            `price` and `currency` where it has them; None: there is no catalogue to compare with.
+    """
+    rules = rules or RuleSettings()
+    what, moment = pl.col("event_type"), pl.col("timestamp")
+    refund, back = rules.refund, (what == REFUND)
+    found = [
+        _mistyped(rules),
+        _mistyped_optional(rules),
         Rule(
             "missing_value",
-            "quarantine",
-            "The user, the type, the moment or (except for searches) the item is not there.",
+            rules.missing_value.action,
             pl.any_horizontal(pl.col("user_id", "event_type", "timestamp").is_null())
-            | (pl.col("item_id").is_null() & (pl.col("event_type") != "search")),
+            | (pl.col("item_id").is_null() & (what != "search")),
         ),
-        _broken_ids(_IDS),
-        _long_ids(_IDS, limits),
+        _broken_ids(_IDS, rules),
+        _long_ids(_IDS, limits, rules),
+        Rule(
+            "refund",
+            refund.action if refund.action == "quarantine" else "off",  # the day's rules mend
+            back | ((what == "purchase") & (pl.col("quantity") < 0)),
+            ("event_type",),
+        ),
         Rule(
             "unknown_event_type",
-            "quarantine",
-            f"The type is none of {', '.join(schema.EVENT_TYPES)}, nor mapped to one.",
-            ~pl.col("event_type").is_in(list(schema.EVENT_TYPES)),
+            rules.unknown_event_type.action,
+            ~what.is_in([*schema.EVENT_TYPES, REFUND]),
+            ("event_type",),
         ),
-        Rule("before_1990", "quarantine", "The moment lies before 1990.", moment < EARLIEST),
+        Rule("before_1990", rules.before_1990.action, moment < EARLIEST, ("timestamp",)),
         Rule(
             "in_the_future",
-            "quarantine",
-            "The moment lies more than a day in the future.",
-            moment > latest(),
+            rules.in_the_future.action,
+            moment > latest(rules.in_the_future.hours),
+            ("timestamp",),
         ),
-        Rule(
-            "quantity_not_positive",
-            "quarantine",
-            "The quantity is zero or negative: nothing was bought, or it came back.",
-            ~(quantity > 0) | quantity.is_nan() | quantity.is_infinite(),
-        ),
-        *_price_rules(price, limits),
-        _broken_text(("query",)),
-        _long_text(("query",), limits),
+        *_quantity_rules(rules),
+        *_price_rules(rules, limits, unless=back),
+        *_currency_rules(rules),
+        _test_users(rules),
+        *_text_rules(("query",), limits, rules),
     ]
+    if known_items is not None:
+        found[-3:-3] = _catalogue_rules(rules, Catalogue.of(known_items))
+    return [rule for rule in found if rule.action != "off"]
 
 
-def item_rules(limits: Limits) -> list[Rule]:
+def item_rules(limits: Limits, rules: RuleSettings | None = None) -> list[Rule]:
     """The rules for draft items."""
-    return [
-        _mistyped(),
+    rules = rules or RuleSettings()
+    found = [
+        _mistyped(rules, ("item_id",)),
+        _mistyped_optional(rules),
         _without("item_id"),
-        _broken_ids(("item_id",)),
-        _long_ids(("item_id",), limits),
-        *_price_rules(pl.col("price"), limits),
-        _broken_text(_ITEM_TEXTS),
-        _long_text(_ITEM_TEXTS, limits),
+        _broken_ids(("item_id",), rules),
+        _long_ids(("item_id",), limits, rules),
+        *_price_rules(rules, limits),
+        *_currency_rules(rules),
+        *_text_rules(_ITEM_TEXTS, limits, rules),
     ]
+    return [rule for rule in found if rule.action != "off"]
 
 
-def user_rules(limits: Limits) -> list[Rule]:
+def user_rules(limits: Limits, rules: RuleSettings | None = None) -> list[Rule]:
     """The rules for draft users."""
+    rules = rules or RuleSettings()
     value = pl.element().struct.field("value")
-    return [
+    key = pl.element().struct.field("key")
+    found = [
         _without("user_id"),
-        _broken_ids(("user_id",)),
-        _long_ids(("user_id",), limits),
+        _broken_ids(("user_id",), rules),
+        _long_ids(("user_id",), limits, rules),
+        _test_users(rules),
         Rule(
             "long_text",
-            "mend",
-            f"A text of more than {limits.longest_text:,} characters was cut.",
+            rules.long_text.action,
             pl.col(ATTRIBUTES).list.eval(value.str.len_chars() > limits.longest_text).list.any(),
+            (ATTRIBUTES,),
             {
                 ATTRIBUTES: pl.col(ATTRIBUTES).list.eval(
-                    pl.struct(
-                        pl.element().struct.field("key"), value.str.slice(0, limits.longest_text)
-                    )
+                    pl.struct(key, value.str.slice(0, limits.longest_text))
                 )
             },
         ),
     ]
-
-
-def in_words(limits: Limits) -> dict[str, str]:
-    """Every rule's sentence, by name: what the report explains."""
-    rules = (*user_rules(limits), *item_rules(limits), *event_rules(limits))
-    return {**READING, **BEYOND_ROWS, **{rule.name: rule.says for rule in rules}}
+    return [rule for rule in found if rule.action != "off"]
 
 
 def apply(
@@ -181,7 +198,8 @@ def apply(
     """Ask every rule of every draft row.
 
     Args:
-        rules: quarantining ones in order; mending ones are asked of the rows that pass.
+        rules: quarantining ones in order; the others are asked of the rows that pass, first the
+            keeping ones, then the mending ones in order.
         draft: rows with `SOURCE` and `ROW`.
         raw: the same rows as their file has them, for the quarantine.
         table: which table the rows belong to.
@@ -190,23 +208,44 @@ def apply(
         The clean rows, the quarantine (`QUARANTINE_SCHEMA`), and the tally; the two tables
         together have exactly the draft's rows.
     """
-    tally = Tally(rows_in=draft.height)
-    reason = pl.coalesce(
-        *[
-            pl.when(rule.applies.fill_null(False)).then(pl.lit(rule.name))
-            for rule in rules
-            if rule.action == "quarantine"
-        ],
-        pl.lit(None, dtype=pl.String),
+    tally = Tally(rows_in=draft.height, rows_out=draft.height)
+    hit, draft = _that_apply(rules, draft)
+    refused = [(rule, asked) for rule, asked in hit if rule.action == "quarantine"]
+    clean, rejected = draft, pl.DataFrame(schema=QUARANTINE_SCHEMA)
+    if refused:
+        reason = pl.coalesce(
+            *(pl.when(asked).then(pl.lit(rule.name)) for rule, asked in refused),
+            pl.lit(None, dtype=pl.String),
+        )
+        judged = draft.select(reason.alias(_REASON)).to_series()
+        bad = judged.is_not_null()
+        rejected = quarantine(draft.filter(bad), raw.filter(bad), judged.filter(bad), table)
+        clean = draft.filter(~bad)
+        note(tally, rejected)
+        tally.rows_out = clean.height
+    for rule, asked in hit:
+        if rule.action == "keep":
+            _count(tally, tally.kept, rule.name, clean.filter(asked))
+    clean = _mend(hit, clean, tally)
+    return clean.drop(HELPERS, strict=False), rejected, tally
+
+
+def _that_apply(
+    rules: Sequence[Rule], draft: pl.DataFrame
+) -> tuple[list[tuple[Rule, pl.Expr]], pl.DataFrame]:
+    """The rules that apply to any row, as expressions over the frame that is returned too."""
+    if draft.height == 0:
+        return [], draft
+    catalogue = next((rule.catalogue for rule in rules if rule.catalogue), None)
+    if catalogue:
+        draft = catalogue.describe(draft)
+    filled = frozenset(name for name in draft.columns if draft[name].null_count() < draft.height)
+    asked = [(rule, question) for rule in rules if (question := rule.question(filled)) is not None]
+    any_row = draft.select(
+        question.any().alias(str(number)) for number, (_, question) in enumerate(asked)
     )
-    judged = draft.select(reason.alias(_REASON)).to_series()
-    bad = judged.is_not_null()
-    rejected = quarantine(draft.filter(bad), raw.filter(bad), judged.filter(bad), table)
-    clean = draft.filter(~bad)
-    note(tally, rejected)
-    clean = _mend(rules, clean, tally)
-    tally.rows_out = clean.height
-    return clean, rejected, tally
+    found = [one for one, hits in zip(asked, any_row.row(0), strict=True) if hits]
+    return [(rule, question.fill_null(False)) for rule, question in found], draft
 
 
 def quarantine(
@@ -229,100 +268,199 @@ def quarantine(
 
 def note(tally: Tally, rejected: pl.DataFrame) -> None:
     """Count what goes to the quarantine, and keep examples."""
-    for rule, count in rejected.group_by("reason").len().iter_rows():
+    for rule, count in rejected.group_by("reason").len().sort("reason").iter_rows():
         tally.reasons[rule] += count
-        for one in rejected.filter(pl.col("reason") == rule).head(5).iter_rows(named=True):
+        found = rejected.filter(pl.col("reason") == rule)
+        for one in found.head(EXAMPLES).iter_rows(named=True):
             tally.example(rule, one["source"], one["row"], one["raw"])
+        if rule in WHOLE_FILES:
+            tally.files |= dict.fromkeys(found["source"], rule)
 
 
-def _mend(rules: Sequence[Rule], clean: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+def _mend(hit: Sequence[tuple[Rule, pl.Expr]], clean: pl.DataFrame, tally: Tally) -> pl.DataFrame:
     """Apply the mending rules, and count what adapters have mended already."""
-    if MENDED in clean.columns:
-        for name, count in clean.drop_nulls(MENDED).group_by(MENDED).len().iter_rows():
-            tally.mended[name] += count
-            _examples(tally, name, clean.filter(pl.col(MENDED) == name))
-    for rule in rules:
+    if MENDED in clean.columns and clean[MENDED].null_count() < clean.height:
+        for name in clean[MENDED].drop_nulls().unique().sort():
+            _count(tally, tally.mended, name, clean.filter(pl.col(MENDED) == name))
+    for rule, asked in hit:
         if rule.action != "mend":
             continue
-        hit = clean.select(rule.applies.fill_null(False).alias("hit")).to_series()
-        count = int(hit.sum())
-        if not count:
+        here = clean.select(asked.alias("hit")).to_series()
+        if not here.any():
             continue
-        tally.mended[rule.name] += count
-        _examples(tally, rule.name, clean.filter(hit))
+        _count(tally, tally.mended, rule.name, clean.filter(here))
         clean = clean.with_columns(
-            pl.when(hit).then(to).otherwise(pl.col(column)).alias(column)
+            pl.when(here).then(to).otherwise(pl.col(column)).alias(column)
             for column, to in rule.mend.items()
+            if column in clean.columns
         )
     return clean
 
 
-def _examples(tally: Tally, rule: str, rows: pl.DataFrame) -> None:
-    shown = rows.head(5)
-    kept = shown.select(pl.exclude(SOURCE, ROW, UNPARSED, MENDED))
-    texts = kept.select(pl.struct(pl.all()).struct.json_encode()).to_series()
+def _count(tally: Tally, counts: Counter[str], rule: str, rows: pl.DataFrame) -> None:
+    """Count rows that stay, and show some of them as they are before they are mended."""
+    if rows.height == 0:
+        return
+    counts[rule] += rows.height
+    shown = rows.head(EXAMPLES)
+    texts = shown.select(
+        pl.struct(pl.exclude(SOURCE, ROW, UNPARSED, MENDED, *HELPERS)).struct.json_encode()
+    ).to_series()
     for source, row, text in zip(shown[SOURCE], shown[ROW], texts, strict=True):
         tally.example(rule, source, row, text)
 
 
-def _mistyped() -> Rule:
-    return Rule(
-        "mistyped_value",
-        "quarantine",
-        "A number or a moment is neither, so it cannot be read.",
-        pl.col(UNPARSED).is_not_null(),
-    )
+def _mistyped(rules: RuleSettings, needed: Iterable[str] = NEEDED) -> Rule:
+    """Quarantines what could not be read: any value, or only those a row cannot do without."""
+    unread = pl.col(UNPARSED)
+    all_of_them = rules.mistyped_value.action == "quarantine"
+    asked = unread.is_not_null() if all_of_them else unread.is_in(sorted(needed))
+    return Rule("mistyped_value", "quarantine", asked, (UNPARSED,))
+
+
+def _mistyped_optional(rules: RuleSettings) -> Rule:
+    """Counts the unreadable values that rows do without: they are null already."""
+    action: Action = "mend" if rules.mistyped_value.action == "mend" else "off"
+    return Rule("mistyped_value", action, pl.col(UNPARSED).is_not_null(), (UNPARSED,))
 
 
 def _without(key: str) -> Rule:
-    return Rule("missing_value", "quarantine", f"There is no {key}.", pl.col(key).is_null())
+    return Rule("missing_value", "quarantine", pl.col(key).is_null())
 
 
-def _broken_ids(columns: Sequence[str]) -> Rule:
-    return Rule(
-        "broken_encoding_in_id",
-        "quarantine",
-        "An id or a type holds bytes that are not in the file's encoding, so it cannot be trusted.",
-        pl.any_horizontal(pl.col(*columns).str.contains(_BROKEN, literal=True)),
-    )
+def _broken_ids(columns: tuple[str, ...], rules: RuleSettings) -> Rule:
+    return Rule("broken_encoding_in_id", rules.broken_encoding_in_id.action, _is_broken, columns)
 
 
-def _broken_text(columns: Sequence[str]) -> Rule:
-    return Rule(
-        "broken_encoding",
-        "mend",
-        "A text holds bytes that are not in the file's encoding; they read as �.",
-        pl.any_horizontal(pl.col(*columns).str.contains(_BROKEN, literal=True)),
-    )
+def _is_broken(text: pl.Expr) -> pl.Expr:
+    return text.str.contains(_BROKEN, literal=True)
 
 
-def _long_ids(columns: Sequence[str], limits: Limits) -> Rule:
-    return Rule(
-        "id_too_long",
-        "quarantine",
-        f"An id has more than {limits.longest_id:,} characters.",
-        pl.any_horizontal(pl.col(*columns).str.len_bytes() > limits.longest_id)
-        & pl.any_horizontal(pl.col(*columns).str.len_chars() > limits.longest_id),
-    )
+def _long_ids(columns: tuple[str, ...], limits: Limits, rules: RuleSettings) -> Rule:
+    def is_long(text: pl.Expr) -> pl.Expr:
+        # bytes first: their number is known, characters must be counted
+        long = text.str.len_bytes() > limits.longest_id
+        return pl.when(long).then(text).str.len_chars() > limits.longest_id
+
+    return Rule("id_too_long", rules.id_too_long.action, is_long, columns)
 
 
-def _long_text(columns: Sequence[str], limits: Limits) -> Rule:
-    return Rule(
-        "long_text",
-        "mend",
-        f"A text of more than {limits.longest_text:,} characters was cut.",
-        pl.any_horizontal(pl.col(*columns).str.len_chars() > limits.longest_text),
-        {name: pl.col(name).str.slice(0, limits.longest_text) for name in columns},
-    )
+def _text_rules(columns: tuple[str, ...], limits: Limits, rules: RuleSettings) -> list[Rule]:
+    def is_long(text: pl.Expr) -> pl.Expr:
+        long = text.str.len_bytes() > limits.longest_text
+        return pl.when(long).then(text).str.len_chars() > limits.longest_text
 
+    def is_mojibake(text: pl.Expr) -> pl.Expr:
+        suspicious = pl.when(encodings.is_suspicious(text)).then(text)
+        return suspicious != suspicious.map_batches(encodings.mended, return_dtype=pl.String)
 
-def _price_rules(price: pl.Expr, limits: Limits) -> list[Rule]:
+    better = {
+        name: pl.col(name).map_batches(encodings.mended, return_dtype=pl.String) for name in columns
+    }
+    cut = {name: pl.col(name).str.slice(0, limits.longest_text) for name in columns}
     return [
-        Rule("negative_price", "quarantine", "The price is below zero.", price < 0),
-        Rule(
-            "impossible_price",
-            "quarantine",
-            f"The price is not a number, or above {limits.highest_price:,.0f}.",
-            price.is_nan() | price.is_infinite() | (price > limits.highest_price),
-        ),
+        Rule("broken_encoding", rules.broken_encoding.action, _is_broken, columns),
+        Rule("mojibake", rules.mojibake.action, is_mojibake, columns, better),
+        Rule("long_text", rules.long_text.action, is_long, columns, cut),
     ]
+
+
+def _quantity_rules(rules: RuleSettings) -> list[Rule]:
+    quantity = pl.col("quantity")
+    nothing = {"quantity": pl.lit(None, dtype=pl.Float64)}
+    taken_back = pl.col("event_type").is_in(["purchase", REFUND]) & (quantity < 0)
+    not_positive = quantity <= 0
+    if rules.refund.action == "mend":
+        not_positive &= ~taken_back
+    return [
+        Rule(
+            "impossible_quantity", rules.impossible_quantity.action,
+            quantity.is_nan() | quantity.is_infinite(), ("quantity",), nothing,
+        ),
+        Rule(
+            "quantity_not_positive", rules.quantity_not_positive.action, not_positive,
+            ("quantity",), nothing,
+        ),
+    ]  # fmt: skip
+
+
+def _price_rules(rules: RuleSettings, limits: Limits, unless: pl.Expr | None = None) -> list[Rule]:
+    price = pl.col("price")
+    negative = price < 0 if unless is None else (price < 0) & ~unless
+    nothing = {"price": pl.lit(None, dtype=pl.Float64)}
+    impossible = price.is_nan() | price.is_infinite() | (price > limits.highest_price)
+    return [
+        Rule("impossible_price", rules.impossible_price.action, impossible, ("price",), nothing),
+        Rule("negative_price", rules.negative_price.action, negative, ("price",), nothing),
+    ]
+
+
+def _currency_rules(rules: RuleSettings) -> list[Rule]:
+    spelling, unknown, foreign = (
+        rules.currency_spelling, rules.unknown_currency, rules.foreign_currency
+    )  # fmt: skip
+    written = pl.col("currency")
+    meant = currencies.as_code(written, spelling.symbols)
+    code = meant if spelling.action == "mend" else written
+    is_code = code.is_in(sorted(currencies.CODES))
+    found = [
+        Rule(
+            "currency_spelling", spelling.action,
+            (written != meant) & meant.is_in(sorted(currencies.CODES)), ("currency",),
+            {"currency": meant},
+        ),
+        Rule(
+            "unknown_currency", unknown.action, ~is_code, ("currency",),
+            {"currency": pl.lit(None, dtype=pl.String)},
+        ),
+    ]  # fmt: skip
+    if foreign.to is None or foreign.action == "off":
+        return found
+    other = is_code & (code != foreign.to)
+    if foreign.action != "mend":
+        return [*found, Rule("foreign_currency", foreign.action, other, ("currency",))]
+    rates = list(foreign.rates)
+    worth = code.replace_strict(foreign.rates, default=None, return_dtype=pl.Float64)
+    converted = {"price": pl.col("price") * worth, "currency": pl.lit(foreign.to)}
+    return [
+        *found,
+        Rule(
+            "no_exchange_rate", rules.no_exchange_rate.action,
+            other & ~code.is_in(rates) & pl.col("price").is_not_null(), ("currency",),
+        ),
+        Rule("foreign_currency", "mend", other & code.is_in(rates), ("currency",), converted),
+    ]  # fmt: skip
+
+
+def _test_users(rules: RuleSettings) -> Rule:
+    known = rules.test_user
+    user = pl.col("user_id")
+    asked = user.is_in(list(known.ids)) if known.ids else pl.lit(False)
+    if known.patterns:
+        asked |= user.str.contains("|".join(f"(?:{pattern})" for pattern in known.patterns))
+    action = known.action if known.ids or known.patterns else "off"
+    return Rule("test_user", action, asked, ("user_id",))
+
+
+def _catalogue_rules(rules: RuleSettings, catalogue: Catalogue) -> list[Rule]:
+    slack = round(rules.before_item_existed.slack_hours * _HOUR)
+    early = pl.col("timestamp") < pl.col(catalogue.SINCE) - slack
+    ratio = pl.col("price") / pl.col(catalogue.PRICE)
+    factor = rules.odd_price.factor
+    comparable = (pl.col("currency") == pl.col(catalogue.CURRENCY)).fill_null(True)
+    odd = (
+        (pl.col("event_type") == "purchase")
+        & comparable
+        & (pl.col(catalogue.PRICE) > 0)
+        & (pl.col("price") > 0)
+        & ((ratio > factor) | (ratio < 1 / factor))
+    )
+    unknown = pl.col("item_id").is_not_null() & pl.col(catalogue.KNOWN).is_null()
+    return [
+        Rule("unknown_item", rules.unknown_item.action, unknown, ("item_id",), {}, catalogue),
+        Rule(
+            "before_item_existed", rules.before_item_existed.action, early, (catalogue.SINCE,), {},
+            catalogue,
+        ),
+        Rule("odd_price", rules.odd_price.action, odd, (catalogue.PRICE,), {}, catalogue),
+    ]  # fmt: skip

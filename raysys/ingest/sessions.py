@@ -7,7 +7,6 @@ they did on the days before.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -17,9 +16,7 @@ import pyarrow.compute as pc
 from numba import njit
 from pydantic import Field
 
-from raysys import schema
 from raysys.config import Settings
-from raysys.ingest.rules import ROW, SOURCE
 
 _DAY_MS: Final = 86_400_000
 OWN_ID: Final = "_own_id"
@@ -36,28 +33,8 @@ class SessionSettings(Settings):
     """Where the log names sessions itself, those names stand."""
 
 
-def find_duplicates(events: pl.DataFrame) -> pl.Series:
-    """Which events came before: Boolean[n], false for the first of each kind in file order.
-
-    Events that the log named are equal when user and id are; others when every column is.
-
-    Args:
-        events: all events of some users, with `SOURCE`, `ROW` and `OWN_ID`.
-    """
-    every = [name for name in schema.LOGGED_EVENTS.names if name != "event_id"]
-    numbered = events.with_row_index("_at").sort(SOURCE, ROW)
-    own = numbered.filter(OWN_ID).unique(["user_id", "event_id"], keep="first")["_at"]
-    made = numbered.filter(~pl.col(OWN_ID)).unique(every, keep="first")["_at"]
-    duplicate = pl.Series([True]).new_from_index(0, events.height)
-    return duplicate.scatter(pl.concat([own, made]), False)
-
-
-@dataclass(frozen=True)
-class Sessions:
-    """Events with `session_id`, and how many of their sessions began before `start`."""
-
-    events: pl.DataFrame
-    continued: int
+CONTINUED: Final = "_continued"
+"""Column of settled events: whether their session began before the unit's first day."""
 
 
 def find_sessions(
@@ -65,8 +42,10 @@ def find_sessions(
     before: Iterable[pl.DataFrame],
     settings: SessionSettings,
     start: int,
-) -> Sessions:
+) -> pl.DataFrame:
     """Events with `session_id`: the log's own, else one for each stretch without a long pause.
+
+    Also with `CONTINUED`: true where the session was there before `start`.
 
     A made session is named by its user and its first moment, so it stays the same whatever
     comes later: `USER@MILLISECONDS`.
@@ -84,9 +63,9 @@ def find_sessions(
     if owned.len() != events.height:  # a literal is one row
         owned = owned.new_from_index(0, events.height)
     earlier = _earlier(events, before, gap, start)
-    continued = _own_continued(events.filter(owned), earlier.filter(own), start + gap)
+    events = _own_continued(events, owned, earlier.filter(own))
     if owned.all():
-        return Sessions(events, continued)
+        return events
     past, bare = earlier.filter(~own), events.filter(~owned)
     user = pl.concat([past["user_id"], bare["user_id"]])
     moment = pl.concat([past["timestamp"], bare["timestamp"]]).to_numpy()
@@ -100,14 +79,13 @@ def find_sessions(
         )
     )
     number = number[past.height :]
-    continued += len(np.unique(number[begin[number] < start]))
     made = names.to_series().gather(number)
+    began = pl.Series(begin[number] < start)
     if owned.any():
         at = pl.arange(events.height, eager=True).filter(~owned)
-        session = events["session_id"].scatter(at, made)
-    else:
-        session = made
-    return Sessions(events.with_columns(session.alias("session_id")), continued)
+        made = events["session_id"].scatter(at, made)
+        began = events[CONTINUED].scatter(at, began)
+    return events.with_columns(made.alias("session_id"), began.alias(CONTINUED))
 
 
 def _earlier(
@@ -134,12 +112,13 @@ def _earlier(
     return pl.concat(frames)
 
 
-def _own_continued(events: pl.DataFrame, earlier: pl.DataFrame, until: int) -> int:
-    """How many of the log's own sessions were there before."""
-    if earlier.height == 0 or events.height == 0:
-        return 0
-    early = events.filter(pl.col("timestamp") <= until).select("user_id", "session_id").unique()
-    return early.join(earlier, on=["user_id", "session_id"], how="semi").height
+def _own_continued(events: pl.DataFrame, owned: pl.Series, earlier: pl.DataFrame) -> pl.DataFrame:
+    """Events with `CONTINUED`, of the log's own sessions: whether they were there before."""
+    if not earlier.height or not owned.any():
+        return events.with_columns(pl.lit(False).alias(CONTINUED))
+    known = earlier.select("user_id", "session_id").unique().with_columns(_there=pl.lit(True))
+    there = events.join(known, on=["user_id", "session_id"], how="left", maintain_order="left")
+    return events.with_columns((there["_there"].fill_null(False) & owned).alias(CONTINUED))
 
 
 @njit(cache=True)

@@ -19,26 +19,22 @@ import pyarrow as pa
 
 from raysys import schema
 from raysys.datasets.mapping import polars_type
+from raysys.ingest.aside import QUARANTINE, write_quarantine
 from raysys.ingest.columns import (
     DAY_MS,
     date_of,
     to_frame,
     write_arrow,
     write_parquet,
-    write_quarantine,
 )
+from raysys.ingest.day_rules import judge_day
 from raysys.ingest.described import read_catalogue
-from raysys.ingest.figures import measure
+from raysys.ingest.figures import LogFigures, measure
 from raysys.ingest.impressions import ImpressionSettings, infer_impressions
-from raysys.ingest.reading import EVENTS, PIECES, QUARANTINE, cut_of
-from raysys.ingest.rules import DUPLICATE, INFERRED, ROW, SOURCE, note, quarantine
-from raysys.ingest.sessions import (
-    OWN_ID,
-    Sessions,
-    SessionSettings,
-    find_duplicates,
-    find_sessions,
-)
+from raysys.ingest.reading import EVENTS, PIECES, cut_of
+from raysys.ingest.rule_settings import RuleSettings
+from raysys.ingest.rules import INFERRED, ROW, SOURCE
+from raysys.ingest.sessions import CONTINUED, OWN_ID, SessionSettings, find_sessions
 from raysys.ingest.store import Store
 from raysys.ingest.tally import Tally
 
@@ -122,11 +118,13 @@ class Settling:
 
     Attributes:
         sessions: the gap, and whose names stand.
+        rules: what is asked of whole days.
         impressions: whether and how they are inferred.
         catalogue: folder of the shop's own items (see `described.read_catalogue`).
     """
 
     sessions: SessionSettings
+    rules: RuleSettings
     impressions: ImpressionSettings
     catalogue: Path
 
@@ -140,16 +138,23 @@ def settle(unit: Unit, settling: Settling, store: Store) -> None:
     with store.doing(UNITS, unit.key, result) as folder:
         tally = Tally()
         rejected: list[pl.DataFrame] = []
-        events = _gather(unit, store)
-        days = [_without_repetition(day, tally, rejected) for day in _by_day(events)]
-        events = pl.concat(days) if days else events
+        # sessions are found before whole days are judged, so that they do not depend on how
+        # days fall into units: what is put aside on one day is not known on the next
+        events = _gather(unit, store).sort("timestamp", maintain_order=True)
         before = _before(unit, store)
-        found = find_sessions(events, before, settling.sessions, unit.first * DAY_MS)
-        events = found.events
-        result["figures"] = _figures(found).to_dict()
+        events = find_sessions(events, before, settling.sessions, unit.first * DAY_MS)
+        items = read_catalogue(settling.catalogue)
+        days = []
+        for day in _by_day(events):
+            clean, bad, found = judge_day(day, settling.rules, items.height or None)
+            tally.add(found)
+            rejected.append(bad)
+            days.append(clean)
+        events = pl.concat(days) if days else events
+        result["figures"] = _figures(events).to_dict()
         write_arrow(_items_seen(events), folder / ITEMS_SEEN)
         write_arrow(_users_seen(events), folder / USERS_SEEN)
-        shown = _Impressions(unit, settling, store)
+        shown = _Impressions(unit, settling.impressions, items, store)
         result["dates"] = [_write_day(shown.beside(day), folder) for day in _by_day(events)]
         tally.added.update(shown.added)
         result["tally"] = tally.to_dict()
@@ -165,14 +170,13 @@ def _write_day(day: pl.DataFrame, folder: Path) -> str:
 class _Impressions:
     """Adds to a day's events the impressions that its log does not tell of, where asked to."""
 
-    def __init__(self, unit: Unit, settling: Settling, store: Store) -> None:
-        self.settings = settling.impressions
+    def __init__(
+        self, unit: Unit, settings: ImpressionSettings, items: pl.DataFrame, store: Store
+    ) -> None:
+        self.settings = settings
         self.added: Counter[str] = Counter()
         self._unit, self._store = unit, store
-        self._categories: pl.DataFrame | None = None
-        if self.settings.when != "never":
-            items = read_catalogue(settling.catalogue)
-            self._categories = items.select("item_id", "category") if items.height else None
+        self._categories = items.select("item_id", "category") if items.height else None
 
     def beside(self, day: pl.DataFrame) -> pl.DataFrame:
         """The day's events by time in `schema.EVENTS`, inferred impressions before their click."""
@@ -289,28 +293,14 @@ def _by_day(events: pl.DataFrame) -> Iterable[pl.DataFrame]:
         at += length
 
 
-def _without_repetition(
-    day: pl.DataFrame, tally: Tally, rejected: list[pl.DataFrame]
-) -> pl.DataFrame:
-    """A day's events by time, each once; what is simultaneous as in the files."""
-    again = find_duplicates(day)
-    if again.any():
-        twice = day.filter(again)
-        told = twice.select(schema.LOGGED_EVENTS.names)
-        reasons = pl.Series([DUPLICATE]).new_from_index(0, twice.height)
-        rows = quarantine(twice, told, reasons, "events")
-        note(tally, rows)
-        rejected.append(rows)
-        day = day.filter(~again)
-    return day.sort("timestamp", maintain_order=True)
-
-
-def _figures(found: Sessions) -> Any:
+def _figures(events: pl.DataFrame) -> LogFigures:
     """A unit's figures; users are counted over all units elsewhere, a session where it begins."""
-    figures = measure(found.events)
+    figures = measure(events)
     figures.users = 0
     figures.user_events.clear()
-    figures.sessions -= found.continued
+    continued = events.filter(CONTINUED)
+    if continued.height:
+        figures.sessions -= continued.select("user_id", "session_id").n_unique()
     return figures
 
 

@@ -10,13 +10,14 @@ EXAMPLES: Final = 5
 """Examples kept of each rule."""
 
 _SHOWN: Final = 300  # characters of an example
+_FILES: Final = 1000  # files that are named
 
 
 @dataclass
 class Tally:
     """Counts of one table (events, items or users).
 
-    `rows_in == rows_out + quarantined`, always; a mended row is among `rows_out`,
+    `rows_in == rows_out + quarantined`, always; a kept or mended row is among `rows_out`,
     an added one among neither.
     """
 
@@ -24,7 +25,11 @@ class Tally:
     rows_out: int = 0
     reasons: Counter[str] = field(default_factory=Counter)  # quarantined, by rule
     mended: Counter[str] = field(default_factory=Counter)  # by rule
+    kept: Counter[str] = field(default_factory=Counter)  # with a fault, but as they are, by rule
     added: Counter[str] = field(default_factory=Counter)  # rows that come from elsewhere, by rule
+    users: Counter[str] = field(default_factory=Counter)  # bots: users of a day, by signal
+    lacking: Counter[str] = field(default_factory=Counter)  # files without a column, by column
+    files: dict[str, str] = field(default_factory=dict)  # files at fault as a whole → rule
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
@@ -43,32 +48,36 @@ class Tally:
         """Count another piece of the same table too."""
         self.rows_in += other.rows_in
         self.rows_out += other.rows_out
-        self.reasons.update(other.reasons)
-        self.mended.update(other.mended)
-        self.added.update(other.added)
+        for mine, theirs in zip(self._counters(), other._counters(), strict=True):
+            mine.update(theirs)
+        for label, rule in other.files.items():
+            if len(self.files) < _FILES:
+                self.files[label] = rule
         for rule, examples in other.examples.items():
             for one in examples:
                 self.example(rule, one["source"], one["row"], one["raw"])
 
+    def add_later(self, other: Tally) -> None:
+        """Count a later look at rows that are counted already: what it takes out, goes out."""
+        self.add(other)
+        self.rows_in -= other.rows_in
+        self.rows_out -= other.rows_out + other.quarantined
+
+    def _counters(self) -> tuple[Counter[str], ...]:
+        return self.reasons, self.mended, self.kept, self.added, self.users, self.lacking
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON can say it."""
         return {
-            "rows_in": self.rows_in,
-            "rows_out": self.rows_out,
-            "reasons": dict(self.reasons),
-            "mended": dict(self.mended),
-            "added": dict(self.added),
-            "examples": self.examples,
+            name: dict(value) if isinstance(value, Counter) else value
+            for name, value in self.__dict__.items()
         }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Tally:
         """What `to_dict` said."""
-        return cls(
-            content["rows_in"],
-            content["rows_out"],
-            Counter(content["reasons"]),
-            Counter(content["mended"]),
-            Counter(content["added"]),
-            content["examples"],
-        )
+        tally = cls()
+        for name, value in content.items():
+            counter = isinstance(getattr(tally, name), Counter)
+            setattr(tally, name, Counter(value) if counter else value)
+        return tally

@@ -14,6 +14,7 @@ from raysys.datasets.mapping import EventFiles, ItemFiles, UserFiles
 from raysys.datasets.source import Source
 from raysys.ingest import pipeline, quality
 from raysys.ingest.impressions import ImpressionSettings
+from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import Limits
 from raysys.ingest.sessions import SessionSettings
 from raysys.ingest.spread import OnRay
@@ -45,6 +46,7 @@ class IngestSettings(StageSettings):
 
     source: Annotated[CompleteJourneySource | FileSource, Field(discriminator="kind")]
     limits: Limits = Limits()
+    rules: RuleSettings = RuleSettings()
     sessions: SessionSettings = SessionSettings()
     impressions: ImpressionSettings = ImpressionSettings()
 
@@ -65,13 +67,14 @@ def run(settings: IngestSettings, workspace: Workspace, *, force: bool = False) 
     )
     if not force and is_done(workspace.ingest, manifest):
         return read_manifest(workspace.ingest)
+    treatment = pipeline.Treatment(
+        settings.limits, settings.rules, settings.sessions, settings.impressions
+    )
     with ray_session(), replacing(workspace.ingest) as folder:
         outcome = pipeline.ingest(
             source,
             inputs,
-            settings.limits,
-            settings.sessions,
-            settings.impressions,
+            treatment,
             folder,
             OnRay(),
             Store(workspace.pieces),
@@ -94,6 +97,7 @@ def counts(outcome: pipeline.Outcome) -> dict[str, int]:
         flat[f"{table}.quarantined"] = tally.quarantined
         flat |= {f"{table}.quarantined.{r}": n for r, n in sorted(tally.reasons.items())}
         flat |= {f"{table}.mended.{r}": n for r, n in sorted(tally.mended.items())}
+        flat |= {f"{table}.flagged.{r}": n for r, n in sorted(tally.kept.items())}
         flat |= {f"{table}.added.{r}": n for r, n in sorted(tally.added.items())}
     for side in outcome.tables:
         name = side["name"]

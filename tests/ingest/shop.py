@@ -12,6 +12,7 @@ from raysys.datasets.mapping import EventFiles, ItemFiles, UserFiles
 from raysys.datasets.source import Source
 from raysys.ingest import pipeline
 from raysys.ingest.impressions import ImpressionSettings
+from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import Limits
 from raysys.ingest.sessions import SessionSettings
 from raysys.ingest.spread import InProcess
@@ -74,6 +75,7 @@ def take(
     limits: Limits | None = None,
     sessions: SessionSettings | None = None,
     impressions: ImpressionSettings | None = None,
+    rules: RuleSettings | None = None,
 ) -> Taken:
     """Run all passes in this process into a new folder; checks that all counts add up."""
     out = folder / "out"
@@ -82,9 +84,12 @@ def take(
     outcome = pipeline.ingest(
         source,
         pipeline.inspect(source),
-        limits or Limits(),
-        sessions or SessionSettings(),
-        impressions or ImpressionSettings(),
+        pipeline.Treatment(
+            limits or Limits(),
+            rules or RuleSettings(),
+            sessions or SessionSettings(),
+            impressions or ImpressionSettings(),
+        ),
         out,
         InProcess(),
         Store(folder / "pieces"),

@@ -12,8 +12,7 @@ from raysys.datasets.source import Source
 from raysys.errors import UserError
 from raysys.ingest import pipeline, reading, settling
 from raysys.ingest.impressions import ImpressionSettings
-from raysys.ingest.rules import Limits
-from raysys.ingest.sessions import SessionSettings
+from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.spread import InProcess
 from raysys.ingest.store import Store
 from tests.ingest.shop import HEADER, START, mapping
@@ -31,6 +30,7 @@ class Shop:
         self.store = Store(folder / "pieces")
         self.runs = 0
         self.impressions = ImpressionSettings()
+        self.rules = RuleSettings()
 
     def log(self, name, lines):
         path = self.logs / name
@@ -46,9 +46,7 @@ class Shop:
         outcome = pipeline.ingest(
             source,
             pipeline.inspect(source),
-            Limits(),
-            SessionSettings(),
-            self.impressions,
+            pipeline.Treatment(rules=self.rules, impressions=self.impressions),
             out,
             spread or InProcess(),
             store or self.store,

@@ -54,7 +54,7 @@ def _events(moments, session=None):
 
 def _sessions(events, **settings):
     ordered = events.sort("timestamp", maintain_order=True)
-    return find_sessions(ordered, (), SessionSettings(**settings), 0).events.sort(ROW)
+    return find_sessions(ordered, (), SessionSettings(**settings), 0).sort(ROW)
 
 
 def test_a_session_ends_after_the_gap():

@@ -1,0 +1,140 @@
+"""The rules that need more than one row: asked of all clean events of one date.
+
+Every date is judged by itself: what a day says never depends on another, so nothing leaks from the
+future, and a later run judges again only the dates that it touches. Whole users of a date may also
+be judged in groups, with the same outcome. The price: what lies on both sides of midnight UTC is
+not seen together.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from raysys import schema
+from raysys.ingest.bots import find_bots
+from raysys.ingest.duplicates import find_duplicates, find_near_duplicates
+from raysys.ingest.refunds import LEFT, is_refund, what_is_left
+from raysys.ingest.rule_settings import Action, RuleSettings
+from raysys.ingest.rules import DUPLICATE, QUARANTINE_SCHEMA, ROW, SOURCE, quarantine
+from raysys.ingest.tally import EXAMPLES, Tally
+
+
+def judge_day(
+    events: pl.DataFrame,
+    rules: RuleSettings | None = None,
+    catalogue_size: int | None = None,
+    *,
+    table: str = "events",
+) -> tuple[pl.DataFrame, pl.DataFrame, Tally]:
+    """Ask the rules of days of the events of one date.
+
+    Duplicates go first, or retries would make bots; then bots, or near duplicates would hide
+    them; then near duplicates and refunds.
+
+    Args:
+        events: all clean events of one date, or of some users on it: columns of
+            `schema.LOGGED_EVENTS` (timestamp Int64 UTC ms), `SOURCE`, `ROW` and `_own_id`; others
+            are kept. In any order.
+        rules: what becomes of each fault.
+        catalogue_size: how many items the shop has, if it is known.
+        table: what the quarantine calls these rows.
+
+    Returns:
+        The clean events in the given order, the quarantine (`QUARANTINE_SCHEMA`), and the tally of
+        these events alone (`rows_in` is their number: see `Tally.add_later`).
+    """
+    rules = rules or RuleSettings()
+    day = _Day(events, table)
+    if events.height:
+        day.settle(DUPLICATE, rules.duplicate.action, find_duplicates(day.events))
+        if rules.bots.action != "off":
+            _settle_bots(day, rules, catalogue_size)
+        if rules.near_duplicate.action != "off" and rules.near_duplicate.seconds:
+            near = find_near_duplicates(day.events, rules.near_duplicate)
+            day.settle("near_duplicate", rules.near_duplicate.action, near)
+        _settle_refunds(day, rules)
+    day.tally.rows_out = day.events.height
+    return day.events, pl.concat(day.rejected), day.tally
+
+
+class _Day:
+    """Events under judgement, and what has become of the others."""
+
+    def __init__(self, events: pl.DataFrame, table: str) -> None:
+        self.events = events
+        self.rejected = [pl.DataFrame(schema=QUARANTINE_SCHEMA)]
+        self.tally = Tally(rows_in=events.height)
+        self._table = table
+
+    def settle(self, rule: str, action: Action, hit: pl.Series) -> None:
+        """Do with some events what a rule says: Boolean[n], true where it applies."""
+        self.settle_each(action, pl.select(pl.when(hit).then(pl.lit(rule)).alias(rule)).to_series())
+
+    def settle_each(self, action: Action, rules: pl.Series, *, shown: bool = False) -> None:
+        """The same for several rules: String[n], the rule that applies, or null.
+
+        Examples are the events, unless others are `shown` already.
+        """
+        hit = rules.is_not_null()
+        if not hit.any():
+            return
+        found, names = self.events.filter(hit), rules.filter(hit)
+        counts = self.tally.reasons if action == "quarantine" else self.tally.kept
+        for rule in names.unique().sort():
+            rows = found.filter(names == rule)
+            counts[rule] += rows.height
+            if not shown:
+                note_shown(self.tally, rule, rows.head(EXAMPLES))
+        if action == "quarantine":
+            told = found.select(schema.LOGGED_EVENTS.names)
+            self.rejected.append(quarantine(found, told, names, self._table))
+            self.events = self.events.filter(~hit)
+
+
+def note_shown(tally: Tally, rule: str, rows: pl.DataFrame) -> None:
+    """Keep some events as examples of a rule."""
+    texts = rows.select(pl.struct(schema.LOGGED_EVENTS.names).struct.json_encode()).to_series()
+    for source, row, text in zip(rows[SOURCE], rows[ROW], texts, strict=True):
+        tally.example(rule, source, row, text)
+
+
+def _settle_bots(day: _Day, rules: RuleSettings, catalogue_size: int | None) -> None:
+    """All events of a bot share its fate; the examples are its figures."""
+    bots = find_bots(day.events, rules.bots, catalogue_size)
+    if bots.height == 0:
+        return
+    signal = day.events["user_id"].replace_strict(
+        bots["user_id"], bots["signal"], default=None, return_dtype=pl.String
+    )
+    theirs = day.events.filter(signal.is_not_null())
+    first = theirs.sort(SOURCE, ROW).unique("user_id", keep="first", maintain_order=True)
+    for name, count in bots.group_by("signal").len().sort("signal").iter_rows():
+        day.tally.users[name] += count
+        shown = bots.filter(pl.col("signal") == name).head(EXAMPLES).drop("signal")
+        texts = shown.select("user_id", evidence=pl.struct(pl.all()).struct.json_encode())
+        for one in texts.join(first, on="user_id", how="left", maintain_order="left").iter_rows(
+            named=True
+        ):
+            day.tally.example(name, one[SOURCE], one[ROW], one["evidence"])
+    day.settle_each(rules.bots.action, signal, shown=True)
+
+
+def _settle_refunds(day: _Day, rules: RuleSettings) -> None:
+    """Refunds go; with `mend` they take their purchases of the day with them."""
+    back = day.events.select(is_refund()).to_series()
+    if not back.any():
+        return
+    reason = pl.select(pl.when(back).then(pl.lit("refund"))).to_series()
+    if rules.refund.action == "mend":
+        left = what_is_left(day.events)
+        gone = left.filter(pl.col(LEFT) <= 0)["_at"]
+        reason = reason.scatter(
+            gone, pl.Series(["refunded_purchase"]).new_from_index(0, gone.len())
+        )
+        part = left.filter(pl.col(LEFT) > 0)
+        if part.height:
+            day.tally.mended["partly_refunded"] += part.height
+            note_shown(day.tally, "partly_refunded", day.events[part["_at"].head(EXAMPLES)])
+            less = day.events["quantity"].scatter(part["_at"], part[LEFT])
+            day.events = day.events.with_columns(less.alias("quantity"))
+    day.settle_each("quarantine", reason)

@@ -1,0 +1,85 @@
+"""Events that came before: the very same, and those that double clicks and retries made."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from raysys import schema
+from raysys.ingest.rule_settings import NearDuplicate
+from raysys.ingest.rules import ROW, SOURCE
+
+
+def find_duplicates(events: pl.DataFrame, own_id: str = "_own_id") -> pl.Series:
+    """Which events came before: Boolean[n], false for the first of each kind in file order.
+
+    Events that the log named are equal when user and id are; others when every column is.
+
+    Args:
+        events: all events of some users or of a date, with `SOURCE`, `ROW` and `own_id`.
+        own_id: name of the Boolean column that says whether the log itself named the event.
+    """
+    # Numbers are compared first: what shares none with another event is no duplicate.
+    key = pl.when(own_id).then(pl.col("event_id").hash(1)).otherwise(
+        _mixed("timestamp", "user_id", "item_id", "event_type")
+    )  # fmt: skip
+    suspects = _repeated(events.select(key.alias("key")).to_series())
+    if suspects.len() == 0:
+        return pl.Series([False], dtype=pl.Boolean).new_from_index(0, events.height)
+    every = [name for name in schema.LOGGED_EVENTS.names if name != "event_id"]
+    numbered = events[suspects].with_columns(_at=suspects).sort(SOURCE, ROW)
+    own = numbered.filter(own_id).unique(["user_id", "event_id"], keep="first")["_at"]
+    made = numbered.filter(~pl.col(own_id)).unique(every, keep="first")["_at"]
+    return _marked(suspects, events.height).scatter(pl.concat([own, made]), False)
+
+
+def find_near_duplicates(events: pl.DataFrame, settings: NearDuplicate) -> pl.Series:
+    """Which events repeat the one before within their type's seconds: Boolean[n].
+
+    Each is compared with the one before it of the same user, item and type, in order of time and
+    of the file, so of a quick burst the first stands.
+
+    Args:
+        events: all events of some users or of a date, with `SOURCE` and `ROW`.
+        settings: seconds by type.
+    """
+    window = {kind: round(seconds * 1000) for kind, seconds in settings.seconds.items()}
+    kinds = pl.col("event_type").is_in(list(window)) & pl.col("item_id").is_not_null()
+    asked = events.select(kinds.fill_null(False)).to_series().arg_true()
+    same = ("user_id", "item_id", "event_type")
+    key = events[asked].select(_mixed(*same).alias("key")).to_series()
+    again = _repeated(key)
+    if again.len() == 0:
+        return pl.Series([False], dtype=pl.Boolean).new_from_index(0, events.height)
+    suspects = asked[again]
+    files = events[SOURCE].unique().sort()
+    order = pl.col(SOURCE).replace_strict(files, pl.int_range(files.len(), eager=True))
+    ordered = (
+        events[suspects]
+        .select(*same, "timestamp", ROW, order.alias(SOURCE), _at=suspects, _key=key[again])
+        .sort("_key", "timestamp", SOURCE, ROW)
+    )
+    before = [pl.col(name) == pl.col(name).shift() for name in same]
+    gap = pl.col("timestamp") - pl.col("timestamp").shift()
+    limit = pl.col("event_type").replace_strict(window, return_dtype=pl.Int64)
+    repeated = ordered.filter(pl.all_horizontal(before) & (gap <= limit))["_at"]
+    return _marked(repeated, events.height)
+
+
+def _mixed(*columns: str) -> pl.Expr:
+    """One number for several columns; equal values give equal numbers, others nearly never."""
+    first, *others = (pl.col(name).hash(seed) for seed, name in enumerate(columns, start=1))
+    for other in others:
+        first = first ^ other
+    return first
+
+
+def _repeated(key: pl.Series) -> pl.Series:
+    """Places of values that come more than once."""
+    if key.n_unique() == key.len():
+        return pl.Series([], dtype=pl.get_index_type())
+    return key.is_duplicated().arg_true()
+
+
+def _marked(places: pl.Series, n: int) -> pl.Series:
+    """Boolean[n], true at these places."""
+    return pl.Series([False], dtype=pl.Boolean).new_from_index(0, n).scatter(places, True)
