@@ -9,6 +9,7 @@ import pytest
 from raysys.config import parse_settings
 from raysys.errors import UserError
 from raysys.features.plan import FeaturePlan
+from tests.features import every
 from tests.features.shop import PLAN
 
 
@@ -41,6 +42,78 @@ def test_a_plan_survives_a_round_trip() -> None:
 )
 def test_mistakes_are_named(change, expected) -> None:
     assert expected in refused(change)
+
+
+def refused_of_every(change) -> str:
+    content = copy.deepcopy(every.PLAN.model_dump(mode="json"))
+    change(content, {feature["name"]: feature for feature in content["features"]})
+    with pytest.raises(UserError) as error:
+        parse_settings(FeaturePlan, content, where="plan.yaml")
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda c, f: c["tables"]["few"].update(keys=["user", "user"]), "a key only once"),
+        (lambda c, f: c["tables"]["few"].update(keys=["user", "page"]), "'manufacturer'"),
+        (
+            lambda c, f: c["tables"]["few"].update(keys=["user", "item", "store", "hour"]),
+            "at most 3 items",
+        ),
+        (lambda c, f: c["tables"]["user_item"].update(keys=["item", "user"]), "[user, item]"),
+        (lambda c, f: c["tables"]["user_category"].update(keys=["user"]), "not by [user]"),
+        (lambda c, f: c.update(examination=[]), "give the plan's `examination`"),
+        (lambda c, f: c.update(examination=[1.5]), "less than or equal to 1"),
+        (lambda c, f: c["windows"].update(item=c["windows"]["item_days"]), "names two of"),
+        (lambda c, f: c["last"].update(query=c["last"]["user_items"]), "choose another"),
+        (lambda c, f: c["windows"]["item_days"].update(spans=[7, 3]), "rising"),
+        (lambda c, f: c["windows"]["item_days"].update(spans=[0]), "above 0"),
+        (lambda c, f: c["windows"]["shop_weeks"].update(spans=[8]), "multiple of the bucket, 7"),
+        (lambda c, f: c["windows"]["user_hours"].update(bucket=5), "neither divide a day"),
+        (lambda c, f: c["windows"]["item_days"].update(spans=[5000]), "more than 4096 buckets"),
+        (lambda c, f: f["mine_recency"].update(half_life_days=28), "takes no half_life_days"),
+        (lambda c, f: f["ctr"].update(over="shown"), "reads table 'shown'; there are clicks_all"),
+        (lambda c, f: f["ctr"].update(half_life_days=8), "is not kept by table 'clicks_item'"),
+        (lambda c, f: f["ctr"].update(over="shown_all"), "kept by different keys"),
+        (lambda c, f: f["ctr"]["prior"].update(mean=None), "prior.mean: needed"),
+        (lambda c, f: f["ctr"]["prior"].update(mean=1), "less than 1"),
+        (lambda c, f: f["ctr"]["prior"].update(strength=0), "greater than 0"),
+        (lambda c, f: f["query_ctr"].update(of=["clicks_item"]), "of names 1 tables, over 4"),
+        (lambda c, f: f["user_48h"].update(window="hours"), "reads window 'hours'"),
+        (lambda c, f: f["user_48h"].update(span=12), "which has 6, 48 (hours)"),
+        (lambda c, f: f["user_48h"].update(kind="window_sum"), "give 'user_hours' a `value`"),
+        (
+            lambda c, f: f["shop_28d"].update(kind="window_days"),
+            "buckets of 168 hours do not tell days apart",
+        ),
+        (lambda c, f: f["rank"].update(last="items"), "reads last 'items'"),
+        (lambda c, f: f["rank"].update(among=4), "among 4, but 'session_items' keeps 3"),
+        (lambda c, f: f["rank"].update(column="brand"), "other kinds take none"),
+        (lambda c, f: f["like"].update(column=None), "last_share needs a `column`"),
+        (
+            lambda c, f: f["like"].update(last="user_brands"),
+            "remembers each brand, which does not tell its category",
+        ),
+        (lambda c, f: f["near"].update(vectors="image"), "reads vectors 'image'; there are title"),
+        (lambda c, f: f["near"].update(to="user_brands"), "reads last items 'user_brands'"),
+        (lambda c, f: f["fits"].update(among=1), "among is for last items"),
+        (lambda c, f: f["axis"].update(vectors="image"), "reads vectors 'image'"),
+        (lambda c, f: f["price"].update(min_count=2), "price has no labels"),
+    ],
+)
+def test_mistakes_of_every_kind_are_named(change, expected) -> None:
+    assert expected in refused_of_every(change)
+
+
+def test_buckets_know_their_hours_and_states_are_of_three_sections() -> None:
+    spec = every.PLAN.windows["user_hours"]
+    assert (spec.hours, every.PLAN.windows["shop_weeks"].hours) == (6, 168)
+    assert set(every.PLAN.states) == {
+        *every.PLAN.tables,
+        *every.PLAN.windows,
+        *every.PLAN.last,
+    }
 
 
 def test_tables_that_candidates_come_from_are_required() -> None:

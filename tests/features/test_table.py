@@ -154,3 +154,55 @@ def test_replay_refuses_what_would_let_a_moment_see_itself() -> None:
     for times in ([6, 7], [9, 8], [3, 9]):
         with pytest.raises(ValueError, match="no moment cut"):
             table.replay(keys, np.array(times), one, one, yes, yes)
+
+
+@given(events, st.floats(0.5, 20), st.sets(st.integers(0, 120)))
+@settings(max_examples=80, deadline=None)
+def test_an_idle_key_starts_anew(rows, idle, moments) -> None:
+    """A table that forgets says what one says that is only given what it remembers."""
+    keys, times, weights, values = arrays(rows)
+    forgetful = Table(HALF_LIVES, fan=8, capacity=4, max_idle_days=idle)
+    for at in range(len(keys)):
+        part = slice(at, at + 1)
+        forgetful.apply(keys[part], times[part], weights[part], values[part])
+        if at in moments:
+            forgetful.compact()
+    until = int(times.max(initial=0)) + 1
+    remembered = np.zeros(len(keys), bool)
+    for key in range(41):
+        mine = np.flatnonzero(keys == key)
+        after = np.append(times[mine][1:], until)
+        gaps = after - times[mine] > int(idle * DAY_MS)
+        start = np.flatnonzero(gaps).max(initial=-1) + 1
+        remembered[mine[start:]] = True
+    plain = Table(HALF_LIVES, fan=8)
+    plain.apply(*(column[remembered] for column in (keys, times, weights, values)))
+    for ours, theirs in zip(state(forgetful, until), state(plain, until), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for owner in range(6):
+        ours, theirs = forgetful.members(owner, until), plain.members(owner, until)
+        np.testing.assert_array_equal(forgetful.second(ours), plain.second(theirs))
+
+
+def test_the_most_idle_records_make_way() -> None:
+    table = Table(HALF_LIVES, fan=10, max_records=3)
+    keys = np.array([31, 12, 35, 20, 31], dtype=np.int64)
+    table.apply(keys, np.array([0, 1, 2, 2, 3]), np.ones(5), np.ones(5))
+    before = state(table, 9)
+    assert table.compact() == 1
+    assert table.find(keys).tolist() == [0, -1, 1, 2, 0]
+    for ours, theirs in zip(state(table, 9), before, strict=True):
+        known = [key for key in range(41) if key != 12]
+        np.testing.assert_array_equal(ours[..., known], theirs[..., known])
+    assert table.second(table.members(3)).tolist() == [5, 1]
+    assert table.members(1).tolist() == []
+    assert table.compact() == 0
+
+
+def test_an_event_that_would_have_aged_out_is_not_counted() -> None:
+    day = int(DAY_MS)
+    table = Table(HALF_LIVES, max_idle_days=2)
+    for moment in (10 * day, 7 * day, 9 * day):
+        table.apply(np.zeros(1, np.int64), np.array([moment]), np.ones(1), np.ones(1))
+    assert len(table) == 1
+    assert table.read(np.array([0]), 10 * day).age[0] == 1
