@@ -98,14 +98,16 @@ class KeySpace:
         Raises:
             OverflowError: a number beyond those that keys were made for.
         """
-        keys, known = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.bool_)
-        for place, column in enumerate(columns):
+        if not columns:
+            return np.zeros(1, dtype=np.int64)
+        keys = lowest = self.part(columns[0], rows)
+        for column in columns[1:]:
             part = self.part(column, rows)
-            if place and int(part.max(initial=-1)) >= self.fans[column]:
+            if int(part.max(initial=-1)) >= self.fans[column]:
                 raise OverflowError(f"{column} {int(part.max())} of {self.fans[column]}")
-            keys = part if place == 0 else keys * self.fans[column] + part
-            known = known & (part >= 0)
-        return np.where(known, keys, -1)
+            keys = keys * self.fans[column] + part
+            lowest = np.minimum(lowest, part)
+        return np.where(lowest >= 0, keys, -1)
 
     def part(self, column: str, rows: Rows) -> Int64:
         """One column of keys: int64[n] or int64[1], -1 where unknown."""

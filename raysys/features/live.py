@@ -37,7 +37,7 @@ from raysys.features.plan import (
 )
 from raysys.features.promotions import Promotions
 from raysys.features.read import Moment, read_features
-from raysys.features.resources import Resources, check_resources
+from raysys.features.resources import Matrix, Resources, check_resources
 from raysys.features.sessions import Sessions
 from raysys.features.state import Feed, States
 from raysys.features.table import DAY_MS, Table
@@ -126,6 +126,11 @@ class LiveFeatures:
         self.resources = check_resources(
             plan, resources or Resources(), len(catalogue), len(self.queries)
         )
+        self._components = {
+            feature.name: _component(self.resources.vectors[feature.vectors].items, feature)
+            for feature in plan.features
+            if isinstance(feature, Component)
+        }
         sizes = {"user": len(self.users), "item": len(catalogue)}
         sizes |= {"store": len(self.stores), "query": len(self.queries)}
         self.state = States(plan, KeySpace(self.codes, sizes), self.resources.examination)
@@ -170,9 +175,7 @@ class LiveFeatures:
 
     def component(self, feature: Component) -> Float32:
         """One component of every item's vector: float32[n_items], NaN where it has none."""
-        items = self.resources.vectors[feature.vectors].items
-        column = items[:, feature.component].astype(np.float32)
-        return np.where((items != 0).any(axis=1), column, np.float32(np.nan))
+        return self._components[feature.name]
 
     def apply(self, events: EventColumns) -> None:
         """Count events: columns of history or a single live one.
@@ -439,6 +442,12 @@ class LiveFeatures:
 def _numbers(codes: Int32) -> Float32:
     """Codes as numbers: float32[n], NaN where there is none."""
     return np.where(codes < 0, np.nan, codes).astype(np.float32)
+
+
+def _component(items: Matrix, feature: Component) -> Float32:
+    """A column of a matrix, NaN in rows of zeros."""
+    column = items[:, feature.component].astype(np.float32)
+    return np.where((items != 0).any(axis=1), column, np.float32(np.nan))
 
 
 def _vocabularies(plan: FeaturePlan, catalogue: Catalogue) -> dict[str, Vocabulary]:

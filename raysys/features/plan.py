@@ -76,9 +76,10 @@ class FeaturePlan(Settings):
         windows: exact aggregates over the last hours or days.
         last: the last distinct things.
         vectors: vectors of items and queries.
-        examination: how likely the item at position 1, 2, … is looked at; beyond the list its
-            last number stands. Or a JSON file that holds the list, from the folder that
-            `load_resources` is given. For tables and windows with `weight: examination`.
+        examination: how likely the item at position 1, 2, … is looked at, of 1 or relative to
+            the first; beyond the list its last number stands. Or a JSON file that holds the list,
+            from the folder that `load_resources` is given. For tables and windows with
+            `weight: examination`.
         features: what is read.
     """
 
@@ -86,7 +87,7 @@ class FeaturePlan(Settings):
     windows: dict[Name, WindowSpec] = {}
     last: dict[Name, LastSpec] = {}
     vectors: dict[Name, VectorSpec] = {}
-    examination: list[Annotated[float, Field(gt=0, le=1)]] | str = []
+    examination: list[Annotated[float, Field(gt=0)]] | str = []
     features: Annotated[list[FeatureSpec], Field(min_length=1)]
 
     @property

@@ -178,10 +178,10 @@ def _read_examination(plan: FeaturePlan, root: Path) -> Float64:
         raise UserError(f"{str(path)!r} is not JSON: {error}", where=where) from None
     curve = content.get("examination") if isinstance(content, dict) else content
     numbers = isinstance(curve, list) and all(isinstance(p, int | float) for p in curve)
-    if not numbers or not curve or not all(0 < p <= 1 for p in curve):
+    if not numbers or not curve or not all(0 < p < np.inf for p in curve):
         raise UserError(
             f"{str(path)!r} holds no curve of position bias",
             where=where,
-            mend='a list of numbers above 0 and up to 1 by position, or {"examination": [...]}',
+            mend='a list of numbers above 0 by position, or {"examination": [...]}',
         )
     return np.array(curve, dtype=np.float64)

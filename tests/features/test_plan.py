@@ -64,7 +64,7 @@ def refused_of_every(change) -> str:
         (lambda c, f: c["tables"]["user_item"].update(keys=["item", "user"]), "[user, item]"),
         (lambda c, f: c["tables"]["user_category"].update(keys=["user"]), "not by [user]"),
         (lambda c, f: c.update(examination=[]), "give the plan's `examination`"),
-        (lambda c, f: c.update(examination=[1.5]), "less than or equal to 1"),
+        (lambda c, f: c.update(examination=[1, 0]), "greater than 0"),
         (lambda c, f: c["windows"].update(item=c["windows"]["item_days"]), "names two of"),
         (lambda c, f: c["last"].update(query=c["last"]["user_items"]), "choose another"),
         (lambda c, f: c["windows"]["item_days"].update(spans=[7, 3]), "rising"),
