@@ -31,9 +31,11 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from benchmarks.events_at_scale import HALF_LIVES, SEED, SHARE
+
 DAY_MS: Final = 86_400_000
 GAP_MS: Final = 30 * 60_000
-HALF_LIVES: Final = (7, 28)
+HOUR_MS: Final = 3_600_000
 KINDS: Final = {"view": "view", "click": "click", "cart": "cart", "buy": "purchase"}
 _NEVER: Final = -(1 << 60)
 FEW_KEYS: Final = 200  # rows a key from which on `over` is faster than doubling
@@ -110,7 +112,7 @@ def numbered(
 
     Args:
         rows: clean events in time order.
-        wanted: what becomes examples: user, item, time, and what names them.
+        wanted: what becomes examples (see `sampled`).
         items: the catalogue: item, category.
 
     Returns:
@@ -134,10 +136,9 @@ def numbered(
         )
     ]
     names = wanted.select(
-        pl.exclude("user", "item", "time"),
-        user_id=pl.col("user").cast(pl.String),
+        request_id=pl.format("{}@{}", pl.col("user").cast(pl.String), "time"),
         item_id=pl.col("item").cast(pl.String),
-        timestamp=pl.col("time").cast(pl.Datetime("ms", "UTC")),
+        label="label",
     )
     del rows, wanted
     return names, pl.concat(numbers).sort("time", maintain_order=True)
@@ -277,7 +278,7 @@ def _categories(rows: pl.DataFrame, items: pl.DataFrame) -> pl.Series:
     return by_code.set(by_code < 0, None)
 
 
-def run(log: Path, out: Path, percent: int) -> dict[str, float]:
+def run(log: Path, out: Path, share: float) -> dict[str, float]:
     """Both stages; returns seconds of each step."""
     seconds: dict[str, float] = {}
     began = time.monotonic()
@@ -291,7 +292,7 @@ def run(log: Path, out: Path, percent: int) -> dict[str, float]:
     lap("sessions")
     write_by_date(rows, out)
     lap("write by date")
-    wanted = sampled(rows, percent)
+    wanted = sampled(rows, share)
     items = pl.read_parquet(log / "items.parquet", columns=["item", "category"])
     rows = rows.select("user", "item", "time", "price")
     names, numbers = numbered(rows, wanted, items)
@@ -303,24 +304,30 @@ def run(log: Path, out: Path, percent: int) -> dict[str, float]:
     return seconds
 
 
-def sampled(rows: pl.DataFrame, percent: int) -> pl.DataFrame:
-    """The events of some sessions, drawn by a hash of their names: event_id, user, item, time."""
-    chosen = SESSION.hash(17) % 100 < percent
-    sessions = rows.select("user", "begin").unique().filter(chosen)
-    names = rows.select("event_id", "user", "item", "time", "begin")
-    return names.join(sessions, on=["user", "begin"], how="semi", maintain_order="left").drop(
-        "begin"
-    )
+def sampled(rows: pl.DataFrame, share: float) -> pl.DataFrame:
+    """Examples: what a user viewed at one moment, of a share of the moments, and what came of it.
+
+    Columns: user, item, time, label (1 if the user bought the item within the hour and session).
+    """
+    draw = pl.struct(own=pl.col("user").cast(pl.String).hash(SEED), key="time").hash(SEED)
+    limit = pl.lit(int(share * (2**64 - 1)), dtype=pl.UInt64)
+    of = ["user", "item", "begin"]
+    viewed = rows.filter(pl.col("kind") == "view").filter(draw <= limit)
+    bought = rows.filter(pl.col("kind") == "purchase").select(*of, "time", label=1.0)
+    viewed = viewed.select(*of, "time").unique(maintain_order=True)
+    return viewed.join_asof(
+        bought, on="time", by=of, strategy="forward", tolerance=HOUR_MS, check_sortedness=False
+    ).select("user", "item", "time", pl.col("label").fill_null(0.0).cast(pl.Float32))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--log", type=Path, required=True, help="a folder of events_at_scale")
     parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
-    parser.add_argument("--percent", type=int, default=10, help="of sessions become examples")
+    parser.add_argument("--share", type=float, default=SHARE, help="of views become examples")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True)
-    seconds = run(arguments.log, arguments.out, arguments.percent)
+    seconds = run(arguments.log, arguments.out, arguments.share)
     (arguments.out / "seconds.json").write_text(json.dumps(seconds, indent=2) + "\n")
     print(json.dumps(seconds))
 

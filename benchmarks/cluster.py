@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.events_at_scale import make_log, rows_of, write_settings
 from benchmarks.measure import fingerprint_events, measured, stop_tree
 from benchmarks.result import Figure, write_result
+from raysys.storage import Workspace
 
 STORE_BYTES = 200 << 20  # of each node
+TOKEN = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(16)  # Ray reads it once a process
 
 
 @contextlib.contextmanager
@@ -33,9 +39,11 @@ def nodes(count: int) -> Iterator[tuple[Any, dict[str, str]]]:
 
     Every process of a node keeps to one thread, as a machine with one core would.
     """
+    folder = tempfile.mkdtemp(prefix="ray-")  # sockets must have short names
     environment = {
+        "RAY_TMPDIR": folder,
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_AUTH_TOKEN": TOKEN,
         "RAY_USAGE_STATS_ENABLED": "0",
         "POLARS_MAX_THREADS": "1",
         "OMP_NUM_THREADS": "1",
@@ -52,6 +60,7 @@ def nodes(count: int) -> Iterator[tuple[Any, dict[str, str]]]:
             yield cluster, {**environment, "RAY_ADDRESS": cluster.address}
         finally:
             cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
@@ -120,7 +129,7 @@ def kill_a_node(config: Path, workspace: Path, *, count: int = 2, after: int = 3
     Raises:
         RuntimeError: the command failed, or ended before the node was killed.
     """
-    attempts = Attempts(workspace / "pieces")
+    attempts = Attempts(Workspace(workspace).pieces)
     with nodes(count) as (cluster, environment), tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             raysys("ingest", config, workspace),
@@ -132,11 +141,11 @@ def kill_a_node(config: Path, workspace: Path, *, count: int = 2, after: int = 3
             before = None
             while process.poll() is None:
                 attempts.look()
-                working = len(attempts.begun) > len(attempts.done)
-                if before is None and len(attempts.done) >= after and working:
-                    before = len(attempts.done)
-                    victim = sorted(cluster.worker_nodes, key=lambda node: node.unique_id)[0]
-                    cluster.remove_node(victim, allow_graceful=False)
+                if before is None and len(attempts.done) >= after:
+                    for node in filter(_is_busy, list(cluster.worker_nodes)):
+                        before = len(attempts.done)
+                        cluster.remove_node(node, allow_graceful=False)
+                        break
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.005)
         finally:
@@ -144,9 +153,23 @@ def kill_a_node(config: Path, workspace: Path, *, count: int = 2, after: int = 3
                 stop_tree(process.pid)
         said.seek(0)
         if process.returncode or before is None:
-            raise RuntimeError(said.read().decode(errors="replace")[-4000:] or "nothing to kill")
+            words = said.read().decode(errors="replace")[-4000:]
+            raise RuntimeError(
+                f"exit status {process.returncode}, {len(attempts.done)} pieces, "
+                f"{'no node' if before is None else 'one node'} killed:\n{words}"
+            )
     attempts.look()
     return Killed(len(attempts.done), before, len(attempts.lost), len(attempts.redone))
+
+
+def _is_busy(node: Any) -> bool:
+    """Whether a worker of the node is within a task."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for worker in raylet.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if " ".join(worker.cmdline()).startswith("ray::MapBatches"):
+                return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -194,6 +217,10 @@ def main() -> None:
     if "--as-driver" in sys.argv:
         at = sys.argv.index("--as-driver")
         as_driver(Path(sys.argv[at + 1]), sys.argv[at + 2 :])
+        return
+    if "--kill-a-node" in sys.argv:  # a process of its own, as Ray keeps its token for good
+        config, workspace = (Path(path) for path in sys.argv[2:4])
+        print(json.dumps(asdict(kill_a_node(config, workspace))))
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, required=True, help="folder that keeps the logs")

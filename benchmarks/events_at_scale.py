@@ -57,6 +57,9 @@ TABLES: Final = {
 """What the benchmark's features are kept by."""
 
 HALF_LIVES: Final = (7, 28)
+SEED: Final = 17
+SHARE: Final = 0.27
+"""Of the moments at which somebody viewed something, as many as make a tenth of all rows."""
 
 _CENTURY_MS: Final = 36_525 * DAY_MS
 
@@ -355,7 +358,11 @@ def ingest_settings(log: Path) -> dict[str, Any]:
 
 
 def features_settings() -> dict[str, Any]:
-    """Decayed counts and prices, moments and recency, by item, user, category and pairs."""
+    """Decayed counts and prices, moments and recency, by item, user, category and pairs.
+
+    Folds cover the whole log, and all that a plan may do beside is kept small, so that what the
+    stage does can be done by hand too.
+    """
     every = {"events": ["view", "click", "cart", "purchase"], "half_lives_days": list(HALF_LIVES)}
     features: list[dict[str, Any]] = []
     for table in TABLES:
@@ -374,7 +381,18 @@ def features_settings() -> dict[str, Any]:
             for kind in ("moments", "recency")
         ]
     tables = {table: {"keys": list(keys), **every} for table, keys in TABLES.items()}
-    return {"plan": {"tables": tables, "features": features}}
+    return {
+        "labels": {"purchase": 1.0},
+        "examples": {"from": "log", "events": ["view"], "share": SHARE, "keep_empty": True},
+        "train_days": DAYS - 56,
+        "train_folds": 2,
+        "validation_days": 28,
+        "report_days": 28,
+        "history": 1,
+        "seed": SEED,
+        "covisitation": {"refit_days": DAYS},
+        "plan": {"tables": tables, "features": features},
+    }
 
 
 def main() -> None:

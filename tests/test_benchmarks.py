@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 from pathlib import Path
@@ -91,7 +92,7 @@ def test_copies_have_users_and_weeks_of_their_own() -> None:
 
 def test_by_hand_equals_a_plain_loop(log, tmp_path) -> None:
     folder, facts = log
-    by_hand_polars.run(folder, tmp_path, 30)
+    by_hand_polars.run(folder, tmp_path, 0.5)
     written = pl.read_parquet(tmp_path / "events" / "**" / "*.parquet", hive_partitioning=False)
     assert written.height == facts.clean
     rows = sorted(
@@ -105,11 +106,11 @@ def test_by_hand_equals_a_plain_loop(log, tmp_path) -> None:
         )
         .unique()
         .with_columns(pl.col("time").dt.epoch("ms"))
-        .select("time", "event_id", "user", "item", "price")
+        .select("time", "event_id", "user", "item", "price", "what")
         .rows()
     )
     sessions, last = {}, {}
-    for time, event_id, user, _, _ in rows:
+    for time, event_id, user, *_ in rows:
         begun = last[user][1] if user in last and time - last[user][0] <= 1_800_000 else time
         last[user] = (time, begun)
         sessions[event_id] = f"{user}@{begun}"
@@ -117,14 +118,16 @@ def test_by_hand_equals_a_plain_loop(log, tmp_path) -> None:
 
     category = dict(pl.read_parquet(folder / "items.parquet").select("item", "category").rows())
     examples = pl.read_parquet(tmp_path / "examples.parquet")
-    chosen = {sessions[event_id] for event_id in examples["event_id"]}
-    assert 0.2 < len(chosen) / len(set(sessions.values())) < 0.4
-    assert set(examples["event_id"]) == {e for e, session in sessions.items() if session in chosen}
-    expected, state = plain_loop(rows, category, set(examples["event_id"]))
-    mine = pl.DataFrame(expected)
-    names = ["event_id", *by_hand_features()]
-    assert set(mine.columns) == set(names)
-    differences(mine.select(names), examples.select(names), ["event_id"], tolerance=1e-5)
+    expected, state = plain_loop(rows, category, sessions)
+    every, mine = pl.DataFrame(expected), ["request_id", "item_id"]
+    chosen = every.join(examples, on=mine, how="semi")
+    moments = examples["request_id"].unique()
+    assert 0.4 < len(moments) / every["request_id"].n_unique() < 0.6
+    whole = every.filter(pl.col("request_id").is_in(moments.implode()))
+    assert whole.height == chosen.height == examples.height  # moments are drawn, not rows
+    assert set(every.columns) == {*mine, "label", *by_hand_features()}
+    differences(chosen, examples, mine, tolerance=1e-5)
+    assert 0.1 < examples["label"].mean() < 0.9
     for table, kept in state.items():
         kept_by_hand = pl.read_parquet(tmp_path / "state" / f"{table}.parquet")
         columns = kept_by_hand.drop("key").sort("first", "last", "count_7d", "sum_28d")
@@ -142,20 +145,26 @@ def by_hand_features() -> list[str]:
     ]
 
 
-def plain_loop(rows, category, wanted):
-    """Features of the wanted events and the state at the end, one event after the other."""
+def plain_loop(rows, category, sessions):
+    """Features of everything viewed and the state at the end, one event after the other."""
     state = {t: {} for t in ("item", "user", "user_item", "user_category", "category")}
-    examples = []
+    bought = collections.defaultdict(list)
+    for time, event_id, user, item, _, what in rows:
+        if what == "buy":
+            bought[sessions[event_id], user, item].append(time)
+    examples = {}
     for time, together in itertools.groupby(rows, key=lambda row: row[0]):
         together = list(together)
-        for _, event_id, user, item, _ in together:
-            if event_id in wanted:
-                told = {"event_id": event_id}
+        for _, event_id, user, item, _, what in together:
+            if what == "view":
+                later = bought[sessions[event_id], user, item]
+                label = float(any(time <= moment <= time + 3_600_000 for moment in later))
+                told = {"request_id": f"{user}@{time}", "item_id": item, "label": label}
                 for table, key in plain_keys(user, item, category):
                     kept = state[table].get(key)
                     told |= {f"{table}_{what}": v for what, v in plain_read(kept, time).items()}
-                examples.append(told)
-        for _, _, user, item, price in together:
+                examples[user, time, item] = told
+        for _, _, user, item, price, _ in together:
             for table, key in plain_keys(user, item, category):
                 if key is None:
                     continue
@@ -169,7 +178,7 @@ def plain_loop(rows, category, wanted):
                     kept[f"count_{days}d"] = kept[f"count_{days}d"] * fade + 1
                     kept[f"sum_{days}d"] = kept[f"sum_{days}d"] * fade + price
                 kept["last"] = time
-    return examples, state
+    return list(examples.values()), state
 
 
 SUMS = ("count_7d", "sum_7d", "count_28d", "sum_28d")
