@@ -8,11 +8,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from raysys import __version__
 
+
+class _Stages(TyperGroup):
+    """Lists the stages in the order a shop runs them, groups among them."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Names in that order."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: 0.5 if name == "features" else names.index(name))
+
+
 app = typer.Typer(
     name="raysys",
+    cls=_Stages,
     help="Learning to rank for online shops on Ray: from behaviour logs to a served ensemble.",
     epilog="Start with `raysys demo`. If something is wrong: `raysys doctor`.",
     no_args_is_help=True,
@@ -64,8 +76,13 @@ def ingest(
     _run("ingest", config, workspace, force=force, quiet=quiet, verbose=verbose)
 
 
-@app.command()
+features_app = typer.Typer(help="Replay history into examples; explain and audit features.")
+app.add_typer(features_app, name="features")
+
+
+@features_app.callback(invoke_without_command=True)
 def features(
+    context: typer.Context,
     config: Config = PRESET,
     workspace: Folder = WORKSPACE,
     force: Force = False,
@@ -73,7 +90,67 @@ def features(
     verbose: Verbose = False,
 ) -> None:
     """Replay history into examples with labels and features."""
-    _run("features", config, workspace, force=force, quiet=quiet, verbose=verbose)
+    if context.invoked_subcommand is None:
+        _run("features", config, workspace, force=force, quiet=quiet, verbose=verbose)
+        return
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            word = context.invoked_subcommand
+            raise typer.BadParameter(f"--{name} belongs behind `{word}`: raysys features {word} …")
+
+
+@features_app.command()
+def explain(
+    config: Config = PRESET,
+    feature: Annotated[
+        str | None, typer.Option("--feature", help="Only this one; all when left out.")
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="As Markdown, for your own documentation.")
+    ] = False,
+) -> None:
+    """Say what each feature is, from which events, and why it cannot leak."""
+    from raysys import terminal
+    from raysys.config import find_config, load_settings
+
+    with terminal.session():
+        stage = import_module("raysys.stages.explain")
+        model = import_module("raysys.stages.features").FeaturesSettings
+        settings = load_settings(model, find_config(config, "features"))
+        stage.run(settings, feature, as_markdown=markdown)
+
+
+@features_app.command()
+def audit(
+    config: Config = PRESET,
+    workspace: Folder = WORKSPACE,
+    requests: Annotated[
+        int, typer.Option("--requests", min=1, help="How many to draw, over all folds.")
+    ] = 200,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw.")] = 0,
+    reference: Annotated[
+        str, typer.Option("--reference", help="Drift from: train, validation, FROM..TO, a folder.")
+    ] = "train",
+    current: Annotated[
+        str, typer.Option("--current", help="Drift to: report, validation, FROM..TO, a folder.")
+    ] = "report",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Shuffle the future and prove that no feature moves; measure drift."""
+    from raysys import terminal
+    from raysys.config import find_config, load_settings
+    from raysys.storage import Workspace
+
+    with terminal.session(quiet=quiet, verbose=verbose):
+        stage = import_module("raysys.stages.audit")
+        model = import_module("raysys.stages.features").FeaturesSettings
+        settings = load_settings(model, find_config(config, "features"))
+        options = stage.AuditOptions(requests, seed, reference, current)
+        sound = stage.run(settings, Workspace(workspace), options, as_json=as_json)
+    raise typer.Exit(0 if sound else 1)
 
 
 @app.command()

@@ -53,6 +53,11 @@ class Workspace:
         return self.root / "features"
 
     @property
+    def audit(self) -> Path:
+        """What the point-in-time check of the features found, and their drift."""
+        return self.root / "audit"
+
+    @property
     def tune(self) -> Path:
         """Searches, one folder each, and the best settings they found."""
         return self.root / "tune"

@@ -1,0 +1,448 @@
+"""`raysys features audit`: the point-in-time check and drift, on the user's own log and plan."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from raysys import schema
+from raysys.catalogue import Catalogue
+from raysys.errors import UserError
+from raysys.features import audit_report as report
+from raysys.features.alteration import DAY_MS, Drawn
+from raysys.features.audit import Subject, audit
+from raysys.features.drift import Drift, Sample, categorical_features, compare, counts, sample_rows
+from raysys.features.examples import Examples
+from raysys.features.live import LiveFeatures
+from raysys.features.log import Log, read_log
+from raysys.features.requests import Requests, build_requests, fold_bounds
+from raysys.progress import task
+from raysys.retrieval.covisitation import CoVisitation
+from raysys.stages.features import FeaturesSettings, _promotions
+from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
+
+HORIZON = 20_000
+_STYLE = {
+    "leaks": "bold red", "differs": "bold red", "constant": "yellow", "no event": "dim",
+    "ok": "green", "large": "bold yellow", "moderate": "yellow", "stable": "dim",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """What the command line asks for.
+
+    Attributes:
+        requests: how many to draw, spread evenly over the folds.
+        seed: of the draw and of the alterations.
+        reference, current: the periods whose drift is measured: `train`, `validation`, `report`,
+            `all`, days `FROM..TO` (UTC, both included), or another features folder or workspace,
+            alone or followed by `#` and one of these.
+    """
+
+    requests: int = 200
+    seed: int = 0
+    reference: str = "train"
+    current: str = "report"
+
+
+def run(
+    settings: FeaturesSettings,
+    workspace: Workspace,
+    options: AuditOptions,
+    *,
+    as_json: bool = False,
+) -> bool:
+    """Audit and print what came of it to stdout; returns whether the features are sound.
+
+    Raises:
+        UserError: see `examine`.
+    """
+    findings = examine(settings, workspace, options)
+    if as_json:
+        print((workspace.audit / "audit.json").read_text(encoding="utf-8"), end="")
+    else:
+        show(findings, Console(), workspace.audit)
+    return findings.audit.sound
+
+
+def examine(
+    settings: FeaturesSettings, workspace: Workspace, options: AuditOptions
+) -> report.Findings:
+    """Audit, measure drift, write `audit.json`, `report.html` and a manifest to `workspace.audit`.
+
+    Raises:
+        UserError: no ingested log, no request to draw, or a period that there is not.
+    """
+    started = time.monotonic()
+    ingest = read_manifest(workspace.ingest).fingerprint
+    planned = Manifest(
+        stage="features", inputs={"ingest": ingest}, settings=settings.model_dump(mode="json")
+    )
+    there = (workspace.features / "manifest.json").is_file()
+    written = there and is_done(workspace.features, planned)
+    notes = [] if written else [_why_not_compared(workspace, there)]
+    subject, log, catalogue = _subject(settings, workspace, options, written=written)
+    outcome = audit(subject, seed=options.seed, horizon=HORIZON)
+    drifts: Sequence[Drift] = ()
+    periods, sizes = ("", ""), ((0, 0), (0, 0))
+    if there:
+        with task("audit: drift") as comparing:
+            one, other = (
+                _period(words, workspace.features, options.seed)
+                for words in (options.reference, options.current)
+            )
+            drifts = compare(one, other, categorical_features(settings.plan))
+            periods = (one.words, other.words)
+            sizes = ((one.requests, len(one.values)), (other.requests, len(other.values)))
+            levels = counts(drifts)
+            comparing.note = ", ".join(f"{count} {level}" for level, count in levels.items())
+    findings = report.Findings(
+        audit=outcome,
+        drifts=drifts,
+        periods=periods,
+        sizes=sizes,
+        user=lambda number: log.users[number] if number >= 0 else "(unknown)",
+        item=lambda number: str(catalogue.ids[number]) if number >= 0 else "(unknown)",
+        horizon=HORIZON,
+        notes=notes,
+    )
+    manifest = Manifest(
+        stage="audit",
+        inputs={"ingest": ingest, **_features_input(workspace, there)},
+        settings={**asdict(options), "features": planned.settings},
+        counts={
+            "requests": outcome.requests,
+            "rows": outcome.values,
+            "features": len(outcome.names),
+            "leaks": len(outcome.leaks),
+            "differences": len(outcome.differences),
+        },
+        figures={"sound": outcome.sound, "drift": dict(counts(drifts))},
+    )
+    with replacing(workspace.audit) as folder:
+        report.write(findings, folder)
+        manifest.seconds = round(time.monotonic() - started, 2)
+        manifest.write(folder)
+    return findings
+
+
+def show(findings: report.Findings, console: Console, folder: Path) -> None:
+    """The findings as tables, the conclusion last."""
+    outcome = findings.audit
+    drift = {found.feature: found for found in findings.drifts}
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("feature", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for name in ("reacts", "PSI", "KS"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("drift", no_wrap=True)
+    for at, name in enumerate(outcome.names):
+        verdict = outcome.verdict(name)
+        row = [escape(name), _styled(verdict), f"{outcome.reacts[at]:.0%}"]
+        if name in drift:
+            found = drift[name]
+            row += [f"{found.psi:.3f}", "–" if found.ks is None else f"{found.ks:.3f}"]
+            row += [_styled(found.level)]
+        table.add_row(*row)
+    console.print(table)
+    _show_faults(findings, console)
+    for note in findings.notes:
+        console.print(f"note: {escape(note)}", style="yellow", soft_wrap=True)
+    if findings.drifts:
+        console.print(f"drift: from {findings.periods[0]} to {findings.periods[1]}", style="dim")
+    style = "bold green" if outcome.sound else "bold red"
+    console.print(escape(report.conclusion(outcome)), style=style, soft_wrap=True)
+    console.print(f"report: {escape(str(folder / 'report.html'))}", soft_wrap=True)
+
+
+def _show_faults(findings: report.Findings, console: Console) -> None:
+    """Each leak and each difference in a few lines."""
+    say = report.number
+    for leak in findings.audit.leaks.values():
+        item = "" if leak.item < 0 else f", item {findings.item(leak.item)}"
+        console.print(
+            f"\n[bold red]{escape(leak.feature)} leaks[/]: request {escape(leak.request_id)} at "
+            f"{report.moment(leak.time)}, user {escape(findings.user(leak.user))}{escape(item)}: "
+            f"{say(leak.before)} → {say(leak.after)} with {report.HOW[leak.how]}",
+            soft_wrap=True,
+            highlight=False,
+        )
+        if leak.events:
+            console.print(f"  moved by {leak.n_events:,} event(s):", highlight=False)
+        for event in leak.events:
+            console.print(
+                f"    {event['event_type']}, user {escape(findings.user(event['user']))}, item "
+                f"{escape(findings.item(event['item']))}, {report.after(event['after_ms'])}",
+                highlight=False,
+            )
+    for one in findings.audit.differences.values():
+        because = f"; as if events {one.explained} counted" if one.explained else ""
+        console.print(
+            f"\n[bold red]{escape(one.feature)} differs[/]: request {escape(one.request_id)} at "
+            f"{report.moment(one.time)}, item {escape(findings.item(one.item))}: written "
+            f"{say(one.written)}, from the past {say(one.recomputed)}{because}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if findings.audit.leaks or findings.audit.differences:
+        console.print()
+
+
+def _styled(word: str) -> str:
+    return f"[{_STYLE[word]}]{word}[/]"
+
+
+def _why_not_compared(workspace: Workspace, there: bool) -> str:
+    if not there:
+        return (
+            "written examples were not compared, and no drift measured: run `raysys features` "
+            "with this config first"
+        )
+    return (
+        "written examples were not compared: they come from another log or from other settings; "
+        "run `raysys features` with this config"
+    )
+
+
+def _features_input(workspace: Workspace, there: bool) -> dict[str, str]:
+    return {"features": read_manifest(workspace.features).fingerprint} if there else {}
+
+
+def _subject(
+    settings: FeaturesSettings, workspace: Workspace, options: AuditOptions, *, written: bool
+) -> tuple[Subject, Log, Catalogue]:
+    """Read the log, draw requests, and say how their state is made."""
+    with task("audit: reading the log") as reading:
+        catalogue = Catalogue(pq.read_table(workspace.ingest / "items.parquet"))
+        log = read_log(workspace.ingest / "events", catalogue, group_by=settings.group_by)
+        reading.note = f"{len(log.events):,} events"
+    values: dict[int, npt.NDArray[np.float32]] | None = None
+    with task("audit: drawing requests") as drawing:
+        if written:
+            requests, values, frame = _drawn_from_examples(workspace.features, options)
+        else:
+            requests, frame = _drawn_from_log(settings, log, options)
+        drawing.note = f"{len(requests):,} of {frame['fold'].n_unique()} folds"
+    bounds = fold_bounds(settings, int(log.events.time[-1]) + 1)
+    empty = LiveFeatures(settings.plan, catalogue, log.users, log.stores, settings.candidates)
+    promotions = _promotions(workspace.ingest, empty, Requests(frame, pl.DataFrame(), bounds))
+
+    def make() -> LiveFeatures:
+        live = LiveFeatures(settings.plan, catalogue, log.users, log.stores, settings.candidates)
+        live.promotions = promotions
+        return live
+
+    return (
+        Subject(
+            make=make,
+            events=log.events,
+            requests=requests,
+            neighbourhood=_Neighbourhoods(settings, log, len(catalogue), bounds, requests),
+            history=settings.history,
+            written=values,
+        ),
+        log,
+        catalogue,
+    )
+
+
+class _Neighbourhoods:
+    """Co-visitation as of each period of the features stage, from events before it alone."""
+
+    def __init__(
+        self,
+        settings: FeaturesSettings,
+        log: Log,
+        n_items: int,
+        bounds: tuple[int, ...],
+        requests: Sequence[Drawn],
+    ) -> None:
+        step = int(settings.covisitation.refit_days * DAY_MS)
+        self._moments = np.arange(bounds[0], bounds[-1], step)
+        self._fitted: dict[int, CoVisitation] = {}
+        reads = settings.candidates.covisitation > 0 or any(
+            feature.kind == "covisitation" for feature in settings.plan.features
+        )
+        epochs = sorted({self._epoch(request.time) for request in requests}) if reads else []
+        self._none = CoVisitation(
+            np.full((n_items, 1), -1, np.int32), np.zeros((n_items, 1), np.float32)
+        )
+        with task("audit: items bought together", len(epochs)) as fitting:
+            for epoch in epochs:
+                past = int(np.searchsorted(log.events.time, self._moments[epoch]))
+                given = settings.covisitation.model_dump(exclude={"refit_days"})
+                order, item = log.events.order[:past], log.events.item[:past]
+                self._fitted[epoch] = CoVisitation.fit(order, item, n_items, **given)
+                fitting.advance()
+
+    def __call__(self, moment: int) -> CoVisitation:
+        return self._fitted.get(self._epoch(moment), self._none)
+
+    def _epoch(self, moment: int) -> int:
+        return max(0, int(np.searchsorted(self._moments, moment, side="right")) - 1)
+
+
+def _drawn_from_examples(
+    folder: Path, options: AuditOptions
+) -> tuple[list[Drawn], dict[int, npt.NDArray[np.float32]], pl.DataFrame]:
+    """Requests of every fold with the items and the values that were written of them."""
+    folds = sorted(int(path.name.partition("=")[2]) for path in (folder / "requests").iterdir())
+    each = -(-options.requests // len(folds))
+    drawn: list[Drawn] = []
+    values: dict[int, npt.NDArray[np.float32]] = {}
+    frames = []
+    for fold in folds:
+        examples = Examples(folder, (fold,))
+        frame = _frame(examples.requests())
+        chosen = _draw(frame, each, options.seed)
+        frames.append(chosen)
+        rows = _rows_of(examples, chosen["request"].to_numpy())
+        for row in chosen.iter_rows(named=True):
+            items, features = rows[row["request"]]
+            drawn.append(_request(row, items))
+            values[row["request"]] = features
+    drawn.sort(key=lambda request: (request.time, request.number))
+    return drawn, values, pl.concat(frames)
+
+
+def _drawn_from_log(
+    settings: FeaturesSettings, log: Log, options: AuditOptions
+) -> tuple[list[Drawn], pl.DataFrame]:
+    """Requests as the features stage would make them, with what was bought and seen around them."""
+    requests = build_requests(log, settings, settings.seed)
+    folds = requests.frame["fold"].unique().sort()
+    each = -(-options.requests // len(folds))
+    frame = pl.concat(_draw(requests.frame.filter(fold=fold), each, options.seed) for fold in folds)
+    relevant = requests.relevant.group_by("request").agg("item")
+    bought = dict(relevant.filter(pl.col("request").is_in(frame["request"].implode())).iter_rows())
+    drawn = []
+    for row in frame.iter_rows(named=True):
+        until = int(np.searchsorted(log.events.time, row["time"]))
+        before = log.events.slice(max(0, until - 20_000), until)
+        own, others = before.item[before.user == row["user"]], before.item
+        items = np.unique(np.concatenate([bought[row["request"]], own[-80:], others[-80:]]))
+        drawn.append(_request(row, items[items >= 0].astype(np.int32)))
+    drawn.sort(key=lambda request: (request.time, request.number))
+    return drawn, frame
+
+
+def _draw(frame: pl.DataFrame, count: int, seed: int) -> pl.DataFrame:
+    """So many requests, by a hash of their id."""
+    return frame.bottom_k(count, by=pl.col("request_id").hash(seed)).sort("time", "request")
+
+
+def _request(row: dict[str, Any], items: npt.NDArray[np.int32]) -> Drawn:
+    return Drawn(
+        number=int(row["request"]),
+        request_id=str(row["request_id"]),
+        fold=int(row["fold"]),
+        user=int(row["user"]),
+        time=int(row["time"]),
+        store_id=row["store_id"],
+        week=row["week"],
+        items=items,
+    )
+
+
+def _rows_of(
+    examples: Examples, requests: npt.NDArray[np.int32]
+) -> dict[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
+    """Items and features of requests, as written, by ordinal."""
+    found = {}
+    for path in examples.files("examples"):
+        request = pq.read_table(path, columns=["request"], partitioning=None)["request"].to_numpy()
+        index = np.flatnonzero(np.isin(request, requests))
+        if not len(index):
+            continue
+        columns = ["item", *examples.names]
+        table = pq.read_table(path, columns=columns, partitioning=None).take(pa.array(index))
+        features = np.stack([table[name].to_numpy() for name in examples.names], axis=1)
+        item, group = table["item"].to_numpy(), request[index]
+        for number in np.unique(group):
+            mine = group == number
+            found[int(number)] = (item[mine], np.ascontiguousarray(features[mine]))
+    return found
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    """A requests table with `time` in UTC ms."""
+    frame = pl.from_arrow(table.select([n for n in schema.REQUESTS.names if n != "history"]))
+    assert isinstance(frame, pl.DataFrame)
+    return frame.with_columns(time=pl.col("timestamp").dt.epoch("ms"))
+
+
+def _period(words: str, features: Path, seed: int) -> Sample:
+    """Sample the candidates of a period, as `AuditOptions` has it."""
+    place, _, part = words.rpartition("#")
+    if not place and _is_folder(part):
+        place, part = part, "all"
+    if place:
+        features = _features_folder(Path(place))
+    manifest = read_manifest(features)
+    folds = manifest.figures["folds"]
+    named = {
+        "train": list(folds["train"]),
+        "validation": [folds["validation"]],
+        "report": [folds["report"]],
+    }
+    named["all"] = [fold for group in named.values() for fold in group]
+    first, dots, last = part.partition("..")
+    if part not in named and not dots:
+        raise UserError(
+            f"no such period: {words!r}",
+            where="raysys features audit",
+            mend=f"give {', '.join(named)}, days as FROM..TO, or a features folder",
+        )
+    examples = Examples(features, tuple(int(fold) for fold in named.get(part, named["all"])))
+    table = examples.requests()
+    if dots:
+        start, end = _day(first, words), _day(last, words) + dt.timedelta(days=1)
+        moments = pl.Series(table["timestamp"]).dt.replace_time_zone(None)
+        table = table.filter(pa.array(((moments >= start) & (moments < end)).to_numpy()))
+    told = part if not place else f"{place}, {part}"
+    span = ""
+    if table.num_rows and not dots:
+        moments = table["timestamp"].to_numpy()
+        span = f" ({str(moments.min())[:10]} to {str(moments.max())[:10]})"
+    return sample_rows(
+        features,
+        table["request"].to_numpy(),
+        examples.files("examples"),
+        seed=seed,
+        words=f"{told}{span}",
+    )
+
+
+def _is_folder(words: str) -> bool:
+    return Path(words).is_dir() or "/" in words
+
+
+def _features_folder(path: Path) -> Path:
+    """The features folder that a path means: itself, or that of a workspace."""
+    inner = path / "features"
+    return inner if (inner / "manifest.json").is_file() else path
+
+
+def _day(words: str, whole: str) -> dt.datetime:
+    try:
+        return dt.datetime.fromisoformat(words)
+    except ValueError:
+        raise UserError(
+            f"not a day: {words!r}",
+            where=f"raysys features audit: {whole}",
+            mend="write days as 2026-01-31..2026-02-28",
+        ) from None
