@@ -36,6 +36,8 @@ def test_help_lists_every_stage_within_a_second():
     assert done.returncode == 0
     for stage in STAGES:
         assert f"\n  {stage} " in done.stdout
+    places = [done.stdout.index(f"\n  {stage} ") for stage in STAGES]
+    assert places == sorted(places)
     assert fastest < 1.0
 
 
@@ -55,6 +57,20 @@ def test_every_stage_explains_itself(stage):
     assert "--workspace" in done.stdout
 
 
+@pytest.mark.parametrize("inner", ["explain", "audit"])
+def test_features_has_commands_of_its_own(inner):
+    assert f"\n  {inner} " in raysys("features", "--help").stdout
+    done = raysys("features", inner, "--help")
+    assert done.returncode == 0
+    assert "--config" in done.stdout
+
+
+def test_options_before_a_command_of_features_are_not_dropped_silently(tmp_path):
+    done = raysys("features", "--workspace", str(tmp_path), "audit")
+    assert done.returncode == 2
+    assert "--workspace belongs behind `audit`" in done.stderr
+
+
 def test_version():
     assert raysys("--version").stdout == f"raysys {__version__}\n"
 
@@ -64,6 +80,8 @@ def test_version():
     [
         (("train", "--config", "nothing"), "no such configuration: 'nothing'"),
         (("features", "-w", "{tmp}/none"), "nothing here yet"),
+        (("features", "audit", "-w", "{tmp}/none"), "run `raysys ingest` first"),
+        (("features", "explain", "--feature", "item_tend"), "did you mean 'item_trend'?"),
         (("tune", "-c", "{tmp}/bad.yaml"), "did you mean 'trials'"),
         (("tune", "-c", "{tmp}/list.yaml"), "a mapping is expected"),
     ],

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from raysys.features.alteration import KINDS
 from raysys.features.audit import CANDIDATES, Audit, Difference, Leak
 from raysys.features.drift import LARGE, MODERATE, Drift, Moments, counts
-from raysys.report import COLOURS, Report, new_figure
+from raysys.report import COLOURS, Report, Section, new_figure
 from raysys.storage import write_atomic
 
 VERDICTS = {
@@ -24,7 +25,7 @@ VERDICTS = {
     "no event": "no event moves it: of the catalogue, the calendar or promotions",
     "ok": "moves with events before the request, never with later ones",
 }
-HOW = {**KINDS, "appeared": "a log that goes on instead of one that ends before the request"}
+HOW = {**KINDS, "appeared": "the log going on after the request"}
 _PLOTS = 6
 
 
@@ -251,7 +252,7 @@ def _differences(page: Report, findings: Findings) -> None:
     )
     section.table(
         ["feature", "request", "at", "item", "written", "from the past", "values",
-         "as if events counted that lie"],
+         "what one gets by counting events"],
         [
             [
                 *(one.feature, one.request_id, _minute(one.time), findings.item(one.item)),
@@ -268,14 +269,9 @@ def _features(page: Report, audit: Audit) -> None:
     order = list(VERDICTS)
     names = sorted(audit.names, key=lambda name: order.index(audit.verdict(name)))
     section.table(
-        ["feature", "verdict", "moves with events just before", "what that means"],
+        ["feature", "verdict", "reacts"],
         [
-            [
-                name,
-                audit.verdict(name),
-                f"{audit.reacts[audit.names.index(name)]:.0%}",
-                VERDICTS[audit.verdict(name)],
-            ]
+            [name, _solid(audit.verdict(name)), f"{audit.reacts[audit.names.index(name)]:.0%}"]
             for name in names
         ],
         strong=[
@@ -284,10 +280,12 @@ def _features(page: Report, audit: Audit) -> None:
             if audit.verdict(name) in ("leaks", "differs", "constant")
         ],
     )
+    given = [word for word in VERDICTS if any(audit.verdict(name) == word for name in names)]
+    section.note("; ".join(f"{word}: {VERDICTS[word]}" for word in given) + ".")
     section.note(
-        "Moves with events just before: the share of requests in which it changed when events of "
-        "this user and these items were put a millisecond before the request. Were it 0 for all, "
-        "the audit could not fail."
+        "Reacts: the share of requests in which the feature moves when events of this user and "
+        "these items are put a millisecond before the request. Were it 0 for all, the audit could "
+        "not fail."
     )
 
 
@@ -302,39 +300,36 @@ def _drift(page: Report, findings: Findings) -> None:
         f"{findings.periods[1]} ({m_rows:,} of {m:,}): {levels['large']} features drift much, "
         f"{levels['moderate']} moderately, {levels['stable']} are stable."
     )
-    section.table(
-        ["feature", "PSI", "level", "by chance", "KS", "p", "missing", "mean", "shift, sd",
-         "median", "5% – 95%"],
-        [_drift_row(drift) for drift in findings.drifts],
-        strong=[at for at, drift in enumerate(findings.drifts) if drift.level == "large"],
-    )  # fmt: skip
-    section.note(
-        f"PSI: population stability index; below {MODERATE} stable, to {LARGE} moderate, above "
-        "large. By chance: the 95% point of PSI when nothing drifts, for so many requests; below "
-        "it a feature is called stable. KS: Kolmogorov–Smirnov statistic of values that are not "
-        "missing, and its p-value. Shift: difference of the means in standard deviations of the "
-        "reference. Cells with an arrow: reference → current."
-    )
     worst = [drift for drift in findings.drifts if drift.level != "stable"][:_PLOTS]
     worst = worst or list(findings.drifts[: _PLOTS // 2])
-    section.text("The features with the largest PSI, over the bins it is counted on:")
-    _histograms(page, worst, findings.periods)
+    _histograms(section, worst, findings.periods)
+    section.table(
+        ["feature", "PSI", "level", "chance", "KS", "p", "missing", "mean", "shift", "median"],
+        [_drift_row(drift) for drift in findings.drifts],
+        strong=[at for at, drift in enumerate(findings.drifts) if drift.level == "large"],
+    )
+    section.note(
+        f"PSI: population stability index; below {MODERATE} stable, to {LARGE} moderate, above "
+        "large. Chance: the 95% point of PSI when nothing drifts, for so many requests; below "
+        "it a feature is called stable. KS: Kolmogorov–Smirnov statistic of values that are not "
+        "missing, and its p-value. Shift: difference of the means in standard deviations of the "
+        "reference. Cells with an arrow: reference → current. More quantiles are in audit.json."
+    )
 
 
 def _drift_row(drift: Drift) -> list[object]:
     old, new = drift.reference, drift.current
     return [
         *(drift.feature, f"{drift.psi:.3f}", drift.level, f"{drift.chance:.3f}"),
-        *("–" if drift.ks is None else f"{drift.ks:.3f}", _p(drift.p)),
+        *("–" if drift.ks is None else f"{drift.ks:.3f}", _solid(_p(drift.p))),
         _arrow(f"{old.missing:.1%}", f"{new.missing:.1%}"),
-        "codes" if drift.categorical else _arrow(_mean(old), _mean(new)),
+        "codes" if drift.categorical else _arrow(_say(old.mean), _say(new.mean)),
         "–" if drift.shift is None else f"{drift.shift:+.2f}",
-        "–" if drift.categorical else _arrow(_quantile(old, 2), _quantile(new, 2)),
-        "–" if drift.categorical else _arrow(_range(old), _range(new)),
+        "–" if drift.categorical else _arrow(_median(old), _median(new)),
     ]
 
 
-def _histograms(page: Report, drifts: Sequence[Drift], periods: tuple[str, str]) -> None:
+def _histograms(section: Section, drifts: Sequence[Drift], periods: tuple[str, str]) -> None:
     columns = min(3, len(drifts))
     rows = -(-len(drifts) // columns)
     figure, axes = new_figure(12, 0.6 + 3.0 * rows)
@@ -364,7 +359,11 @@ def _histograms(page: Report, drifts: Sequence[Drift], periods: tuple[str, str])
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, ncols=2, loc="upper left")
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
-    page.parts[-1].plot(figure, "Shares of the sampled candidates in each bin.")
+    section.plot(
+        figure,
+        "Features with the largest PSI: shares of the sampled candidates in the bins that it is "
+        "counted on.",
+    )
 
 
 def _method(page: Report, findings: Findings) -> None:
@@ -391,22 +390,24 @@ def _minute(millis: int) -> str:
     return moment(millis)[:16].replace("T", " ")
 
 
-def _arrow(one: str, other: str) -> str:
-    return one if one == other else f"{one} → {other}"
+def _arrow(one: str, other: str) -> Markup:
+    return _solid(one if one == other else f"{one} → {other}")
 
 
-def _mean(moments: Moments) -> str:
-    return "–" if moments.mean is None else f"{moments.mean:.3g}"
+def _solid(words: str) -> Markup:
+    """Words that stay on one line."""
+    return Markup('<span style="white-space: nowrap">{}</span>').format(words)
 
 
-def _quantile(moments: Moments, at: int) -> str:
-    return "–" if moments.quantiles is None else f"{moments.quantiles[at]:.3g}"
-
-
-def _range(moments: Moments) -> str:
-    if moments.quantiles is None:
+def _say(value: float | None) -> str:
+    """Three digits, never an exponent for what is readable without."""
+    if value is None:
         return "–"
-    return f"{moments.quantiles[0]:.3g} – {moments.quantiles[-1]:.3g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+
+
+def _median(moments: Moments) -> str:
+    return "–" if moments.quantiles is None else _say(moments.quantiles[2])
 
 
 def _p(value: float | None) -> str:

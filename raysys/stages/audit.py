@@ -35,6 +35,7 @@ from raysys.stages.features import FeaturesSettings, _promotions
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
 
 HORIZON = 20_000
+_TOLD = 6  # differences told one by one on the terminal
 _STYLE = {
     "leaks": "bold red", "differs": "bold red", "constant": "yellow", "no event": "dim",
     "ok": "green", "large": "bold yellow", "moderate": "yellow", "stable": "dim",
@@ -189,8 +190,9 @@ def _show_faults(findings: report.Findings, console: Console) -> None:
                 f"{escape(findings.item(event['item']))}, {report.after(event['after_ms'])}",
                 highlight=False,
             )
-    for one in findings.audit.differences.values():
-        because = f"; as if events {one.explained} counted" if one.explained else ""
+    differences = list(findings.audit.differences.values())
+    for one in differences[:_TOLD]:
+        because = f"; that is what counting events {one.explained} gives" if one.explained else ""
         console.print(
             f"\n[bold red]{escape(one.feature)} differs[/]: request {escape(one.request_id)} at "
             f"{report.moment(one.time)}, item {escape(findings.item(one.item))}: written "
@@ -198,7 +200,9 @@ def _show_faults(findings: report.Findings, console: Console) -> None:
             soft_wrap=True,
             highlight=False,
         )
-    if findings.audit.leaks or findings.audit.differences:
+    if len(differences) > _TOLD:
+        console.print(f"\n… and {len(differences) - _TOLD} more features differ: see the report")
+    if findings.audit.leaks or differences:
         console.print()
 
 
