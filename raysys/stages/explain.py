@@ -5,9 +5,6 @@ from __future__ import annotations
 import difflib
 from importlib import import_module
 
-from rich.console import Console
-from rich.markdown import Markdown
-
 from raysys.errors import UserError
 from raysys.stages.features import FeaturesSettings
 
@@ -35,8 +32,4 @@ def run(
         )
     words = import_module("raysys.features.explain")
     found = [each for each in words.explain(settings.plan) if feature in (None, each.name)]
-    text = words.as_markdown(found)
-    if as_markdown:
-        print(text)
-    else:
-        Console().print(Markdown(text))
+    print(words.as_markdown(found) if as_markdown else words.as_text(found), end="")
