@@ -188,9 +188,17 @@ class LiveFeatures:
             if not len(part):
                 continue
             self.state.apply(part)
-            self._note_stores(part)
-            self.sessions.seen(part.session)
-            self.as_of = max(self.as_of, int(part.time.max()))
+            self.note(part)
+
+    def note(self, events: EventColumns) -> None:
+        """What is kept of events beside the state by key: last stores, sessions, the newest moment.
+
+        For who fills the state by other means than `apply`.
+        """
+        if len(events):
+            self._note_stores(events)
+            self.sessions.seen(events.session)
+            self.as_of = max(self.as_of, int(events.time.max()))
 
     def compact(self) -> int:
         """Take away what has aged out; how many records went. Nothing else changes."""

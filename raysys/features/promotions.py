@@ -71,6 +71,25 @@ class Promotions:
         at = np.minimum(np.searchsorted(here, wanted), len(here) - 1)
         return np.where(here[at] == wanted, self.flags[low:high][at], 0).astype(np.int16)
 
+    def of_rows(
+        self,
+        items: npt.NDArray[np.int32],
+        stores: npt.NDArray[np.int32],
+        weeks: npt.NDArray[np.int32],
+    ) -> npt.NDArray[np.int16]:
+        """Flags of items, each in its own store and week: int16[n]; see `of`."""
+        place = weeks.astype(np.int64) * self.n_stores + stores
+        places, inverse = np.unique(place, return_inverse=True)
+        ends = np.searchsorted(self.keys, np.concatenate([places, places + 1]) * self.n_items)
+        told = ends[: len(places)] < ends[len(places) :]  # stores whose promotions were recorded
+        known = (stores >= 0) & (weeks >= self.first_week) & (weeks <= self.last_week)
+        out = np.full(len(items), -1, dtype=np.int16)
+        rows = np.flatnonzero(known & told[inverse])
+        wanted = place[rows] * self.n_items + items[rows]
+        at = np.minimum(np.searchsorted(self.keys, wanted), max(0, len(self.keys) - 1))
+        out[rows] = np.where(self.keys[at] == wanted, self.flags[at], 0) if len(rows) else 0
+        return out
+
     def between(self, first_week: int, last_week: int) -> Promotions:
         """Only the given weeks, both included."""
         per_week = self.n_stores * self.n_items

@@ -37,7 +37,7 @@ Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 Column = npt.NDArray[Any] | float
 
-_WINDOW = {
+WINDOW_FIELDS = {
     "window_count": "counts",
     "window_sum": "sums",
     "window_mean": "means",
@@ -215,7 +215,7 @@ def _rate(feature: Rate, stats: Mapping[str, Any], live: LiveFeatures) -> Column
 
 def _of_window(feature: FromWindow, stats: WindowStats, live: LiveFeatures) -> Column:
     row = live.plan.windows[feature.window].spans.index(feature.span)
-    found: npt.NDArray[np.float64] = getattr(stats, _WINDOW[feature.kind])[row]
+    found: npt.NDArray[np.float64] = getattr(stats, WINDOW_FIELDS[feature.kind])[row]
     return found
 
 

@@ -1,23 +1,32 @@
-"""History replayed: at each request the features as they stood then, never a moment later."""
+"""Candidates as retrieval would have offered them: history replayed, request by request.
+
+A task has some of the users, and counts only what these did: nothing else can change their own
+items, their history or their favourite categories. What sells is found once for all tasks and
+stands as it was at midnight, so that the outcome does not depend on how the work was cut.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from raysys import schema
+from raysys.features.chosen import Block, Chooser, share_of
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
+from raysys.features.numbered import NumberedLog
+from raysys.features.table import DAY_MS
 from raysys.retrieval.covisitation import CoVisitation
+from raysys.retrieval.popular import Popular
 
 Int32 = npt.NDArray[np.int32]
+
+CHOOSING = ("user", "user_item", "user_category")
+"""Tables that candidates, histories and counts of orders come from, if the plan has them."""
 
 
 @dataclass
@@ -30,143 +39,188 @@ class Recall:
     found: int = 0
 
 
-def replay(
+@dataclass(frozen=True)
+class Retrieval:
+    """What tasks share.
+
+    Attributes:
+        neighbourhoods: (from, co-visitation): the one to use from that moment on, each fitted on
+            events before that moment only; the first from the very beginning.
+        popular: what sells, by day (moment ÷ one day).
+        history: items of the user kept with each request.
+    """
+
+    neighbourhoods: Sequence[tuple[int, CoVisitation]]
+    popular: Callable[[int], Popular]
+    history: int
+
+
+def choose_candidates(
     live: LiveFeatures,
-    events: EventColumns,
+    events: Iterator[EventColumns],
     requests: pl.DataFrame,
     relevant: pl.DataFrame,
-    neighbourhoods: Sequence[tuple[int, CoVisitation]],
-    folder: Path,
-    part: int,
-    history: int,
+    retrieval: Retrieval,
+    blocks: Sequence[Block],
+    chooser: Chooser,
     advance: Callable[[int], None] = lambda done: None,
 ) -> dict[int, Recall]:
-    """Walk through time and write the examples of some requests.
+    """Walk through time and choose the candidates of some requests.
 
     Args:
         live: empty state; afterwards it stands at the last request.
-        events: the whole log; at a request, events strictly before it have been counted.
+        events: at least those of the requests' users, in time order; at a request, events strictly
+            before it have been counted.
         requests: the requests of this part, in time order (see `build_requests`).
         relevant: request, item, label of at least these requests.
-        neighbourhoods: (from, co-visitation): the one to use from that moment on, each fitted
-            on events before that moment only; the first from the very beginning.
-        folder: the features folder; writes `examples/fold=K/part-P.parquet` and `requests/…`.
-        part: P.
-        history: items of the user kept with each request.
+        retrieval: what is shared.
+        blocks: cover the requests' time.
+        chooser: gets a block after the other.
         advance: told how many requests are done.
 
     Returns:
         per fold, how much of what was bought was among the candidates.
     """
-    bought = _per_request(requests, relevant)
+    past = _Past(events)
     recalls: dict[int, Recall] = {}
-    position, epoch = 0, 0
-    for fold in requests["fold"].unique().sort():
-        block = requests.filter(fold=fold)
-        writer = _Writer(live.names)
-        recall = recalls.setdefault(int(fold), Recall())
-        for row in block.iter_rows(named=True):
-            time = int(row["time"])
-            until = position + int(np.searchsorted(events.time[position:], time))
-            live.apply(events.slice(position, until))
-            position = until
-            while epoch + 1 < len(neighbourhoods) and neighbourhoods[epoch + 1][0] <= time:
+    epoch, day, done = 0, -1, 0
+    for block in blocks:
+        mine = requests.filter(pl.col("time").is_between(block.start, block.end, closed="left"))
+        offered: list[Int32] = []
+        histories: list[Int32] = []
+        orders: list[int] = []
+        stores: list[int] = []
+        for user, time, store in mine.select("user", "time", "store").iter_rows():
+            for each in past.until(time):
+                live.apply(each)
+            live.as_of = time - 1  # others may have done something until then
+            while (
+                epoch + 1 < len(retrieval.neighbourhoods)
+                and retrieval.neighbourhoods[epoch + 1][0] <= time
+            ):
                 epoch += 1
-            live.covisitation = neighbourhoods[epoch][1]
-            user, (items, labels) = int(row["user"]), bought[int(row["request"])]
-            found = live.candidates(user, time).items
-            missed = np.isin(items, found, invert=True)
-            every = np.concatenate([found, items[missed]]).astype(np.int32)
-            batch = live.batch(user, every, time, row["store_id"], row["week"], history=history)
-            writer.add(int(row["request"]), every, len(found), items, labels, batch.features)
-            writer.moment(live.history(user, history), live.orders(user))
-            recall.requests += 1
-            recall.candidates += len(found)
-            recall.relevant += len(items)
-            recall.found += int((~missed).sum())
-            if recall.requests % 50 == 0:
-                advance(sum(r.requests for r in recalls.values()))
-        writer.write(folder, int(fold), part, block)
-    advance(len(requests))
+            if time // int(DAY_MS) != day:
+                day = time // int(DAY_MS)
+                live.take_popular(retrieval.popular(day), day)
+            live.covisitation = retrieval.neighbourhoods[epoch][1]
+            offered.append(live.candidates(user, time).items)
+            histories.append(live.history(user, retrieval.history))
+            orders.append(live.orders(user))
+            stores.append(live.last_store(user) if store < 0 else store)
+            done += 1
+            if done % 200 == 0:
+                advance(done)
+        bought = relevant.join(mine.select("request").with_row_index("at"), on="request")
+        rows, found = _rows(offered, bought, len(live.catalogue))
+        chooser.write(
+            mine.with_columns(
+                history=pl.Series(histories, dtype=pl.List(pl.Int32)),
+                n_orders=pl.Series(orders, dtype=pl.Int32),
+                store=pl.Series(stores, dtype=pl.Int32),
+                session=pl.lit(-1),
+                query=pl.lit(-1),
+            ),
+            rows,
+        )
+        recall = recalls.setdefault(block.fold, Recall())
+        recall.requests += len(mine)
+        recall.candidates += sum(len(items) for items in offered)
+        recall.relevant += len(bought)
+        recall.found += found
+    advance(done)
     return recalls
 
 
-def _per_request(
-    requests: pl.DataFrame, relevant: pl.DataFrame
-) -> dict[int, tuple[Int32, npt.NDArray[np.float32]]]:
-    """Items and gains of each request, by ordinal."""
-    mine = relevant.filter(pl.col("request").is_in(requests["request"].implode()))
-    groups = mine.group_by("request", maintain_order=True).agg("item", "label")
-    return {
-        request: (np.array(items, dtype=np.int32), np.array(labels, dtype=np.float32))
-        for request, items, labels in groups.iter_rows()
-    }
+def choose_part(
+    live: LiveFeatures,
+    log: NumberedLog,
+    requests: pl.DataFrame,
+    relevant: pl.DataFrame,
+    retrieval: Retrieval,
+    blocks: Sequence[Block],
+    folder: Path,
+    part: int,
+    parts: int,
+    advance: Callable[[int], None] = lambda done: None,
+) -> dict[int, Recall]:
+    """`choose_candidates` for the users of one part, into `folder`."""
+    chooser = Chooser(folder, part)
+    mine = requests.filter(share_of(requests["user"].to_numpy(), part, parts))
+
+    def own() -> Iterator[EventColumns]:
+        for each in log.slices():
+            yield each.events.take(np.flatnonzero(share_of(each.events.user, part, parts)))
+
+    recalls = choose_candidates(live, own(), mine, relevant, retrieval, blocks, chooser, advance)
+    chooser.close()
+    return recalls
 
 
-class _Writer:
-    """Gathers the examples of one fold and part, then writes them at once."""
+def popular_by_day(
+    live: LiveFeatures, log: NumberedLog, days: Sequence[int], save: Callable[[int, Popular], None]
+) -> None:
+    """What sells as of midnight (UTC) of each day, days rising, given to `save`."""
+    at = log.first
+    for day in days:
+        midnight = day * int(DAY_MS)
+        if midnight > at:
+            for each in log.between(at, midnight):
+                live.apply(each.events)
+            at = midnight
+        save(day, live.popular_at(midnight))
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
-        self.keys: list[pa.RecordBatch] = []
-        self.features: list[npt.NDArray[np.float32]] = []
-        self.histories: list[Int32] = []
-        self.orders: list[int] = []
 
-    def add(
-        self,
-        request: int,
-        items: Int32,
-        n_retrieved: int,
-        relevant: Int32,
-        labels: npt.NDArray[np.float32],
-        features: npt.NDArray[np.float32],
-    ) -> None:
-        """Examples of one request: first what was retrieved, then what was missed."""
-        label = np.zeros(len(items), dtype=np.float32)
-        order = np.argsort(relevant)
-        at = np.minimum(np.searchsorted(relevant[order], items), len(relevant) - 1)
-        hit = relevant[order][at] == items
-        label[hit] = labels[order][at][hit]
-        self.keys.append(
-            pa.record_batch(
-                [
-                    pa.array(np.full(len(items), request, dtype=np.int32)),
-                    pa.array(items),
-                    pa.array(label),
-                    pa.array(np.ones(len(items), dtype=np.float32)),
-                    pa.array(np.arange(len(items)) < n_retrieved),
-                ],
-                schema=schema.EXAMPLE_KEYS,
-            )
-        )
-        self.features.append(features)
+class _Past:
+    """Events one after the other, up to a moment."""
 
-    def moment(self, history: Int32, n_orders: int) -> None:
-        """What was known of the user at the request."""
-        self.histories.append(history)
-        self.orders.append(n_orders)
+    def __init__(self, events: Iterator[EventColumns]) -> None:
+        self._events = events
+        self._current: EventColumns | None = None
+        self._position = 0
 
-    def write(self, folder: Path, fold: int, part: int, requests: pl.DataFrame) -> None:
-        """Write both files of this fold and part."""
-        keys = pa.Table.from_batches(self.keys, schema=schema.EXAMPLE_KEYS).combine_chunks()
-        matrix = np.concatenate(self.features)
-        columns = {name: matrix[:, at] for at, name in enumerate(self.names)}
-        table = pa.table(
-            {**{n: keys[n] for n in keys.column_names}, **columns},
-            schema=pa.schema(
-                [*schema.EXAMPLE_KEYS, *(pa.field(name, pa.float32()) for name in self.names)]
-            ),
-        )
-        rows = requests.with_columns(
-            timestamp=pl.col("time").cast(pl.Datetime("ms", "UTC")),
-            history=pl.Series(self.histories, dtype=pl.List(pl.Int32)),
-            n_orders=pl.Series(self.orders, dtype=pl.Int32),
-        ).select(schema.REQUESTS.names)
-        for kind, content in (
-            ("examples", table),
-            ("requests", rows.to_arrow().cast(schema.REQUESTS)),
-        ):
-            path = folder / kind / f"fold={fold}" / f"part-{part:03d}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(content, path, compression="zstd", compression_level=1)
+    def until(self, time: int) -> Iterator[EventColumns]:
+        """What came since the last call, strictly before `time`."""
+        while True:
+            if self._current is None or self._position == len(self._current):
+                self._current, self._position = next(self._events, None), 0
+                if self._current is None:
+                    return
+            moments = self._current.time
+            stop = int(np.searchsorted(moments[self._position :], time)) + self._position
+            if stop > self._position:
+                yield self._current.slice(self._position, stop)
+                self._position = stop
+            if stop < len(moments):
+                return
+
+
+def _rows(offered: Sequence[Int32], bought: pl.DataFrame, n_items: int) -> tuple[pl.DataFrame, int]:
+    """Rows of a block: of each request what was offered, then what was bought and not offered.
+
+    Returns:
+        the rows, and how many bought items were offered.
+    """
+    sizes = [len(items) for items in offered]
+    at = np.repeat(np.arange(len(offered), dtype=np.int64), sizes)
+    items = np.concatenate([*offered, np.empty(0, np.int32)])
+    label = np.zeros(len(items), dtype=np.float32)
+    wanted = bought["at"].to_numpy().astype(np.int64) * n_items + bought["item"].to_numpy()
+    order = np.argsort(wanted)
+    wanted, gains = wanted[order], bought["label"].to_numpy()[order]
+    keys = at * n_items + items
+    missed = np.ones(len(wanted), dtype=np.bool_)
+    if len(wanted):
+        place = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
+        hit = wanted[place] == keys
+        label[hit] = gains[place[hit]]
+        missed[place[hit]] = False
+    at = np.concatenate([at, wanted[missed] // n_items])
+    rows = pl.DataFrame(
+        {
+            "at": at.astype(np.int32),
+            "item": np.concatenate([items, (wanted[missed] % n_items).astype(np.int32)]),
+            "label": np.concatenate([label, gains[missed]]),
+            "retrieved": np.arange(len(at)) < len(items),
+        }
+    ).with_columns(position=pl.lit(0), weight=pl.lit(1.0))
+    return rows.sort("at", maintain_order=True), int((~missed).sum())

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from pydantic import Field
 
 from raysys.config import Settings
 from raysys.errors import UserError
 from raysys.features.labels import LabelSettings
-from raysys.features.log import Log
+from raysys.features.numbered import LogSlice, NumberedLog
 
 DAY_MS = 86_400_000
 
@@ -45,7 +46,8 @@ class Requests:
     """Requests and what was relevant in each.
 
     Attributes:
-        frame: columns of `schema.REQUESTS` but `history`, `n_orders`; in time order.
+        frame: request, request_id, order, user, time (UTC ms), store and week (-1 where unknown),
+            fold, split, n_relevant; in time order.
         relevant: request, item, label: distinct items with their highest gain.
         folds: first moment (UTC ms) of every fold, then the end of the last.
     """
@@ -69,52 +71,81 @@ def fold_bounds(settings: RequestSettings, end: int) -> tuple[int, ...]:
     return (*train, validation, report, end)
 
 
-def build_requests(log: Log, settings: RequestSettings, seed: int) -> Requests:
+def build_requests(log: NumberedLog, settings: RequestSettings) -> Requests:
     """Orders (or sessions) with a labelled event as requests, each at its first moment.
+
+    The log is read in stretches; what they say of an order that lies in two is put together here.
 
     Raises:
         UserError: a fold without any request.
     """
-    bounds = fold_bounds(settings, int(log.events.time[-1]) + 1)
-    frame = log.frame.with_columns(label=pl.Series(settings.labels.by_kind[log.events.kind]))
-    frame = frame.filter(pl.col("item") >= 0)
-    starts = frame.group_by("order").agg(
-        pl.col("time").min(),
-        pl.col("user", "store_id", "week").first(),
-        request_id=pl.col("group").first(),
-        n_relevant=pl.col("item").filter(pl.col("label") > 0).n_unique().cast(pl.Int32),
+    bounds = fold_bounds(settings, log.last + 1)
+    gains = settings.labels.by_kind
+    kept = _draw(_orders(log, gains), bounds, settings)
+    names = pl.Series("request_id", log.order_names(kept["order"].to_numpy()), dtype=pl.String)
+    requests = kept.with_columns(names).sort("time", "request_id").with_row_index("request")
+    requests = requests.with_columns(pl.col("request").cast(pl.Int32))
+    wanted = requests.select("order", "request")
+    found = [
+        wanted.clear()
+        .select("request")
+        .with_columns(item=pl.lit(0, pl.Int32), label=pl.lit(0, pl.Float32))
+    ]
+    for each in log.between(bounds[0], log.last + 1):
+        rows = _rows(each, gains).filter((pl.col("label") > 0) & (pl.col("item") >= 0))
+        rows = rows.join(wanted, on="order").group_by("request", "item").agg(pl.col("label").max())
+        found.append(rows.select("request", "item", "label"))
+    relevant = pl.concat(found).group_by("request", "item").agg(pl.col("label").max())
+    relevant = relevant.sort("request", "item")
+    sizes = relevant.group_by("request").agg(n_relevant=pl.len().cast(pl.Int32))
+    requests = requests.join(sizes, on="request", how="left", maintain_order="left")
+    return Requests(requests, relevant, bounds)
+
+
+def _orders(log: NumberedLog, gains: npt.NDArray[np.float32]) -> pl.DataFrame:
+    """First moment, user, store and week of every order with a labelled item."""
+    partial = []
+    for each in log.slices():
+        rows = _rows(each, gains).filter(pl.col("item") >= 0)
+        partial.append(_begin(rows.with_columns(labelled=pl.col("label") > 0)))
+    return _begin(pl.concat(partial)).filter("labelled").drop("labelled")
+
+
+def _begin(rows: pl.DataFrame) -> pl.DataFrame:
+    """Each order as it begins; rows in time order."""
+    return rows.group_by("order", maintain_order=True).agg(
+        pl.col("time", "user", "store", "week").first(), pl.col("labelled").any()
     )
-    fold = pl.Series(np.searchsorted(bounds, starts["time"].to_numpy(), side="right") - 1)
-    starts = starts.with_columns(fold=fold.cast(pl.Int32)).filter(
-        (pl.col("n_relevant") > 0) & (pl.col("fold") >= 0) & (pl.col("fold") < len(bounds) - 1)
-    )
+
+
+def _rows(each: LogSlice, gains: npt.NDArray[np.float32]) -> pl.DataFrame:
+    events = each.events
+    columns = {name: getattr(events, name) for name in ("order", "time", "user", "store", "item")}
+    return pl.DataFrame({**columns, "week": each.week, "label": gains[events.kind]})
+
+
+def _draw(starts: pl.DataFrame, bounds: tuple[int, ...], settings: RequestSettings) -> pl.DataFrame:
+    """Requests of every fold with their split, no more than are wanted of each."""
+    fold = np.searchsorted(bounds, starts["time"].to_numpy(), side="right") - 1
+    starts = starts.with_columns(fold=pl.Series(fold, dtype=pl.Int32))
     last = len(bounds) - 2
     splits = ["train"] * (last - 1) + ["validation", "report"]
     kept = []
     for number, split in enumerate(splits):
-        block = starts.filter(fold=number).sort("time", "request_id")
+        block = starts.filter(fold=number)
         if block.is_empty():
+            spanned = starts.filter(pl.col("fold").is_between(0, last))
             raise UserError(
                 f"no request in the {split} fold {number}",
                 where="features: train_days, validation_days, report_days",
-                mend=f"the log's requests span {_span(starts)}; give fewer days or folds",
+                mend=f"the log's requests span {_span(spanned)}; give fewer days or folds",
             )
         wanted = getattr(settings.requests_per_fold, split)
         if wanted is not None and wanted < len(block):
-            # drawn by a hash of the id, so that a longer log keeps the requests it had
-            chance = block["request_id"].hash(seed)
-            block = block.with_columns(chance=chance).bottom_k(wanted, by="chance").drop("chance")
+            # orders are numbered by a hash: a longer log keeps the requests it had
+            block = block.bottom_k(wanted, by="order")
         kept.append(block.with_columns(split=pl.lit(split)))
-    requests = pl.concat(kept).sort("time", "request_id").with_row_index("request")
-    requests = requests.with_columns(pl.col("request").cast(pl.Int32))
-    relevant = (
-        frame.filter(pl.col("label") > 0)
-        .join(requests.select("order", "request"), on="order")
-        .group_by("request", "item")
-        .agg(pl.col("label").max())
-        .sort("request", "item")
-    )
-    return Requests(requests, relevant, bounds)
+    return pl.concat(kept)
 
 
 def _span(starts: pl.DataFrame) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
 
 Int32 = npt.NDArray[np.int32]
 
@@ -28,15 +31,38 @@ class Popular:
     ) -> None:
         sold = np.flatnonzero(popularity > 0)
         order = sold[np.lexsort((sold, -popularity[sold]))].astype(np.int32)
-        self.items: Int32 = order[:keep]
         grouped = order[np.argsort(category[order], kind="stable")]
         codes = category[grouped]
         n_categories = int(category.max(initial=-1)) + 1
         starts = np.searchsorted(codes, np.arange(n_categories))
         ends = np.searchsorted(codes, np.arange(n_categories), side="right")
+        kept = np.minimum(ends - starts, per_category)
+        rows = np.repeat(starts - np.cumsum(kept) + kept, kept) + np.arange(kept.sum())
+        self._take(order[:keep], grouped[rows], kept)
+
+    def _take(self, items: Int32, by_category: Int32, sizes: npt.NDArray[np.int64]) -> None:
+        self.items: Int32 = items
+        ends = np.cumsum(sizes)
         self._by_category = [
-            grouped[a : min(a + per_category, b)] for a, b in zip(starts, ends, strict=True)
+            by_category[a:b] for a, b in zip((ends - sizes).tolist(), ends.tolist(), strict=True)
         ]
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors."""
+        arrays = {
+            "items": self.items,
+            "by_category": np.concatenate([*self._by_category, np.empty(0, np.int32)]),
+            "sizes": np.array([len(items) for items in self._by_category], dtype=np.int64),
+        }
+        save_file(arrays, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Popular:
+        """Read what `save` wrote."""
+        arrays = load_file(path)
+        popular = cls.__new__(cls)
+        popular._take(arrays["items"], arrays["by_category"], arrays["sizes"])
+        return popular
 
     def top(self, limit: int) -> Int32:
         """The most popular items: int32[≤ limit]."""

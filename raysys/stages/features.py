@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import polars as pl
-import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
-from raysys.catalogue import Catalogue
 from raysys.cluster import ray_session
 from raysys.config import Settings
-from raysys.features.live import CandidateSettings, LiveFeatures
-from raysys.features.log import EventColumns, Log, read_log
-from raysys.features.plan import FeaturePlan
-from raysys.features.promotions import DISPLAY, MAILER, Promotions
-from raysys.features.replay import Recall, replay
-from raysys.features.requests import DAY_MS, Requests, RequestSettings, build_requests
+from raysys.features.chosen import Block, cut_blocks
+from raysys.features.columns import families
+from raysys.features.live import CandidateSettings
+from raysys.features.numbered import NumberedLog, number_log
+from raysys.features.plan import EventType, FeaturePlan
+from raysys.features.replay import Recall
+from raysys.features.requests import (
+    DAY_MS,
+    RequestSettings,
+    RequestsPerFold,
+    build_requests,
+    fold_bounds,
+)
+from raysys.features.shown import LabelRows, label_in_session
+from raysys.features.work import Work
+from raysys.ingest.spread import OnRay, Spread
 from raysys.progress import task
-from raysys.retrieval.covisitation import CoVisitation
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
+
+BLOCK_REQUESTS = 1_000
+BLOCK_EVENTS = 200_000
+PART_EVENTS = 2_000_000
 
 
 class CoVisitationSettings(Settings):
@@ -35,22 +48,77 @@ class CoVisitationSettings(Settings):
     refit_days: float = Field(28, gt=0)
 
 
+class FromRetrieval(Settings):
+    """Examples are what retrieval would have offered at each order (or session)."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    from_: Literal["retrieval"] = Field("retrieval", alias="from")
+
+
+class FromLog(Settings):
+    """Examples are rows of the log: what was shown or done.
+
+    Attributes:
+        events: types of the rows that become examples. Rows with one `request_id` are a request;
+            without one, what a user was shown or did at one moment.
+        share: of the requests, drawn by a hash of what they are.
+        keep_empty: keep requests that nothing came of.
+        within_minutes: how long after a row something still counts as its outcome.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    from_: Literal["log"] = Field("log", alias="from")
+    events: list[EventType] = Field(["impression"], min_length=1)
+    share: float = Field(1.0, gt=0, le=1)
+    keep_empty: bool = False
+    within_minutes: float = Field(60, gt=0)
+
+
 class FeaturesSettings(RequestSettings):
-    """The YAML of `raysys features`."""
+    """The YAML of `raysys features`.
+
+    Attributes:
+        parts: into how many the users are dealt, each part a task; null chooses by CPUs and
+            events. The outcome does not depend on it.
+    """
 
     kind_name: ClassVar[str] = "features"
 
     group_by: list[Literal["order_id", "session_id"]] = ["order_id", "session_id"]
+    examples: Annotated[FromRetrieval | FromLog, Field(discriminator="from_")] = FromRetrieval()
     history: int = Field(24, ge=1, le=500)
-    parts: int = Field(2, ge=1, le=4096)  # tasks that replay the log, each for its requests
+    parts: int | None = Field(None, ge=1, le=4096)
     seed: int = 17
     candidates: CandidateSettings = CandidateSettings()
     covisitation: CoVisitationSettings = CoVisitationSettings()
     plan: FeaturePlan
 
+    @model_validator(mode="after")
+    def _one_way_to_draw(self) -> FeaturesSettings:
+        if isinstance(self.examples, FromLog) and self.requests_per_fold != RequestsPerFold():
+            raise ValueError("requests_per_fold: examples from the log are drawn by their `share`")
+        return self
 
-def run(settings: FeaturesSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
+
+def run(
+    settings: FeaturesSettings,
+    workspace: Workspace,
+    *,
+    force: bool = False,
+    spread: Spread | None = None,
+) -> Manifest:
     """Write examples by fold, requests, catalogue and state into `workspace.features`.
+
+    What a killed run had done is not done again: its working folder stays until the stage is done,
+    or is started with other settings.
+
+    Args:
+        settings: the YAML.
+        workspace: of the shop.
+        force: run although the outcome is there.
+        spread: who does the pieces; None: tasks on Ray.
 
     Raises:
         UserError: no ingested log, or folds that the log cannot fill.
@@ -58,188 +126,218 @@ def run(settings: FeaturesSettings, workspace: Workspace, *, force: bool = False
     planned = Manifest(
         stage="features",
         inputs={"ingest": read_manifest(workspace.ingest).fingerprint},
-        settings=settings.model_dump(mode="json"),
+        settings=settings.model_dump(mode="json", by_alias=True),
     )
     if not force and is_done(workspace.features, planned):
         return read_manifest(workspace.features)
     started = time.monotonic()
-    with ray_session(), replacing(workspace.features) as folder:
-        with task("features: reading the log") as reading:
-            catalogue = Catalogue(pq.read_table(workspace.ingest / "items.parquet"))
-            log = read_log(workspace.ingest / "events", catalogue, group_by=settings.group_by)
-            requests = build_requests(log, settings, settings.seed)
-            reading.note = f"{len(log.events):,} events, {len(requests.frame):,} requests"
-        state = LiveFeatures(settings.plan, catalogue, log.users, log.stores, settings.candidates)
-        recalls = _write_examples(settings, state, log, requests, workspace.ingest, folder)
-        with task("features: state at the end of the log"):
-            state.apply(log.events)
-            (folder / "state").mkdir()
-            state.save(folder / "state")
-            catalogue.save(folder / "catalogue.parquet")
+    root = _working_folder(workspace, planned, force)
+    if spread is None:
+        with ray_session():
+            outcome = _work(settings, workspace.ingest, root, OnRay())
+    else:
+        outcome = _work(settings, workspace.ingest, root, spread)
+    with replacing(workspace.features) as folder:
+        for kind in ("examples", "requests"):
+            (root / "out" / kind).rename(folder / kind)
+        (root / "catalogue.parquet").rename(folder / "catalogue.parquet")
+        (root / "state").rename(folder / "state")
         planned.seconds = time.monotonic() - started
-        planned.counts = {
-            "events": len(log.events),
-            "users": len(log.users),
-            "items": len(catalogue),
-            "requests": sum(recall.requests for recall in recalls.values()),
-            "examples": sum(recall.candidates for recall in recalls.values()),
-        }
-        planned.figures = {
-            "folds": {
-                "train": list(range(requests.validation)),
-                "validation": requests.validation,
-                "report": requests.validation + 1,
-                "bounds": [str(np.datetime64(bound, "ms")) for bound in requests.folds],
-            },
-            "names": list(settings.plan.names),
-            "recall": {
-                str(fold): {**asdict(recall), "recall": recall.found / max(1, recall.relevant)}
-                for fold, recall in sorted(recalls.items())
-            },
-        }
+        planned.counts, planned.figures = outcome
         planned.write(folder)
+    shutil.rmtree(root.parent)
     return planned
 
 
-def _write_examples(
-    settings: FeaturesSettings,
-    state: LiveFeatures,
-    log: Log,
-    requests: Requests,
-    ingest: Path,
-    folder: Path,
-) -> dict[int, Recall]:
-    """Fit neighbourhoods as of each period, replay the parts as Ray tasks, gather their counts.
+def _working_folder(workspace: Workspace, planned: Manifest, force: bool) -> Path:
+    """Where this plan's pieces lie; those of other plans are removed."""
+    home = workspace.features.with_name(f".{workspace.features.name}.work")
+    root = home / planned.fingerprint
+    if home.exists():
+        for leftover in home.iterdir():
+            if leftover != root or force or (root / "state").exists():
+                shutil.rmtree(leftover, ignore_errors=True)
+    root.mkdir(parents=True, exist_ok=True)
+    return root
 
-    Leaves in `state` the newest neighbourhood and the promotions that serving needs.
-    """
-    import ray
 
-    events = ray.put(log.events)
-    n_items = len(state.catalogue)
+def _work(
+    settings: FeaturesSettings, ingest: Path, root: Path, spread: Spread
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """All pieces in a row; returns counts and figures of the manifest."""
+    work = Work(root, settings.plan, settings.candidates)
+    catalogue = work.write_catalogue(ingest / "items.parquet")
+    log = number_log(
+        *(ingest / "events", catalogue, settings.group_by, root / "log", spread),
+        seed=settings.seed,
+    )
+    work.write_resources(ingest.parent)
+    folds = fold_bounds(settings, log.last + 1)
     step = int(settings.covisitation.refit_days * DAY_MS)
-    moments = [*range(requests.folds[0], requests.folds[-1], step), requests.folds[-1]]
-    fit = ray.remote(_fit_covisitation)
-    fits = [fit.remote(events, moment, n_items, settings.covisitation) for moment in moments]
-    promotions = _promotions(ingest, state, requests)
-    with task("features: items bought together", len(fits)) as fitting:
-        for done in fits:
-            ray.wait([done])
-            fitting.advance()
-    neighbourhoods = list(zip(moments[:-1], fits[:-1], strict=True))
-    shared = ray.put(promotions)
-    work = ray.remote(_replay_part)
-    ticker = ray.remote(_Ticker).options(num_cpus=0).remote()
-    parts = [
-        work.remote(
-            *(settings, state.catalogue, state.users, state.stores, events, shared),
-            *(requests.frame.filter(pl.col("request") % settings.parts == part).drop("order"),),
-            *(requests.relevant, [at for at, _ in neighbourhoods], str(folder), part, ticker),
-            *[fitted for _, fitted in neighbourhoods],
-        )
-        for part in range(settings.parts)
-    ]
-    recalls: dict[int, Recall] = {}
-    with task("features: replaying the log", len(requests.frame)) as replaying:
-        waiting = list(parts)
-        while waiting:
-            _, waiting = ray.wait(waiting, timeout=1.0)
-            replaying.reach(ray.get(ticker.total.remote()))
-        for mine in ray.get(parts):
-            for fold, recall in mine.items():
-                total = recalls.setdefault(fold, Recall())
-                for name, value in asdict(recall).items():
-                    setattr(total, name, getattr(total, name) + value)
-        found = sum(recall.found for recall in recalls.values())
-        relevant = sum(recall.relevant for recall in recalls.values())
-        replaying.note = f"candidates hold {found / max(1, relevant):.1%} of what was bought"
-    state.covisitation = ray.get(fits[-1])
-    last = promotions.last_week
-    state.promotions = promotions.between(last - 1, last)
-    return recalls
+    parts = settings.parts or max(2 * spread.cpus, -(-len(log) // PART_EVENTS))
+    work = replace(work, moments=(*range(folds[0], folds[-1], step), folds[-1]), parts=parts)
+    if isinstance(settings.examples, FromLog):
+        blocks, recalls = _choose_logged(settings, settings.examples, work, ingest, folds, spread)
+    else:
+        blocks, recalls = _choose_retrieved(settings, work, ingest, folds, spread)
 
+    def gathered(number: int) -> dict[str, Any]:
+        return {"answer": [number, work.gather(blocks[number])["requests"]]}
 
-class _Ticker:
-    """Adds up the progress of all parts."""
-
-    def __init__(self) -> None:
-        self._done: dict[int, int] = {}
-
-    def tell(self, part: int, done: int) -> None:
-        self._done[part] = done
-
-    def total(self) -> int:
-        return sum(self._done.values())
-
-
-def _fit_covisitation(
-    events: EventColumns, until: int, n_items: int, settings: CoVisitationSettings
-) -> CoVisitation:
-    """Neighbourhoods from events strictly before a moment."""
-    stop = int(np.searchsorted(events.time, until))
-    return CoVisitation.fit(
-        events.order[:stop],
-        events.item[:stop],
-        n_items,
-        k=settings.k,
-        min_count=settings.min_count,
-        shrinkage=settings.shrinkage,
+    sizes = dict(_each(spread, "features: gathering", len(blocks), gathered))
+    first = np.cumsum([0, *(sizes[block.number] for block in blocks)])
+    kinds = families(settings.plan)
+    pieces = [(k, part) for k in kinds for part in range(k.parts(parts))]
+    pieces.sort(key=lambda piece: bool(piece[0].by))  # the whole ones take longest: first
+    _each(
+        *(spread, "features: replaying the log", len(pieces)),
+        lambda n: work.replay(*pieces[n], blocks),
     )
+    validation = len(folds) - 3
+    splits = ["train"] * validation + ["validation", "report"]
+    groups = np.array_split(np.arange(len(blocks)), min(len(blocks), 4 * spread.cpus))
+
+    def write(number: int) -> None:
+        if number == len(groups):
+            _state(work, kinds)
+            return
+        stitcher = work.stitcher()
+        for at in groups[number]:
+            stitcher.stitch(blocks[at], splits[blocks[at].fold], int(first[at]))
+
+    _each(spread, "features: writing examples and state", len(groups) + 1, write)
+    counts = {
+        "events": len(log),
+        "users": len(log.users),
+        "items": len(catalogue),
+        "requests": sum(recall.requests for recall in recalls.values()),
+        "examples": sum(recall.candidates for recall in recalls.values()),
+    }
+    figures = {
+        "folds": {
+            "train": list(range(validation)),
+            "validation": validation,
+            "report": validation + 1,
+            "bounds": [str(np.datetime64(bound, "ms")) for bound in folds],
+        },
+        "names": list(settings.plan.names),
+        "recall": {
+            str(fold): {**asdict(recall), "recall": recall.found / max(1, recall.relevant)}
+            for fold, recall in sorted(recalls.items())
+        },
+    }
+    return counts, figures
 
 
-def _replay_part(
+def _choose_retrieved(
+    settings: FeaturesSettings, work: Work, ingest: Path, folds: tuple[int, ...], spread: Spread
+) -> tuple[list[Block], dict[int, Recall]]:
+    """Requests of the log, and what retrieval would have offered."""
+    with task("features: requests") as asking:
+        requests = build_requests(work.log, settings)
+        asking.note = f"{len(requests.frame):,} requests"
+    times = requests.frame["time"].to_numpy()
+    blocks = cut_blocks([int(at) for at in times[BLOCK_REQUESTS::BLOCK_REQUESTS]], folds)
+    weeks = requests.frame["week"].to_numpy()
+    known = weeks[weeks >= 0]
+    span = (int(known.min()), int(known.max())) if len(known) else (-1, -1)
+    _prepare(settings, work, ingest, span, spread, (int(times[0]), int(times[-1])))
+    recalls = _each(
+        *(spread, "features: choosing candidates", work.parts),
+        lambda part: work.choose_retrieved(part, requests, blocks, settings.history),
+    )
+    return blocks, _sum(recalls)
+
+
+def _choose_logged(
     settings: FeaturesSettings,
-    catalogue: Catalogue,
-    users: list[str],
-    stores: list[str],
-    events: EventColumns,
-    promotions: Promotions,
-    requests: pl.DataFrame,
-    relevant: pl.DataFrame,
-    moments: list[int],
-    folder: str,
-    part: int,
-    ticker: Any,
-    *neighbourhoods: CoVisitation,
-) -> dict[int, Recall]:
-    """One task: the whole log, the requests of one part."""
-    live = LiveFeatures(settings.plan, catalogue, users, stores, settings.candidates)
-    live.promotions = promotions
-    return replay(
-        live,
-        events,
-        requests,
-        relevant,
-        list(zip(moments, neighbourhoods, strict=True)),
-        Path(folder),
-        part,
-        settings.history,
-        lambda done: ticker.tell.remote(part, done),
+    examples: FromLog,
+    work: Work,
+    ingest: Path,
+    folds: tuple[int, ...],
+    spread: Spread,
+) -> tuple[list[Block], dict[int, Recall]]:
+    """What was shown or done."""
+    blocks = cut_blocks(work.log.cuts(BLOCK_EVENTS), folds)
+    _prepare(settings, work, ingest, _weeks(work.log, folds), spread)
+    label_rows = labeller(settings, examples)
+    recalls = _each(
+        *(spread, "features: choosing examples", work.parts),
+        lambda part: work.choose_logged(
+            *(part, label_rows, blocks),
+            events=examples.events,
+            share=examples.share,
+            keep_empty=examples.keep_empty,
+            history=settings.history,
+            seed=settings.seed,
+        ),
+    )
+    return blocks, _sum(recalls)
+
+
+def labeller(settings: FeaturesSettings, examples: FromLog) -> LabelRows:
+    """What gives rows their gains."""
+    window = int(examples.within_minutes * 60_000)
+    return partial(label_in_session, gains=settings.labels.by_kind, window_ms=window)
+
+
+def _prepare(
+    settings: FeaturesSettings,
+    work: Work,
+    ingest: Path,
+    weeks: tuple[int, int],
+    spread: Spread,
+    asked: tuple[int, int] | None = None,
+) -> None:
+    """What all parts share: promotions, neighbourhoods, and what sells if it is asked for."""
+    jobs: list[Callable[[], None]] = [
+        work.write_baskets,
+        lambda: work.write_promotions(ingest / "promotions.parquet", *weeks),
+    ]
+    if asked is not None:
+        jobs.append(lambda: work.write_popular(*asked))
+    _each(spread, "features: baskets, promotions, what sells", len(jobs), lambda n: jobs[n]())
+    _each(
+        *(spread, "features: items bought together", len(work.moments)),
+        lambda epoch: work.fit_neighbourhood(epoch, settings.covisitation),
     )
 
 
-def _promotions(ingest: Path, state: LiveFeatures, requests: Requests) -> Promotions:
-    """Promotions of the weeks that the requests lie in; none if the shop tells of none."""
-    path = ingest / "promotions.parquet"
-    weeks = requests.frame["week"].drop_nulls()
-    if not path.exists() or weeks.is_empty():
-        return Promotions.empty()
-    wanted = pl.scan_parquet(path).filter(pl.col("week").is_between(weeks.min(), weeks.max()))
-    frame = wanted.select(
-        "week",
-        item=pl.col("item_id"),
-        store=pl.col("store_id"),
-        flags=pl.col("display").is_not_null().cast(pl.UInt8) * DISPLAY
-        + pl.col("mailer").is_not_null().cast(pl.UInt8) * MAILER,
-    ).collect()
-    stores = pl.Series(state.stores)
-    numbers = pl.Series(np.arange(len(stores)), dtype=pl.Int64)
-    store = frame["store"].replace_strict(stores, numbers, default=-1, return_dtype=pl.Int64)
-    return Promotions.of_columns(
-        frame["week"].cast(pl.Int64).to_numpy(),
-        store.to_numpy(),
-        state.catalogue.numbers(frame["item"].to_arrow()).astype(np.int64),
-        frame["flags"].to_numpy(),
-        max(1, len(stores)),
-        len(state.catalogue),
-    )
+def _each(
+    spread: Spread, name: str, n: int, do: Callable[[int], dict[str, Any] | None]
+) -> list[Any]:
+    """Every piece of a step, with its progress."""
+    answers = []
+    with task(name, n) as step:
+        for answer in spread.each(n, do):
+            answers.append(answer.get("answer", answer))
+            step.advance()
+    return answers
+
+
+def _state(work: Work, kinds: Any) -> None:
+    folder = work.root / ".state"
+    shutil.rmtree(folder, ignore_errors=True)
+    work.write_state(kinds, folder)
+    folder.rename(work.root / "state")
+
+
+def _weeks(log: NumberedLog, folds: tuple[int, ...]) -> tuple[int, int]:
+    """First and last promotion week of the folds, -1 where the log tells of none."""
+    low, high = 1 << 30, -1
+    for each in log.between(folds[0], folds[-1]):
+        known = each.week[each.week >= 0]
+        if len(known):
+            low, high = min(low, int(known.min())), max(high, int(known.max()))
+    return (low, high) if high >= 0 else (-1, -1)
+
+
+def _sum(answers: list[dict[str, Any]]) -> dict[int, Recall]:
+    """The recalls of all parts together, by fold."""
+    total: dict[int, Recall] = {}
+    for answer in answers:
+        for fold, recall in answer["recall"].items():
+            mine = total.setdefault(int(fold), Recall())
+            for name, value in recall.items():
+                setattr(mine, name, getattr(mine, name) + value)
+    return total

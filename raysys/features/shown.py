@@ -1,0 +1,286 @@
+"""Examples out of the log itself: what was shown or done, as it was.
+
+Rows that react to one answer (`request_id`) are a request; without one, what a user was shown or
+did at one moment. A task has some of the users, whole, so that it sees what came of each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from numba import njit
+
+from raysys.features.chosen import REQUEST_COLUMNS, ROW_COLUMNS, Block, Chooser, share_of
+from raysys.features.log import EventColumns
+from raysys.features.numbered import LogSlice, NumberedLog
+from raysys.features.plan import FeaturePlan
+from raysys.features.replay import Recall
+from raysys.schema import EVENT_TYPES
+
+Bool = npt.NDArray[np.bool_]
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+LabelRows = Callable[[LogSlice], Float32]
+"""Gains of rows, float32[n]: given all events of some users, sorted by user, then by time."""
+
+
+def label_in_session(rows: LogSlice, gains: Float32, window_ms: int) -> Float32:
+    """The best that came of each row: float32[n].
+
+    That is the highest gain among the row's own event type and what the user did with the same
+    item later in the same session, within the window.
+
+    Args:
+        rows: all events of some users, sorted by user, then by time.
+        gains: float32[k] by event type, 0 for what is no success.
+        window_ms: how long after the row something still counts as its outcome.
+    """
+    events = rows.events
+    order = np.lexsort((events.time, events.session, events.item, events.user))
+    out = np.zeros(len(events), dtype=np.float32)
+    _best_later(
+        *(order, events.user, events.item, events.session, events.time),
+        *(gains[events.kind], window_ms, out),
+    )
+    return out
+
+
+def choose_shown(
+    log: NumberedLog,
+    plan: FeaturePlan,
+    label_rows: LabelRows,
+    blocks: Sequence[Block],
+    folder: Path,
+    part: int,
+    parts: int,
+    *,
+    events: Sequence[str],
+    share: float = 1.0,
+    keep_empty: bool = False,
+    history: int = 24,
+    seed: int = 0,
+) -> dict[int, Recall]:
+    """Choose examples among the events of one part's users.
+
+    Args:
+        log: what happened.
+        plan: says which events make a user's history and orders (tables `user_item`, `user`).
+        label_rows: gives the gains.
+        blocks: cover the time of the requests.
+        folder: of what is chosen.
+        part, parts: whose users.
+        events: types of the rows that become examples.
+        share: of the requests, drawn by a hash of what they are, so that a longer log keeps them.
+        keep_empty: keep requests that nothing came of.
+        history: items of the user kept with each request.
+        seed: of the draw.
+
+    Returns:
+        per fold, how much was chosen; all that was relevant is found.
+    """
+    rows = _of_part(log, part, parts)
+    frame = _frame(rows, log, label_rows(rows), events, seed)
+    frame = frame.filter(pl.col("chance") <= pl.lit(int(share * (2**64 - 1)), pl.UInt64))
+    order = pl.col("label").max(), pl.col("position").first()
+    items = frame.group_by("answer", "key", "item", maintain_order=True).agg(*order)
+    requests = frame.group_by("answer", "key", maintain_order=True).agg(
+        pl.col("user", "time", "store", "week", "session", "query").first()
+    )  # rows of a user are in time order: the first is the request's moment
+    relevant = items.group_by("answer", "key").agg(
+        n_relevant=(pl.col("label") > 0).sum().cast(pl.Int32)
+    )
+    requests = requests.join(relevant, on=["answer", "key"]).sort("user", "time", "answer", "key")
+    low, high = blocks[0].start, blocks[-1].end
+    requests = requests.filter(pl.col("time").is_between(low, high, closed="left"))
+    if not keep_empty:
+        requests = requests.filter(pl.col("n_relevant") > 0)
+    requests = _with_past(requests, rows, plan, history).pipe(_named, log)
+    requests = requests.with_row_index("request")
+    items = items.join(requests.select("answer", "key", "request"), on=["answer", "key"])
+    chooser = Chooser(folder, part)
+    recalls: dict[int, Recall] = {}
+    for block in blocks:
+        mine = requests.filter(pl.col("time").is_between(block.start, block.end, closed="left"))
+        at = mine.select("request").with_row_index("at")
+        chosen = items.join(at, on="request").with_columns(weight=pl.lit(1.0), retrieved=True)
+        chosen = chosen.sort("at", "position", "item").select(*ROW_COLUMNS)
+        chooser.write(mine.select(*REQUEST_COLUMNS), chosen)
+        recall = recalls.setdefault(block.fold, Recall())
+        found = int(mine["n_relevant"].sum())
+        recall.requests += len(mine)
+        recall.candidates += len(chosen)
+        recall.relevant += found
+        recall.found += found
+    chooser.close()
+    return recalls
+
+
+def _of_part(log: NumberedLog, part: int, parts: int) -> LogSlice:
+    """All events of a part's users, by user, then in the order of the log."""
+    pieces = []
+    for each in log.slices():
+        mine = np.flatnonzero(share_of(each.events.user, part, parts))
+        pieces.append(each.take(mine))
+    whole = LogSlice.concat(pieces)
+    return whole.take(np.argsort(whole.events.user, kind="stable"))
+
+
+def _frame(
+    rows: LogSlice, log: NumberedLog, labels: Float32, kinds: Sequence[str], seed: int
+) -> pl.DataFrame:
+    """Rows that may become examples, with what names their request and their place in the draw."""
+    events = rows.events
+    wanted = np.flatnonzero(np.isin(EVENT_TYPES, kinds)[events.kind] & (events.item >= 0))
+    picked = events.take(wanted)
+    store = _last_stores(events)[wanted]
+    answer = rows.answer[wanted]
+    users = pl.Series(log.users).hash(seed)
+    by_moment = np.where(answer == 0, picked.time, 0)
+    own = users.gather(picked.user) if len(picked) else users.clear()
+    return pl.DataFrame(
+        {
+            **{n: getattr(picked, n) for n in ("user", "item", "time", "session", "query")},
+            "position": picked.position,
+            "store": store,
+            "week": rows.week[wanted],
+            "label": labels[wanted],
+            "answer": answer,
+            "key": by_moment,
+            "own": own,
+        }
+    ).with_columns(
+        # an answer is of one user, but a moment may be of many
+        key=pl.when(pl.col("answer") == 0).then(pl.struct("user", "key").hash()).otherwise(0),
+        chance=pl.when(pl.col("answer") == 0)
+        .then(pl.struct("own", "key").hash(seed))
+        .otherwise(pl.col("answer").hash(seed)),
+    )
+
+
+def _last_stores(events: EventColumns) -> Int32:
+    """Of each row its store, else the last one of the user before; -1 where there is none."""
+    frame = pl.DataFrame({"user": events.user, "store": events.store})
+    known = pl.when(pl.col("store") >= 0).then("store").forward_fill().over("user")
+    return frame.select(known.fill_null(-1))["store"].to_numpy()
+
+
+def _with_past(
+    requests: pl.DataFrame, rows: LogSlice, plan: FeaturePlan, history: int
+) -> pl.DataFrame:
+    """With what the user had before: the last items, newest first, and how many orders."""
+    events = rows.events
+    of_item, of_user = (
+        np.isin(EVENT_TYPES, plan.tables[name].events)[events.kind]
+        for name in ("user_item", "user")
+    )
+    pairs = np.stack([events.user, events.item])
+    pair = np.unique(pairs[0].astype(np.int64) << 32 | (pairs[1] + 1), return_inverse=True)[1]
+    out = np.full((len(requests), history), -1, dtype=np.int32)
+    orders = np.zeros(len(requests), dtype=np.int32)
+    _histories(
+        *(events.user, events.item, events.time, pair, of_item & (events.item >= 0), of_user),
+        *(requests["user"].to_numpy(), requests["time"].to_numpy(), out, orders),
+    )
+    lists = pl.Series(out, dtype=pl.Array(pl.Int32, history)).arr.to_list()
+    lists = lists.list.eval(pl.element().filter(pl.element() >= 0))
+    return requests.with_columns(history=lists, n_orders=pl.Series(orders))
+
+
+def _named(requests: pl.DataFrame, log: NumberedLog) -> pl.DataFrame:
+    """With request_id: the log's own, or USER@MILLISECONDS."""
+    users = pl.Series(log.users, dtype=pl.String)
+    made = pl.format("{}@{}", users.gather(requests["user"]), "time")
+    own = pl.Series(log.answer_names(requests["answer"].to_numpy()), dtype=pl.String)
+    return requests.with_columns(
+        request_id=pl.when(pl.col("answer") == 0).then(made).otherwise(own)
+    )
+
+
+@njit(cache=True)
+def _best_later(order, user, item, session, time, gain, window, out):  # type: ignore[no-untyped-def]
+    for at in range(len(order)):
+        row = order[at]
+        best = gain[row]
+        later = at + 1
+        while later < len(order):
+            other = order[later]
+            if (
+                user[other] != user[row]
+                or item[other] != item[row]
+                or session[other] != session[row]
+                or time[other] - time[row] > window
+            ):
+                break
+            if gain[other] > best:
+                best = gain[other]
+            later += 1
+        out[row] = best
+
+
+@njit(cache=True)
+def _histories(  # type: ignore[no-untyped-def]
+    user, item, time, pair, of_item, of_user, request_user, request_time, out, orders
+):
+    """As `LiveFeatures.history` and `orders` tell them, for requests by user, then time.
+
+    A user's items are a list, newest first; of one moment, those met later for the first time are
+    first.
+    """
+    n_pairs = pair.max() + 1 if len(pair) else 0
+    following = np.full(n_pairs, -1, dtype=np.int64)
+    before = np.full(n_pairs, -1, dtype=np.int64)
+    last = np.zeros(n_pairs, dtype=np.int64)
+    record = np.full(n_pairs, -1, dtype=np.int64)  # in which order they were first met
+    met = 0
+    items = np.empty(n_pairs, dtype=np.int32)
+    row = 0
+    head, moments, moment, current = -1, 0, np.int64(0), -1
+    for request in range(len(request_user)):
+        if request_user[request] != current:
+            current = request_user[request]
+            head, moments = -1, 0
+            while row < len(user) and user[row] < current:
+                row += 1
+        while row < len(user) and user[row] == current and time[row] < request_time[request]:
+            if of_user[row] and (moments == 0 or time[row] > moment):
+                moments += 1
+                moment = time[row]
+            if of_item[row]:
+                p = pair[row]
+                if record[p] == -1:
+                    record[p] = met
+                    met += 1
+                    items[p] = item[row]
+                else:  # out of its place
+                    if before[p] == -1:
+                        head = following[p]
+                    else:
+                        following[before[p]] = following[p]
+                    if following[p] != -1:
+                        before[following[p]] = before[p]
+                last[p] = time[row]
+                left, right = -1, head
+                while right != -1 and last[right] == last[p] and record[right] > record[p]:
+                    left = right
+                    right = following[right]
+                before[p], following[p] = left, right
+                if left == -1:
+                    head = p
+                else:
+                    following[left] = p
+                if right != -1:
+                    before[right] = p
+            row += 1
+        at = head
+        place = 0
+        while at != -1 and place < out.shape[1]:
+            out[request, place] = items[at]
+            place += 1
+            at = following[at]
+        orders[request] = moments

@@ -1,0 +1,294 @@
+"""The work of the features stage, piece by piece: each piece is a task, and is not done twice.
+
+Everything lies in a working folder whose name is the fingerprint of the plan: a stage that was
+killed goes on where it was. A piece's file appears whole or not at all; where it is, the piece is
+done.
+
+    log/                     the numbered log (`numbered`)
+    catalogue.parquet, promotions.safetensors
+    baskets/, near/          orders as sets of items; neighbourhoods as of each period
+    popular/                 what sells, day by day
+    chosen/, blocks/         what becomes an example (`chosen`)
+    columns/                 what the tables say of it (`columns`)
+    out/                     examples and requests
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from raysys.catalogue import Catalogue
+from raysys.features.chosen import Block, gather, is_chosen
+from raysys.features.columns import Family, Stitcher, is_replayed, join_state, replay_family
+from raysys.features.live import CandidateSettings, LiveFeatures
+from raysys.features.numbered import NumberedLog
+from raysys.features.plan import FeaturePlan
+from raysys.features.promotions import DISPLAY, MAILER, Promotions
+from raysys.features.replay import CHOOSING, Recall, Retrieval, choose_part, popular_by_day
+from raysys.features.requests import Requests
+from raysys.features.resources import Resources, load_resources
+from raysys.features.shown import LabelRows, choose_shown
+from raysys.features.table import DAY_MS
+from raysys.retrieval.covisitation import Baskets, BasketWriter, CoVisitation
+from raysys.retrieval.popular import Popular
+from raysys.storage import write_atomic
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all tasks know; small, and picklable.
+
+    Attributes:
+        root: the working folder, readable and writable by all tasks.
+        plan, candidates: as in the settings.
+        moments: from when on each neighbourhood holds; the last is that of serving.
+        parts: into how many the users are dealt.
+    """
+
+    root: Path
+    plan: FeaturePlan
+    candidates: CandidateSettings
+    moments: tuple[int, ...] = ()
+    parts: int = 1
+
+    @cached_property
+    def log(self) -> NumberedLog:
+        """The numbered log."""
+        return NumberedLog(self.root / "log")
+
+    def live(self, states: Sequence[str] | None = None) -> LiveFeatures:
+        """Empty state; of some tables, windows and last things only if they are named."""
+        plan, resources = self.plan, Resources.load(self.root / "resources")
+        if states is not None:
+            kept: dict[str, Any] = {
+                kind: {n: s for n, s in getattr(plan, kind).items() if n in states}
+                for kind in ("tables", "windows", "last")
+            }
+            # validated as a whole already: its features are not read without their states
+            plan = plan.model_copy(update={**kept, "vectors": {}, "features": []})
+            resources = replace(resources, vectors={})
+        catalogue = Catalogue.load(self.root / "catalogue.parquet")
+        log = self.log
+        return LiveFeatures(
+            *(plan, catalogue, log.users, log.stores, self.candidates),
+            queries=log.queries,
+            resources=resources,
+        )
+
+    def write_resources(self, root: Path) -> None:
+        """What the plan reads from files, whose paths start from `root`."""
+        folder = self.root / "resources"
+        if not folder.exists():
+            fresh = self.root / ".resources"
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir()
+            load_resources(self.plan, root).save(fresh)
+            fresh.rename(folder)
+
+    def write_catalogue(self, items: Path) -> Catalogue:
+        """The shop's items, once."""
+        path = self.root / "catalogue.parquet"
+        if not path.exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_suffix(".tmp")
+            Catalogue(pq.read_table(items)).save(fresh)
+            fresh.replace(path)
+        return Catalogue.load(path)
+
+    def write_promotions(self, source: Path, first_week: int, last_week: int) -> None:
+        """Promotions of some weeks; none if the shop tells of none."""
+        path = self.root / "promotions.safetensors"
+        if path.exists():
+            return
+        promotions = Promotions.empty()
+        if source.exists() and first_week >= 0:
+            promotions = self._read_promotions(source, first_week, last_week)
+        fresh = path.with_suffix(".tmp")
+        promotions.save(fresh)
+        fresh.replace(path)
+
+    def promotions(self) -> Promotions:
+        """What `write_promotions` wrote."""
+        return Promotions.load(self.root / "promotions.safetensors")
+
+    def write_baskets(self) -> None:
+        """Orders as sets of items; an order that lies in two slices is put together at the end."""
+        folder = self.root / "baskets"
+        if (folder / "item_ends.npy").exists():
+            return
+        seen = np.full(self.log.n_orders, -1, dtype=np.int32)
+        torn = np.zeros(self.log.n_orders, dtype=np.bool_)
+        for number, each in enumerate(self.log.slices()):
+            orders = np.unique(each.events.order)
+            torn[orders[seen[orders] >= 0]] = True
+            seen[orders] = number
+        del seen
+        writer = BasketWriter(folder, pq.read_metadata(self.root / "catalogue.parquet").num_rows)
+        rest = []
+        for each in self.log.slices():
+            order, item = each.events.order, each.events.item
+            epoch = np.searchsorted(self.moments, each.events.time, side="right").astype(np.uint8)
+            apart = torn[order]
+            writer.add(order[~apart], item[~apart], epoch[~apart])
+            rest.append((order[apart], item[apart], epoch[apart]))
+        writer.add(*(np.concatenate(columns) for columns in zip(*rest, strict=True)))
+        writer.close()
+
+    def fit_neighbourhood(self, epoch: int, settings: Any) -> None:
+        """Neighbourhoods from events strictly before a moment (see `CoVisitationSettings`)."""
+        path = self.root / "near" / f"{epoch:05d}.safetensors"
+        if path.exists():
+            return
+        path.parent.mkdir(exist_ok=True)
+        baskets = Baskets.load(self.root / "baskets")
+        fitted = CoVisitation.fit_baskets(
+            baskets,
+            epoch,
+            k=settings.k,
+            min_count=settings.min_count,
+            shrinkage=settings.shrinkage,
+        )
+        fresh = path.with_suffix(".tmp")
+        fitted.save(fresh)
+        fresh.replace(path)
+
+    def neighbourhood(self, epoch: int) -> CoVisitation:
+        """What `fit_neighbourhood` wrote."""
+        return CoVisitation.load(self.root / "near" / f"{epoch:05d}.safetensors")
+
+    def neighbourhoods(self) -> list[tuple[int, CoVisitation]]:
+        """Those that requests of the log are answered with, each with its first moment."""
+        return [(at, self.neighbourhood(n)) for n, at in enumerate(self.moments[:-1])]
+
+    def write_popular(self, first: int, last: int) -> None:
+        """What sells as of midnight of each day between two moments."""
+        folder = self.root / "popular"
+        days = range(first // int(DAY_MS), last // int(DAY_MS) + 1)
+        if (folder / f"{days[-1]}.safetensors").exists():
+            return
+        folder.mkdir(exist_ok=True)
+
+        def save(day: int, popular: Popular) -> None:
+            fresh = folder / f"{day}.tmp"
+            popular.save(fresh)
+            fresh.replace(folder / f"{day}.safetensors")
+
+        popular_by_day(self.live(["item"]), self.log, days, save)
+
+    def choose_retrieved(
+        self, part: int, requests: Requests, blocks: Sequence[Block], history: int
+    ) -> dict[str, Any]:
+        """Candidates of one part's requests."""
+
+        def popular(day: int) -> Popular:
+            return Popular.load(self.root / "popular" / f"{day}.safetensors")
+
+        def choose() -> dict[int, Recall]:
+            retrieval = Retrieval(self.neighbourhoods(), popular, history)
+            return choose_part(
+                *(self.live(CHOOSING), self.log, requests.frame, requests.relevant, retrieval),
+                *(blocks, self.root / "chosen", part, self.parts),
+            )
+
+        return self._chosen(part, choose)
+
+    def choose_logged(
+        self, part: int, label_rows: LabelRows, blocks: Sequence[Block], **how: Any
+    ) -> dict[str, Any]:
+        """Examples among the events of one part's users; see `choose_shown`."""
+        return self._chosen(
+            part,
+            lambda: choose_shown(
+                *(self.log, self.plan, label_rows, blocks, self.root / "chosen", part, self.parts),
+                **how,
+            ),
+        )
+
+    def _chosen(self, part: int, choose: Any) -> dict[str, Any]:
+        """What a task chose, or had chosen before: its recall by fold."""
+        told = self.root / "chosen" / f"recall-{part:05d}.json"
+        if not (told.exists() and is_chosen(self.root / "chosen", part)):
+            recalls = choose()
+            content = {str(fold): asdict(recall) for fold, recall in recalls.items()}
+            write_atomic(told, json.dumps(content))
+        recall: dict[str, Any] = json.loads(told.read_text())
+        return {"recall": recall}
+
+    def gather(self, block: Block) -> dict[str, Any]:
+        """Put a block together."""
+        return gather(self.root / "chosen", self.parts, block, self.root / "blocks")
+
+    def replay(self, family: Family, part: int, blocks: Sequence[Block]) -> None:
+        """Replay a family of tables over the log."""
+        out = self.root / "columns"
+        if not is_replayed(family, part, out):
+            replay_family(
+                *(self.live(family.states), self.plan, self.log, family, part),
+                *(family.parts(self.parts), blocks, self.root / "blocks", out),
+            )
+
+    def stitcher(self) -> Stitcher:
+        """Puts the columns together."""
+        return Stitcher(
+            *(self.live(), self.parts, self.promotions(), self.neighbourhoods()),
+            *(self.root / "blocks", self.root / "columns", self.root / "out"),
+        )
+
+    def write_state(self, families: Sequence[Family], folder: Path) -> None:
+        """The state at the end of the log, into the empty folder of the features."""
+        state = self.live()
+        state.covisitation = self.neighbourhood(len(self.moments) - 1)
+        promotions = self.promotions()
+        state.promotions = promotions.between(promotions.last_week - 1, promotions.last_week)
+        for each in self.log.slices():
+            state.note(each.events)
+        state.sessions.name(self.log.newest_sessions(state.sessions.keep))
+        folder.mkdir()
+        state.save(folder)
+        kinds = [(kind, getattr(self.plan, kind)) for kind in ("tables", "windows", "last")]
+        for family in families:
+            for name in family.states:
+                kind = next(kind for kind, names in kinds if name in names)
+                join_state(
+                    self.root / "columns" / "states",
+                    name,
+                    family.parts(self.parts),
+                    folder / kind / f"{name}.safetensors",
+                )
+
+    def _read_promotions(self, source: Path, first_week: int, last_week: int) -> Promotions:
+        catalogue = Catalogue.load(self.root / "catalogue.parquet")
+        stores = pl.Series(self.log.stores, dtype=pl.String)
+        numbers = pl.Series(np.arange(len(stores)), dtype=pl.Int64)
+        columns: list[list[Any]] = [[], [], [], []]
+        for batch in pq.ParquetFile(source).iter_batches(2_000_000):
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)
+            frame = frame.filter(pl.col("week").is_between(first_week, last_week))
+            store = frame["store_id"].replace_strict(
+                stores, numbers, default=-1, return_dtype=pl.Int64
+            )
+            flags = frame.select(
+                pl.col("display").is_not_null().cast(pl.UInt8) * DISPLAY
+                + pl.col("mailer").is_not_null().cast(pl.UInt8) * MAILER
+            ).to_series()
+            item = catalogue.numbers(frame["item_id"].to_arrow()).astype(np.int64)
+            weeks = frame["week"].cast(pl.Int64).to_numpy()
+            for column, values in zip(
+                columns, (weeks, store.to_numpy(), item, flags.to_numpy()), strict=True
+            ):
+                column.append(values)
+        made = [np.concatenate(column) for column in columns]
+        return Promotions.of_columns(
+            made[0], made[1], made[2], made[3], max(1, len(stores)), len(catalogue)
+        )
