@@ -91,11 +91,10 @@ class Requests:
             self._add(copies)
 
     def _add(self, copies: PairCopies) -> None:
-        """Take copies of useful requests as further requests that want the same."""
-        some = np.flatnonzero(np.isin(copies.row, self.useful))
+        """Take copies as further requests that want the same."""
         n_requests = len(self.history)
         self.weight = copies.weight_of(n_requests)
-        self.useful = np.concatenate([self.useful, n_requests + some])
+        self.useful = np.concatenate([self.useful, n_requests + np.arange(len(copies))])
         self.history = np.concatenate([self.history, copies.history])
         self.positives += [self.positives[row] for row in copies.row]
         self.others += [self.others[row] for row in copies.row]

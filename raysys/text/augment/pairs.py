@@ -63,10 +63,10 @@ class PairCopies:
 def augment_pairs(
     batch: Batch, texts: ItemTexts, length: int, settings: Augmentation
 ) -> PairCopies:
-    """Copies of the requests of a training batch that have a history.
+    """Copies of the requests of a training batch that have a history, and something wanted.
 
     Args:
-        batch: requests of training folds, and of no other.
+        batch: labelled requests of training folds, and of no other.
         texts: of the catalogue.
         length: of histories, in texts.
         settings: what to do.
@@ -75,7 +75,9 @@ def augment_pairs(
         UserError: a thesaurus or a translation model that is not there.
     """
     history = history_codes(batch.history, texts, length)
-    rows = np.flatnonzero(history[:, 0] != PAD)
+    assert batch.label is not None
+    wanted = np.bincount(batch.group, batch.label > 0, minlength=batch.n_requests) > 0
+    rows = np.flatnonzero((history[:, 0] != PAD) & wanted)
     ids = np.arange(batch.n_requests) if batch.request is None else batch.request
     ids = ids[rows].astype(np.int64)
     further, by_text = _by_text(history[rows], ids, texts, settings)
