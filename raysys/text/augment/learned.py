@@ -53,7 +53,7 @@ def clicked_queries(events: pl.DataFrame, rephrasings: int = 2) -> pl.DataFrame:
     Args:
         events: `schema.EVENTS`; event_type, timestamp, item_id, query and session_id are read.
             What was clicked, favoured, put in the cart or bought counts, for the query it names,
-            else for the session's last search.
+            else for the session's last search, and in part for those before it that led nowhere.
         rephrasings: see `SynonymLearning`.
 
     Returns:
@@ -67,11 +67,13 @@ def clicked_queries(events: pl.DataFrame, rephrasings: int = 2) -> pl.DataFrame:
     wanted = frame.filter(
         pl.col("event_type").is_in(["click", "favorite", "cart", "purchase"])
         & pl.col("item_id").is_not_null()
-    ).with_row_index("click")
+    )
+    earlier = pl.col("timestamp").shift(1).over("session_id", order_by="timestamp")
+    wanted = wanted.with_columns(earlier=earlier).with_row_index("click")
     searches = (
         frame.filter((pl.col("event_type") == "search") & pl.col("query").is_not_null())
         .filter(pl.col("session_id").is_not_null())
-        .sort("session_id", "timestamp")
+        .sort("session_id", "timestamp", "query")
         .filter(  # one search, not each page of its results
             (pl.col("query") != pl.col("query").shift(1)).fill_null(True)
             | (pl.col("session_id") != pl.col("session_id").shift(1))
@@ -81,12 +83,17 @@ def clicked_queries(events: pl.DataFrame, rephrasings: int = 2) -> pl.DataFrame:
     before = (
         wanted.join(searches, on="session_id", suffix="_searched")
         .filter(pl.col("timestamp_searched") <= pl.col("timestamp"))
-        .sort("click", "timestamp_searched", descending=[False, True])
+        .sort("click", "timestamp_searched", "searched", descending=[False, True, False])
         .filter(  # the query that the click itself names is counted below
             pl.col("query").is_null() | (pl.col("query") != pl.col("searched"))
         )
         .with_columns(back=pl.int_range(pl.len()).over("click") + pl.col("query").is_not_null())
         .filter(pl.col("back") <= rephrasings)
+        .filter(  # a query that led to a click was not rephrased: what follows is another wish
+            (pl.col("back") == 0)
+            | pl.col("earlier").is_null()
+            | (pl.col("timestamp_searched") > pl.col("earlier"))
+        )
         .select(pl.col("searched").alias("query"), "item_id", weight=0.5 ** pl.col("back"))
     )
     named = wanted.filter(pl.col("query").is_not_null()).select(

@@ -118,14 +118,17 @@ def test_clicks_belong_to_the_last_search_and_in_part_to_what_it_rephrased() -> 
         event("search", 1, "s", query="sofa"),
         event("search", 2, "s", query="sofa"),  # the next page of the same
         event("click", 3, "s", "i1"),
-        event("search", 4, "s", query="later"),  # after the click: has no part in it
+        event("search", 4, "s", query="lamp"),  # after the click: has no part in it
+        event("click", 5, "s", "i4"),  # and what it leads to is none of the earlier queries'
         event("click", 5, "t", "i2", query="rug"),
         event("view", 6, "t", "i9", query="rug"),
         event("click", 7, "u", "i3"),  # nobody searched
     )
     found = clicked_queries(log)
-    assert found.rows() == [("couch", "i1", 0.5), ("rug", "i2", 1.0), ("sofa", "i1", 1.0)]
-    assert clicked_queries(log, rephrasings=0)["query"].to_list() == ["rug", "sofa"]
+    assert found.rows() == [
+        ("couch", "i1", 0.5), ("lamp", "i4", 1.0), ("rug", "i2", 1.0), ("sofa", "i1", 1.0),
+    ]  # fmt: skip
+    assert clicked_queries(log, rephrasings=0)["query"].to_list() == ["lamp", "rug", "sofa"]
     named = events(
         event("search", 0, "s", query="couch"),
         event("search", 1, "s", query="sofa"),

@@ -1,0 +1,38 @@
+"""The examples of docs/augmentation.md are true, and its YAML is what the models take."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import yaml
+
+from raysys.config import parse_settings
+from raysys.learners.two_tower import TwoTowerSettings
+from raysys.text.augment import Augmentation
+
+PAGE = Path(__file__).parents[3] / "docs" / "augmentation.md"
+
+
+def blocks(kind: str) -> list[str]:
+    text = PAGE.read_text(encoding="utf-8")
+    return re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_examples_say_what_happens() -> None:
+    session = "\n".join(blocks("pycon"))
+    test = doctest.DocTestParser().get_doctest(session, {}, PAGE.name, str(PAGE), 0)
+    assert len(test.examples) > 25
+    said: list[str] = []
+    result = doctest.DocTestRunner().run(test, out=said.append)
+    assert not result.failed, "".join(said)
+
+
+def test_the_yaml_is_taken() -> None:
+    training, translation = (yaml.safe_load(block) for block in blocks("yaml"))
+    found = parse_settings(TwoTowerSettings, training["learners"]["two_tower"], where="page")
+    assert [method.kind for method in found.augmentation.methods] == [
+        "synonym_replacement", "word_dropout", "crop",
+    ]  # fmt: skip
+    assert parse_settings(Augmentation, translation, where="page").text_methods
