@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from benchmarks.events_at_scale import rows_of
 from benchmarks.result import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
+PLOT = ROOT / "docs" / "benchmarks-ingest.svg"
 README = ROOT / "README.md"
 MARKS = re.compile(r"(<!-- figures -->).*(<!-- /figures -->)", re.DOTALL)
 HEAD = """# Benchmarks
@@ -30,6 +35,8 @@ def page(folder: Path = RESULTS) -> str:
             f"`{content['command']}` took {content['seconds']:.0f} s on {content['date']} "
             f"(commit {content['commit']}; {facts}, GPU: {machine['gpu'] or 'none'}).\n"
         )
+        if path.stem == "ingest":
+            parts += scale(content["figures"])
         parts.append("| figure | value | low – high | unit | aim | compared with |")
         parts.append("|---|---:|---:|---|---|---|")
         for figure in content["figures"]:
@@ -41,6 +48,80 @@ def page(folder: Path = RESULTS) -> str:
             )
         parts.append("")
     return "\n".join(parts)
+
+
+def scale(figures: list[dict[str, Any]]) -> list[str]:
+    """The log at scale as a table by size, raysys beside the polars program, and the plot."""
+    by_name = {figure["name"]: figure for figure in figures}
+
+    def told(name: str, form: str = ".3g") -> str:
+        figure = by_name.get(name)
+        return "–" if figure is None else format(figure["value"], form)
+
+    parts = [
+        "| events | events/s | seconds | peak GB | polars: seconds | peak GB | polars ÷ raysys |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for size in sizes(figures):
+        cells = [
+            told(f"events_per_s_{size}", ",.0f"),
+            told(f"seconds_{size}"),
+            told(f"peak_gb_{size}"),
+            told(f"polars_seconds_{size}"),
+            told(f"polars_peak_gb_{size}"),
+            told(f"ratio_polars_{size}"),
+        ]
+        failed = by_name.get(f"polars_peak_gb_{size}", {}).get("reference", "")
+        if failed and cells[3] == "–":
+            cells[3] = failed
+        parts.append(f"| {size} | {' | '.join(cells)} |")
+    return [*parts, "", f"![Seconds over events, on logarithmic axes]({PLOT.name})", ""]
+
+
+def sizes(figures: list[dict[str, Any]]) -> list[str]:
+    """The sizes of logs that figures speak of, smallest first."""
+    marked = "events_per_s_"
+    found = [f["name"].removeprefix(marked) for f in figures if f["name"].startswith(marked)]
+    return sorted(found, key=rows_of)
+
+
+def plot(figures: list[dict[str, Any]], path: Path = PLOT) -> None:
+    """Seconds over events of raysys and of the polars program, both axes logarithmic, as SVG."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter
+
+    value = {figure["name"]: figure["value"] for figure in figures}
+    look = {"svg.hashsalt": "raysys", "svg.fonttype": "none", "font.size": 10}
+    with mpl.rc_context(look):
+        canvas, axes = plt.subplots(figsize=(6.4, 3.8))
+        for label, name, colour, mark in (
+            ("raysys", "seconds", "#2563eb", "o"),
+            ("one polars program", "polars_seconds", "#d97706", "s"),
+        ):
+            points = [
+                (rows_of(size), value[f"{name}_{size}"])
+                for size in sizes(figures)
+                if f"{name}_{size}" in value
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, marker=mark, label=label)
+        known = [(rows_of(s), value[f"seconds_{s}"]) for s in sizes(figures)]
+        ends = np.array([known[0][0], known[-1][0]])
+        axes.plot(
+            *(ends, ends / 300_000), color="#9ca3af", linestyle=":", label="300,000 events a second"
+        )
+        axes.set(xscale="log", yscale="log", xlabel="events", ylabel="seconds")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n / 1e6:g} M"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
+        axes.grid(which="major", color="#e5e7eb")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+        canvas.tight_layout()
+        canvas.savefig(path, metadata={"Date": None})
+        plt.close(canvas)
 
 
 def readme(folder: Path = RESULTS) -> str:
@@ -75,6 +156,9 @@ def readme(folder: Path = RESULTS) -> str:
 
 def main() -> None:
     """Write the page and the README's figures."""
+    at_scale = RESULTS / "ingest.json"
+    if at_scale.is_file():
+        plot(json.loads(at_scale.read_text(encoding="utf-8"))["figures"])
     PAGE.write_text(page(), encoding="utf-8")
     README.write_text(readme(), encoding="utf-8")
     print(f"written to {PAGE.relative_to(ROOT)} and {README.relative_to(ROOT)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ import polars as pl
 import pytest
 
 from benchmarks import by_hand_polars
-from benchmarks.events_at_scale import WORDS, _Block, base_year, make_log, one_date
-from benchmarks.measure import differences
-from benchmarks.page import PAGE, README, page, readme
+from benchmarks.events_at_scale import WORDS, _Block, base_year, make_log, one_date, write_settings
+from benchmarks.measure import differences, fingerprint_events, measured
+from benchmarks.page import PAGE, PLOT, README, page, plot, readme, scale
 from benchmarks.result import RESULTS
+from raysys.config import load_settings
+from raysys.stages.features import FeaturesSettings
+from raysys.stages.ingest import IngestSettings
 
 RESULT_FILES = sorted(RESULTS.glob("*.json"))
 
@@ -23,6 +27,7 @@ RESULT_FILES = sorted(RESULTS.glob("*.json"))
 def test_the_page_is_what_the_results_say() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m benchmarks.page`"
     assert README.read_text(encoding="utf-8") == readme(), "run `python -m benchmarks.page`"
+    assert PLOT.is_file() == (RESULTS / "ingest.json").is_file(), "run `python -m benchmarks.page`"
 
 
 @pytest.mark.parametrize("path", RESULT_FILES, ids=lambda path: path.stem)
@@ -35,6 +40,29 @@ def test_results_keep_their_format(path) -> None:
     for figure in content["figures"]:
         assert figure.keys() == {"name", "value", "low", "high", "unit", "aim", "reference"}
         assert figure["low"] is None or figure["low"] <= figure["value"] <= figure["high"]
+
+
+def at_scale(**values: float) -> list[dict]:
+    return [{"name": name, "value": value, "reference": ""} for name, value in values.items()]
+
+
+def test_the_log_at_scale_is_a_table_and_a_plot(tmp_path) -> None:
+    figures = at_scale(
+        events_per_s_10m=312_345.6, seconds_10m=32.2, peak_gb_10m=3.21, ratio_polars_10m=0.912,
+        polars_seconds_10m=29.4, polars_peak_gb_10m=2.9,
+        events_per_s_1m=90_000.0, seconds_1m=11.1, peak_gb_1m=1.5, polars_peak_gb_1m=16.0,
+    )  # fmt: skip
+    figures[-1]["reference"] = "ran out of memory at 16 GB"
+    rows = [line for line in scale(figures) if line.startswith("| 1")]
+    assert rows == [
+        "| 1m | 90,000 | 11.1 | 1.5 | ran out of memory at 16 GB | 16 | – |",
+        "| 10m | 312,346 | 32.2 | 3.21 | 29.4 | 2.9 | 0.912 |",
+    ]
+    plot(figures, tmp_path / "one.svg")
+    plot(figures, tmp_path / "two.svg")
+    drawn = (tmp_path / "one.svg").read_text()
+    assert drawn == (tmp_path / "two.svg").read_text()
+    assert all(text in drawn for text in ("raysys", "one polars program", "10 M"))
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +163,68 @@ def test_by_hand_equals_a_plain_loop(log, tmp_path) -> None:
         assert columns.height == plain.height
         for name in plain.columns:
             np.testing.assert_allclose(columns[name], plain[name], rtol=1e-9)
+
+
+@pytest.mark.skipif(
+    "examples" not in FeaturesSettings.model_fields, reason="examples come from retrieval only"
+)
+def test_settings_of_the_benchmark_load(log, tmp_path) -> None:
+    ingest, features = write_settings(log[0], tmp_path)
+    assert load_settings(IngestSettings, ingest).sessions.gap_minutes == 30
+    plan = load_settings(FeaturesSettings, features).plan
+    assert set(plan.names) == set(by_hand_features())
+
+
+def test_differences_tell_the_worst_row() -> None:
+    mine = pl.DataFrame({"key": [1, 2, 3], "value": [1.0, 2.0, None], "more": [0.0, 0.0, 0.0]})
+    theirs = pl.DataFrame({"key": [3, 2, 1], "value": [float("nan"), 2.0001, 1.0]})
+    assert differences(mine, theirs, ["key"])["value"] == pytest.approx(5e-5, rel=1e-3)
+    with pytest.raises(ValueError, match=r"value differs by 5e-05: .*'key': 2"):
+        differences(mine, theirs, ["key"], tolerance=1e-5)
+    with pytest.raises(ValueError, match=r"value differs by inf: .*'key': 3"):
+        differences(mine, theirs.with_columns(pl.col("value").fill_nan(0.0)), ["key"])
+    with pytest.raises(ValueError, match="3 and 2 rows have 2 in common"):
+        differences(mine, theirs.head(2), ["key"])
+    with pytest.raises(ValueError, match="more than once"):
+        differences(mine, pl.concat([theirs, theirs]), ["key"])
+
+
+def test_events_have_one_fingerprint_whatever_their_order(log, tmp_path) -> None:
+    rows = raw(log[0]).head(500).filter(pl.col("event_id").is_first_distinct())
+    rows = rows.select(
+        "event_id",
+        user_id=pl.col("user").fill_null("nobody"),
+        event_type="what",
+        timestamp="time",
+        session_id=pl.format("s{}", pl.int_range(pl.len()) // 3),
+    )
+    for name, frame in (
+        ("one", rows),
+        ("other", rows.reverse()),
+        ("moved", rows.with_columns(session_id=pl.col("session_id").shift(1).fill_null("s0"))),
+    ):
+        (tmp_path / name).mkdir()
+        frame.head(200).write_parquet(tmp_path / name / "a.parquet")
+        frame.slice(200).write_parquet(tmp_path / name / "b.parquet")
+    one, other, moved = (fingerprint_events(tmp_path / n) for n in ("one", "other", "moved"))
+    assert one == other and one["rows"] == rows.height
+    assert one["in_sessions"] != moved["in_sessions"] and one["events"] == moved["events"]
+
+
+def test_a_command_is_measured_and_stopped_at_its_cap() -> None:
+    hungry = "x = bytearray(300 << 20); import time; time.sleep(0.6); sum(range(10**6)); print(7)"
+    taken = measured([sys.executable, "-c", hungry], every=0.05)
+    assert taken.outcome == "done" and taken.output == "7\n"
+    assert taken.peak > 300 << 20 and taken.driver_peak > 300 << 20 and taken.cpu_seconds > 0
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hungry!r}])"
+    child = measured([sys.executable, "-c", nested], every=0.05)
+    assert child.peak > 300 << 20 > child.driver_peak
+    stopped = measured([sys.executable, "-c", nested], every=0.05, cap=200 << 20)
+    assert stopped.outcome == "ran out of memory"
+    failed = measured([sys.executable, "-c", "raise SystemExit('no')"])
+    assert failed.outcome == "failed"
+    with pytest.raises(RuntimeError, match=r"failed after .*\n.*no"):
+        failed.demand()
 
 
 def by_hand_features() -> list[str]:
