@@ -1,4 +1,4 @@
-"""`raysys features audit` as a shop runs it: from a log in a file to the table, page and exit code."""
+"""`raysys features audit` as a shop runs it: from a log in a file to table, page and exit code."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ SETTINGS = {
 
 
 def write_log(path: Path) -> None:
-    """Sixty days of baskets; from day 50 on everybody buys every other day less."""
+    """Sixty days of baskets of eight users."""
     rng = np.random.default_rng(0)
     lines = ["event,user,item,what,time,price,quantity,query"]
     for day in range(60):
         for user in range(8):
-            if rng.random() < (0.3 if day >= 50 else 0.8):
+            if rng.random() < 0.8:
                 moment = START + day * DAY + int(rng.integers(0, DAY // 2))
                 for line, item in enumerate(rng.choice(30, 3, replace=False)):
                     key = f"e{day}-{user}-{line}"
@@ -101,7 +101,9 @@ def test_a_sound_shop_gets_its_table_page_and_json(workspace) -> None:
     assert verdicts.pop("weekday") == "no event"
     assert set(verdicts.values()) == {"ok"}
     drift = {row["feature"]: row for row in content["drift"]["features"]}
-    assert drift["mine"]["level"] != "stable"  # they buy less in the last days
+    assert drift["orders"]["level"] == "large"  # it only ever grows
+    assert drift["orders"]["shift"] > 1
+    assert drift["weekday"]["psi"] < drift["orders"]["psi"]
     assert "<svg" in (workspace.audit / "report.html").read_text()
     manifest = json.loads((workspace.audit / "manifest.json").read_text())
     assert manifest["figures"]["sound"]
@@ -110,17 +112,25 @@ def test_a_sound_shop_gets_its_table_page_and_json(workspace) -> None:
     assert json.loads(again.stdout) == content
 
 
+class OneTooFar:
+    """numpy, but that looking up a moment finds the place behind it."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def searchsorted(self, moments, moment, *more, **words):
+        if moments.dtype == np.int64:
+            return np.searchsorted(moments, moment, side="right")
+        return np.searchsorted(moments, moment, *more, **words)
+
+
 @pytest.mark.slow
-def test_a_stage_that_looks_ahead_is_found_out_and_the_exit_code_is_1(
+def test_a_replay_that_counts_the_moment_of_the_request_is_found_out(
     workspace, monkeypatch, tmp_path
 ) -> None:
-    """The features stage with the classic mistake: it counts events of the request's moment."""
+    """The classic mistake, ≤ where < belongs, in the code of the replay itself."""
     copy = copied(workspace, tmp_path)
-    real = np.searchsorted
-    monkeypatch.setattr(
-        "raysys.features.replay.np.searchsorted",
-        lambda a, v, side="right", **more: real(a, v, side=side, **more),
-    )
+    monkeypatch.setattr("raysys.features.replay.np", OneTooFar())
     findings = stage.examine(settings(), copy, stage.AuditOptions(requests=12))
     assert not findings.audit.sound
     assert {"item_7d", "mine", "recency", "orders"} <= set(findings.audit.leaks)
