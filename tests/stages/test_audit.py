@@ -1,4 +1,4 @@
-"""`raysys features audit` as a shop runs it: from a log in a file to table, page and exit code."""
+"""`raysys features audit` as a shop runs it: a log in a file, then table, page and exit code."""
 
 from __future__ import annotations
 
