@@ -32,8 +32,10 @@ def keys_of(ids: npt.NDArray[Any] | pl.Series, *names: str | int) -> UInt64:
         ids: int[n], or n texts (null is a text of its own).
         names: what else tells one use from another: seed, method, number of the copy.
     """
-    texts = isinstance(ids, pl.Series)
-    keys = _text_hash(ids) if texts else _mixed(ids.astype(np.uint64) + _GOLDEN)
+    if isinstance(ids, pl.Series):
+        keys = _text_hash(ids)
+    else:
+        keys = _mixed(ids.astype(np.uint64) + _GOLDEN)
     for name in names:
         keys = derived(keys, name)
     return keys
