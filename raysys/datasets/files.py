@@ -23,7 +23,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysys.datasets.mapping import AnyFiles, Fit, absent, check_columns, fit
+from raysys.datasets.mapping import AnyFiles, Fit, RecordFiles, absent, check_columns, fit
+from raysys.datasets.records import conform, mend_text
 from raysys.errors import UserError
 
 Format = Literal["csv", "jsonl", "parquet"]
@@ -300,7 +301,10 @@ def _read_parquet(part: Part, files: AnyFiles, derived: frozenset[str]) -> Itera
             for batch in batches:
                 numbers = pl.int_range(row + 1, row + batch.num_rows + 1, eager=True)
                 lacking = () if row else fitted.lacking
-                yield Block(filled(_to_polars(batch), fitted), numbers, lacking=lacking)
+                frame = _to_polars(batch)
+                if isinstance(files, RecordFiles):
+                    frame = conform(frame, files.record)
+                yield Block(filled(frame, fitted), numbers, lacking=lacking)
                 row += batch.num_rows
     except FileNotFoundError:
         raise
@@ -325,6 +329,8 @@ def _to_polars(batch: pa.RecordBatch) -> pl.DataFrame:
                 column.validate(full=True)
             except pa.ArrowInvalid:
                 column = _decoded(column.cast(pa.binary()))
+        elif pa.types.is_nested(column.type):
+            column = mend_text(column)
         columns[name] = column
     frame = pl.from_arrow(pa.table(columns))
     assert isinstance(frame, pl.DataFrame)

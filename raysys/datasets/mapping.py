@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import polars as pl
 import pyarrow as pa
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from raysys import schema
 from raysys.config import Settings
@@ -150,11 +150,48 @@ class UserFiles(Files):
         return self
 
 
+class RecordFiles(Settings):
+    """What an adapter reads of nested records; its `Source.expand_…` flattens them.
+
+    `columns` of such files name what the adapter makes, not what the file has.
+    """
+
+    record: dict[str, Any]
+    """Top-level field → polars type: all that is read, see `datasets.records`."""
+
+    needed: tuple[str, ...]
+    """Fields without which a file cannot be of this format."""
+
+    screen: tuple[str, tuple[str, ...]] | None = None
+    """A field of type text, and the words there that mean something: of records with another word
+    JSON lines give only that field."""
+
+    quoted: bool = True
+    """CSV: fields may be quoted. False: a quotation mark is a character like any other."""
+
+    importer: dict[str, Any] = {}
+    """The adapter's settings, on which depends what becomes of a record."""
+
+    @field_serializer("record")
+    def _named(self, record: dict[str, Any]) -> dict[str, str]:
+        return {name: str(kind) for name, kind in record.items()}
+
+
+class RecordEvents(RecordFiles, EventFiles):
+    """Files of records that hold any number of events each."""
+
+
+class RecordItems(RecordFiles, ItemFiles):
+    """Files of records some of which describe items."""
+
+
 AnyFiles = EventFiles | ItemFiles | UserFiles
 
 
 def wanted(files: AnyFiles, derived: frozenset[str] = frozenset()) -> list[str] | None:
     """The columns that a mapping reads, in order, less `derived`; None: all of them."""
+    if isinstance(files, RecordFiles):
+        return [name for name in files.record if name not in derived]
     names = list(files.columns.values())
     if isinstance(files, EventFiles):
         names += files.items.values()
@@ -202,6 +239,8 @@ def fit(
         if name in here:
             read.append(name)
         elif name not in derived:
+            if isinstance(files, RecordFiles) and name not in keys:
+                continue  # null in every record, and no fault
             fill[name] = told.get(key)
             if key not in told:
                 (missing if name in keys else lacking).append(name)
@@ -210,6 +249,8 @@ def fit(
 
 def needed(files: AnyFiles) -> list[str]:
     """The file's columns without which no row of it says anything."""
+    if isinstance(files, RecordFiles):
+        return list(files.needed)
     keys = NEEDED if isinstance(files, EventFiles) else {"item_id", "user_id"}
     return [
         source
@@ -249,15 +290,21 @@ def check_columns(
     if not missing:
         return
     near = difflib.get_close_matches(missing[0], found, n=1)
+    if isinstance(files, RecordFiles):
+        mend = "give files of the format that the source's kind names"
+    elif near:
+        mend = f"did you mean {near[0]!r}? Name the file's columns in the mapping"
+    else:
+        mend = (
+            "name the file's columns in the mapping, and check delimiter and header; "
+            "what no file has may be listed under optional"
+        )
     shown = ", ".join(found[:30]) + (", …" if len(found) > 30 else "")
     from_path = f"; its path says: {', '.join(told)}" if told else ""
     raise UserError(
         f"no column {', '.join(map(repr, missing))}; the file has: {shown}{from_path}",
         where=where,
-        mend=f"did you mean {near[0]!r}? Name the file's columns in the mapping"
-        if near
-        else "name the file's columns in the mapping, and check delimiter and header; "
-        "what no file has may be listed under optional",
+        mend=mend,
     )
 
 

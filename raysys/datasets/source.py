@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import fsspec
 import polars as pl
@@ -12,8 +13,30 @@ import pyarrow.parquet as pq
 
 from raysys.datasets.mapping import EventFiles, ItemFiles, UserFiles
 
+RECORD: Final = "_record"
+"""Column of expanded rows: UInt32, 0-based row of the frame they come from, never decreasing."""
+
 Prepare = Callable[[pl.DataFrame], pl.DataFrame]
 """Changes rows of a file, before its mapping reads them; must keep their number and order."""
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """What became of some records: every one has rows, or is counted as ignored."""
+
+    rows: pl.DataFrame
+    """Flat rows as the mapping reads them, and `RECORD`."""
+
+    ignored: dict[str, int]
+    """Why records were left out on purpose → how many: `{"not_an_event: session_start": 12}`."""
+
+
+Expand = Callable[[pl.DataFrame], Expanded]
+"""Records as read (see `mapping.RecordFiles`) into rows: none, one or many for each.
+
+A record that means no event is ignored and counted. One that should have been understood but
+cannot be has one row with nulls, for the cleaning rules to judge.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,3 +70,5 @@ class Source:
     derived: frozenset[str] = frozenset()  # columns that `prepare_…` add: files lack them
     prepare_events: Prepare | None = None
     prepare_items: Prepare | None = None
+    expand_events: Expand | None = None  # for `RecordEvents`: applied before the mapping
+    expand_items: Expand | None = None  # for `RecordItems`

@@ -22,7 +22,17 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from raysys.datasets.files import Block, Fault, Part, filled, lacks_needed, nothing_but
-from raysys.datasets.mapping import FROM_PATH, AnyFiles, Fit, fit, wanted
+from raysys.datasets.mapping import (
+    FROM_PATH,
+    AnyFiles,
+    Fit,
+    RecordEvents,
+    RecordFiles,
+    RecordItems,
+    fit,
+    wanted,
+)
+from raysys.datasets.records import decode
 from raysys.datasets.unpack import DAMAGE, unpacked
 
 CHUNK: Final = 16 << 20
@@ -74,8 +84,9 @@ def read_csv(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset())
     """The records of a CSV as text columns; see `files.read`."""
     header = list(files.header) if files.header else None
     fitted: Fit | None = None
+    quoted = not isinstance(files, RecordFiles) or files.quoted
     row = 0
-    for chunk in _chunks(part, quoted=True):
+    for chunk in _chunks(part, quoted=quoted):
         if isinstance(chunk, _Lost):
             yield nothing_but(_lost(chunk, row))
             return
@@ -91,7 +102,7 @@ def read_csv(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset())
                 yield nothing_but(fault)
                 return
         keep = header if fitted.read is None else list(fitted.read)
-        block, count = _parse_csv(text, header, keep or header[:1], files.delimiter, row)
+        block, count = _parse_csv(text, header, keep or header[:1], files.delimiter, row, quoted)
         if count:
             block.lacking = () if row else fitted.lacking
             block.rows = filled(block.rows, fitted)
@@ -109,6 +120,9 @@ def read_jsonl(
     Strings are as they are, everything else as JSON writes it. A key that no record of the file
     has is told as lacking with the last block.
     """
+    if isinstance(files, RecordEvents | RecordItems):
+        yield from _read_records(part, files)
+        return
     row = 0
     names = wanted(files, derived)
     told = dict(part.told)
@@ -137,6 +151,25 @@ def read_jsonl(
     lacking = fit(files, [*seen], derived, told).lacking
     if lacking:
         yield Block(pl.DataFrame(), _NO_NUMBERS, lacking=lacking)
+
+
+def _read_records(part: Part, files: RecordEvents | RecordItems) -> Iterator[Block]:
+    """The records of a JSON-lines file as nested columns of the types that the adapter states."""
+    row = 0
+    for chunk in _chunks(part, quoted=False):
+        if isinstance(chunk, _Lost):
+            yield nothing_but(_lost(chunk, row))
+            return
+        lines = pl.Series(_utf8(chunk, files.encoding).decode("utf-8").split("\n"))
+        lines = lines.filter(lines.str.contains(r"\S"))
+        rows, broken = decode(lines, files.record, files.screen)
+        faults = [Fault(row + 1 + at, "line_does_not_parse", lines[at]) for at in broken.arg_true()]
+        numbers = pl.int_range(row + 1, row + 1 + lines.len(), eager=True)
+        row += lines.len()
+        if lines.len():
+            yield Block(rows.filter(~broken), numbers.filter(~broken), faults)
+    if row == 0:
+        yield nothing_but(Fault(0, "empty_file", "no rows"))
 
 
 def _chunks(part: Part, *, quoted: bool) -> Iterator[bytes | _Lost]:
@@ -224,7 +257,12 @@ def _first_end(text: bytes) -> int:
 
 
 def _parse_csv(
-    text: bytes, header: list[str], keep: list[str], delimiter: str, before: int
+    text: bytes,
+    header: list[str],
+    keep: list[str],
+    delimiter: str,
+    before: int,
+    quoted: bool = True,
 ) -> tuple[Block, int]:
     """Parse whole records; `before` of them came earlier in the file. Also how many these are."""
     bad: dict[int, str] = {}
@@ -242,7 +280,10 @@ def _parse_csv(
                 use_threads=False, column_names=header, block_size=len(text) + 1
             ),
             parse_options=pacsv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=invalid
+                delimiter=delimiter,
+                quote_char='"' if quoted else False,
+                newlines_in_values=quoted,
+                invalid_row_handler=invalid,
             ),
             convert_options=pacsv.ConvertOptions(
                 column_types={name: pa.large_string() for name in header},
@@ -251,7 +292,7 @@ def _parse_csv(
             ),
         )
     except (pa.ArrowException, OverflowError):
-        return _parse_slowly(text, header, keep, delimiter, before)
+        return _parse_slowly(text, header, keep, delimiter, before, quoted)
     count = table.num_rows + len(bad)
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
@@ -263,7 +304,12 @@ def _parse_csv(
 
 
 def _parse_slowly(
-    text: bytes, header: list[str], keep: list[str], delimiter: str, before: int
+    text: bytes,
+    header: list[str],
+    keep: list[str],
+    delimiter: str,
+    before: int,
+    quoted: bool,
 ) -> tuple[Block, int]:
     """Row by row with the standard library, for text that Arrow's parser refuses as a whole."""
     columns: dict[str, list[str]] = {name: [] for name in keep}
@@ -271,7 +317,7 @@ def _parse_slowly(
     numbers: list[int] = []
     faults: list[Fault] = []
     count = 0
-    for record in _python_rows(text, delimiter):
+    for record in _python_rows(text, delimiter, quoted):
         if not record:
             continue
         count += 1
@@ -285,9 +331,13 @@ def _parse_slowly(
     return Block(frame, pl.Series(numbers, dtype=pl.Int64), faults), count
 
 
-def _python_rows(text: bytes, delimiter: str) -> Iterator[list[str]]:
+def _python_rows(text: bytes, delimiter: str, quoted: bool = True) -> Iterator[list[str]]:
     csv.field_size_limit(sys.maxsize)
-    return csv.reader(io.StringIO(text.decode("utf-8"), newline=""), delimiter=delimiter)
+    return csv.reader(
+        io.StringIO(text.decode("utf-8"), newline=""),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )
 
 
 def _parse_json(text: bytes, names: list[str], before: int) -> Iterator[Block]:

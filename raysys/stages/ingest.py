@@ -9,7 +9,7 @@ from pydantic import Field
 
 from raysys.cluster import ray_session
 from raysys.config import Settings, StageSettings
-from raysys.datasets import complete_journey
+from raysys.datasets import complete_journey, ga4, metarank, snowplow, ubi
 from raysys.datasets.mapping import EventFiles, ItemFiles, UserFiles
 from raysys.datasets.source import Source
 from raysys.ingest import pipeline, quality
@@ -44,7 +44,15 @@ class IngestSettings(StageSettings):
 
     kind_name: ClassVar[str] = "ingest"
 
-    source: Annotated[CompleteJourneySource | FileSource, Field(discriminator="kind")]
+    source: Annotated[
+        CompleteJourneySource
+        | FileSource
+        | ubi.UbiSource
+        | ga4.GA4Source
+        | snowplow.SnowplowSource
+        | metarank.MetarankSource,
+        Field(discriminator="kind"),
+    ]
     limits: Limits = Limits()
     rules: RuleSettings = RuleSettings()
     sessions: SessionSettings = SessionSettings()
@@ -128,6 +136,15 @@ def figures(outcome: pipeline.Outcome) -> dict[str, Any]:
 
 def _source(settings: IngestSettings) -> Source:
     chosen = settings.source
-    if isinstance(chosen, CompleteJourneySource):
-        return complete_journey.source()
+    match chosen:
+        case CompleteJourneySource():
+            return complete_journey.source()
+        case ubi.UbiSource():
+            return ubi.source(chosen)
+        case ga4.GA4Source():
+            return ga4.source(chosen)
+        case snowplow.SnowplowSource():
+            return snowplow.source(chosen)
+        case metarank.MetarankSource():
+            return metarank.source(chosen)
     return Source(chosen.title, chosen.events, chosen.items, chosen.users)
