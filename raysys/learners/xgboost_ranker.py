@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raysys.catalogue import Catalogue
 from raysys.errors import UserError, missing_extra
 from raysys.features.batch import Batch
 from raysys.learners.protocol import Float32, Model, Report
+from raysys.learners.sampling import with_some_positive
+from raysys.learners.shown import in_shown_order, one_list_a_click
 from raysys.learners.trees import (
     Machine,
     TreeModel,
@@ -22,7 +24,7 @@ from raysys.learners.trees import (
     read_meta,
     write_meta,
 )
-from raysys.learners.validation import NDCG
+from raysys.learners.validation import NDCG, require_columns
 
 if TYPE_CHECKING:
     import xgboost
@@ -39,12 +41,36 @@ class XGBoostSettings(TreeSettings):
         max_depth: of each tree.
         min_child_weight: least sum of hessians in a leaf.
         gamma: least gain of a split.
+        unbiased: the labels are clicks on lists as shown; estimate by which factor each position
+            loses clicks while fitting, and undo it (Hu et al., WWW 2019). Follows the first
+            `truncation_level` positions, so let it cover the list; needs `candidates: 0`, and
+            `early_stopping_rounds: 0` is better: clicks of the tail are as biased.
+        bias_norm: regularises those factors: they are taken to the power 1 / (1 + bias_norm).
+        propensities: of positions 1, 2, …, as `features.position_bias` estimates them: weigh each
+            click by the inverse of its position's, the last standing for all beyond. Instead of
+            `unbiased`.
+        clip: the largest such weight.
+        position: the column of the examples with the position at which a candidate was shown,
+            from 1, NaN if it was not; read by these options, never by the trees then.
     """
 
     objective: Literal["ndcg", "map", "pairwise"] = "ndcg"
     max_depth: int = Field(6, ge=1, le=16)
     min_child_weight: float = Field(0.1, ge=0)  # sum of hessians; lambdas are small numbers
     gamma: float = Field(0.0, ge=0)
+    unbiased: bool = False
+    bias_norm: float = Field(1.0, ge=0)
+    propensities: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    clip: float = Field(10.0, ge=1)
+    position: str = "position"
+
+    @model_validator(mode="after")
+    def _whole_lists(self) -> XGBoostSettings:
+        if self.unbiased and self.propensities:
+            raise ValueError("unbiased and propensities undo the same bias: give one of them")
+        if self.unbiased and self.candidates:
+            raise ValueError("unbiased needs every row of a list as shown: set candidates to 0")
+        return self
 
 
 class XGBoostModel(TreeModel):
@@ -97,6 +123,9 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
         """See `TreeRanker.train_booster`."""
         xgb = _xgboost()
         names = settings.select(head.names, where=XGBoostRanker.name)
+        if settings.unbiased or settings.propensities:
+            names = tuple(name for name in names if name != settings.position)
+            head = _without_bias(settings, head)
         params = {
             "objective": f"rank:{settings.objective}",
             "lambdarank_pair_method": "topk",
@@ -116,6 +145,8 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
             "disable_default_eval_metric": True,
             "verbosity": 0,
         }
+        if settings.unbiased:
+            params |= {"lambdarank_unbiased": True, "lambdarank_bias_norm": settings.bias_norm}
         if settings.objective == "ndcg":
             params["ndcg_exp_gain"] = False  # labels are gains already
         elif settings.objective == "map":
@@ -161,6 +192,21 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
         from ray.train.xgboost import XGBoostTrainer
 
         return XGBoostTrainer, dict
+
+
+def _without_bias(settings: XGBoostSettings, head: Batch) -> Batch:
+    """Rows as position debiasing wants them: in shown order, or a weighted list for each click."""
+    if settings.unbiased:
+        where = f"{XGBoostRanker.name}.unbiased"
+        return with_some_positive(in_shown_order(head, settings.position, where=where))
+    where = f"{XGBoostRanker.name}.propensities"
+    require_columns([settings.position], head.names, where=where)
+    position = head.column(settings.position)
+    known = np.array(settings.propensities, dtype=np.float64)
+    # what was wanted without having been shown was not missed for its position
+    place = np.clip(np.nan_to_num(position, nan=1.0), 1, len(known)).astype(np.int64) - 1
+    weight = np.where(np.isnan(position), 1.0, np.minimum(1.0 / known[place], settings.clip))
+    return one_list_a_click(head, weight.astype(np.float32))
 
 
 def _check_binary(batch: Batch) -> None:
