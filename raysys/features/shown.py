@@ -19,6 +19,7 @@ from raysys.features.log import EventColumns
 from raysys.features.numbered import LogSlice, NumberedLog
 from raysys.features.plan import FeaturePlan
 from raysys.features.replay import Recall
+from raysys.features.table import idle_ms
 from raysys.schema import EVENT_TYPES
 
 Bool = npt.NDArray[np.bool_]
@@ -86,7 +87,7 @@ def choose_shown(
     """
     rows = _of_part(log, part, parts)
     frame = _frame(rows, log, label_rows(rows), events, seed)
-    frame = frame.filter(pl.col("chance") <= pl.lit(int(share * (2**64 - 1)), pl.UInt64))
+    frame = frame.filter(pl.col("chance") <= pl.lit(min(2**64 - 1, int(share * 2**64)), pl.UInt64))
     order = pl.col("label").max(), pl.col("position").first()
     items = frame.group_by("answer", "key", "item", maintain_order=True).agg(*order)
     requests = frame.group_by("answer", "key", maintain_order=True).agg(
@@ -185,6 +186,7 @@ def _with_past(
     orders = np.zeros(len(requests), dtype=np.int32)
     _histories(
         *(events.user, events.item, events.time, pair, of_item & (events.item >= 0), of_user),
+        *(idle_ms(plan.tables[name].max_idle_days) for name in ("user_item", "user")),
         *(requests["user"].to_numpy(), requests["time"].to_numpy(), out, orders),
     )
     lists = pl.Series(out, dtype=pl.Array(pl.Int32, history)).arr.to_list()
@@ -225,12 +227,23 @@ def _best_later(order, user, item, session, time, gain, window, out):  # type: i
 
 @njit(cache=True)
 def _histories(  # type: ignore[no-untyped-def]
-    user, item, time, pair, of_item, of_user, request_user, request_time, out, orders
+    user,
+    item,
+    time,
+    pair,
+    of_item,
+    of_user,
+    item_idle,
+    user_idle,
+    request_user,
+    request_time,
+    out,
+    orders,
 ):
     """As `LiveFeatures.history` and `orders` tell them, for requests by user, then time.
 
-    A user's items are a list, newest first; of one moment, those met later for the first time are
-    first.
+    A user's items are a list, newest first; of one moment, those met later for the first time (or
+    for the first time since they aged out) are first.
     """
     n_pairs = pair.max() + 1 if len(pair) else 0
     following = np.full(n_pairs, -1, dtype=np.int64)
@@ -248,16 +261,20 @@ def _histories(  # type: ignore[no-untyped-def]
             while row < len(user) and user[row] < current:
                 row += 1
         while row < len(user) and user[row] == current and time[row] < request_time[request]:
-            if of_user[row] and (moments == 0 or time[row] > moment):
-                moments += 1
-                moment = time[row]
+            if of_user[row]:
+                if moments and time[row] - moment > user_idle:
+                    moments = 0
+                if moments == 0 or time[row] > moment:
+                    moments += 1
+                    moment = time[row]
             if of_item[row]:
                 p = pair[row]
-                if record[p] == -1:
+                linked = record[p] != -1
+                if not linked or time[row] - last[p] > item_idle:
                     record[p] = met
                     met += 1
                     items[p] = item[row]
-                else:  # out of its place
+                if linked:  # out of its place
                     if before[p] == -1:
                         head = following[p]
                     else:
@@ -279,8 +296,9 @@ def _histories(  # type: ignore[no-untyped-def]
             row += 1
         at = head
         place = 0
-        while at != -1 and place < out.shape[1]:
+        now = request_time[request] - 1
+        while at != -1 and place < out.shape[1] and now - last[at] <= item_idle:
             out[request, place] = items[at]
             place += 1
             at = following[at]
-        orders[request] = moments
+        orders[request] = moments if now - moment <= user_idle else 0
