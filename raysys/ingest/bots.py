@@ -85,7 +85,8 @@ def _judged(figures: pl.DataFrame, settings: Bots, catalogue_size: int | None) -
     items = pl.col("items")
     fan_out = _at_least(items, settings.items_per_day)
     if catalogue_size and settings.share_of_catalogue is not None:
-        fan_out |= items >= settings.share_of_catalogue * catalogue_size
+        share = settings.share_of_catalogue * catalogue_size
+        fan_out |= items >= max(share, settings.at_least_events)  # anybody sees all of a few items
     regular = (
         pl.lit(False)
         if settings.regularity is None

@@ -34,6 +34,7 @@ class LogFigures:
     prices: Counter[int] = field(default_factory=Counter)  # bin of PRICE_EDGES → events
     free: int = 0  # events with price zero
     unpriced: int = 0
+    currencies: Counter[str] = field(default_factory=Counter)  # of priced events → events
     revenue: dict[str, float] = field(default_factory=dict)  # of purchases, by currency
 
     def add(self, other: LogFigures) -> None:
@@ -46,6 +47,7 @@ class LogFigures:
         self.last = max((m for m in (self.last, other.last) if m is not None), default=None)
         self.types.update(other.types)
         self.days.update(other.days)
+        self.currencies.update(other.currencies)
         for mine, theirs in (
             (self.hours, other.hours),
             (self.session_lengths, other.session_lengths),
@@ -72,7 +74,7 @@ class LogFigures:
             name: Counter({int(key): value for key, value in content[name].items()})
             for name in ("hours", "session_lengths", "user_events", "prices")
         }
-        named = {name: Counter(content[name]) for name in ("types", "days")}
+        named = {name: Counter(content[name]) for name in ("types", "days", "currencies")}
         return cls(**{**content, **numbered, **named})
 
 
@@ -121,6 +123,8 @@ def _measure_prices(events: pl.DataFrame, figures: LogFigures) -> None:
     )
     counts = np.bincount(bins, minlength=1)
     figures.prices = Counter({int(b): int(n) for b, n in enumerate(counts) if n})
+    priced = events.filter(pl.col("price").is_not_null())
+    figures.currencies = _counts(priced.group_by(pl.col("currency").fill_null("")).len())
     paid = (
         events.filter(pl.col("event_type") == "purchase")
         .group_by("currency")

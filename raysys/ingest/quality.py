@@ -11,22 +11,30 @@ import numpy as np
 from markupsafe import Markup
 
 from raysys import schema
+from raysys.ingest.bots import SIGNALS
 from raysys.ingest.figures import PRICE_EDGES, LogFigures
-from raysys.ingest.rules import Limits, in_words
+from raysys.ingest.rule_settings import RuleSettings
+from raysys.ingest.rules import Limits
+from raysys.ingest.words import in_words
 from raysys.report import COLOURS, Report, Section, new_figure
 
 if TYPE_CHECKING:
     from raysys.ingest.pipeline import Outcome
 
 
-def write_report(outcome: Outcome, title: str, limits: Limits, path: Path) -> None:
+def write_report(
+    outcome: Outcome, title: str, limits: Limits, path: Path, rules: RuleSettings | None = None
+) -> None:
     """Write the HTML page; it needs no other file."""
+    rules = rules or RuleSettings()
     log = outcome.log
     span = f"{moment(log.first)} to {moment(log.last)} UTC"
     report = Report(f"Data quality: {title}", f"The log from {span}, as raysys ingest found it.")
     _facts(report, outcome)
     _balance(report, outcome)
-    _rules(report, outcome, limits)
+    _rules(report, outcome, limits, rules)
+    _bots(report, outcome, rules)
+    _files(report, outcome)
     _time(report, log)
     _behaviour(report, log)
     _items(report, outcome)
@@ -53,6 +61,9 @@ def _facts(report: Report, outcome: Outcome) -> None:
         facts.append(("orders", f"{log.orders:,}"))
     for currency, amount in sorted(log.revenue.items()):
         facts.append((f"purchases, {currency or 'no currency given'}", f"{amount:,.0f}"))
+    if len(log.currencies) > 1:
+        told = ", ".join(f"{c or 'none'} {n:,}" for c, n in log.currencies.most_common(5))
+        facts.append(("events by currency", told))
     facts.append(("of rows quarantined", _share(events.quarantined, events.rows_in)))
     report.section("At a glance").facts(facts)
 
@@ -63,27 +74,33 @@ def _balance(report: Report, outcome: Outcome) -> None:
     rows: list[list[object]] = []
     for table, tally in outcome.tallies.items():
         if tally.rows_in:
-            changed = [tally.quarantined, 0, sum(tally.mended.values())]
+            changed = [
+                tally.quarantined, 0, sum(tally.mended.values()), sum(tally.kept.values())
+            ]  # fmt: skip
             rows.append([_words(table), tally.rows_in, tally.rows_out, *changed])
     for side in outcome.tables:
         out = side["rows_out"]
-        rows.append([_words(side["name"]), side["rows_in"], out, 0, side["rows_in"] - out, 0])
-    section.table(["table", "rows in", "rows out", "quarantined", "left out", "mended"], rows)
+        rows.append([_words(side["name"]), side["rows_in"], out, 0, side["rows_in"] - out, 0, 0])
+    section.table(
+        ["table", "rows in", "rows out", "quarantined", "left out", "mended", "flagged"], rows
+    )
     section.note(
         "Rows in = rows out + quarantined + left out. Quarantined rows lie in quarantine/, each "
         "with its reason, file, row number and content. Left out are repeated or empty rows of "
-        "side tables. Told items are descriptions that events carry."
+        "side tables. Told items are descriptions that events carry. Mended and flagged rows are "
+        "among rows out; a row that several rules flag counts for each."
     )
 
 
-def _rules(report: Report, outcome: Outcome, limits: Limits) -> None:
+def _rules(report: Report, outcome: Outcome, limits: Limits, rules: RuleSettings) -> None:
     section = report.section("What the rules found")
-    words = in_words(limits)
+    words = in_words(limits, rules)
     rows: list[list[object]] = []
     for table, tally in outcome.tallies.items():
         for action, found in (
             ("quarantined", tally.reasons),
             ("mended", tally.mended),
+            ("kept, flagged", tally.kept),
             ("added", tally.added),
         ):
             for rule, count in found.most_common():
@@ -110,8 +127,58 @@ def _rules(report: Report, outcome: Outcome, limits: Limits) -> None:
         for one in found[:2]
     ]
     if examples:
-        section.text("Examples: quarantined rows as their files have them, mended ones as events.")
+        section.text(
+            "Examples: quarantined rows as their files have them, mended and flagged ones as "
+            "events, bots with the figures that say so."
+        )
         section.table(["rule", "where", "row"], examples)
+
+
+def _bots(report: Report, outcome: Outcome, rules: RuleSettings) -> None:
+    """Which signals told bots, of how many users, and how much of the log they made."""
+    tally = outcome.tallies["events"]
+    if not tally.users:
+        return
+    quarantined = rules.bots.action == "quarantine"
+    events = tally.reasons if quarantined else tally.kept
+    section = report.section("Bots")
+    section.table(
+        ["signal", "users (a user counts once a day)", "events", "share of rows in"],
+        [
+            [_solid(name), tally.users[name], events[name], _share(events[name], tally.rows_in)]
+            for name in SIGNALS
+            if tally.users[name]
+        ],
+    )
+    fate = "were put aside" if quarantined else "stayed in the log"
+    section.note(
+        f"Each day is judged by itself; all events of a bot's day {fate} "
+        f"(rules.bots.action: {rules.bots.action}). The first signal that holds counts."
+    )
+
+
+def _files(report: Report, outcome: Outcome) -> None:
+    """Files that could not be used, and columns that some files do not have."""
+    tallies = outcome.tallies
+    faults = [
+        [label, _solid(table), _solid(rule)]
+        for table, tally in tallies.items()
+        for label, rule in sorted(tally.files.items())
+    ]
+    lacking = [
+        [column, _solid(table), count]
+        for table, tally in tallies.items()
+        for column, count in sorted(tally.lacking.items())
+    ]
+    if not faults and not lacking:
+        return
+    section = report.section("Files")
+    if faults:
+        section.text(f"{len(faults):,} files could not be read, or not to their end:")
+        section.table(["file", "table", "why"], faults)
+    if lacking:
+        section.text("Mapped columns that files do not have; their rows hold nothing there:")
+        section.table(["column", "table", "files without it"], lacking)
 
 
 def _words(name: str) -> str:

@@ -194,7 +194,8 @@ class Bots(Settings):
     """`bot_fan_out`: so many different items."""
 
     share_of_catalogue: float | None = Field(default=0.5, gt=0, le=1)
-    """`bot_fan_out` as well: so much of a catalogue whose size is known."""
+    """`bot_fan_out` as well: so much of a catalogue whose size is known, and at least
+    `at_least_events` items."""
 
     active_hours: int | None = Field(default=22, ge=1, le=24)
     """`bot_night_and_day`: active in so many hours of the day."""

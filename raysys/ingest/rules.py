@@ -400,14 +400,13 @@ def _currency_rules(rules: RuleSettings) -> list[Rule]:
         rules.currency_spelling, rules.unknown_currency, rules.foreign_currency
     )  # fmt: skip
     written = pl.col("currency")
-    meant = currencies.as_code(written, spelling.symbols)
-    code = meant if spelling.action == "mend" else written
+    code = currencies.as_code(written, spelling.symbols)
     is_code = code.is_in(sorted(currencies.CODES))
     found = [
         Rule(
             "currency_spelling", spelling.action,
-            (written != meant) & meant.is_in(sorted(currencies.CODES)), ("currency",),
-            {"currency": meant},
+            (written != code) & is_code, ("currency",),
+            {"currency": code},
         ),
         Rule(
             "unknown_currency", unknown.action, ~is_code, ("currency",),

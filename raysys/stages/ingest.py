@@ -90,7 +90,8 @@ def run(settings: IngestSettings, workspace: Workspace, *, force: bool = False) 
         manifest.counts = counts(outcome)
         manifest.figures = figures(outcome)
         with task("quality report"):
-            quality.write_report(outcome, source.title, settings.limits, folder / "report.html")
+            page = folder / "report.html"
+            quality.write_report(outcome, source.title, settings.limits, page, settings.rules)
         manifest.seconds = round(time.monotonic() - began, 2)
         manifest.write(folder)
     return manifest

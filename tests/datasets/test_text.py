@@ -1,8 +1,12 @@
 """CSV and JSON lines: every record is read or becomes a fault, whatever the bytes are."""
 
+import bz2
 import gzip
 import json
+import lzma
+import random
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,6 +129,63 @@ def test_json_without_the_needed_column_is_refused(tmp_path):
     files = ItemFiles(paths=str(path), columns={"item_id": "itemid"})
     with pytest.raises(UserError, match="no column 'itemid'; the file has: id"):
         read_all(path, files)
+
+
+ZSTD = pa.Codec("zstd")
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack"),
+    [
+        ("gz", gzip.compress),
+        ("bz2", bz2.compress),
+        ("xz", lzma.compress),
+        ("zst", lambda data: ZSTD.compress(data).to_pybytes()),
+    ],
+)
+def test_every_packing_is_unpacked_and_its_truncation_told(tmp_path, ending, pack):
+    draw = random.Random(0)
+    content = b"a,b\n" + b"".join(b"%d,%d\n" % (i, draw.getrandbits(60)) for i in range(300_000))
+    path = tmp_path / f"x.csv.{ending}"
+    rows, faults = csv(path, pack(content))
+    assert len(rows) == 300_000
+    assert not faults
+    packed = pack(content)
+    rows, faults = csv(path, packed[: len(packed) * 3 // 4])
+    assert list(faults.values()) == ["truncated_file"]
+    assert 50_000 < len(rows) < 300_000
+    assert all(rows[n]["a"] == str(n - 1) for n in range(1, len(rows), 997))
+
+
+def test_quick_and_slow_json_say_the_same(tmp_path, monkeypatch):
+    records = [
+        {"a": n, "p": {"b": value, "q": {"r": n}}, "x.y": n, "z": n % 2 == 0}
+        for n, value in enumerate(["x", 1, 1.5, None, True, [1, "é"], {"k": "v"}, "", 2**63])
+    ]
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(json.dumps(record) for record in records))
+    names = {"title": "p.b", "brand": "p.q.r", "size": "x.y", "category": "z", "item_id": "a"}
+    files = ItemFiles(paths=str(path), columns=names)
+    quick, faults = read_all(path, files)
+    assert not faults
+    monkeypatch.setattr(text, "_quick_json", lambda *_: None)
+    slow, _ = read_all(path, files)
+    assert quick == slow
+    assert [row["p.b"] for row in slow.values()][5:7] == ['[1, "é"]', '{"k": "v"}']
+
+
+def test_a_few_bad_lines_among_many_keep_their_numbers(tmp_path):
+    lines = [json.dumps({"a": n, "b": f"t{n}"}) for n in range(5000)]
+    bad = {7: "{", 8: "[1]", 2500: "", 3000: '{"a": 1} {"a": 2}', 4999: "null"}
+    for at, line in bad.items():
+        lines[at] = line
+    path = tmp_path / "x.jsonl"
+    path.write_text("\r\n".join(lines))
+    rows, faults = read_all(path, ItemFiles(paths=str(path), columns={"item_id": "a"}))
+    assert sorted(faults) == [8, 9, 3000, 4999]  # the blank line has no number
+    assert len(rows) == 4995
+    assert rows[2500]["a"] == "2499"
+    assert rows[2501]["a"] == "2501"
 
 
 @settings(max_examples=150, deadline=None)

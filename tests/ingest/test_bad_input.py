@@ -1,6 +1,7 @@
 """Every fault a log can have: told or quarantined with its reason, and no row is ever lost."""
 
 import gzip
+import random
 
 import polars as pl
 import pyarrow as pa
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from raysys.datasets.mapping import ItemFiles, UserFiles
 from raysys.errors import UserError
+from raysys.ingest.quality import write_report
 from raysys.ingest.rules import Limits
 from tests.ingest.shop import HEADER, START, good_rows, mapping, take
 
@@ -155,6 +157,43 @@ def test_truncated_parquet_among_others_is_counted(tmp_path):
     taken = take(tmp_path, mapping(tmp_path / "*.parquet"))
     assert taken.tally.reasons == {"unreadable_file": 1}
     assert taken.tally.rows_out == 20
+
+
+def test_a_tenth_of_the_files_corrupt(tmp_path):
+    whole = "\n".join([HEADER, *good_rows(50)]).encode()
+    frame = pl.read_csv(whole, infer_schema=False)
+    noise = random.Random(0).randbytes(3000)
+    for n in range(34):
+        (tmp_path / f"{n:02d}.csv").write_bytes(whole.replace(b"\ne", b"\n%de" % n))
+    for n in range(2):
+        frame.with_columns(pl.col("event") + f"p{n}").write_parquet(tmp_path / f"{n}.parquet")
+    (tmp_path / "90.csv.gz").write_bytes(gzip.compress(whole.replace(b"\ne", b"\ngz"))[:-20])
+    (tmp_path / "91.parquet").write_bytes(noise)
+    (tmp_path / "92.csv").write_bytes(b"")
+    (tmp_path / "93.csv").write_bytes(noise)
+    taken = take(tmp_path, mapping(tmp_path / "*.*"))
+    assert taken.tally.reasons == {
+        "truncated_file": 1, "unreadable_file": 1, "empty_file": 1, "missing_columns": 1,
+    }  # fmt: skip
+    assert taken.tally.files == {
+        "90.csv.gz": "truncated_file", "91.parquet": "unreadable_file", "92.csv": "empty_file",
+        "93.csv": "missing_columns",
+    }  # fmt: skip
+    assert taken.tally.rows_out >= 36 * 50
+    write_report(taken.outcome, "A shop", Limits(), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "4 files could not be read" in page
+    assert "91.parquet" in page
+
+
+def test_a_column_that_some_files_lack_is_counted(tmp_path):
+    (tmp_path / "a.csv").write_text("\n".join([HEADER, *good_rows()]))
+    lines = [f"x{i},u1,i1,view,{START + i}" for i in range(5)]
+    (tmp_path / "b.csv").write_text("\n".join(["event,user,item,what,time", *lines]))
+    taken = take(tmp_path, mapping(tmp_path / "*.csv"))
+    assert taken.tally.rows_out == 25
+    assert taken.tally.lacking == {"price": 1, "quantity": 1, "query": 1}
+    assert taken.events["price"].null_count() == 5
 
 
 def test_parquet_with_its_own_types(tmp_path):
