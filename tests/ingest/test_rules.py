@@ -1,13 +1,18 @@
 """Rules of rows: what each finds, and what `keep`, `mend` and `quarantine` make of it."""
 
+import re
+from pathlib import Path
+
 import polars as pl
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys.config import parse_settings
 from raysys.datasets.mapping import EventFiles, ItemFiles, draft_events
 from raysys.errors import UserError
+from raysys.ingest.bots import SIGNALS
 from raysys.ingest.currencies import CODES
 from raysys.ingest.encodings import mended
 from raysys.ingest.quality import write_report
@@ -22,7 +27,7 @@ from raysys.ingest.rules import (
     item_rules,
     user_rules,
 )
-from raysys.stages.ingest import IngestSettings
+from raysys.stages.ingest import FileSource, IngestSettings
 from tests.ingest.shop import HEADER, START, good_rows, mapping, take
 
 GOOD = {
@@ -228,6 +233,17 @@ def test_every_rule_has_a_sentence_and_a_setting():
     assert {rule.name for rule in asked} <= set(words)
     assert {rule.name for rule in asked} <= set(RuleSettings.model_fields)
     assert set(RuleSettings.model_fields) - {"bots"} <= set(words)
+
+
+def test_the_page_names_every_rule_and_its_yaml_loads():
+    page = (Path(__file__).parents[2] / "docs/ingest.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`(\w+)`", page))
+    assert {*RuleSettings.model_fields, *SIGNALS, "refunded_purchase", "partly_refunded"} <= names
+    blocks = [yaml.safe_load(b) for b in re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)]
+    (chosen,) = (block["rules"] for block in blocks if "rules" in block)
+    assert parse_settings(RuleSettings, chosen, where="docs").bots.active_hours == 20
+    (log,) = (block["events"] for block in blocks if "events" in block)
+    assert parse_settings(FileSource, {"events": log}, where="docs").events[0].optional
 
 
 def test_codes_are_three_capitals():
