@@ -85,7 +85,10 @@ class _Unpacker:
         while total < size and self._error is None:
             try:
                 data = self._next(size - total)
-            except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            except OSError as error:  # bzip2 calls damage so, without a number
+                self._error = error if error.errno else EOFError(str(error))
+                break
+            except (EOFError, zlib.error, lzma.LZMAError) as error:
                 self._error = error
                 break
             if data is None:

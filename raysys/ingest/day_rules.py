@@ -33,7 +33,7 @@ def judge_day(
 
     Args:
         events: all clean events of one date, or of some users on it: columns of
-            `schema.LOGGED_EVENTS` (timestamp Int64 UTC ms), `SOURCE`, `ROW` and `_own_id`; others
+            `schema.LOGGED_EVENTS` (timestamp Int64 UTC ms), `SOURCE`, `ROW` and `OWN_ID`; others
             are kept. In any order.
         rules: what becomes of each fault.
         catalogue_size: how many items the shop has, if it is known.

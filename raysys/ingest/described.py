@@ -22,7 +22,7 @@ from raysys.datasets.mapping import (
     draft_users,
     polars_type,
 )
-from raysys.datasets.source import Source
+from raysys.datasets.source import RECORD, Expand, Source
 from raysys.ingest.aside import QUARANTINE, unread, write_quarantine
 from raysys.ingest.columns import read_arrow, write_arrow
 from raysys.ingest.rule_settings import RuleSettings
@@ -69,6 +69,7 @@ class Described:
         files: ItemFiles | UserFiles,
         source: Source,
         draft: Callable[[pl.DataFrame, str], pl.DataFrame],
+        expand: Expand | None = None,
     ) -> None:
         """Read files; `draft` turns rows as they are, of a file, into rows of the vocabulary."""
         for part in find(files, source.derived):
@@ -78,12 +79,17 @@ class Described:
                 note(self.tally, lost)
                 self.tally.lacking.update(block.lacking)
                 self.rejected.append(lost)
-                if not block.rows.height:
+                raw, numbers = block.rows, block.numbers
+                if raw.height and expand is not None:
+                    made = expand(raw)
+                    self.tally.ignored.update(made.ignored)
+                    raw, numbers = made.rows.drop(RECORD), numbers.gather(made.rows[RECORD])
+                if not raw.height:
                     continue
-                rows = draft(block.rows, part.label).with_columns(
-                    pl.lit(part.label).alias(SOURCE), block.numbers.alias(ROW)
+                rows = draft(raw, part.label).with_columns(
+                    pl.lit(part.label).alias(SOURCE), numbers.alias(ROW)
                 )
-                clean, bad, counted = apply(self.rules, rows, block.rows, self.table)
+                clean, bad, counted = apply(self.rules, rows, raw, self.table)
                 self.tally.add(counted)
                 self.rejected.append(bad)
                 self._frames.append(clean)
@@ -127,6 +133,7 @@ def write_catalogue(
                     files.time,
                     where=where,
                 ),
+                source.expand_items,
             )
         write_arrow(items.rows(), folder / _ITEMS)
         write_quarantine(items.rejected, folder / QUARANTINE)

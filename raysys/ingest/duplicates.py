@@ -6,20 +6,19 @@ import polars as pl
 
 from raysys import schema
 from raysys.ingest.rule_settings import NearDuplicate
-from raysys.ingest.rules import ROW, SOURCE
+from raysys.ingest.rules import OWN_ID, ROW, SOURCE
 
 
-def find_duplicates(events: pl.DataFrame, own_id: str = "_own_id") -> pl.Series:
+def find_duplicates(events: pl.DataFrame) -> pl.Series:
     """Which events came before: Boolean[n], false for the first of each kind in file order.
 
     Events that the log named are equal when user and id are; others when every column is.
 
     Args:
-        events: all events of some users or of a date, with `SOURCE`, `ROW` and `own_id`.
-        own_id: name of the Boolean column that says whether the log itself named the event.
+        events: all events of some users or of a date, with `SOURCE`, `ROW` and `OWN_ID`.
     """
     # Numbers are compared first: what shares none with another event is no duplicate.
-    key = pl.when(own_id).then(pl.col("event_id").hash(1)).otherwise(
+    key = pl.when(OWN_ID).then(pl.col("event_id").hash(1)).otherwise(
         _mixed("timestamp", "user_id", "item_id", "event_type")
     )  # fmt: skip
     suspects = _repeated(events.select(key.alias("key")).to_series())
@@ -27,8 +26,8 @@ def find_duplicates(events: pl.DataFrame, own_id: str = "_own_id") -> pl.Series:
         return pl.Series([False], dtype=pl.Boolean).new_from_index(0, events.height)
     every = [name for name in schema.LOGGED_EVENTS.names if name != "event_id"]
     numbered = events[suspects].with_columns(_at=suspects).sort(SOURCE, ROW)
-    own = numbered.filter(own_id).unique(["user_id", "event_id"], keep="first")["_at"]
-    made = numbered.filter(~pl.col(own_id)).unique(every, keep="first")["_at"]
+    own = numbered.filter(OWN_ID).unique(["user_id", "event_id"], keep="first")["_at"]
+    made = numbered.filter(~pl.col(OWN_ID)).unique(every, keep="first")["_at"]
     return _marked(suspects, events.height).scatter(pl.concat([own, made]), False)
 
 

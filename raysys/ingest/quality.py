@@ -102,6 +102,7 @@ def _rules(report: Report, outcome: Outcome, limits: Limits, rules: RuleSettings
             ("mended", tally.mended),
             ("kept, flagged", tally.kept),
             ("added", tally.added),
+            ("ignored", tally.ignored),
         ):
             for rule, count in found.most_common():
                 says = words.get(rule, "")

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from raysys.datasets.files import Block, Part, read
 from raysys.datasets.mapping import MENDED, UNPARSED, EventFiles, draft_events, draft_items
-from raysys.datasets.source import Source
+from raysys.datasets.source import RECORD, Expand, Source
 from raysys.ingest.aside import QUARANTINE, unread, write_quarantine
 from raysys.ingest.columns import COMPRESSED, DAY_MS, write_arrow
 from raysys.ingest.described import read_catalogue
@@ -34,6 +34,9 @@ from raysys.ingest.tally import Tally
 PIECES: Final = "pieces"
 EVENTS: Final = "events.arrow"
 TOLD: Final = "told_items.arrow"
+
+NTH: Final = "_nth"
+"""Column of what an importer makes: which of its record's rows, from 0."""
 
 _FLUSH_ROWS: Final = 500_000
 _BATCH_ROWS: Final = 32_768  # a date's rows are cut by user only into batches of at least this
@@ -93,15 +96,19 @@ def read_piece(piece: Piece, source: Source, asked: Asked, cuts: int, store: Sto
     rules = event_rules(asked.limits, asked.rules, items if items.height else None)
     result: dict[str, Any] = {"label": part.label}
     with store.doing(PIECES, piece.key, result) as folder:
-        dealer = _Dealer(folder / EVENTS, [*files.columns, *files.constants, ROW], cuts)
+        kept = [*files.columns, *files.constants, ROW, *([NTH] if source.expand_events else [])]
+        dealer = _Dealer(folder / EVENTS, kept, cuts)
         for block in read(part, files, source.derived):
             rejected.append(_reject_unread(block, part, tally))
             tally.lacking.update(block.lacking)
             if block.rows.height == 0:
                 continue
+            block = _expanded(block, source.expand_events, tally)
+            if block.rows.height == 0:
+                continue
             raw = source.prepare_events(block.rows) if source.prepare_events else block.rows
             draft = _placed(draft_events(raw, files, where=part.label), block, part)
-            clean, bad, counted = apply(rules, draft, block.rows, "events")
+            clean, bad, counted = apply(rules, draft, block.rows.drop(NTH, strict=False), "events")
             tally.add(counted)
             rejected.append(bad)
             if files.items:
@@ -129,9 +136,21 @@ def _reject_unread(block: Block, part: Part, tally: Tally) -> pl.DataFrame:
     return rejected
 
 
+def _expanded(block: Block, expand: Expand | None, tally: Tally) -> Block:
+    """Rows in the place of records, with `NTH`; those that mean none are counted."""
+    if expand is None:
+        return block
+    made = expand(block.rows)
+    tally.ignored.update(made.ignored)
+    nth = pl.int_range(pl.len(), dtype=pl.Int32).over(RECORD).alias(NTH)
+    rows = made.rows.with_columns(nth)
+    return Block(rows.drop(RECORD), block.numbers.gather(rows[RECORD]))
+
+
 def _placed(draft: pl.DataFrame, block: Block, part: Part) -> pl.DataFrame:
     """Draft events with their place of origin."""
-    return draft.with_columns(pl.lit(part.label).alias(SOURCE), block.numbers.alias(ROW))
+    nth = [block.rows[NTH]] if NTH in block.rows.columns else []
+    return draft.with_columns(pl.lit(part.label).alias(SOURCE), block.numbers.alias(ROW), *nth)
 
 
 def _items_told(
@@ -143,7 +162,9 @@ def _items_told(
         draft["item_id"], draft["currency"], draft["timestamp"].alias("_told"), draft[SOURCE],
         draft[ROW],
     )  # fmt: skip
-    kept = items.join(clean.select(SOURCE, ROW), on=[SOURCE, ROW], how="semi")
+    place = [ROW, NTH] if NTH in clean.columns else [ROW]
+    items = items.with_columns(draft[name] for name in place)
+    kept = items.join(clean.select(place), on=place, how="semi").drop(NTH, strict=False)
     return kept.drop_nulls("item_id").sort("_told", ROW).unique("item_id", keep="first")
 
 

@@ -30,6 +30,9 @@ from raysys.ingest.words import in_words as in_words
 
 SOURCE: Final = "_source"
 ROW: Final = "_row"
+OWN_ID: Final = "_own_id"
+"""Column of events on their way: whether the log itself named the event."""
+
 DUPLICATE: Final = "duplicate"
 INFERRED: Final = "inferred_impression"
 _REASON: Final = "_reason"

@@ -19,8 +19,6 @@ from pydantic import Field
 from raysys.config import Settings
 
 _DAY_MS: Final = 86_400_000
-OWN_ID: Final = "_own_id"
-"""Column of events on their way: whether the log itself named the event."""
 
 
 class SessionSettings(Settings):

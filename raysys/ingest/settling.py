@@ -31,10 +31,10 @@ from raysys.ingest.day_rules import judge_day
 from raysys.ingest.described import read_catalogue
 from raysys.ingest.figures import LogFigures, measure
 from raysys.ingest.impressions import ImpressionSettings, infer_impressions
-from raysys.ingest.reading import EVENTS, PIECES, cut_of
+from raysys.ingest.reading import EVENTS, NTH, PIECES, cut_of
 from raysys.ingest.rule_settings import RuleSettings
-from raysys.ingest.rules import INFERRED, ROW, SOURCE
-from raysys.ingest.sessions import CONTINUED, OWN_ID, SessionSettings, find_sessions
+from raysys.ingest.rules import INFERRED, OWN_ID, ROW, SOURCE
+from raysys.ingest.sessions import CONTINUED, SessionSettings, find_sessions
 from raysys.ingest.store import Store
 from raysys.ingest.tally import Tally
 
@@ -225,9 +225,12 @@ def _nothing() -> pl.DataFrame:
 def _completed(rows: pl.DataFrame, piece: Batches) -> pl.DataFrame:
     """Rows of a piece with all columns, their origin, and an id where the log gives none.
 
-    A made id names file and record (`NAME-RECORD`), so another run makes the same.
+    A made id names file and record (`NAME-RECORD`; `NAME-RECORD#1` for the second event of a
+    record), so another run makes the same.
     """
     made = pl.format("{}-{}", pl.lit(piece.name), pl.col(ROW))
+    if NTH in rows.columns:
+        made = pl.when(pl.col(NTH) > 0).then(pl.format("{}#{}", made, NTH)).otherwise(made)
     if "event_id" in rows.columns:
         own = pl.col("event_id").is_not_null()
         rows = rows.with_columns(own.alias(OWN_ID), pl.col("event_id").fill_null(made))

@@ -27,6 +27,7 @@ class Tally:
     mended: Counter[str] = field(default_factory=Counter)  # by rule
     kept: Counter[str] = field(default_factory=Counter)  # with a fault, but as they are, by rule
     added: Counter[str] = field(default_factory=Counter)  # rows that come from elsewhere, by rule
+    ignored: Counter[str] = field(default_factory=Counter)  # records that mean no row, by reason
     users: Counter[str] = field(default_factory=Counter)  # bots: users of a day, by signal
     lacking: Counter[str] = field(default_factory=Counter)  # files without a column, by column
     files: dict[str, str] = field(default_factory=dict)  # files at fault as a whole → rule
@@ -64,7 +65,10 @@ class Tally:
         self.rows_out -= other.rows_out + other.quarantined
 
     def _counters(self) -> tuple[Counter[str], ...]:
-        return self.reasons, self.mended, self.kept, self.added, self.users, self.lacking
+        return (
+            *(self.reasons, self.mended, self.kept, self.added),
+            *(self.ignored, self.users, self.lacking),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can say it."""

@@ -107,6 +107,7 @@ def counts(outcome: pipeline.Outcome) -> dict[str, int]:
         flat |= {f"{table}.quarantined.{r}": n for r, n in sorted(tally.reasons.items())}
         flat |= {f"{table}.mended.{r}": n for r, n in sorted(tally.mended.items())}
         flat |= {f"{table}.flagged.{r}": n for r, n in sorted(tally.kept.items())}
+        flat |= {f"{table}.ignored.{r}": n for r, n in sorted(tally.ignored.items())}
         flat |= {f"{table}.added.{r}": n for r, n in sorted(tally.added.items())}
     for side in outcome.tables:
         name = side["name"]

@@ -1,9 +1,11 @@
 """Finding files: paths, folders, globs, variables; Parquet pieces; fingerprints."""
 
+import io
 import os
 import random
 from collections import Counter
 
+import fsspec
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -227,3 +229,19 @@ def test_a_file_of_another_kind_among_good_ones_is_one_fault(tmp_path):
     (tmp_path / "good.csv").unlink()
     with pytest.raises(UserError, match="no column"):
         find(log(tmp_path))
+
+
+def test_any_filesystem_of_fsspec():
+    system = fsspec.filesystem("memory")
+    system.pipe("/shop/2017/11/26/a.csv", FRAME.drop("t").write_csv().encode())
+    buffer = io.BytesIO()
+    FRAME.drop("t").write_parquet(buffer)
+    system.pipe("/shop/2017/11/27/b.parquet", buffer.getvalue())
+    for path in ("memory://shop", "memory://shop/**/*.*"):
+        found, faults, _ = drafts(
+            EventFiles(paths=path, columns={**LOG, "timestamp": "$date", "price": "p"})
+        )
+        assert not faults
+        assert found["price"].to_list() == [1.5] * 6
+        assert found["timestamp"].n_unique() == 2
+    system.rm("/shop", recursive=True)

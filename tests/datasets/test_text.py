@@ -155,6 +155,9 @@ def test_every_packing_is_unpacked_and_its_truncation_told(tmp_path, ending, pac
     assert list(faults.values()) == ["truncated_file"]
     assert 50_000 < len(rows) < 300_000
     assert all(rows[n]["a"] == str(n - 1) for n in range(1, len(rows), 997))
+    middle = len(packed) // 2
+    rows, faults = csv(path, packed[:middle] + bytes(99) + packed[middle + 99 :])
+    assert set(faults.values()) & {"truncated_file", "line_does_not_parse"}
 
 
 def test_quick_and_slow_json_say_the_same(tmp_path, monkeypatch):

@@ -14,8 +14,7 @@ from raysys.ingest.bots import find_bots
 from raysys.ingest.day_rules import judge_day
 from raysys.ingest.duplicates import find_duplicates, find_near_duplicates
 from raysys.ingest.rule_settings import Bots, NearDuplicate, RuleSettings
-from raysys.ingest.rules import QUARANTINE_SCHEMA, ROW, SOURCE
-from raysys.ingest.sessions import OWN_ID
+from raysys.ingest.rules import OWN_ID, QUARANTINE_SCHEMA, ROW, SOURCE
 from raysys.ingest.tally import Tally
 
 DAY = 19_000 * 86_400_000
