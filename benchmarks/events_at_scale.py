@@ -40,12 +40,18 @@ WORDS: Final = ("view", "click", "cart", "buy")
 DIRT: Final = {
     "in_the_future": 5,
     "negative_price": 10,
-    "quantity_not_positive": 10,
+    "negative_quantity": 10,
     "unknown_event_type": 10,
     "missing_value": 10,
     "duplicate": 50,
 }
-"""Rows in ten thousand that each rule must find; no row has two faults."""
+"""Rows in ten thousand that have each fault; no row has two."""
+
+RULES: Final = sorted({*DIRT, "quantity_not_positive", "refund"} - {"negative_quantity"})
+"""Rules of ingest that find them: a purchase of a negative quantity is a refund."""
+
+VERSION: Final = 2
+"""Of what is written; logs of another are written again."""
 
 TABLES: Final = {
     "item": ("item",),
@@ -74,6 +80,7 @@ class Facts:
     users: int
     copies: int
     bytes: int
+    version: int = 1
 
 
 def rows_of(size: str) -> int:
@@ -96,7 +103,9 @@ def make_log(size: str, cache: Path) -> tuple[Path, Facts]:
     """
     folder = cache / size
     if (folder / FACTS).is_file():
-        return folder, Facts(**json.loads((folder / FACTS).read_text()))
+        known = Facts(**json.loads((folder / FACTS).read_text()))
+        if known.version == VERSION:
+            return folder, known
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     year = base_year()
@@ -104,7 +113,7 @@ def make_log(size: str, cache: Path) -> tuple[Path, Facts]:
     blocks = [_Block(year, copy) for copy in range(copies)]
     if last:
         blocks.append(_Block(_some_users(year, last), copies))
-    counts: dict[str, int] = dict.fromkeys(DIRT, 0)
+    counts: dict[str, int] = dict.fromkeys(RULES, 0)
     began, rows = time.monotonic(), 0
 
     def write(day: int) -> tuple[int, dict[str, int]]:
@@ -130,6 +139,7 @@ def make_log(size: str, cache: Path) -> tuple[Path, Facts]:
         users=sum(block.year["user"].n_unique() for block in blocks),
         copies=len(blocks),
         bytes=sum(path.stat().st_size for path in folder.rglob("*.parquet")),
+        version=VERSION,
     )
     (folder / FACTS).write_text(json.dumps(asdict(facts), indent=2) + "\n")
     return folder, facts
@@ -190,8 +200,10 @@ def one_date(blocks: list[_Block], day: int) -> tuple[pl.DataFrame, dict[str, in
         mix(rows["number"].to_numpy().astype(np.uint64) * 4096 + rows["copy"].to_numpy()), 7, 10_000
     )
     fault = pl.Series(_fault(chance))
-    found = {name: int((fault == code).sum()) for code, name in enumerate(DIRT)}
     is_fault = {name: fault == code for code, name in enumerate(DIRT)}
+    found = {name: int(which.sum()) for name, which in is_fault.items()}
+    found["refund"] = int((is_fault["negative_quantity"] & (rows["what"] == "buy")).sum())
+    found["quantity_not_positive"] = found.pop("negative_quantity") - found["refund"]
     moment = pl.col("time") + START_MS
     rows = rows.select(
         event_id=pl.format("{}-{}", "number", "copy"),
@@ -203,9 +215,7 @@ def one_date(blocks: list[_Block], day: int) -> tuple[pl.DataFrame, dict[str, in
         .otherwise(moment)
         .cast(pl.Datetime("ms", "UTC")),
         price=pl.when(is_fault["negative_price"]).then(-pl.col("price") - 1).otherwise("price"),
-        quantity=pl.when(is_fault["quantity_not_positive"])
-        .then(pl.lit(-1.0))
-        .otherwise("quantity"),
+        quantity=pl.when(is_fault["negative_quantity"]).then(pl.lit(-1.0)).otherwise("quantity"),
         store="store",
     )
     again = rows.filter(is_fault["duplicate"])

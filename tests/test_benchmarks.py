@@ -82,7 +82,8 @@ def test_a_log_holds_the_dirt_it_says(log) -> None:
     found = {
         "in_the_future": int((first["time"].dt.year() > 2100).sum()),
         "negative_price": int((first["price"] < 0).sum()),
-        "quantity_not_positive": int((first["quantity"] <= 0).sum()),
+        "refund": int(((first["quantity"] <= 0) & (first["what"] == "buy")).sum()),
+        "quantity_not_positive": int(((first["quantity"] <= 0) & (first["what"] != "buy")).sum()),
         "unknown_event_type": int((~first["what"].is_in(WORDS)).sum()),
         "missing_value": first["user"].null_count(),
         "duplicate": rows.height - first.height,
