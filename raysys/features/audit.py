@@ -468,13 +468,14 @@ def _narrow(
 
     names = subject.make().names
     still = answer(0, 0)
+    cells = {leak.feature: _cell(leak, request, names) for leak in leaks}
     for leak in leaks:
         if leak.n_events:
             continue  # found with an earlier one
-        at = names.index(leak.feature)
+        cell = cells[leak.feature]
 
-        def moves(first: int, last: int, at: int = at) -> bool:
-            return bool(moved(still, answer(first, last))[:, at].any())
+        def moves(first: int, last: int, cell: tuple[int, int] = cell) -> bool:
+            return bool(moved(still, answer(first, last))[cell])
 
         if not moves(0, alteration.size):
             continue
@@ -482,10 +483,15 @@ def _narrow(
         first = last - _first_true(1, last, partial(_before, moves, last))
         events = alteration.touched(base if len(base) else future, first, last)
         told = _told(take(events, np.arange(min(_SHOWN, len(events)))), request)
-        where = np.any(moved(still, answer(first, last)), axis=0).tolist()
+        where = moved(still, answer(first, last))
         for other in leaks:  # one search mostly does for all features of a request
-            if where[names.index(other.feature)] and not other.n_events:
+            if where[cells[other.feature]] and not other.n_events:
                 other.n_events, other.events = len(events), told
+
+
+def _cell(leak: Leak, request: Drawn, names: tuple[str, ...]) -> tuple[int, int]:
+    """Row and column of the value that a leak tells of."""
+    return int(np.flatnonzero(request.items == leak.item)[0]), names.index(leak.feature)
 
 
 def _before(moves: Callable[[int, int], bool], last: int, n: int) -> bool:
