@@ -78,18 +78,23 @@ def take(
     rules: RuleSettings | None = None,
 ) -> Taken:
     """Run all passes in this process into a new folder; checks that all counts add up."""
+    treatment = pipeline.Treatment(
+        limits or Limits(),
+        rules or RuleSettings(),
+        sessions or SessionSettings(),
+        impressions or ImpressionSettings(),
+    )
+    return take_source(folder, Source("A shop", events, items, users), treatment)
+
+
+def take_source(folder: Path, source: Source, treatment: pipeline.Treatment | None = None) -> Taken:
+    """The same for any source."""
     out = folder / "out"
     out.mkdir()
-    source = Source("A shop", events, items, users)
     outcome = pipeline.ingest(
         source,
         pipeline.inspect(source),
-        pipeline.Treatment(
-            limits or Limits(),
-            rules or RuleSettings(),
-            sessions or SessionSettings(),
-            impressions or ImpressionSettings(),
-        ),
+        treatment or pipeline.Treatment(),
         out,
         InProcess(),
         Store(folder / "pieces"),
