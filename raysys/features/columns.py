@@ -126,9 +126,7 @@ def replay_family(
         rows, reads = _reads(chosen, block, family, part, parts)
         done = 0
         for events in _events(log, at, block.end, family, part, parts, replayed.ages):
-            upto = len(reads)
-            if len(events):
-                upto = int(np.searchsorted(reads.time, events.time[-1], side="right"))
+            upto = int(np.searchsorted(reads.time, events.time[-1], side="right"))
             replayed.go(events, reads.slice(done, upto))
             done = upto
         replayed.go(EventColumns.nothing(), reads.slice(done, len(reads)))
@@ -202,6 +200,8 @@ def _events(
         events = each.events
         if family.by and parts > 1:
             events = events.take(np.flatnonzero(share_of(getattr(events, family.by), part, parts)))
+        if not len(events):
+            continue
         if not by_day:
             yield events
             continue

@@ -312,6 +312,9 @@ def _note(
 
 def _fix_vocabularies(folder: Path) -> None:
     """Numbers for all names that the first pass met."""
+    done = folder / "session_numbers.npy"  # written last
+    if done.exists():
+        return
     for kind in ("users", "stores", "queries"):
         names = pl.scan_ipc(folder / kind / "*.arrow").unique().sort("name").collect()
         names.write_parquet(folder / f"{kind}.parquet")
@@ -323,7 +326,9 @@ def _fix_vocabularies(folder: Path) -> None:
     numbers = np.empty(len(first), dtype=np.int32)
     numbers[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
     np.save(folder / "sessions.npy", sessions)
-    np.save(folder / "session_numbers.npy", numbers)
+    fresh = folder / "session_numbers.tmp.npy"
+    np.save(fresh, numbers)
+    fresh.replace(done)
 
 
 def _number(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from raysys.features.examples import Examples
+from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
 from raysys.ingest.spread import InProcess
 from raysys.retrieval.covisitation import CoVisitation
@@ -105,3 +107,143 @@ def test_examples_are_what_a_live_state_says_at_their_moment(tmp_path, more) -> 
     made = settings(**more)
     manifest = run(made, workspace(tmp_path, as_rows(events)), spread=InProcess())
     assert check(events, tmp_path / "features", made) == manifest.counts["requests"] > 100
+
+
+def examples(folder) -> list[tuple[pl.DataFrame, pl.DataFrame]]:
+    """Requests and examples of every fold, in order."""
+    return [
+        tuple(
+            pl.concat([pl.read_parquet(path, hive_partitioning=False) for path in files])
+            for files in (view.files("requests"), view.files("examples"))
+        )
+        for view in (Examples(folder, (fold,)) for fold in range(4))
+    ]
+
+
+@pytest.mark.parametrize("more", [LOGGED, {}], ids=["log", "retrieval"])
+def test_the_outcome_does_not_depend_on_how_the_work_is_cut(tmp_path, monkeypatch, more) -> None:
+    rows = as_rows(log(1, 500))
+    outcomes = []
+    for name, parts, size in (("one", 1, 10_000), ("many", 4, 60)):
+        for place in ("numbered.GROUP_ROWS", "numbered.SLICE_ROWS"):
+            monkeypatch.setattr(f"raysys.features.{place}", size)
+        for place in ("BLOCK_REQUESTS", "BLOCK_EVENTS"):
+            monkeypatch.setattr(f"raysys.stages.features.{place}", size // 4)
+        run(settings(parts=parts, **more), workspace(tmp_path / name, rows), spread=InProcess())
+        outcomes.append(examples(tmp_path / name / "features"))
+    for one, many in zip(*outcomes, strict=True):
+        for ours, theirs in zip(one, many, strict=True):
+            assert_frame_equal(ours, theirs)
+    states = [LiveFeatures.load(tmp_path / name / "features" / "state") for name in ("one", "many")]
+    whole = every.live()
+    whole.apply(log(1, 500))
+    whole.covisitation = states[0].covisitation
+    for state in states:
+        assert state.as_of == whole.as_of
+        every.same(state, whole, whole.as_of + DAY)
+
+
+class KilledError(Exception):
+    pass
+
+
+class Interrupted(InProcess):
+    """Does so many pieces, then is killed; counts what it did."""
+
+    def __init__(self, pieces: int) -> None:
+        self.left = pieces
+
+    def each(self, n, work):
+        def do(number):
+            if self.left == 0:
+                raise KilledError
+            self.left -= 1
+            return work(number)
+
+        yield from super().each(n, do)
+
+
+@pytest.mark.parametrize("pieces", [1, 4, 12, 22])
+def test_a_killed_stage_goes_on_where_it_was(tmp_path, pieces) -> None:
+    made = settings(**LOGGED)
+    rows = as_rows(log(2, 300))
+    run(made, workspace(tmp_path / "whole", rows), spread=InProcess())
+    torn = workspace(tmp_path / "torn", rows)
+    other = torn.root / ".features.work" / "other"
+    other.mkdir(parents=True)
+    with pytest.raises(KilledError):
+        run(made, torn, spread=Interrupted(pieces))
+    assert not other.exists()
+    (left,) = (torn.root / ".features.work").iterdir()
+    before = {path: path.stat().st_mtime_ns for path in left.rglob("*") if path.is_file()}
+    with pytest.raises(KilledError):
+        run(made, torn, spread=Interrupted(pieces))  # again, and what was done is as it was
+    kept = [path for path, time in before.items() if path.stat().st_mtime_ns == time]
+    assert kept == list(before)
+    run(made, torn, spread=InProcess())
+    assert not (torn.root / ".features.work").exists()
+    for one, two in zip(
+        *(examples(tmp_path / name / "features") for name in ("whole", "torn")), strict=True
+    ):
+        assert_frame_equal(one[1], two[1])
+
+
+def test_a_share_of_requests_stays_when_the_log_grows(tmp_path) -> None:
+    events = log(3, 600)
+    made = settings(examples={"from": "log", "events": ["click"], "share": 0.4, "keep_empty": True})
+    everything = made.model_copy(update={"examples": made.examples.model_copy(update={"share": 1})})
+    drawn = {}
+    for name, how in (("some", made), ("all", everything)):
+        run(how, workspace(tmp_path / name, as_rows(events)), spread=InProcess())
+        found = pl.concat([r for r, _ in examples(tmp_path / name / "features")])
+        drawn[name] = set(found["request_id"])
+    assert drawn["some"] < drawn["all"]
+    assert 0.2 < len(drawn["some"]) / len(drawn["all"]) < 0.6
+    longer = np.flatnonzero(events.time > DAY)  # as if the log had begun later
+    run(made, workspace(tmp_path / "late", as_rows(every.take(events, longer))), spread=InProcess())
+    late = pl.concat([r for r, _ in examples(tmp_path / "late" / "features")])
+    assert set(late["request_id"]) == drawn["some"]
+
+
+def test_answers_are_requests_and_labels_are_what_came_of_their_rows(tmp_path) -> None:
+    shown, clicked, bought = every.KINDS
+    base = 25 * DAY
+    rows = [  # user, item, kind, ms, answer, position
+        (0, 1, shown, 0, "a", 1),
+        (0, 2, shown, 5, "a", 2),  # scrolled to, a moment later
+        (0, 1, clicked, 60_000, None, 0),
+        (0, 1, bought, 120_000, None, 0),
+        (0, 2, bought, 2 * HOUR, None, 0),  # too late
+        (1, 1, shown, 10, "b", 1),
+        (0, 3, shown, 3 * HOUR, None, 1),  # no answer: the moment is the request
+        (0, 4, shown, 3 * HOUR, None, 2),
+        (0, 4, clicked, 3 * HOUR + 1, None, 0),
+    ]
+    filler = every.take(log(4, 400), np.arange(400))
+    keep = np.flatnonzero(filler.kind != shown)
+    events = as_rows(every.take(filler, keep))
+    for at, (user, item, kind, ms, answer, position) in enumerate(rows):
+        events.append(
+            {
+                **{"event_id": f"r{at}", "event_type": every.EVENT_TYPES[kind]},
+                **{"user_id": f"u{user}", "item_id": f"i{item:03d}", "timestamp": base + ms},
+                **{"session_id": f"now{user}", "order_id": f"now{user}", "request_id": answer},
+                "position": position or None,
+            }
+        )
+    events.sort(key=lambda row: row["timestamp"])
+    made = settings(train_folds=1, examples={"from": "log", "keep_empty": True})
+    run(made, workspace(tmp_path, events), spread=InProcess())
+    view = Examples(tmp_path / "features", (2,))
+    requests = pl.DataFrame(view.requests())
+    assert requests["request_id"].to_list() == ["a", "b", f"u0@{base + 3 * HOUR}"]
+    assert requests["timestamp"].dt.epoch("ms").to_list() == [base, base + 10, base + 3 * HOUR]
+    assert requests["n_relevant"].to_list() == [1, 0, 1]
+    batch = view.batch()
+    assert batch.item.tolist() == [1, 2, 1, 3, 4]
+    assert batch.label.tolist() == [3, 0, 0, 0, 1]
+
+
+def test_examples_from_the_log_are_drawn_in_one_way() -> None:
+    with pytest.raises(ValueError, match="drawn by their `share`"):
+        settings(requests_per_fold={"train": 5}, **LOGGED)
