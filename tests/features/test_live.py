@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysys.features.examples import Examples
+from raysys.features.chosen import Chooser, cut_blocks, gather, read_block
 from raysys.features.live import LiveFeatures
 from raysys.features.promotions import DISPLAY, MAILER, Promotions
-from raysys.features.replay import replay
+from raysys.features.replay import Retrieval, choose_candidates
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.schema import EVENT_TYPES
 from tests.features.shop import DAY, columns, live
@@ -75,59 +75,50 @@ def test_saved_features_read_the_same(tmp_path_factory, rows) -> None:
 
 @given(log, st.integers(1, 39 * DAY))
 @settings(max_examples=25, deadline=None)
-def test_what_happens_at_a_request_or_later_does_not_change_its_examples(
+def test_what_happens_at_a_request_or_later_does_not_change_its_candidates(
     tmp_path_factory, rows, at
 ) -> None:
-    """The leak test: examples of a request are equal with and without the future."""
+    """The leak test: what a request is offered is equal with and without the future."""
     history = events(rows)
     past = int(np.searchsorted(history.time, at))
     outcomes = []
     for known in (history.slice(0, past), history):
-        folder = tmp_path_factory.mktemp("replay")
-        _replay(known, [(0, at)], folder)
-        outcomes.append(Examples(folder, (0,)).batch())
-    np.testing.assert_array_equal(outcomes[0].features, outcomes[1].features)
-    np.testing.assert_array_equal(outcomes[0].item, outcomes[1].item)
-    np.testing.assert_array_equal(outcomes[0].history[0], outcomes[1].history[0])
+        outcomes.append(_choose(known, (0, at), tmp_path_factory.mktemp("chosen"))[1:])
+    for ours, theirs in zip(*outcomes, strict=True):
+        assert ours.equals(theirs)
 
 
-def _replay(history, moments, folder):
+def _choose(history, moment, folder):
+    user, time = moment
     requests = pl.DataFrame(
-        {
-            "request": pl.Series(range(len(moments)), dtype=pl.Int32),
-            "request_id": [f"r{number}" for number in range(len(moments))],
-            "user": pl.Series([user for user, _ in moments], dtype=pl.Int32),
-            "time": [time for _, time in moments],
-            "store_id": ["s0"] * len(moments),
-            "week": pl.Series([3] * len(moments), dtype=pl.Int32),
-            "split": ["train"] * len(moments),
-            "fold": pl.Series([0] * len(moments), dtype=pl.Int32),
-            "n_relevant": pl.Series([1] * len(moments), dtype=pl.Int32),
-        }
+        {"request": [0], "request_id": ["r0"], "user": [user], "time": [time]}
+        | {"store": [0], "week": [3], "n_relevant": [1]}
     )
-    relevant = pl.DataFrame(
-        {
-            "request": requests["request"],
-            "item": pl.Series([7] * len(moments), dtype=pl.Int32),
-            "label": pl.Series([1.0] * len(moments), dtype=pl.Float32),
-        }
-    )
+    relevant = pl.DataFrame({"request": [0], "item": [7], "label": [1.0]})
     near = CoVisitation.fit(history.order, history.item, N_ITEMS, min_count=1)
-    shared = [(0, CoVisitation(near.neighbours * 0 - 1, near.scores * 0))]
-    return replay(live(), history, requests, relevant, shared, folder, 0, history=10)
+    nothing = CoVisitation(near.neighbours * 0 - 1, near.scores * 0)
+    before = history.slice(0, int(np.searchsorted(history.time, time // DAY * DAY)))
+    sold = live()
+    sold.apply(before)
+    retrieval = Retrieval([(0, nothing)], lambda day: sold.popular_at(day * DAY), 10)
+    (block,) = cut_blocks([], [time // DAY * DAY, time + 1])
+    chooser = Chooser(folder, 0)
+    recalls = choose_candidates(
+        live(), iter([history]), requests, relevant, retrieval, [block], chooser
+    )
+    chooser.close()
+    gather(folder, 1, block, folder)
+    return recalls[0], *(read_block(folder, kind, block) for kind in ("requests", "rows"))
 
 
 def test_a_purchase_that_retrieval_missed_is_kept_apart(tmp_path) -> None:
     history = columns([0, 1], [1, 2], [DAY, 2 * DAY])
-    recall = _replay(history, [(0, 3 * DAY)], tmp_path)[0]
+    recall, _, rows = _choose(history, (0, 3 * DAY), tmp_path)
     assert (recall.relevant, recall.found) == (1, 0)
-    examples = Examples(tmp_path, (0,))
-    judged, everything = examples.batch(), examples.batch(retrieved_only=False)
-    assert 7 not in judged.item.tolist()
-    assert judged.n_relevant.tolist() == [1]
-    assert everything.item.tolist()[-1] == 7
-    assert everything.label.tolist()[-1] == 1.0
-    assert everything.label.sum() == 1.0
+    assert 7 not in rows.filter("retrieved")["item"].to_list()
+    assert rows["item"].to_list()[-1] == 7
+    assert rows["label"].to_list()[-1] == 1.0
+    assert rows["label"].sum() == 1.0
 
 
 def test_candidates_name_their_sources() -> None:
