@@ -50,7 +50,7 @@ _TYPES: Final = {
     "position": pl.Int32,
     "week": pl.Int32,
     "answer": pl.Int64,
-    "inferred": pl.Boolean,
+    "probability": pl.Float32,
 }
 
 
@@ -63,14 +63,15 @@ class LogSlice:
         events: n events.
         week: int32[n], promotion week, -1 where unknown.
         answer: int64[n], hash of the request_id that the event reacts to, 0 where it has none.
-        inferred: bool[n], no log says so, ingest concluded it.
+        probability: float32[n], with which ingest drew an impression that no log tells of; NaN
+            for what the log says.
     """
 
     start: int
     events: EventColumns
     week: npt.NDArray[np.int32]
     answer: npt.NDArray[np.int64]
-    inferred: npt.NDArray[np.bool_]
+    probability: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.events)
@@ -78,7 +79,9 @@ class LogSlice:
     def take(self, rows: npt.NDArray[np.int64]) -> LogSlice:
         """The given rows, in the given order, as copies."""
         events = self.events.take(rows)
-        return LogSlice(self.start, events, self.week[rows], self.answer[rows], self.inferred[rows])
+        return LogSlice(
+            self.start, events, self.week[rows], self.answer[rows], self.probability[rows]
+        )
 
     @classmethod
     def concat(cls, parts: Sequence[LogSlice]) -> LogSlice:
@@ -88,7 +91,7 @@ class LogSlice:
             EventColumns.concat([part.events for part in parts]),
             np.concatenate([part.week for part in parts]),
             np.concatenate([part.answer for part in parts]),
-            np.concatenate([part.inferred for part in parts]),
+            np.concatenate([part.probability for part in parts]),
         )
 
 
@@ -167,7 +170,7 @@ class NumberedLog:
                     yield LogSlice(
                         at + low,
                         EventColumns(*(whole[name][low:stop] for name in _EVENTS)),
-                        *(whole[name][low:stop] for name in ("week", "answer", "inferred")),
+                        *(whole[name][low:stop] for name in ("week", "answer", "probability")),
                     )
                     low = stop
             at += file["rows"]
@@ -343,7 +346,8 @@ def _number(
     path = folder / f"events-{group:05d}.arrow"
     if not path.exists():
         names = ["user_id", "item_id", "event_type", "timestamp", "quantity", "price", "store_id"]
-        names += ["week", "session_id", "query", "position", "request_id", "inferred", *group_by]
+        names += ["week", "session_id", "query", "position", "request_id"]
+        names += ["sampling_probability", *group_by]
         frame = _hashed(_read(paths, names), group_by, seed)
         users, stores, queries = (
             pl.read_parquet(folder / f"{kind}.parquet")["name"]
@@ -361,9 +365,10 @@ def _number(
             session=_sessions(frame["session"], folder),
             query=_place(frame["query"], queries),
             answer=pl.col("answer").reinterpret(signed=True),
+            probability=pl.col("sampling_probability"),
         )
         missing = {"quantity": float("nan"), "price": float("nan"), "position": 0, "answer": 0}
-        missing |= {"week": -1, "inferred": False}
+        missing |= {"week": -1, "probability": float("nan")}
         frame = frame.with_columns(pl.col(name).fill_null(what) for name, what in missing.items())
         _write(frame.select(pl.col(name).cast(kind) for name, kind in _TYPES.items()), path)
     time = _map(path)["time"]

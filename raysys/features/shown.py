@@ -64,6 +64,8 @@ def choose_shown(
     events: Sequence[str],
     share: float = 1.0,
     keep_empty: bool = False,
+    inferred: str = "use",
+    heaviest: float = 50.0,
     history: int = 24,
     seed: int = 0,
 ) -> dict[int, Recall]:
@@ -79,6 +81,9 @@ def choose_shown(
         events: types of the rows that become examples.
         share: of the requests, drawn by a hash of what they are, so that a longer log keeps them.
         keep_empty: keep requests that nothing came of.
+        inferred: what becomes of impressions that ingest concluded: `use`, `weigh` by the inverse
+            of the probability with which they were drawn, or `leave_out`.
+        heaviest: most that a row weighs.
         history: items of the user kept with each request.
         seed: of the draw.
 
@@ -87,9 +92,14 @@ def choose_shown(
     """
     rows = _of_part(log, part, parts)
     frame = _frame(rows, log, label_rows(rows), events, seed)
+    if inferred == "leave_out":
+        frame = frame.filter(pl.col("probability").is_nan())
     frame = frame.filter(pl.col("chance") <= pl.lit(min(2**64 - 1, int(share * 2**64)), pl.UInt64))
-    order = pl.col("label").max(), pl.col("position").first()
-    items = frame.group_by("answer", "key", "item", maintain_order=True).agg(*order)
+    drawn = pl.col("probability").cast(pl.Float64).fill_nan(1.0).max()
+    weight = (1 / drawn).clip(upper_bound=heaviest) if inferred == "weigh" else pl.lit(1.0)
+    items = frame.group_by("answer", "key", "item", maintain_order=True).agg(
+        pl.col("label").max(), pl.col("position").first(), weight.alias("weight")
+    )
     requests = frame.group_by("answer", "key", maintain_order=True).agg(
         pl.col("user", "time", "store", "week", "session", "query").first()
     )  # rows of a user are in time order: the first is the request's moment
@@ -109,7 +119,7 @@ def choose_shown(
     for block in blocks:
         mine = requests.filter(pl.col("time").is_between(block.start, block.end, closed="left"))
         at = mine.select("request").with_row_index("at")
-        chosen = items.join(at, on="request").with_columns(weight=pl.lit(1.0), retrieved=True)
+        chosen = items.join(at, on="request").with_columns(retrieved=True)
         chosen = chosen.sort("at", "position", "item").select(*ROW_COLUMNS)
         chooser.write(mine.select(*REQUEST_COLUMNS), chosen)
         recall = recalls.setdefault(block.fold, Recall())
@@ -151,6 +161,7 @@ def _frame(
             "store": store,
             "week": rows.week[wanted],
             "label": labels[wanted],
+            "probability": rows.probability[wanted],
             "answer": answer,
             "key": by_moment,
             "own": own,

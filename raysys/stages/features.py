@@ -17,6 +17,7 @@ from raysys.cluster import ray_session
 from raysys.config import Settings
 from raysys.features.chosen import Block, cut_blocks
 from raysys.features.columns import families
+from raysys.features.graded import label_rows
 from raysys.features.live import CandidateSettings
 from raysys.features.numbered import NumberedLog, number_log
 from raysys.features.plan import EventType, FeaturePlan
@@ -28,7 +29,7 @@ from raysys.features.requests import (
     build_requests,
     fold_bounds,
 )
-from raysys.features.shown import LabelRows, label_in_session
+from raysys.features.shown import LabelRows
 from raysys.features.work import Work
 from raysys.ingest.spread import OnRay, Spread
 from raysys.progress import task
@@ -64,7 +65,12 @@ class FromLog(Settings):
             without one, what a user was shown or did at one moment.
         share: of the requests, drawn by a hash of what they are.
         keep_empty: keep requests that nothing came of.
-        within_minutes: how long after a row something still counts as its outcome.
+        within_minutes: of rows that are no impressions: how long after them something of the same
+            item and session still counts as their outcome. For impressions, `labels` says it.
+        inferred: impressions that ingest concluded: as good as the logged ones (`use`), weighing
+            the inverse of the probability with which they were drawn (`weigh`), or not at all
+            (`leave_out`).
+        heaviest: no row weighs more than this.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -74,6 +80,8 @@ class FromLog(Settings):
     share: float = Field(1.0, gt=0, le=1)
     keep_empty: bool = False
     within_minutes: float = Field(60, gt=0)
+    inferred: Literal["use", "weigh", "leave_out"] = "use"
+    heaviest: float = Field(50, ge=1)
 
 
 class FeaturesSettings(RequestSettings):
@@ -260,14 +268,16 @@ def _choose_logged(
     """What was shown or done."""
     blocks = cut_blocks(work.log.cuts(BLOCK_EVENTS), folds)
     _prepare(settings, work, ingest, _weeks(work.log, folds), spread)
-    label_rows = labeller(settings, examples)
+    gains_of = labeller(settings, examples, folds)
     recalls = _each(
         *(spread, "features: choosing examples", work.parts),
         lambda part: work.choose_logged(
-            *(part, label_rows, blocks),
+            *(part, gains_of, blocks),
             events=examples.events,
             share=examples.share,
             keep_empty=examples.keep_empty,
+            inferred=examples.inferred,
+            heaviest=examples.heaviest,
             history=settings.history,
             seed=settings.seed,
         ),
@@ -275,10 +285,10 @@ def _choose_logged(
     return blocks, _sum(recalls)
 
 
-def labeller(settings: FeaturesSettings, examples: FromLog) -> LabelRows:
+def labeller(settings: FeaturesSettings, examples: FromLog, folds: tuple[int, ...]) -> LabelRows:
     """What gives rows their gains."""
     window = int(examples.within_minutes * 60_000)
-    return partial(label_in_session, gains=settings.labels.by_kind, window_ms=window)
+    return partial(label_rows, settings=settings.labels, folds=folds, window_ms=window)
 
 
 def _prepare(

@@ -30,7 +30,11 @@ def log_of(*events):
         session=np.array(user, np.int32),
     )
     return LogSlice(
-        0, columns, np.full(n, -1, np.int32), np.array(answer, np.int64), np.zeros(n, bool)
+        0,
+        columns,
+        np.full(n, -1, np.int32),
+        np.array(answer, np.int64),
+        np.full(n, np.nan, np.float32),
     )
 
 
