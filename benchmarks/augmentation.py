@@ -1,6 +1,6 @@
 """What copies of few training texts gain: each method alone, and all, against none, paired.
 
-About 3 minutes on two idle cores. Needs the data that RAYSYS_DATA names (pricerunner, reviews) and
+About 7 minutes on two busy cores. Needs the data that RAYSYS_DATA names (pricerunner, reviews) and
 the extra `augment`. Back-translation is not among them: it needs models from the hub.
 """
 

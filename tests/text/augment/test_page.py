@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import doctest
+import json
 import re
 from pathlib import Path
 
 import yaml
 
+from benchmarks.result import RESULTS
 from raysys.config import parse_settings
 from raysys.learners.two_tower import TwoTowerSettings
 from raysys.text.augment import Augmentation
@@ -27,6 +29,16 @@ def test_the_examples_say_what_happens() -> None:
     said: list[str] = []
     result = doctest.DocTestRunner().run(test, out=said.append)
     assert not result.failed, "".join(said)
+
+
+def test_the_page_does_not_promise_what_was_not_measured() -> None:
+    figures = json.loads((RESULTS / "augmentation.json").read_text(encoding="utf-8"))["figures"]
+    gains = [figure for figure in figures if "_gain_" in figure["name"]]
+    gained = [figure["name"] for figure in gains if figure["low"] > 0]
+    lost = [figure["name"] for figure in gains if figure["high"] < 0]
+    assert len(gains) == 28
+    assert not gained, "say in docs/augmentation.md what gained"
+    assert lost == ["pricerunner_words_gain_word_swap"], "say in docs/augmentation.md what lost"
 
 
 def test_the_yaml_is_taken() -> None:
