@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raysys.config import parse_settings
@@ -75,6 +75,7 @@ def test_text_keys_do_not_depend_on_the_slice() -> None:
     np.testing.assert_array_equal(keys_of(texts.reverse(), 1)[::-1], keys_of(texts, 1))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=6), STRENGTH, st.integers(0, 1), st.data())
 def test_a_share_is_chosen_and_at_least_one(
     sizes: list[int], strength: float, spare: int, data: st.DataObject
@@ -94,12 +95,14 @@ def test_a_share_is_chosen_and_at_least_one(
 # words
 
 
+@settings(deadline=None)
 @given(TEXTS)
 @example(["  手机壳 iPhone很好!  ", None, "", " "])
 def test_a_text_comes_back_as_it_was(texts: list[str | None]) -> None:
     assert words_of(texts).texts().to_list() == [(text or "").strip() for text in texts]
 
 
+@settings(deadline=None)
 @given(ANY_TEXTS)
 def test_any_unicode_comes_back(texts: list[str]) -> None:
     joined = words_of(texts).texts().to_list()
@@ -116,6 +119,7 @@ def test_what_a_word_is() -> None:
 # dropout and swap
 
 
+@settings(deadline=None)
 @given(TEXTS, STRENGTH)
 def test_dropout_keeps_order_ids_and_one_word(texts: list[str | None], strength: float) -> None:
     words = words_of(texts)
@@ -142,6 +146,7 @@ def test_numbers_do_not_run_together() -> None:
         assert changed.n_unique() > 1
 
 
+@settings(deadline=None)
 @given(TEXTS, STRENGTH)
 def test_swap_moves_each_word_by_one_place_at_most(
     texts: list[str | None], strength: float
@@ -186,6 +191,7 @@ def edit_distance(a: str, b: str) -> int:
     return int(table[-1, -1])
 
 
+@settings(deadline=None)
 @given(TEXTS, STRENGTH, st.integers(0, 50))
 @example(["comfortable Leather SOFA's", "(phones)", "手机iPhone好"], 1.0, 0)
 def test_a_slip_is_one_error_in_a_long_word_without_digits(

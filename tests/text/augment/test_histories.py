@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys.errors import UserError
@@ -35,6 +35,7 @@ def copies_of(
     return augment_histories(arrays, ids, Augmentation(methods=methods, **more), near())
 
 
+@settings(deadline=None)
 @given(HISTORIES, st.floats(0.05, 0.95))
 def test_crop_is_a_stretch(histories: list[list[int]], strength: float) -> None:
     found = copies_of(histories, {"kind": "crop", "strength": strength})
@@ -45,6 +46,7 @@ def test_crop_is_a_stretch(histories: list[list[int]], strength: float) -> None:
         assert any(old[a : a + size] == new.tolist() for a in range(len(old) - size + 1))
 
 
+@settings(deadline=None)
 @given(HISTORIES, st.floats(0.05, 0.95))
 def test_mask_hides_some_and_leaves_one(histories: list[list[int]], strength: float) -> None:
     found = copies_of(histories, {"kind": "mask", "strength": strength})
@@ -55,6 +57,7 @@ def test_mask_hides_some_and_leaves_one(histories: list[list[int]], strength: fl
         np.testing.assert_array_equal(new[~hidden], old[~hidden])
 
 
+@settings(deadline=None)
 @given(HISTORIES, st.floats(0.05, 1.0))
 def test_reorder_shuffles_one_stretch(histories: list[list[int]], strength: float) -> None:
     found = copies_of(histories, {"kind": "reorder", "strength": strength})
@@ -66,6 +69,7 @@ def test_reorder_shuffles_one_stretch(histories: list[list[int]], strength: floa
         assert 2 <= moved[-1] - moved[0] + 1 <= size
 
 
+@settings(deadline=None)
 @given(HISTORIES, st.floats(0.05, 1.0))
 def test_substitute_and_insert_take_neighbours(histories: list[list[int]], strength: float) -> None:
     known = near().neighbours
@@ -108,6 +112,7 @@ def test_every_place_comes_up() -> None:
     assert len(shuffled) / n == pytest.approx(5 / 6, abs=0.03)
 
 
+@settings(deadline=None)
 @given(HISTORIES, st.randoms(use_true_random=False), st.integers(0, 5))
 def test_neither_order_nor_chunks_matter(
     histories: list[list[int]], random: Any, seed: int
