@@ -1,8 +1,9 @@
 """Ingest and features on simulated nodes: what reaches the driver, and what a killed node costs.
 
-About ten minutes with logs of 1 and 10 million events on two cores. Nodes are processes of one
-machine (Ray's `cluster_utils`), one CPU each: more of them than there are cores share those, so
-time shows that nothing gathers in one place, not how far it scales.
+About ten minutes with logs of 1 and 10 million events on two cores.
+
+Nodes are processes of one machine (Ray's `cluster_utils`), one CPU each: more of them than there
+are cores share those, so time shows that nothing gathers in one place, not how far it scales.
 """
 
 from __future__ import annotations

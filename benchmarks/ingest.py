@@ -1,9 +1,10 @@
 """Ingest, sessions and features of 1, 10 and 50 million events, beside one polars program.
 
-About half an hour on two cores with all sizes (a few minutes with `--sizes 1m`). Both run in
-processes of their own, from the same files to the same result: that it is the same is checked on
-the first log before any time of another is taken, and a difference ends the benchmark. What raysys
-does beside (report, quarantine, catalogue, histories of requests, neighbourhoods) is in its time.
+About half an hour on two cores with all sizes, a few minutes with `--sizes 1m`.
+
+Both run in processes of their own, from the same files to the same result: that it is the same is
+checked on the first log before any time of another is taken, and a difference ends the benchmark.
+What raysys does beside (report, quarantine, catalogue, histories, neighbourhoods) is in its time.
 """
 
 from __future__ import annotations
