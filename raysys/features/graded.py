@@ -24,16 +24,14 @@ def label_rows(
     """Gain of every row: float32[n], 0 before the first fold and after the last.
 
     Args:
-        rows: all events of some users, sorted by user, then by time.
+        rows: all events of some users, in time order.
         settings: gains, windows, and which impression gets an outcome.
         folds: first moment (UTC ms) of every fold, then the end of the last.
         window_ms: for rows that are no impressions, how long after them something of the same
             item and session still counts as their outcome.
     """
     gains = settings.by_kind
-    order = np.argsort(rows.events.time, kind="stable")
-    events = rows.events.take(order)
-    answer = rows.answer[order]
+    events, answer = rows.events, rows.answer
     touches = Touches(
         user=events.user,
         item=events.item,
@@ -48,9 +46,9 @@ def label_rows(
     for start, end in pairwise(folds):
         grades = grade(touches, credited, settings, end=end)
         inside = events.time[grades.impression] >= start
-        out[order[grades.impression[inside]]] = grades.label[inside]
-        known = np.flatnonzero(rows.events.time < end)
-        others = (rows.events.kind[known] != IMPRESSION) & (rows.events.time[known] >= start)
+        out[grades.impression[inside]] = grades.label[inside]
+        known = np.flatnonzero(events.time < end)
+        others = (events.kind[known] != IMPRESSION) & (events.time[known] >= start)
         if others.any():
             followed = label_in_session(rows.take(known), gains, window_ms)
             out[known[others]] = followed[others]

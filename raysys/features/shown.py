@@ -28,7 +28,7 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
 LabelRows = Callable[[LogSlice], Float32]
-"""Gains of rows, float32[n]: given all events of some users, sorted by user, then by time."""
+"""Gains of rows, float32[n]: given all events of some users, in time order."""
 
 
 def label_in_session(rows: LogSlice, gains: Float32, window_ms: int) -> Float32:
@@ -38,7 +38,7 @@ def label_in_session(rows: LogSlice, gains: Float32, window_ms: int) -> Float32:
     item later in the same session, within the window.
 
     Args:
-        rows: all events of some users, sorted by user, then by time.
+        rows: all events of some users, in time order.
         gains: float32[k] by event type, 0 for what is no success.
         window_ms: how long after the row something still counts as its outcome.
     """
@@ -91,7 +91,10 @@ def choose_shown(
         per fold, how much was chosen; all that was relevant is found.
     """
     rows = _of_part(log, part, parts)
-    frame = _frame(rows, log, label_rows(rows), events, seed)
+    labels = label_rows(rows)
+    order = np.argsort(rows.events.user, kind="stable")  # by user, then by time
+    rows, labels = rows.take(order), labels[order]
+    frame = _frame(rows, log, labels, events, seed)
     if inferred == "leave_out":
         frame = frame.filter(pl.col("probability").is_nan())
     frame = frame.filter(pl.col("chance") <= pl.lit(min(2**64 - 1, int(share * 2**64)), pl.UInt64))
@@ -133,13 +136,12 @@ def choose_shown(
 
 
 def _of_part(log: NumberedLog, part: int, parts: int) -> LogSlice:
-    """All events of a part's users, by user, then in the order of the log."""
+    """All events of a part's users, in the order of the log."""
     pieces = []
     for each in log.slices():
         mine = np.flatnonzero(share_of(each.events.user, part, parts))
         pieces.append(each.take(mine))
-    whole = LogSlice.concat(pieces)
-    return whole.take(np.argsort(whole.events.user, kind="stable"))
+    return LogSlice.concat(pieces)
 
 
 def _frame(

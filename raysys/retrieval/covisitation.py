@@ -211,14 +211,7 @@ class CoVisitation:
         """
         if not len(seeds):
             return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
-        found = self.neighbours[seeds].ravel()
-        kept = found >= 0
-        items, place = np.unique(found[kept], return_inverse=True)
-        sums = np.bincount(place, weights=self.scores[seeds].ravel()[kept], minlength=len(items))
-        fresh = ~np.isin(items, seeds)
-        items, sums = items[fresh], sums[fresh]
-        best = np.lexsort((items, -sums))[:limit]
-        return items[best].astype(np.int32), sums[best].astype(np.float32)
+        return _near(seeds, self.neighbours, self.scores, limit)
 
     def score(self, seeds: Int32, items: Int32) -> Float32:
         """Summed score of each item with the seeds (its own neighbourhood left out): float32[n]."""
@@ -325,12 +318,18 @@ def _count_pairs(  # type: ignore[no-untyped-def]
                 together[j] += 1
         if n_touched == 0:
             continue
-        found = np.sort(touched[:n_touched])
         cosine = np.empty(n_touched, dtype=np.float32)
         for t in range(n_touched):
-            both = together[found[t]]
-            together[found[t]] = 0
-            cosine[t] = both / np.sqrt(count[i] * count[found[t]]) * both / (both + shrinkage)
+            both = together[touched[t]]
+            together[touched[t]] = 0
+            cosine[t] = both / np.sqrt(count[i] * count[touched[t]]) * both / (both + shrinkage)
+        found = touched[:n_touched]
+        if n_touched > k:  # order only what may be among the best; of equals the first items are
+            least = np.partition(cosine, n_touched - k)[n_touched - k]
+            kept = cosine >= least
+            found, cosine = found[kept], cosine[kept]
+        order = np.argsort(found)
+        found, cosine = found[order], cosine[order]
         best = np.argsort(-cosine, kind="mergesort")[:k]
         for place in range(len(best)):
             neighbours[i, place] = found[best[place]]
@@ -363,3 +362,35 @@ def _score_requests(  # type: ignore[no-untyped-def]
         begin = seed_ends[request - 1] if request else 0
         high, end = row_ends[request], seed_ends[request]
         out[low:high] = _score(seeds[begin:end], items[low:high], neighbours, scores)
+
+
+@njit(cache=True)
+def _near(seeds, neighbours, scores, limit):  # type: ignore[no-untyped-def]
+    size = 0
+    found = np.empty(len(seeds) * neighbours.shape[1], dtype=np.int32)
+    given = np.empty(len(found), dtype=np.float32)
+    for seed in seeds:
+        for place in range(neighbours.shape[1]):
+            if neighbours[seed, place] >= 0:
+                found[size] = neighbours[seed, place]
+                given[size] = scores[seed, place]
+                size += 1
+    order = np.argsort(found[:size], kind="mergesort")  # scores of an item add up in seed order
+    items = np.empty(size, dtype=np.int32)
+    sums = np.empty(size, dtype=np.float64)
+    n = 0
+    for at in order:
+        if n and items[n - 1] == found[at]:
+            sums[n - 1] += given[at]
+        else:
+            items[n] = found[at]
+            sums[n] = given[at]
+            n += 1
+    fresh = np.ones(n, dtype=np.bool_)
+    for seed in seeds:
+        at = np.searchsorted(items[:n], seed)
+        if at < n and items[at] == seed:
+            fresh[at] = False
+    kept_items, kept = items[:n][fresh], sums[:n][fresh]
+    best = np.argsort(-kept, kind="mergesort")[:limit]
+    return kept_items[best], kept[best].astype(np.float32)

@@ -71,6 +71,9 @@ class Popular:
     def in_categories(self, categories: Int32, limit: int) -> Int32:
         """The most popular of several categories, taking turns: int32[≤ limit]."""
         lists = [self._by_category[code] for code in categories if code >= 0]
-        turns = [(rank, at) for at, items in enumerate(lists) for rank in range(len(items))]
-        turns.sort()
-        return np.array([lists[at][rank] for rank, at in turns[:limit]], dtype=np.int32)
+        if not lists:
+            return np.empty(0, dtype=np.int32)
+        rank = np.concatenate([np.arange(len(items)) for items in lists])
+        turns = np.argsort(rank, kind="stable")[:limit]  # by rank, then by category
+        chosen: Int32 = np.concatenate(lists)[turns]
+        return chosen

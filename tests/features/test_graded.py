@@ -13,8 +13,8 @@ HOUR = 3_600_000
 
 
 def log_of(*events):
-    """(user, item, type, hour, answer): rows of a slice, by user, then by time."""
-    events = sorted(events, key=lambda one: (one[0], one[3]))
+    """(user, item, type, hour, answer): rows of a slice, in time order."""
+    events = sorted(events, key=lambda one: one[3])
     n = len(events)
     user, item, kind, hour, answer = (list(column) for column in zip(*events, strict=True))
     unknown = np.full(n, np.nan)
@@ -48,7 +48,7 @@ def test_an_impression_is_worth_what_is_credited_to_it():
     )  # fmt: skip
     gains = label_rows(rows, SETTINGS, (0, 100 * HOUR), HOUR)
     # the other user's click came an hour too late
-    assert gains.tolist() == [5.0, 0.0, 1.0, 5.0, 0.0, 1.0]
+    assert gains.tolist() == [5.0, 0.0, 1.0, 0.0, 1.0, 5.0]
 
 
 def test_what_happens_after_the_fold_is_not_known_in_it():
@@ -56,7 +56,7 @@ def test_what_happens_after_the_fold_is_not_known_in_it():
     whole = label_rows(rows, SETTINGS, (0, 20 * HOUR), 5 * HOUR)
     cut = label_rows(rows, SETTINGS, (0, 10 * HOUR, 20 * HOUR), 5 * HOUR)
     assert whole.tolist() == [5.0, 5.0, 5.0]
-    assert cut.tolist() == [0.0, 0.0, 5.0]
+    assert cut.tolist() == [0.0, 0.0, 5.0]  # the impression, the view, the purchase
     assert label_rows(rows, SETTINGS, (12 * HOUR, 20 * HOUR), HOUR).tolist() == [0.0, 0.0, 0.0]
 
 
@@ -67,4 +67,4 @@ def test_the_answer_that_the_log_names_gets_it(answer):
         (0, 1, "purchase", 2.5, answer),
     )  # fmt: skip
     gains = label_rows(rows, SETTINGS, (0, 100 * HOUR), HOUR)
-    assert gains[[0, 2]].tolist() == [5.0, 0.0]
+    assert gains[[0, 2]].tolist() == [5.0, 0.0]  # two impressions; the click lies between
