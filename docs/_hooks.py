@@ -75,7 +75,7 @@ def _table(model: type[BaseModel]) -> str:
         )
         note = notes.get(name, "")
         text = "; ".join(part for part in (note, limits) if part)
-        lines.append(f"| `{name}` | {_type(info.annotation)} | {default} | {text} |")
+        lines.append(f"| `{info.alias or name}` | {_type(info.annotation)} | {default} | {text} |")
     return "\n".join(lines)
 
 

@@ -137,12 +137,13 @@ def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]
         else:
             picked = [found for found in models if part in (_tag(found), found.__name__)]
             models = picked or models
-    return sorted({name for found in models for name in found.model_fields})
+    fields = (field for found in models for field in found.model_fields.items())
+    return sorted({info.alias or name for name, info in fields})
 
 
 def _tag(model: type[BaseModel]) -> object:
-    """The value of the model's `kind` discriminator, if it has one."""
-    field = model.model_fields.get("kind")
+    """The value of the model's discriminator (`kind`, or `from`), if it has one."""
+    field = model.model_fields.get("kind") or model.model_fields.get("from_")
     return field.default if field else None
 
 

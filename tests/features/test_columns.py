@@ -7,6 +7,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from raysys.config import parse_settings
+from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
@@ -247,3 +249,12 @@ def test_answers_are_requests_and_labels_are_what_came_of_their_rows(tmp_path) -
 def test_examples_from_the_log_are_drawn_in_one_way() -> None:
     with pytest.raises(ValueError, match="drawn by their `share`"):
         settings(requests_per_fold={"train": 5}, **LOGGED)
+
+
+def test_where_examples_come_from_is_checked_and_its_mistakes_named() -> None:
+    content = {"plan": PLAN.model_dump(mode="json")}
+    wrong = {**content, "examples": {"from": "log", "shares": 0.5}}
+    with pytest.raises(UserError, match="did you mean 'share'"):
+        parse_settings(FeaturesSettings, wrong, where="features.yaml")
+    with pytest.raises(UserError, match="'retrieval', 'log'"):
+        parse_settings(FeaturesSettings, {**content, "examples": {"from": "logs"}}, where="")

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysys.retrieval.covisitation import CoVisitation
+from raysys.retrieval.covisitation import Baskets, BasketWriter, CoVisitation
 from raysys.retrieval.merge import merge
 from raysys.retrieval.popular import Popular
 
@@ -84,3 +84,64 @@ def test_merge_interleaves_and_remembers_who_proposed(sources, limit) -> None:
     best_rank = {i: min(s.index(i) for s in sources if i in s) for i in everything}
     ranks = [best_rank[item] for item in merged.items.tolist()]
     assert ranks == sorted(ranks)
+
+
+bought = st.lists(
+    st.tuples(st.integers(0, 8), st.integers(-1, 9), st.integers(0, 2)), min_size=1, max_size=80
+)
+
+
+@given(bought, st.integers(1, 9), st.integers(1, 3), st.integers(1, 5), st.integers(2, 6))
+@settings(max_examples=60, deadline=None)
+def test_baskets_on_disk_give_the_neighbours_of_their_epoch(
+    tmp_path_factory, rows, cut, min_count, k, max_order
+) -> None:
+    """Written in two calls, read by epoch: as if fitted in memory on what was there by then."""
+    orders, items, epochs = (np.array(column) for column in zip(*rows, strict=True))
+    items, epochs = items.astype(np.int32), epochs.astype(np.uint8)
+    folder = tmp_path_factory.mktemp("baskets")
+    writer = BasketWriter(folder, 10)
+    for part in (orders < cut, orders >= cut):
+        writer.add(orders[part], items[part], epochs[part])
+    writer.close()
+    how = {"k": k, "min_count": min_count, "max_order": max_order}
+    for epoch in range(3):
+        known = epochs <= epoch
+        ours = CoVisitation.fit_baskets(Baskets.load(folder), epoch, **how)
+        theirs = CoVisitation.fit(orders[known], items[known], 10, **how)
+        np.testing.assert_array_equal(ours.neighbours, theirs.neighbours)
+        np.testing.assert_array_equal(ours.scores, theirs.scores)
+        _against_definition(theirs, orders[known], items[known], **how)
+
+
+def _against_definition(fitted, orders, items, k, min_count, max_order) -> None:
+    """Cosines by sets: what the kernel counts, without its order of doing so."""
+    sets = {o: {int(i) for i in items[orders == o] if i >= 0} for o in set(orders.tolist())}
+    count = {i: sum(i in basket for basket in sets.values()) for i in range(10)}
+    often = {i for i in count if count[i] >= min_count}
+    kept = [sorted(basket & often) for basket in sets.values()]
+    for i in often:
+        both = {j: sum(i in b and j in b[:max_order] for b in kept) for j in often - {i}}
+        score = {
+            j: np.float32(n / np.sqrt(count[i] * count[j]) * n / (n + 5.0))
+            for j, n in both.items()
+            if n
+        }
+        best = sorted(score, key=lambda j: (-score[j], j))[:k]
+        assert fitted.neighbours[i][: len(best)].tolist() == best
+        np.testing.assert_allclose(fitted.scores[i][: len(best)], [score[j] for j in best], 1e-6)
+        assert (fitted.neighbours[i][len(best) :] == -1).all()
+
+
+def test_saved_popularity_offers_the_same(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    category = rng.integers(-1, 4, 60).astype(np.int32)
+    popular = Popular(rng.integers(0, 9, 60).astype(float), category, per_category=5, keep=9)
+    popular.save(tmp_path / "popular.safetensors")
+    again = Popular.load(tmp_path / "popular.safetensors")
+    assert again.top(20).tolist() == popular.top(20).tolist()
+    wanted = np.array([2, 0, -1, 3], dtype=np.int32)
+    for limit in (1, 4, 30):
+        ours, theirs = (p.in_categories(wanted, limit).tolist() for p in (popular, again))
+        assert ours == theirs
+    assert category[popular.in_categories(wanted, 3)].tolist() == [2, 0, 3]
