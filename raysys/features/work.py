@@ -39,7 +39,8 @@ from raysys.features.requests import Requests
 from raysys.features.resources import Resources, load_resources
 from raysys.features.shown import LabelRows, choose_shown
 from raysys.features.table import DAY_MS
-from raysys.retrieval.covisitation import Baskets, BasketWriter, CoVisitation
+from raysys.retrieval.baskets import Baskets, BasketWriter
+from raysys.retrieval.covisitation import CoVisitation
 from raysys.retrieval.popular import Popular
 from raysys.storage import write_atomic
 

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysys.retrieval.covisitation import Baskets, BasketWriter, CoVisitation
+from raysys.retrieval.baskets import Baskets, BasketWriter
+from raysys.retrieval.covisitation import CoVisitation
 from raysys.retrieval.merge import merge
 from raysys.retrieval.popular import Popular
 
