@@ -37,6 +37,8 @@ def page(folder: Path = RESULTS) -> str:
         )
         if path.stem == "ingest":
             parts += scale(content["figures"])
+        if (PAGE.parent / f"{path.stem}.svg").is_file():
+            parts.append(f"![{path.stem}]({path.stem}.svg)\n")
         parts.append("| figure | value | low – high | unit | aim | compared with |")
         parts.append("|---|---:|---:|---|---|---|")
         for figure in content["figures"]:

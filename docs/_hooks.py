@@ -2,12 +2,14 @@
 
 <!-- settings: raysys.stages.tune:TuneSettings -->   a table for the model and each it holds
 <!-- yaml: tune_configs/demo.yaml -->                the file
+<!-- figures: demo ndcg10_.* -->                     figures of a benchmark whose names match
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import types
 import typing
@@ -24,7 +26,7 @@ from pydantic_core import PydanticUndefined
 from raysys.config import Settings, StageSettings
 
 ROOT = Path(__file__).parent.parent
-_MARK = re.compile(r"^<!-- (settings|yaml): (\S+) -->$", re.MULTILINE)
+_MARK = re.compile(r"^<!-- (settings|yaml|figures): (\S.*) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -54,7 +56,21 @@ def yaml_file(path: str) -> str:
     return f'```yaml title="{path}"\n{(ROOT / path).read_text(encoding="utf-8").rstrip()}\n```'
 
 
-_FILL = {"settings": settings_tables, "yaml": yaml_file}
+def figures(target: str) -> str:
+    """A table of a benchmark's figures: its name, a space, a pattern for whole names."""
+    name, _, pattern = target.partition(" ")
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    lines = ["| figure | value | 95% interval | compared with |", "|---|---:|---|---|"]
+    for figure in json.loads(path.read_text(encoding="utf-8"))["figures"]:
+        if re.fullmatch(pattern, figure["name"]):
+            low, high = figure["low"], figure["high"]
+            spread = "" if low is None else f"{low:.3f} – {high:.3f}"
+            cells = (f"`{figure['name']}`", f"{figure['value']:.3f}", spread, figure["reference"])
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+_FILL = {"settings": settings_tables, "yaml": yaml_file, "figures": figures}
 
 
 def _table(model: type[BaseModel]) -> str:

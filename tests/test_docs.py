@@ -139,6 +139,16 @@ def test_the_reference_says_what_the_code_says(monkeypatch):
         assert (ROOT / mark).is_file()
 
 
+def test_figures_in_the_pages_come_from_the_benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    from _hooks import figures
+
+    marks = re.findall(r"<!-- figures: (.+) -->", "".join(p.read_text() for p in PAGES))
+    assert marks
+    for mark in marks:
+        assert figures(mark).count("\n") > 2, f"{mark}: no such figures"
+
+
 def test_the_readme_names_the_pythons_that_are_supported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     readme = (ROOT / "README.md").read_text()

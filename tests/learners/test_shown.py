@@ -132,7 +132,7 @@ def test_the_library_learns_which_positions_lose_clicks(biased):
               "lambdarank_num_pair_per_sample": 10, "lambdarank_pair_method": "topk"}  # fmt: skip
     config = json.loads(xgboost.train(params, data, 30).save_config())
     factors = np.array(config["learner"]["objective"]["ti+"], dtype=float)
-    assert factors[0] == 1 and (np.diff(factors[:5]) < 0).all()
+    assert factors[0] == 1 and factors[1:].max() < 0.6 and factors[4:].max() < 0.4
 
 
 def test_defaults_are_as_they_were(biased, tmp_path: Path):
