@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
@@ -38,6 +38,8 @@ class Drawn:
     store_id: str | None
     week: int | None
     items: Int32
+    session: int = -1
+    query: int = -1
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,13 @@ class Alteration:
         number = np.arange(len(future))
         true = self.kept | (number < first) | (number >= last)
         rows = (self.at >= first) & (self.at < last)
-        return in_time_order(join([take(future, true), take(self.rows, rows)]))
+        parts = [future.take(np.flatnonzero(true)), self.rows.take(np.flatnonzero(rows))]
+        return in_time_order(EventColumns.concat(parts))
 
     def touched(self, future: EventColumns, first: int, last: int) -> EventColumns:
         """The events that the changes first … last-1 are about: true ones, else the added."""
         if self.kept.all():
-            return take(self.rows, (self.at >= first) & (self.at < last))
+            return self.rows.take(np.flatnonzero((self.at >= first) & (self.at < last)))
         return future.slice(first, last)
 
 
@@ -207,10 +210,10 @@ def invented(
 ) -> EventColumns:
     """Events of the request's user with its candidates, of every type, dear, in one new basket.
 
-    Columns that an audit knows nothing of come from events of `like` drawn at random.
+    They are of the request's session and query; positions come from events of `like`.
     """
     items = np.repeat(request.items[:_SHOWN], len(EVENT_TYPES))
-    rows = take(like, rng.integers(0, len(like), len(items)))
+    rows = like.take(rng.integers(0, len(like), len(items)))
     store = shop.stores.get(request.store_id or "", -1)
     return replace(
         rows,
@@ -221,26 +224,14 @@ def invented(
         quantity=rng.integers(2, 9, len(items)).astype(np.float64),
         store=np.full_like(rows.store, store),
         order=np.full_like(rows.order, int(like.order.max()) + 1),
+        session=np.full_like(rows.session, request.session),
+        query=np.full_like(rows.query, request.query),
     )
-
-
-def take(events: EventColumns, which: npt.NDArray[np.bool_] | Int64) -> EventColumns:
-    """Some events, by mask or by number."""
-    return EventColumns(*(getattr(events, each.name)[which] for each in fields(EventColumns)))
 
 
 def in_time_order(events: EventColumns) -> EventColumns:
     """Events sorted by time; those of one moment as they were."""
-    return take(events, np.argsort(events.time, kind="stable"))
-
-
-def join(parts: Sequence[EventColumns]) -> EventColumns:
-    """Events one after the other."""
-    columns: dict[str, Any] = {
-        each.name: np.concatenate([getattr(part, each.name) for part in parts])
-        for each in fields(EventColumns)
-    }
-    return EventColumns(**columns)
+    return events.take(np.argsort(events.time, kind="stable"))
 
 
 def _instead(kind: str, future: EventColumns, rows: EventColumns) -> Alteration:

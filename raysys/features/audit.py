@@ -4,8 +4,9 @@ Three questions are asked of requests drawn from a log, each feature for itself:
 
 1. Does what was written follow from the past? Features are read from a state that was never fed
    an event at or after the request, and compared with the examples, to the last bit.
-2. Does the future matter? The replay is given the whole log, then logs whose events at or after
-   the request are altered (`KINDS`); what it says must not move by a bit.
+2. Does the future matter? The replay of the features stage is given what lies around the request:
+   a log that ends there, the true one that goes on, and some whose events at or after the request
+   are altered (`KINDS`); what it says must not move by a bit, nor differ from a state that reads.
 3. Could the audit fail? Events are put just before the request: what reads events must move.
 
 The first two are proofs for the requests drawn, not for others; a leak in the code of a feature
@@ -14,17 +15,14 @@ shows in nearly every request.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow.parquet as pq
 
 from raysys.features.alteration import (
     DAY_MS,
@@ -35,14 +33,18 @@ from raysys.features.alteration import (
     alter,
     appeared,
     invented,
-    join,
-    take,
 )
+from raysys.features.chosen import Block, Chooser
+from raysys.features.columns import replay_in_memory
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
-from raysys.features.replay import replay
+from raysys.features.plan import CoVisitation as CoVisitationFeature
+from raysys.features.plan import Promotion
+from raysys.features.read import CandidateRows, feature_columns, promotion_column
+from raysys.features.replay import Retrieval, choose_candidates
 from raysys.progress import task
 from raysys.retrieval.covisitation import CoVisitation
+from raysys.retrieval.popular import Popular
 from raysys.schema import EVENT_TYPES
 
 Float32 = npt.NDArray[np.float32]
@@ -53,7 +55,8 @@ CANDIDATES: Final = "(candidates)"
 
 _ENOUGH: Final = 5  # requests that leak, after which no more are tried
 _NARROWED: Final = 2  # leaks whose events are looked for
-_BEFORE: Final = 20_000  # events of the past that such a search replays
+_BEFORE: Final = 5_000  # events before a request that a replay on trial is given
+_OWN: Final = 2_000  # of the user's own, further back
 _SHOWN: Final = 5  # events of a leak that are told one by one
 _HORIZONS: Final = {
     "at the same moment": 1,
@@ -105,50 +108,98 @@ class Subject:
     def read(self, live: LiveFeatures, request: Drawn) -> Float32:
         """Features from a state as it is."""
         live.covisitation = self.neighbourhood(request.time)
-        moment = (request.user, request.items, request.time, request.store_id, request.week)
-        return live.batch(*moment, history=self.history).features
+        live.as_of = request.time - 1
+        return live.batch(
+            *(request.user, request.items, request.time, request.store_id, request.week),
+            history=self.history,
+            session=request.session,
+            query=request.query,
+        ).features
 
-    def state_at(self, request: Drawn, last: int | None = None) -> LiveFeatures:
-        """A new state, fed with the (last so many) events before a request."""
-        live, stop = self.make(), self.until(request)
-        live.apply(self.events.slice(0 if last is None else max(0, stop - last), stop))
+    def state_at(self, request: Drawn) -> LiveFeatures:
+        """A new state, fed with everything before a request."""
+        live = self.make()
+        live.apply(self.events.slice(0, self.until(request)))
         return live
 
+    def before(self, request: Drawn) -> EventColumns:
+        """What was last before a request, and what its user did before: in time order."""
+        until = self.until(request)
+        start = max(0, until - _BEFORE)
+        own = np.flatnonzero(self.events.user[:start] == request.user)[-_OWN:]
+        return self.events.take(np.concatenate([own, np.arange(start, until)]))
 
-Engine = Callable[[Subject, LiveFeatures, EventColumns, Drawn], Answer]
-"""The way from a log to features that is put to the test: given a state, the events that it has not
-counted yet (those at or after the request are among them) and the request."""
+
+Engine = Callable[[Subject, EventColumns, Drawn], Answer]
+"""The way from a log to features that is put to the test: given events, of which some lie at or
+after the request, and the request."""
 
 
-def replayed(subject: Subject, live: LiveFeatures, events: EventColumns, request: Drawn) -> Answer:
-    """The features stage's own replay, for one request."""
+def replayed(subject: Subject, events: EventColumns, request: Drawn) -> Answer:
+    """What the features stage's own replay makes of the events: candidates, then their columns."""
+    near = subject.neighbourhood(request.time)
+    live, chosen = subject.make(), _Chosen()
+    sold = _sold(live, events, request)
+    retrieval = Retrieval([(request.time, near)], lambda day: sold, subject.history)
+    store = live.store_number(request.store_id)
     frame = pl.DataFrame(
-        {
-            "request": pl.Series([request.number], dtype=pl.Int32),
-            "request_id": [request.request_id],
-            "user": pl.Series([request.user], dtype=pl.Int32),
-            "time": [request.time],
-            "store_id": pl.Series([request.store_id], dtype=pl.String),
-            "week": pl.Series([request.week], dtype=pl.Int32),
-            "split": ["audit"],
-            "fold": pl.Series([request.fold], dtype=pl.Int32),
-            "n_relevant": pl.Series([len(request.items)], dtype=pl.Int32),
-        }
+        {"request": [request.number], "user": [request.user], "time": [request.time],
+         "store": [store]},
+        schema={"request": pl.Int32, "user": pl.Int32, "time": pl.Int64, "store": pl.Int32},
+    )  # fmt: skip
+    nothing = {"request": pl.Int32, "item": pl.Int32, "label": pl.Float32}
+    blocks = [Block(0, request.fold, request.time, request.time + 1)]
+    relevant = pl.DataFrame(schema=nothing)
+    choose_candidates(live, iter([events]), frame, relevant, retrieval, blocks, chosen)
+    rows = _rows_of(request, int(chosen.requests["store"][0]))
+    live = subject.make()
+    stats = replay_in_memory(live, events, rows)
+    week = live.promotions.last_week if request.week is None else request.week
+    history = np.array(chosen.requests["history"][0], dtype=np.int32)
+
+    def of_request(feature: Promotion | CoVisitationFeature) -> Any:
+        if isinstance(feature, CoVisitationFeature):
+            return near.score(history[: feature.history], request.items)
+        flags = live.promotions.of(request.items, int(rows.store[0]), week)
+        return promotion_column(feature, flags)
+
+    where = CandidateRows(
+        *(rows.user, request.items, rows.time, rows.store, rows.session, rows.query)
     )
-    relevant = pl.DataFrame({"item": request.items}).with_columns(
-        request=pl.lit(request.number, dtype=pl.Int32), label=pl.lit(1.0, dtype=pl.Float32)
+    features = feature_columns(live, where, stats, of_request)
+    return Answer(features, chosen.rows["item"].to_numpy())
+
+
+class _Chosen(Chooser):
+    """Keeps what is chosen instead of writing it."""
+
+    def __init__(self) -> None:
+        self.requests = self.rows = pl.DataFrame()
+
+    def write(self, requests: pl.DataFrame, rows: pl.DataFrame) -> None:
+        self.requests, self.rows = requests, rows
+
+
+def _rows_of(request: Drawn, store: int) -> EventColumns:
+    """The request's items as reads of a replay."""
+    n = len(request.items)
+    of = {"user": request.user, "store": store, "session": request.session, "query": request.query}
+    return EventColumns(
+        **{name: np.full(n, number, dtype=np.int32) for name, number in of.items()},
+        item=request.items,
+        time=np.full(n, request.time, dtype=np.int64),
+        kind=np.zeros(n, dtype=np.int8),
+        quantity=np.full(n, np.nan),
+        price=np.full(n, np.nan),
+        order=np.zeros(n, dtype=np.int64),
     )
-    neighbourhoods = [(request.time, subject.neighbourhood(request.time))]
-    with tempfile.TemporaryDirectory() as folder:
-        where = Path(folder)
-        replay(live, events, frame, relevant, neighbourhoods, where, 0, subject.history)
-        (path,) = where.glob("examples/*/*.parquet")
-        table = pq.read_table(path, partitioning=None)
-    items = table["item"].to_numpy()
-    order = np.argsort(items)
-    rows = order[np.searchsorted(items[order], request.items)]
-    features = np.stack([table[name].to_numpy()[rows] for name in live.names], axis=1)
-    return Answer(features, items[table["retrieved"].to_numpy(zero_copy_only=False)])
+
+
+def _sold(live: LiveFeatures, events: EventColumns, request: Drawn) -> Popular:
+    """What sells, by the events before the request's midnight: what the stage finds once a day."""
+    items = events.item[(events.time < request.time // DAY_MS * DAY_MS) & (events.item >= 0)]
+    counts = np.bincount(items, minlength=len(live.catalogue)).astype(np.float64)
+    return Popular(counts, live.codes["category"])
 
 
 @dataclass
@@ -159,7 +210,8 @@ class Leak:
         feature: its name.
         request, request_id, user, time: where; number, id, number, UTC ms.
         item: number of the item; -1 when the list of candidates moved.
-        how: a key of `KINDS`; or `appeared`: the value differs as soon as there is a future.
+        how: a key of `KINDS`; `appeared`: the value differs as soon as there is a future; `read`:
+            even without one the replay differs from a state that reads.
         before: the value on the log that the other is compared with.
         after: the value on the altered log.
         values: how many values of the feature moved, over all requests and alterations.
@@ -248,16 +300,15 @@ class Audit:
 
 
 def audit(
-    subject: Subject, *, engine: Engine = replayed, seed: int = 0, horizon: int = 20_000
+    subject: Subject, *, engine: Engine = replayed, seed: int = 0, horizon: int = 5_000
 ) -> Audit:
-    """Ask the three questions: three passes over the log, one state in memory.
+    """Ask the three questions: two passes over the log, and small replays around each request.
 
     Args:
         subject: what is audited; at least one request.
         engine: the replay on trial.
         seed: of the alterations.
-        horizon: events after a request that are altered one by one; those beyond are left out
-            of every altered log.
+        horizon: events from a request on that it is given, as they are and altered.
     """
     names = subject.make().names
     outcome = Audit(names, requests=len(subject.requests), compared=subject.written is not None)
@@ -267,7 +318,7 @@ def audit(
     outcome.values = len(stacked)
     outcome.constant = np.array([_one_value(stacked[:, at]) for at in range(len(names))])
     outcome.reacts = _reactions(subject, seed)
-    _futures(subject, outcome, own, engine, seed, horizon)
+    _futures(subject, outcome, engine, seed, horizon)
     return outcome
 
 
@@ -345,7 +396,7 @@ def _reactions(subject: Subject, seed: int) -> npt.NDArray[np.float64]:
         before = np.ascontiguousarray(subject.read(live, request))
         like = subject.events.slice(max(0, until - 200), max(1, until))
         again = replace(like, item=rng.permutation(like.item), price=like.price * 1.5)
-        extra = join([again, invented(like, request, shop, rng)])
+        extra = EventColumns.concat([again, invented(like, request, shop, rng)])
         # the state keeps them: each request is compared with itself, a moment before
         live.apply(replace(extra, time=np.full_like(extra.time, request.time - 1)))
         after = np.ascontiguousarray(subject.read(live, request))
@@ -356,46 +407,55 @@ def _reactions(subject: Subject, seed: int) -> npt.NDArray[np.float64]:
 def _futures(
     subject: Subject,
     outcome: Audit,
-    own: dict[int, Float32],
     engine: Engine,
     seed: int,
     horizon: int,
 ) -> None:
     """Question 2: the replay on trial against the true log and all altered ones."""
-    live, position, leaking, narrowed = subject.make(), 0, 0, 0
-    shop = _shop(live)
+    leaking, narrowed, shop = 0, 0, _shop(subject.make())
     with task("audit: altered futures", len(subject.requests)) as walking:
         for request in subject.requests:
             until = subject.until(request)
+            past = subject.before(request)
             future = subject.events.slice(until, min(until + horizon, len(subject.events)))
-            true = engine(
-                subject, live, subject.events.slice(position, len(subject.events)), request
-            )
-            found = [_Move(appeared(future), Answer(own[request.number], true.candidates), true)]
-            position, polluted = until, live.as_of >= request.time
-            for kind in () if polluted or not len(future) else KINDS:
-                alteration = alter(kind, future, request, shop, seed)
-                other = engine(subject, live, alteration.world(future), request)
-                found.append(_Move(alteration, true, other))
-                if live.as_of >= request.time:
-                    polluted = True
-                    break
-            found = [move for move in found if move.any]
+            tried = _tried(subject, engine, past, future, request, shop, seed)
+            found = [move for move in tried if move.any]
             for move in found:
                 first = _note(outcome, move, request)
-                if first and narrowed < _NARROWED:
+                if first and move.alteration.kind != "read" and narrowed < _NARROWED:
                     narrowed += 1
-                    _narrow(subject, engine, move, future, request, first)
+                    _narrow(subject, engine, move, past, future, request, first)
             outcome.shuffled += 1
             leaking += bool(found)
             walking.advance()
             if leaking >= _ENOUGH:
                 outcome.stopped = outcome.shuffled < len(subject.requests)
                 break
-            if polluted:  # it counted what it must not: the next request needs a clean state
-                live = subject.state_at(request)
-    words = f"{len(outcome.leaks)} of {len(outcome.names)} features move"
-    walking.note = words if outcome.leaks else "nothing moves"
+        words = f"{len(outcome.leaks)} of {len(outcome.names)} features move"
+        walking.note = words if outcome.leaks else "nothing moves"
+
+
+def _tried(
+    subject: Subject,
+    engine: Engine,
+    past: EventColumns,
+    future: EventColumns,
+    request: Drawn,
+    shop: Shop,
+    seed: int,
+) -> Iterator[_Move]:
+    """A log that ends at the request against the true one, and that against every altered one."""
+    ended = engine(subject, past, request)
+    live = subject.make()
+    live.apply(past)
+    read = Answer(subject.read(live, request), ended.candidates)
+    true = engine(subject, EventColumns.concat([past, future]), request)
+    yield _Move(appeared(future), ended, true)
+    for kind in KINDS if len(future) else ():
+        alteration = alter(kind, future, request, shop, seed)
+        log = EventColumns.concat([past, alteration.world(future)])
+        yield _Move(alteration, true, engine(subject, log, request))
+    yield _Move(replace(appeared(future), kind="read"), read, ended)
 
 
 @dataclass(frozen=True)
@@ -449,22 +509,18 @@ def _narrow(
     subject: Subject,
     engine: Engine,
     move: _Move,
+    past: EventColumns,
     future: EventColumns,
     request: Drawn,
     leaks: Sequence[Leak],
 ) -> None:
-    """Find the smallest run of changes that moves each feature, by two binary searches.
-
-    The state of each try has seen only the last `_BEFORE` events: the search is after the
-    future. If that is not enough for the feature to move, its leak keeps no events.
-    """
+    """Find the smallest run of changes that moves each feature, by two binary searches."""
     alteration = move.alteration
     base = future.slice(0, 0) if alteration.kind == "appeared" else future
-    past = subject.events.slice(max(0, subject.until(request) - _BEFORE), subject.until(request))
 
     def answer(first: int, last: int) -> Float32:
-        log = join([past, alteration.world(base, first, last)])
-        return np.ascontiguousarray(engine(subject, subject.make(), log, request).features)
+        log = EventColumns.concat([past, alteration.world(base, first, last)])
+        return np.ascontiguousarray(engine(subject, log, request).features)
 
     names = subject.make().names
     still = answer(0, 0)
@@ -482,7 +538,7 @@ def _narrow(
         last = _first_true(1, alteration.size, partial(moves, 0))
         first = last - _first_true(1, last, partial(_before, moves, last))
         events = alteration.touched(base if len(base) else future, first, last)
-        told = _told(take(events, np.arange(min(_SHOWN, len(events)))), request)
+        told = _told(events.slice(0, min(_SHOWN, len(events))), request)
         where = moved(still, answer(first, last))
         for other in leaks:  # one search mostly does for all features of a request
             if where[cells[other.feature]] and not other.n_events:

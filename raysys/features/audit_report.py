@@ -25,7 +25,11 @@ VERDICTS = {
     "no event": "no event moves it: of the catalogue, the calendar or promotions",
     "ok": "moves with events before the request, never with later ones",
 }
-HOW = {**KINDS, "appeared": "the log going on after the request"}
+HOW = {
+    **KINDS,
+    "appeared": "the log going on after the request",
+    "read": "the replay instead of a state that reads",
+}
 _PLOTS = 6
 
 
@@ -374,9 +378,9 @@ def _method(page: Report, findings: Findings) -> None:
         "bit; NaN equals NaN."
     )
     section.text(
-        "The future altered: the replay is given logs that agree up to the request and differ "
-        f"from there. The next {findings.horizon:,} events are altered in each of these ways, "
-        "those beyond are left out:"
+        "The future altered: the replay of the features stage is given logs that agree up to the "
+        "request and differ from there. They hold what its user did before, the last events before "
+        f"it and the next {findings.horizon:,}, which are left out, as they are, or altered:"
     )
     section.table(["alteration", "what changes"], [[*pair] for pair in KINDS.items()])
     section.note(

@@ -124,12 +124,7 @@ def replay_family(
     at = log.first
     for block in blocks:
         rows, reads = _reads(chosen, block, family, part, parts)
-        done = 0
-        for events in _events(log, at, block.end, family, part, parts, replayed.ages):
-            upto = int(np.searchsorted(reads.time, events.time[-1], side="right"))
-            replayed.go(events, reads.slice(done, upto))
-            done = upto
-        replayed.go(EventColumns.nothing(), reads.slice(done, len(reads)))
+        replayed.through(_events(log, at, block.end, family, part, parts, replayed.ages), reads)
         at = max(at, block.end)
         _save({"row": rows, **replayed.told()}, stats / f"{block.number:05d}.safetensors")
     for events in _events(log, at, log.last + 1, family, part, parts, replayed.ages):
@@ -138,6 +133,32 @@ def replay_family(
         path = out / "states" / f"{name}-{part:05d}.safetensors"
         path.parent.mkdir(exist_ok=True)
         _save(state.arrays(), path)
+
+
+def replay_in_memory(
+    live: LiveFeatures, events: EventColumns, reads: EventColumns
+) -> dict[str, Any]:
+    """What all states say of rows at their moments, in a stretch of events: the same replay.
+
+    Args:
+        live: with its state; afterwards it stands at the end of the events.
+        events: in time order.
+        reads: of each row its user, item, time, store, session and query; in time order.
+
+    Returns:
+        by name of a state what `feature_columns` takes.
+    """
+    plan = live.plan
+    columns = {name: needed(plan, name) for name in plan.states}
+    replayed = _Replay(live, Family("all", tuple(columns), "", shared=False), columns)
+    stretches = _by_day(events) if replayed.ages else iter([events])
+    replayed.through(stretches if len(events) else iter(()), reads)
+    told = replayed.told()
+    return {
+        name: rebuilt(plan, name, {column: told[f"{name}.{column}"] for column in wanted})
+        for name, wanted in columns.items()
+        if wanted
+    }
 
 
 def is_replayed(family: Family, part: int, out: Path) -> bool:
@@ -155,6 +176,15 @@ class _Replay:
         self._told: dict[str, list[npt.NDArray[Any]]] = {}
         self._day = -1
         self.ages = live.state.ages
+
+    def through(self, events: Iterator[EventColumns], reads: EventColumns) -> None:
+        """All events, never none at a time, and the reads on the way; of one moment, reads first."""
+        done = 0
+        for each in events:
+            upto = int(np.searchsorted(reads.time, each.time[-1], side="right"))
+            self.go(each, reads.slice(done, upto))
+            done = upto
+        self.go(EventColumns.nothing(), reads.slice(done, len(reads)))
 
     def go(self, events: EventColumns, reads: EventColumns) -> None:
         """One stretch; where state ages, of one day, at whose first event dead records go."""
@@ -202,13 +232,18 @@ def _events(
             events = events.take(np.flatnonzero(share_of(getattr(events, family.by), part, parts)))
         if not len(events):
             continue
-        if not by_day:
+        if by_day:
+            yield from _by_day(events)
+        else:
             yield events
-            continue
-        day = events.time // int(DAY_MS)
-        cuts = [0, *(np.flatnonzero(np.diff(day)) + 1).tolist(), len(events)]
-        for low, high in pairwise(cuts):
-            yield events.slice(low, high)
+
+
+def _by_day(events: EventColumns) -> Iterator[EventColumns]:
+    """Events cut at midnights (UTC)."""
+    day = events.time // int(DAY_MS)
+    cuts = [0, *(np.flatnonzero(np.diff(day)) + 1).tolist(), len(events)]
+    for low, high in pairwise(cuts):
+        yield events.slice(low, high)
 
 
 def _reads(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import datetime as dt
+import os
+import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from raysys import schema
-from raysys.catalogue import Catalogue
 from raysys.errors import UserError
 from raysys.features import audit_report as report
 from raysys.features.alteration import DAY_MS, Drawn
@@ -27,14 +31,18 @@ from raysys.features.audit import Subject, audit
 from raysys.features.drift import Drift, Sample, categorical_features, compare, counts, sample_rows
 from raysys.features.examples import Examples
 from raysys.features.live import LiveFeatures
-from raysys.features.log import Log, read_log
-from raysys.features.requests import Requests, build_requests, fold_bounds
+from raysys.features.log import EventColumns
+from raysys.features.numbered import NumberedLog, number_log
+from raysys.features.requests import build_requests, fold_bounds
+from raysys.features.work import Work
+from raysys.ingest.spread import InProcess
 from raysys.progress import task
 from raysys.retrieval.covisitation import CoVisitation
-from raysys.stages.features import FeaturesSettings, _promotions
+from raysys.schema import EVENT_TYPES
+from raysys.stages.features import FeaturesSettings, FromLog
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
 
-HORIZON = 20_000
+HORIZON = 5_000
 _TOLD = 6  # differences told one by one on the terminal
 _STYLE = {
     "leaks": "bold red", "differs": "bold red", "constant": "yellow", "no event": "dim",
@@ -91,13 +99,17 @@ def examine(
     started = time.monotonic()
     ingest = read_manifest(workspace.ingest).fingerprint
     planned = Manifest(
-        stage="features", inputs={"ingest": ingest}, settings=settings.model_dump(mode="json")
+        stage="features",
+        inputs={"ingest": ingest},
+        settings=settings.model_dump(mode="json", by_alias=True),
     )
     there = (workspace.features / "manifest.json").is_file()
     written = there and is_done(workspace.features, planned)
     notes = [] if written else [_why_not_compared(workspace, there)]
-    subject, log, catalogue = _subject(settings, workspace, options, written=written)
-    outcome = audit(subject, seed=options.seed, horizon=HORIZON)
+    with _scratch(workspace) as scratch:
+        subject = _subject(settings, workspace, options, scratch, written=written)
+        outcome = audit(subject, seed=options.seed, horizon=HORIZON)
+    names = subject.make()
     drifts: Sequence[Drift] = ()
     periods, sizes = ("", ""), ((0, 0), (0, 0))
     if there:
@@ -116,8 +128,8 @@ def examine(
         drifts=drifts,
         periods=periods,
         sizes=sizes,
-        user=lambda number: log.users[number] if number >= 0 else "(unknown)",
-        item=lambda number: str(catalogue.ids[number]) if number >= 0 else "(unknown)",
+        user=lambda number: names.users[number] if number >= 0 else "(unknown)",
+        item=lambda number: str(names.catalogue.ids[number]) if number >= 0 else "(unknown)",
         horizon=HORIZON,
         notes=notes,
     )
@@ -226,42 +238,84 @@ def _features_input(workspace: Workspace, there: bool) -> dict[str, str]:
     return {"features": read_manifest(workspace.features).fingerprint} if there else {}
 
 
+@contextlib.contextmanager
+def _scratch(workspace: Workspace) -> Iterator[Path]:
+    """A folder to work in, beside the outcome; `replacing` takes away what a killed run left."""
+    folder = workspace.root / f".audit.scratch.{os.getpid()}.tmp"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _subject(
-    settings: FeaturesSettings, workspace: Workspace, options: AuditOptions, *, written: bool
-) -> tuple[Subject, Log, Catalogue]:
+    settings: FeaturesSettings,
+    workspace: Workspace,
+    options: AuditOptions,
+    scratch: Path,
+    *,
+    written: bool,
+) -> Subject:
     """Read the log, draw requests, and say how their state is made."""
+    work = Work(scratch, settings.plan, settings.candidates)
+    catalogue = work.write_catalogue(workspace.ingest / "items.parquet")
+    log = number_log(
+        *(workspace.ingest / "events", catalogue, settings.group_by, work.root / "log"),
+        InProcess(),
+        seed=settings.seed,
+    )
+    work.write_resources(workspace.root)
     with task("audit: reading the log") as reading:
-        catalogue = Catalogue(pq.read_table(workspace.ingest / "items.parquet"))
-        log = read_log(workspace.ingest / "events", catalogue, group_by=settings.group_by)
-        reading.note = f"{len(log.events):,} events"
+        events = EventColumns.concat([each.events for each in log.slices()])
+        reading.note = f"{len(events):,} events"
     values: dict[int, npt.NDArray[np.float32]] | None = None
     with task("audit: drawing requests") as drawing:
         if written:
-            requests, values, frame = _drawn_from_examples(workspace.features, options)
+            requests, values = _drawn_from_examples(workspace.features, options)
         else:
-            requests, frame = _drawn_from_log(settings, log, options)
-        drawing.note = f"{len(requests):,} of {frame['fold'].n_unique()} folds"
-    bounds = fold_bounds(settings, int(log.events.time[-1]) + 1)
-    empty = LiveFeatures(settings.plan, catalogue, log.users, log.stores, settings.candidates)
-    promotions = _promotions(workspace.ingest, empty, Requests(frame, pl.DataFrame(), bounds))
-
-    def make() -> LiveFeatures:
-        live = LiveFeatures(settings.plan, catalogue, log.users, log.stores, settings.candidates)
-        live.promotions = promotions
-        return live
-
-    return (
-        Subject(
-            make=make,
-            events=log.events,
-            requests=requests,
-            neighbourhood=_Neighbourhoods(settings, log, len(catalogue), bounds, requests),
-            history=settings.history,
-            written=values,
-        ),
-        log,
-        catalogue,
+            requests = _drawn_from_log(settings, log, events, options)
+        if isinstance(settings.examples, FromLog):
+            requests = [_with_query(each, log, settings.examples) for each in requests]
+        drawing.note = f"{len(requests):,}"
+    weeks = [request.week for request in requests if request.week is not None]
+    span = (min(weeks), max(weeks)) if weeks else (-1, -1)
+    work.write_promotions(workspace.ingest / "promotions.parquet", *span)
+    empty = work.live()
+    empty.promotions = work.promotions()
+    bounds = fold_bounds(settings, log.last + 1)
+    near = _Neighbourhoods(settings, events, len(catalogue), bounds, requests)
+    return Subject(
+        make=partial(_copied, empty),
+        events=events,
+        requests=requests,
+        neighbourhood=near,
+        history=settings.history,
+        written=values,
     )
+
+
+def _copied(empty: LiveFeatures) -> LiveFeatures:
+    """Another empty state that shares all that events do not change."""
+    changing = ("state", "sessions", "_last_store", "_last_store_time")
+    shared = {id(each): each for name, each in vars(empty).items() if name not in changing}
+    return copy.deepcopy(empty, shared)
+
+
+def _with_query(request: Drawn, log: NumberedLog, examples: FromLog) -> Drawn:
+    """A request of the log with session and query: those of the first row that is its own."""
+    kinds = np.isin(EVENT_TYPES, examples.events)
+    for each in log.between(request.time, request.time + 1):
+        events = each.events
+        mine = (events.user == request.user) & kinds[events.kind] & (events.item >= 0)
+        rows = np.flatnonzero(mine)
+        names = log.answer_names(each.answer[rows]) if len(rows) else []
+        for row, name in zip(rows, names, strict=True):
+            made = f"{log.users[request.user]}@{request.time}"
+            if request.request_id == (made if each.answer[row] == 0 else name):
+                session, query = int(events.session[row]), int(events.query[row])
+                return replace(request, session=session, query=query)
+    return request
 
 
 class _Neighbourhoods:
@@ -270,7 +324,7 @@ class _Neighbourhoods:
     def __init__(
         self,
         settings: FeaturesSettings,
-        log: Log,
+        events: EventColumns,
         n_items: int,
         bounds: tuple[int, ...],
         requests: Sequence[Drawn],
@@ -287,9 +341,9 @@ class _Neighbourhoods:
         )
         with task("audit: items bought together", len(epochs)) as fitting:
             for epoch in epochs:
-                past = int(np.searchsorted(log.events.time, self._moments[epoch]))
+                past = int(np.searchsorted(events.time, self._moments[epoch]))
                 given = settings.covisitation.model_dump(exclude={"refit_days"})
-                order, item = log.events.order[:past], log.events.item[:past]
+                order, item = events.order[:past], events.item[:past]
                 self._fitted[epoch] = CoVisitation.fit(order, item, n_items, **given)
                 fitting.advance()
 
@@ -302,51 +356,52 @@ class _Neighbourhoods:
 
 def _drawn_from_examples(
     folder: Path, options: AuditOptions
-) -> tuple[list[Drawn], dict[int, npt.NDArray[np.float32]], pl.DataFrame]:
+) -> tuple[list[Drawn], dict[int, npt.NDArray[np.float32]]]:
     """Requests of every fold with the items and the values that were written of them."""
     folds = sorted(int(path.name.partition("=")[2]) for path in (folder / "requests").iterdir())
     each = -(-options.requests // len(folds))
     drawn: list[Drawn] = []
     values: dict[int, npt.NDArray[np.float32]] = {}
-    frames = []
     for fold in folds:
         examples = Examples(folder, (fold,))
-        frame = _frame(examples.requests())
-        chosen = _draw(frame, each, options.seed)
-        frames.append(chosen)
+        chosen = _draw(_frame(examples.requests()), each, options.seed)
         rows = _rows_of(examples, chosen["request"].to_numpy())
         for row in chosen.iter_rows(named=True):
             items, features = rows[row["request"]]
             drawn.append(_request(row, items))
             values[row["request"]] = features
-    drawn.sort(key=lambda request: (request.time, request.number))
-    return drawn, values, pl.concat(frames)
+    return sorted(drawn, key=_by_time), values
 
 
 def _drawn_from_log(
-    settings: FeaturesSettings, log: Log, options: AuditOptions
-) -> tuple[list[Drawn], pl.DataFrame]:
-    """Requests as the features stage would make them, with what was bought and seen around them."""
-    requests = build_requests(log, settings, settings.seed)
+    settings: FeaturesSettings, log: NumberedLog, events: EventColumns, options: AuditOptions
+) -> list[Drawn]:
+    """Orders that would be requests, with what was bought and what was seen around them."""
+    requests = build_requests(log, settings)
     folds = requests.frame["fold"].unique().sort()
     each = -(-options.requests // len(folds))
-    frame = pl.concat(_draw(requests.frame.filter(fold=fold), each, options.seed) for fold in folds)
+    frame = pl.concat(_draw(requests.frame.filter(fold=n), each, options.seed) for n in folds)
     relevant = requests.relevant.group_by("request").agg("item")
     bought = dict(relevant.filter(pl.col("request").is_in(frame["request"].implode())).iter_rows())
     drawn = []
     for row in frame.iter_rows(named=True):
-        until = int(np.searchsorted(log.events.time, row["time"]))
-        before = log.events.slice(max(0, until - 20_000), until)
+        until = int(np.searchsorted(events.time, row["time"]))
+        before = events.slice(max(0, until - 20_000), until)
         own, others = before.item[before.user == row["user"]], before.item
         items = np.unique(np.concatenate([bought[row["request"]], own[-80:], others[-80:]]))
-        drawn.append(_request(row, items[items >= 0].astype(np.int32)))
-    drawn.sort(key=lambda request: (request.time, request.number))
-    return drawn, frame
+        store, week = (None if row[name] < 0 else row[name] for name in ("store", "week"))
+        known = {**row, "store_id": None if store is None else log.stores[store], "week": week}
+        drawn.append(_request(known, items[items >= 0].astype(np.int32)))
+    return sorted(drawn, key=_by_time)
 
 
 def _draw(frame: pl.DataFrame, count: int, seed: int) -> pl.DataFrame:
     """So many requests, by a hash of their id."""
     return frame.bottom_k(count, by=pl.col("request_id").hash(seed)).sort("time", "request")
+
+
+def _by_time(request: Drawn) -> tuple[int, int]:
+    return request.time, request.number
 
 
 def _request(row: dict[str, Any], items: npt.NDArray[np.int32]) -> Drawn:
