@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from importlib import import_module
 
 from raysys.errors import UserError
+from raysys.features.explain import as_markdown as as_table
+from raysys.features.explain import as_text, explain
 from raysys.stages.features import FeaturesSettings
 
 
@@ -30,6 +31,5 @@ def run(
             where="raysys features explain --feature",
             mend=f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(names)}",
         )
-    words = import_module("raysys.features.explain")
-    found = [each for each in words.explain(settings.plan) if feature in (None, each.name)]
-    print(words.as_markdown(found) if as_markdown else words.as_text(found), end="")
+    found = [each for each in explain(settings.plan) if feature in (None, each.name)]
+    print(as_table(found) if as_markdown else as_text(found), end="")

@@ -19,9 +19,11 @@ from raysys.config import parse_settings
 from raysys.errors import UserError
 from raysys.features import columns
 from raysys.features.drift import Sample
+from raysys.ingest.spread import InProcess
 from raysys.stages import audit as stage
 from raysys.stages import features, ingest
 from raysys.storage import Workspace
+from tests.features import logs, test_columns
 from tests.ingest.shop import COLUMNS
 
 DAY = 86_400
@@ -88,6 +90,26 @@ def command(workspace: Workspace, *words: str) -> subprocess.CompletedProcess:
     config.write_text(yaml.safe_dump(SETTINGS))
     line = ["features", "audit", "-c", str(config), "-w", str(workspace.root), *words]
     return subprocess.run([sys.executable, "-m", "raysys", *line], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("more", [test_columns.LOGGED, {}], ids=["log", "retrieval"])
+def test_features_of_every_kind_are_sound_however_examples_are_chosen(tmp_path, more) -> None:
+    """Windows, rates, last things, vectors, sessions, queries, state that ages: all of them."""
+    events, made = test_columns.log(), test_columns.settings(**more)
+    shop = logs.workspace(tmp_path, logs.as_rows(events))
+    features.run(made, shop, spread=InProcess())
+    findings = stage.examine(made, shop, stage.AuditOptions(requests=16))
+    outcome = findings.audit
+    assert outcome.compared
+    assert outcome.leaks == {}
+    assert outcome.differences == {}
+    assert outcome.shuffled == 16
+    moved = {name for name in outcome.names if outcome.verdict(name) == "ok"}
+    of_events = {
+        f.name for f in made.plan.features if f.kind in ("recency", "window_count", "rate")
+    }
+    assert of_events
+    assert of_events <= moved
 
 
 @pytest.mark.slow

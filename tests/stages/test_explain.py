@@ -9,10 +9,9 @@ import pytest
 
 from raysys.config import find_config, load_settings
 from raysys.errors import UserError
+from raysys.features.explain import as_markdown, explain
 from raysys.stages import explain as stage
 from raysys.stages.features import FeaturesSettings
-
-words = pytest.importorskip("raysys.features.explain")
 
 
 def settings() -> FeaturesSettings:
@@ -41,7 +40,7 @@ def test_one_feature_alone(capsys) -> None:
 def test_markdown_is_a_table_as_the_room_writes_it(capsys) -> None:
     stage.run(settings(), as_markdown=True)
     shown = capsys.readouterr().out
-    assert shown == words.as_markdown(words.explain(settings().plan))
+    assert shown == as_markdown(explain(settings().plan))
     assert shown.startswith("| feature |")
 
 
