@@ -178,7 +178,7 @@ class _Replay:
         self.ages = live.state.ages
 
     def through(self, events: Iterator[EventColumns], reads: EventColumns) -> None:
-        """All events, never none at a time, and the reads on the way; of one moment, reads first."""
+        """All events, never none at a time, and the reads on the way: of one moment, first."""
         done = 0
         for each in events:
             upto = int(np.searchsorted(reads.time, each.time[-1], side="right"))

@@ -205,7 +205,8 @@ def _read(
             table = source.tables[number]
             size = Path(table.path).stat().st_size
             jobs.append((size, lambda t=table, k=key: write_table(t, k, store)))  # type: ignore[misc]
-    for together, group in _together(sized):
+    share = sum(size for size, _ in sized) / (4 * spread.cpus)  # enough tasks to go round
+    for together, group in _together(sized, min(TASK_BYTES, share)):
         jobs.append((together, lambda g=group: _read_group(g, source, asked, cuts, store)))  # type: ignore[misc]
     jobs.sort(key=lambda job: -job[0])
     outcome.reused["pieces"] = len(pieces) - len(missing)
@@ -314,11 +315,11 @@ def _finish(
             link(folder / QUARANTINE, out / "quarantine" / f"days-{unit.key}.parquet")
 
 
-def _together(sized: Sequence[tuple[float, Piece]]) -> list[tuple[float, list[Piece]]]:
+def _together(sized: Sequence[tuple[float, Piece]], most: float) -> list[tuple[float, list[Piece]]]:
     """Small pieces in groups that are worth a task."""
     groups: list[tuple[float, list[Piece]]] = []
     for size, piece in sized:
-        if groups and groups[-1][0] + size <= TASK_BYTES:
+        if groups and groups[-1][0] + size <= most:
             groups[-1] = (groups[-1][0] + size, [*groups[-1][1], piece])
         else:
             groups.append((size, [piece]))

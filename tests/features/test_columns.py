@@ -234,7 +234,11 @@ def test_answers_are_requests_and_labels_are_what_came_of_their_rows(tmp_path) -
             }
         )
     events.sort(key=lambda row: row["timestamp"])
-    made = settings(train_folds=1, examples={"from": "log", "keep_empty": True})
+    made = settings(
+        train_folds=1,
+        examples={"from": "log", "keep_empty": True},
+        labels={"gains": {"click": 1, "purchase": 3}, "windows_hours": {"purchase": 1}},
+    )
     run(made, workspace(tmp_path, events), spread=InProcess())
     view = Examples(tmp_path / "features", (2,))
     requests = pl.DataFrame(view.requests())
