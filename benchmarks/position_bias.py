@@ -1,6 +1,6 @@
 """Position bias on simulated clicks: how well it is estimated, and what undoing it gains a ranking.
 
-About 4 minutes on two cores.
+Under 5 minutes on two cores.
 """
 
 from __future__ import annotations
