@@ -133,9 +133,11 @@ def estimate_propensities(
             *(table.pair_starts, table.position, table.n, table.clicks, table.block),
             *(table.n_blocks, k),
         )
-        draws = np.tensordot(weights, sums, axes=1)  # first row: everything once
         solve = _chain if settings.method == "adjacent" else _bradley_terry
-        estimates = solve(draws, settings.iterations)
+        # the estimate by itself: it must not depend on the draws, nor on threads of a product
+        whole = solve(sums.sum(axis=0, keepdims=True), settings.iterations)
+        draws = solve(np.tensordot(weights[1:], sums, axes=1), settings.iterations)
+        estimates = np.vstack([whole, draws])
     else:
         estimates = _em(table, k, weights, settings, x)
     if not np.isfinite(estimates[0, 1:]).any():
@@ -288,7 +290,7 @@ def _bradley_terry(sums: Float64, iterations: int) -> Float64:
         scale = new[:, :1].copy()
         scale[scale <= 0] = 1.0
         new /= scale
-        moved = np.abs(new - theta).max()
+        moved = np.abs(new - theta).max(initial=0.0)
         theta = new
         if moved < 1e-9:
             break
