@@ -12,6 +12,9 @@ live requests.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -23,6 +26,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from raysys import schema
@@ -46,6 +50,8 @@ _OF_ALL: Final = frozenset(
     {"half_lives_ms", "fan", "limits", "max_records", "shape", "spans", "clock"}
 )
 """What a state saves that is not an array over its records."""
+
+_BYTES: Final = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U8": 1}
 
 
 @dataclass(frozen=True)
@@ -301,6 +307,12 @@ class Stitcher:
 
     def stitch(self, block: Block, split: str, first: int) -> None:
         """Write examples and requests of a block; its requests are numbered from `first` on."""
+        paths = [
+            self.out / kind / f"fold={block.fold}" / f"part-{block.number:05d}.parquet"
+            for kind in ("examples", "requests")
+        ]
+        if all(path.exists() for path in paths):
+            return
         requests = read_block(self.chosen, "requests", block)
         rows = read_block(self.chosen, "rows", block)
         at, item = rows["at"].to_numpy(), rows["item"].to_numpy()
@@ -342,11 +354,9 @@ class Stitcher:
             split=pl.lit(split),
             fold=pl.lit(block.fold, pl.Int32),
         ).select(schema.REQUESTS.names)
-        for kind, table in (
-            ("examples", examples),
-            ("requests", known.to_arrow().cast(schema.REQUESTS)),
+        for path, table in zip(
+            paths, (examples, known.to_arrow().cast(schema.REQUESTS)), strict=True
         ):
-            path = self.out / kind / f"fold={block.fold}" / f"part-{block.number:05d}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(".tmp")
             pq.write_table(table, fresh, compression="zstd", compression_level=1)
@@ -399,17 +409,41 @@ class Stitcher:
 
 
 def join_state(states: Path, name: str, parts: int, path: Path) -> None:
-    """Put the records of all parts of a state into one file."""
-    pieces = [load_file(states / f"{name}-{part:05d}.safetensors") for part in range(parts)]
-    whole = {}
-    for array in pieces[0]:
-        held = [piece.pop(array) for piece in pieces[1:]]
-        whole[array] = pieces[0][array]
-        if array == "clock":
-            whole[array] = np.max([whole[array], *held], axis=0)
-        elif array not in _OF_ALL:
-            whole[array] = np.concatenate([whole[array], *held])
-    _save(whole, path)
+    """Put the records of all parts of a state into one file, a part's array at a time."""
+    with contextlib.ExitStack() as stack:
+        files = [
+            stack.enter_context(
+                safe_open(states / f"{name}-{part:05d}.safetensors", framework="numpy")
+            )
+            for part in range(parts)
+        ]
+        whole: dict[str, Iterator[npt.NDArray[Any]]] = {}
+        header: dict[str, Any] = {}
+        end = 0
+        names = sorted(files[0].keys())
+        for array in names:
+            shapes = [file.get_slice(array).get_shape() for file in files]
+            if array == "clock":
+                whole[array] = iter([np.max([file.get_tensor(array) for file in files], axis=0)])
+                shapes = shapes[:1]
+            elif array in _OF_ALL:
+                whole[array] = iter([files[0].get_tensor(array)])
+                shapes = shapes[:1]
+            else:
+                whole[array] = (file.get_tensor(array) for file in files)
+            dtype = files[0].get_slice(array).get_dtype()
+            shape = [sum(each[0] for each in shapes), *shapes[0][1:]]
+            start, end = end, end + math.prod(shape) * _BYTES[dtype]
+            header[array] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+        fresh = path.with_suffix(".tmp")
+        with fresh.open("wb") as out:  # the format of safetensors: length, header, arrays
+            told = json.dumps(header).encode()
+            told += b" " * (-len(told) % 8)
+            out.write(len(told).to_bytes(8, "little") + told)
+            for array in header:
+                for piece in whole[array]:
+                    out.write(np.ascontiguousarray(piece).data)
+        fresh.replace(path)
 
 
 def _save(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:

@@ -19,7 +19,8 @@ from raysys.features.chosen import Block, cut_blocks
 from raysys.features.columns import families
 from raysys.features.graded import label_rows
 from raysys.features.live import CandidateSettings
-from raysys.features.numbered import NumberedLog, number_log
+from raysys.features.numbered import NumberedLog
+from raysys.features.numbering import number_log
 from raysys.features.plan import EventType, FeaturePlan
 from raysys.features.replay import Recall
 from raysys.features.requests import (
@@ -163,7 +164,7 @@ def _working_folder(workspace: Workspace, planned: Manifest, force: bool) -> Pat
     root = home / planned.fingerprint
     if home.exists():
         for leftover in home.iterdir():
-            if leftover != root or force or (root / "state").exists():
+            if leftover != root or force:
                 shutil.rmtree(leftover, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
     return root
@@ -326,6 +327,8 @@ def _each(
 
 
 def _state(work: Work, kinds: Any) -> None:
+    if (work.root / "state").exists():
+        return
     folder = work.root / ".state"
     shutil.rmtree(folder, ignore_errors=True)
     work.write_state(kinds, folder)

@@ -127,7 +127,7 @@ def test_the_outcome_does_not_depend_on_how_the_work_is_cut(tmp_path, monkeypatc
     rows = as_rows(log(1, 500))
     outcomes = []
     for name, parts, size in (("one", 1, 10_000), ("many", 4, 60)):
-        for place in ("numbered.GROUP_ROWS", "numbered.SLICE_ROWS"):
+        for place in ("numbering.GROUP_ROWS", "numbered.SLICE_ROWS"):
             monkeypatch.setattr(f"raysys.features.{place}", size)
         for place in ("BLOCK_REQUESTS", "BLOCK_EVENTS"):
             monkeypatch.setattr(f"raysys.stages.features.{place}", size // 4)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from raysys import schema
 from raysys.errors import UserError
 from raysys.features.log import EventColumns
-from raysys.features.numbered import LogSlice, NumberedLog, number_log
+from raysys.features.numbered import LogSlice, NumberedLog
+from raysys.features.numbering import number_log
 from raysys.features.requests import RequestSettings, RequestsPerFold, build_requests
 from raysys.ingest.spread import InProcess
 from tests.features.logs import write_events
