@@ -43,7 +43,7 @@ from raysys.stages.features import FeaturesSettings, FromLog
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
 
 HORIZON = 5_000
-_TOLD = 6  # differences told one by one on the terminal
+_TOLD = 6  # leaks, and differences, told one by one on the terminal
 _STYLE = {
     "leaks": "bold red", "differs": "bold red", "constant": "yellow", "no event": "dim",
     "ok": "green", "large": "bold yellow", "moderate": "yellow", "stable": "dim",
@@ -185,7 +185,8 @@ def show(findings: report.Findings, console: Console, folder: Path) -> None:
 def _show_faults(findings: report.Findings, console: Console) -> None:
     """Each leak and each difference in a few lines."""
     say = report.number
-    for leak in findings.audit.leaks.values():
+    leaks = list(findings.audit.leaks.values())
+    for leak in leaks[:_TOLD]:
         item = "" if leak.item < 0 else f", item {findings.item(leak.item)}"
         console.print(
             f"\n[bold red]{escape(leak.feature)} leaks[/]: request {escape(leak.request_id)} at "
@@ -202,6 +203,8 @@ def _show_faults(findings: report.Findings, console: Console) -> None:
                 f"{escape(findings.item(event['item']))}, {report.after(event['after_ms'])}",
                 highlight=False,
             )
+    if len(leaks) > _TOLD:
+        console.print(f"\n… and {len(leaks) - _TOLD} more features leak: see the report")
     differences = list(findings.audit.differences.values())
     for one in differences[:_TOLD]:
         because = f"; that is what counting events {one.explained} gives" if one.explained else ""
@@ -214,7 +217,7 @@ def _show_faults(findings: report.Findings, console: Console) -> None:
         )
     if len(differences) > _TOLD:
         console.print(f"\n… and {len(differences) - _TOLD} more features differ: see the report")
-    if findings.audit.leaks or differences:
+    if leaks or differences:
         console.print()
 
 
