@@ -32,7 +32,8 @@ from raysys.features.drift import Drift, Sample, categorical_features, compare, 
 from raysys.features.examples import Examples
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
-from raysys.features.numbered import NumberedLog, number_log
+from raysys.features.numbered import NumberedLog
+from raysys.features.numbering import number_log
 from raysys.features.requests import build_requests, fold_bounds
 from raysys.features.work import Work
 from raysys.ingest.spread import InProcess
