@@ -135,7 +135,9 @@ def write_catalogue(
                 ),
                 source.expand_items,
             )
-        write_arrow(items.rows(), folder / _ITEMS)
+        rows = items.rows()
+        write_arrow(rows, folder / _ITEMS)
+        result["items"] = rows.height
         write_quarantine(items.rejected, folder / QUARANTINE)
         result["tally"] = items.tally.to_dict()
     return items.tally.rows_in

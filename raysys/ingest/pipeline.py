@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +19,9 @@ from raysys.ingest.described import CATALOGUE, read_catalogue, write_catalogue
 from raysys.ingest.entities import EntityFigures, write_entities
 from raysys.ingest.figures import LogFigures
 from raysys.ingest.impressions import ImpressionSettings
-from raysys.ingest.reading import PIECES, Asked, Piece, read_piece
+from raysys.ingest.reading import PIECES, Piece, read_piece
 from raysys.ingest.rule_settings import RuleSettings
-from raysys.ingest.rules import Limits
+from raysys.ingest.rules import Limits, event_rules
 from raysys.ingest.sessions import SessionSettings
 from raysys.ingest.settling import UNITS, Batches, Settling, Unit, plan_units, settle
 from raysys.ingest.spread import Spread
@@ -122,8 +123,8 @@ def ingest(
         digest([TABLES, inputs.fingerprints[table.path], table.name, __version__])
         for table in source.tables
     ]
-    asked = Asked(treatment.limits, treatment.rules, store.folder(CATALOGUE, catalogue))
-    _read(source, pieces, tables, asked, spread, store, outcome)
+    known = store.folder(CATALOGUE, catalogue)
+    _read(source, pieces, tables, treatment, known, spread, store, outcome)
     tally = Tally()
     batches = []
     for piece in pieces:
@@ -131,7 +132,13 @@ def ingest(
         tally.add(Tally.from_dict(result["tally"]))
         numbered = tuple((n, *batch) for n, batch in enumerate(result["batches"]))
         batches.append(Batches(piece.key, piece.part.key, piece.part.label, numbered))
-    settling = Settling(treatment.sessions, treatment.rules, treatment.impressions, asked.catalogue)
+    settling = Settling(
+        treatment.sessions,
+        treatment.rules,
+        treatment.impressions,
+        known,
+        store.result(CATALOGUE, catalogue)["items"],
+    )
     causes = [*treatment.causes("sessions", "rules", "impressions"), catalogue]
     units = plan_units(batches, causes, digest)
     _settle(units, settling, spread, store, outcome)
@@ -190,7 +197,8 @@ def _read(
     source: Source,
     pieces: Sequence[Piece],
     tables: Sequence[str],
-    asked: Asked,
+    treatment: Treatment,
+    catalogue: Path,
     spread: Spread,
     store: Store,
     outcome: Outcome,
@@ -207,18 +215,27 @@ def _read(
             jobs.append((size, lambda t=table, k=key: write_table(t, k, store)))  # type: ignore[misc]
     share = sum(size for size, _ in sized) / (4 * spread.cpus)  # enough tasks to go round
     for together, group in _together(sized, min(TASK_BYTES, share)):
-        jobs.append((together, lambda g=group: _read_group(g, source, asked, cuts, store)))  # type: ignore[misc]
+        job = partial(_read_group, group, source, treatment, catalogue, cuts, store)
+        jobs.append((together, job))
     jobs.sort(key=lambda job: -job[0])
     outcome.reused["pieces"] = len(pieces) - len(missing)
     _each("read and check", jobs, spread, outcome.reused["pieces"], "files")
 
 
 def _read_group(
-    pieces: Sequence[Piece], source: Source, asked: Asked, cuts: int, store: Store
+    pieces: Sequence[Piece],
+    source: Source,
+    treatment: Treatment,
+    catalogue: Path,
+    cuts: int,
+    store: Store,
 ) -> int:
+    """Read some pieces with one set of rules; returns the rows in them."""
+    items = read_catalogue(catalogue)
+    rules = event_rules(treatment.limits, treatment.rules, items if items.height else None)
     for piece in pieces:
         if not store.has(PIECES, piece.key):  # a worker that died may have done it
-            read_piece(piece, source, asked, cuts, store)
+            read_piece(piece, source, rules, cuts, store)
     return sum(store.result(PIECES, piece.key)["tally"]["rows_in"] for piece in pieces)
 
 

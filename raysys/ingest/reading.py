@@ -6,6 +6,7 @@ the digest of both: a second run reads only what is new or has changed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,14 +19,11 @@ from raysys.datasets.mapping import MENDED, UNPARSED, EventFiles, draft_events, 
 from raysys.datasets.source import RECORD, Expand, Source
 from raysys.ingest.aside import QUARANTINE, unread, write_quarantine
 from raysys.ingest.columns import COMPRESSED, DAY_MS, write_arrow
-from raysys.ingest.described import read_catalogue
-from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import (
     ROW,
     SOURCE,
-    Limits,
+    Rule,
     apply,
-    event_rules,
     note,
 )
 from raysys.ingest.store import Store
@@ -57,22 +55,9 @@ class Piece:
     part: Part
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What rows are held to.
-
-    Attributes:
-        limits: bounds.
-        rules: what becomes of each fault.
-        catalogue: folder of the shop's own items (see `described.read_catalogue`).
-    """
-
-    limits: Limits
-    rules: RuleSettings
-    catalogue: Path
-
-
-def read_piece(piece: Piece, source: Source, asked: Asked, cuts: int, store: Store) -> None:
+def read_piece(
+    piece: Piece, source: Source, rules: Sequence[Rule], cuts: int, store: Store
+) -> None:
     """Read a piece into the store.
 
     Its result holds the tally, and for each record batch of `events.arrow` its day (since
@@ -81,7 +66,7 @@ def read_piece(piece: Piece, source: Source, asked: Asked, cuts: int, store: Sto
     Args:
         piece: what to read.
         source: the mappings and the adapter.
-        asked: what rows are held to.
+        rules: what rows are held to (see `rules.event_rules`).
         cuts: most cuts of one day, a power of two.
         store: where to keep it.
 
@@ -92,8 +77,6 @@ def read_piece(piece: Piece, source: Source, asked: Asked, cuts: int, store: Sto
     tally = Tally()
     rejected: list[pl.DataFrame] = []
     told: list[pl.DataFrame] = []
-    items = read_catalogue(asked.catalogue)
-    rules = event_rules(asked.limits, asked.rules, items if items.height else None)
     result: dict[str, Any] = {"label": part.label}
     with store.doing(PIECES, piece.key, result) as folder:
         kept = [*files.columns, *files.constants, ROW, *([NTH] if source.expand_events else [])]

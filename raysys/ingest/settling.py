@@ -121,12 +121,14 @@ class Settling:
         rules: what is asked of whole days.
         impressions: whether and how they are inferred.
         catalogue: folder of the shop's own items (see `described.read_catalogue`).
+        items: how many there are.
     """
 
     sessions: SessionSettings
     rules: RuleSettings
     impressions: ImpressionSettings
     catalogue: Path
+    items: int
 
 
 def settle(unit: Unit, settling: Settling, store: Store) -> None:
@@ -143,10 +145,9 @@ def settle(unit: Unit, settling: Settling, store: Store) -> None:
         events = _gather(unit, store).sort("timestamp", maintain_order=True)
         before = _before(unit, store)
         events = find_sessions(events, before, settling.sessions, unit.first * DAY_MS)
-        items = read_catalogue(settling.catalogue)
         days = []
         for day in _by_day(events):
-            clean, bad, found = judge_day(day, settling.rules, items.height or None)
+            clean, bad, found = judge_day(day, settling.rules, settling.items or None)
             tally.add(found)
             rejected.append(bad)
             days.append(clean)
@@ -154,7 +155,7 @@ def settle(unit: Unit, settling: Settling, store: Store) -> None:
         result["figures"] = _figures(events).to_dict()
         write_arrow(_items_seen(events), folder / ITEMS_SEEN)
         write_arrow(_users_seen(events), folder / USERS_SEEN)
-        shown = _Impressions(unit, settling.impressions, items, store)
+        shown = _Impressions(unit, settling, store)
         result["dates"] = [_write_day(shown.beside(day), folder) for day in _by_day(events)]
         tally.added.update(shown.added)
         result["tally"] = tally.to_dict()
@@ -170,13 +171,14 @@ def _write_day(day: pl.DataFrame, folder: Path) -> str:
 class _Impressions:
     """Adds to a day's events the impressions that its log does not tell of, where asked to."""
 
-    def __init__(
-        self, unit: Unit, settings: ImpressionSettings, items: pl.DataFrame, store: Store
-    ) -> None:
-        self.settings = settings
+    def __init__(self, unit: Unit, settling: Settling, store: Store) -> None:
+        self.settings = settling.impressions
         self.added: Counter[str] = Counter()
         self._unit, self._store = unit, store
-        self._categories = items.select("item_id", "category") if items.height else None
+        self._categories: pl.DataFrame | None = None
+        if self.settings.when != "never" and settling.items:
+            items = read_catalogue(settling.catalogue)
+            self._categories = items.select("item_id", "category")
 
     def beside(self, day: pl.DataFrame) -> pl.DataFrame:
         """The day's events by time in `schema.EVENTS`, inferred impressions before their click."""
