@@ -206,3 +206,13 @@ def test_an_event_that_would_have_aged_out_is_not_counted() -> None:
         table.apply(np.zeros(1, np.int64), np.array([moment]), np.ones(1), np.ones(1))
     assert len(table) == 1
     assert table.read(np.array([0]), 10 * day).age[0] == 1
+
+
+def test_a_restored_table_still_knows_what_comes_too_late() -> None:
+    day = int(DAY_MS)
+    first = Table(HALF_LIVES, max_idle_days=2)
+    first.apply(np.array([1]), np.array([10 * day]), np.ones(1), np.ones(1))
+    second = Table.from_arrays(first.arrays())
+    for table in (first, second):
+        table.apply(np.array([2, 3]), np.array([7 * day, 9 * day]), np.ones(2), np.ones(2))
+        assert table.find(np.array([1, 2, 3])).tolist() == [0, -1, 1]
