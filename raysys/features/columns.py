@@ -359,7 +359,10 @@ class Stitcher:
         ):
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(".tmp")
-            pq.write_table(table, fresh, compression="zstd", compression_level=1)
+            # numbers hardly repeat: dictionaries of them cost time and room
+            pq.write_table(
+                table, fresh, compression="zstd", compression_level=1, use_dictionary=False
+            )
             fresh.replace(path)
 
     def _stats(self, block: Block, at: npt.NDArray[np.int32]) -> dict[str, Any]:

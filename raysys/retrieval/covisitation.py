@@ -148,10 +148,11 @@ def _count_pairs(  # type: ignore[no-untyped-def]
 ):
     n_items, k = neighbours.shape
     together = np.zeros(n_items, dtype=np.int32)
+    often = count >= min_count  # bytes: they stay in the cache
     touched = np.empty(n_items, dtype=np.int64)
     for i in range(n_items):
         n_touched = 0
-        if count[i] < min_count:
+        if not often[i]:
             continue
         for at in range(item_ends[i - 1] if i else 0, item_ends[i]):
             if item_epochs[at] > epoch:
@@ -160,7 +161,7 @@ def _count_pairs(  # type: ignore[no-untyped-def]
             taken = 0
             for row in range(order_ends[order - 1] if order else 0, order_ends[order]):
                 j = items[row]
-                if epochs[row] > epoch or count[j] < min_count:
+                if epochs[row] > epoch or not often[j]:
                     continue
                 taken += 1
                 if taken > max_order:

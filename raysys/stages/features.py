@@ -21,7 +21,7 @@ from raysys.features.graded import label_rows
 from raysys.features.live import CandidateSettings
 from raysys.features.numbered import NumberedLog
 from raysys.features.numbering import number_log
-from raysys.features.plan import EventType, FeaturePlan
+from raysys.features.plan import CoVisitation, EventType, FeaturePlan
 from raysys.features.replay import Recall
 from raysys.features.requests import (
     DAY_MS,
@@ -184,7 +184,11 @@ def _work(
     folds = fold_bounds(settings, log.last + 1)
     step = int(settings.covisitation.refit_days * DAY_MS)
     parts = settings.parts or max(2 * spread.cpus, -(-len(log) // PART_EVENTS))
-    work = replace(work, moments=(*range(folds[0], folds[-1], step), folds[-1]), parts=parts)
+    needed = isinstance(settings.examples, FromRetrieval) or any(
+        isinstance(feature, CoVisitation) for feature in settings.plan.features
+    )
+    periods = range(folds[0], folds[-1], step) if needed else ()  # serving needs the last alone
+    work = replace(work, moments=(*periods, folds[-1]), parts=parts)
     if isinstance(settings.examples, FromLog):
         blocks, recalls = _choose_logged(settings, settings.examples, work, ingest, folds, spread)
     else:
