@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from raysys.features.alteration import KINDS
 from raysys.features.audit import CANDIDATES, Audit, Difference, Leak
-from raysys.features.drift import LARGE, MODERATE, Drift, Moments, counts
+from raysys.features.drift import LARGE, MODERATE, Drift, counts
 from raysys.report import COLOURS, Report, Section, new_figure
 from raysys.storage import write_atomic
 
@@ -301,14 +301,14 @@ def _drift(page: Report, findings: Findings) -> None:
     (n, n_rows), (m, m_rows) = findings.sizes
     section.text(
         f"From {findings.periods[0]} ({n_rows:,} candidates of {n:,} requests) to "
-        f"{findings.periods[1]} ({m_rows:,} of {m:,}): {levels['large']} features drift much, "
-        f"{levels['moderate']} moderately, {levels['stable']} are stable."
+        f"{findings.periods[1]} ({m_rows:,} of {m:,}). Drift is large in {levels['large']} "
+        f"features, moderate in {levels['moderate']}; {levels['stable']} are stable."
     )
     worst = [drift for drift in findings.drifts if drift.level != "stable"][:_PLOTS]
     worst = worst or list(findings.drifts[: _PLOTS // 2])
     _histograms(section, worst, findings.periods)
     section.table(
-        ["feature", "PSI", "level", "chance", "KS", "p", "missing", "mean", "shift", "median"],
+        ["feature", "PSI", "level", "chance", "KS", "p", "missing", "mean", "shift"],
         [_drift_row(drift) for drift in findings.drifts],
         strong=[at for at, drift in enumerate(findings.drifts) if drift.level == "large"],
     )
@@ -317,7 +317,7 @@ def _drift(page: Report, findings: Findings) -> None:
         "large. Chance: the 95% point of PSI when nothing drifts, for so many requests; below "
         "it a feature is called stable. KS: Kolmogorov–Smirnov statistic of values that are not "
         "missing, and its p-value. Shift: difference of the means in standard deviations of the "
-        "reference. Cells with an arrow: reference → current. More quantiles are in audit.json."
+        "reference. Cells with an arrow: reference → current. Quantiles are in audit.json."
     )
 
 
@@ -328,8 +328,7 @@ def _drift_row(drift: Drift) -> list[object]:
         *("–" if drift.ks is None else f"{drift.ks:.3f}", _solid(_p(drift.p))),
         _arrow(f"{old.missing:.1%}", f"{new.missing:.1%}"),
         "codes" if drift.categorical else _arrow(_say(old.mean), _say(new.mean)),
-        "–" if drift.shift is None else f"{drift.shift:+.2f}",
-        "–" if drift.categorical else _arrow(_median(old), _median(new)),
+        "–" if drift.shift is None else f"{round(drift.shift, 2) + 0.0:+.2f}",
     ]
 
 
@@ -356,7 +355,7 @@ def _histograms(section: Section, drifts: Sequence[Drift], periods: tuple[str, s
         labels = [drift.histogram.labels[at] for at in shown]
         part.set_xticks(places, labels, rotation=60, ha="right", fontsize=8)
         part.grid(axis="x", visible=False)
-        part.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        part.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
         part.set_title(f"{drift.feature}  (PSI {drift.psi:.2f})", fontsize=10, loc="left")
     for part in grid[len(drifts) :]:
         part.remove()
@@ -408,10 +407,6 @@ def _say(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
-
-
-def _median(moments: Moments) -> str:
-    return "–" if moments.quantiles is None else _say(moments.quantiles[2])
 
 
 def _p(value: float | None) -> str:
