@@ -70,8 +70,9 @@ def test_the_same_event_again_goes_whatever_the_order_of_rows():
 def test_events_that_the_log_names_are_the_same_by_name_only():
     named = events(
         {"user_id": "u", "event_id": "a", "timestamp": 1},
-        {"user_id": "w", "event_id": "a", "timestamp": 2},
+        {"user_id": "u", "event_id": "a", "timestamp": 2},
         {"user_id": "u", "event_id": "b", "timestamp": 1},
+        {"user_id": "w", "event_id": "a", "timestamp": 1},  # names are of a user
         own=True,
     )
     assert judge(named, NOTHING)[1]["row"].to_list() == [2]
@@ -99,7 +100,7 @@ def test_duplicates_are_what_a_loop_finds(rows):
     seen: set = set()
     for row, again in zip(frame.iter_rows(named=True), find_duplicates(frame), strict=True):
         every = tuple(row[name] for name in COLUMNS if name != "event_id")
-        key = row["event_id"] if row[OWN_ID] else every
+        key = (row["user_id"], row["event_id"]) if row[OWN_ID] else every
         assert again == (key in seen)
         seen.add(key)
     window = {"view": 1000, "click": 0}
