@@ -81,7 +81,7 @@ def _of_days(rules: RuleSettings) -> dict[str, str]:
     share = bots.share_of_catalogue
     whole = f", or {share:.0%} of the catalogue" if share else ""
     return {
-        "duplicate": "The same event came before: equal user and event_id, or equal in every column.",
+        "duplicate": "The same event came before: equal user and event_id, or equal throughout.",
         "near_duplicate": "The user did the same to the same item a moment before (seconds: "
         f"{windows}).",
         "refunded_purchase": "The whole quantity of this purchase came back the same day.",
