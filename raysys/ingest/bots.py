@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import polars as pl
+import pyarrow.compute as pc
+from numba import njit
 
 from raysys.ingest.rule_settings import Bots
 
@@ -32,52 +35,78 @@ def find_bots(
         ones), `hours` (of the day with acts), `purchases`, `gap_variation` (standard deviation of
         the gaps between acts over their mean; null where there are no gaps).
     """
-    acts = ~pl.col("event_type").is_in(_NOT_ACTS)
-    # Few users are busy enough to be asked, and numbers find them faster than texts.
-    numbers = events.select(user=pl.col("user_id").hash(1), act=acts)
-    busy = (
-        numbers.filter("act").group_by("user").len()
-        .filter(pl.col("len") >= settings.at_least_events)["user"]
-    )  # fmt: skip
-    if busy.len() == 0:
-        return _judged(_figures(events.clear()), settings, catalogue_size)
-    theirs = events.filter(numbers["user"].is_in(busy.implode())).select(
-        "user_id", "item_id", "timestamp", "event_type"
+    coded = pc.dictionary_encode(events["user_id"].to_arrow())
+    user = coded.indices.to_numpy()
+    kind = events.select(
+        pl.when(pl.col("event_type") == "purchase").then(2)
+        .when(pl.col("event_type").is_in(_NOT_ACTS)).then(0).otherwise(1).cast(pl.Int8)
+    ).to_series()  # fmt: skip
+    time = events["timestamp"].to_numpy()
+    order = np.arange(len(time)) if events["timestamp"].is_sorted() else time.argsort(kind="stable")
+    counted = _count(user, time, kind.to_numpy(), order, len(coded.dictionary))
+    busy = np.flatnonzero(counted[0] >= settings.at_least_events)
+    names = ("acts", "busiest_minute", "hours", "purchases", "_gaps", "_squares")
+    figures = pl.DataFrame(
+        {
+            "_number": busy.astype(np.int32),
+            "user_id": pl.Series(coded.dictionary.take(busy).to_pylist(), dtype=pl.String),
+            **{name: column[busy] for name, column in zip(names, counted, strict=True)},
+        }
     )
-    figures = _figures(theirs).filter(pl.col("acts") >= settings.at_least_events)
+    # different items need a set for each user, so only those busy enough are asked
+    theirs = pl.DataFrame({"_number": user, "act": kind == 1}).with_columns(events["item_id"])
+    theirs = theirs.filter(pl.col("act") & pl.col("_number").is_in(figures["_number"].implode()))
+    items = theirs.group_by("_number").agg(pl.col("item_id").n_unique().alias("items"))
+    mean = pl.col("_gaps") / (pl.col("acts") - 1)
+    variance = pl.col("_squares") / (pl.col("acts") - 1) - mean**2
+    figures = figures.join(items, on="_number", how="left", maintain_order="left").with_columns(
+        gap_variation=pl.when((pl.col("acts") > 1) & (mean > 0))
+        .then(variance.clip(lower_bound=0).sqrt() / mean)
+        .round(4)
+    )
     return _judged(figures, settings, catalogue_size)
 
 
-def _figures(events: pl.DataFrame) -> pl.DataFrame:
-    """Figures of each user's acts; see `find_bots`."""
-    acts = events.filter(~pl.col("event_type").is_in(_NOT_ACTS))
-    minutes = acts.group_by("user_id", pl.col("timestamp") // _MINUTE).len("in_minute")
-    busiest = minutes.group_by("user_id").agg(pl.col("in_minute").max().alias("busiest_minute"))
-    bought = events.filter(pl.col("event_type") == "purchase").group_by("user_id").len("purchases")
-    gaps = (
-        acts.select("user_id", "timestamp")
-        .sort("user_id", "timestamp")
-        .with_columns(gap=pl.col("timestamp").diff())
-        .filter(pl.col("user_id") == pl.col("user_id").shift())
-        .group_by("user_id")
-        .agg(mean=pl.col("gap").mean(), deviation=pl.col("gap").std(ddof=0))
-        .select(
-            "user_id",
-            gap_variation=pl.when(pl.col("mean") > 0).then(pl.col("deviation") / pl.col("mean")),
-        )
-    )
-    return (
-        acts.group_by("user_id")
-        .agg(
-            pl.len().alias("acts"),
-            pl.col("item_id").n_unique().alias("items"),
-            (pl.col("timestamp") // _HOUR).n_unique().alias("hours"),
-        )
-        .join(busiest, on="user_id", how="left")
-        .join(bought, on="user_id", how="left")
-        .join(gaps, on="user_id", how="left")
-        .with_columns(pl.col("purchases").fill_null(0), pl.col("gap_variation").round(4))
-    )
+@njit(cache=True)
+def _count(user, time, kind, order, n_users):  # type: ignore[no-untyped-def]
+    """Of each user: acts, most in a minute, hours with acts, purchases, sums of gaps and squares.
+
+    Args:
+        user: int32[n]; time: int64[n], UTC ms of one date; kind: int8[n], 1 an act, 2 a purchase,
+        0 else; order: int64[n], rows by time.
+    """
+    acts = np.zeros(n_users, dtype=np.int64)
+    busiest = np.zeros(n_users, dtype=np.int64)
+    hours = np.zeros(n_users, dtype=np.int64)
+    purchases = np.zeros(n_users, dtype=np.int64)
+    gaps = np.zeros(n_users, dtype=np.float64)
+    squares = np.zeros(n_users, dtype=np.float64)
+    minute = np.full(n_users, -1, dtype=np.int64)
+    within = np.zeros(n_users, dtype=np.int64)
+    hour = np.full(n_users, -1, dtype=np.int64)
+    last = np.zeros(n_users, dtype=np.int64)
+    for at in range(len(order)):
+        row = order[at]
+        who, moment = user[row], time[row]
+        if kind[row] == 2:
+            purchases[who] += 1
+        if kind[row] != 1:
+            continue
+        if moment // _MINUTE != minute[who]:
+            minute[who] = moment // _MINUTE
+            within[who] = 0
+        within[who] += 1
+        busiest[who] = max(busiest[who], within[who])
+        if moment // _HOUR != hour[who]:
+            hour[who] = moment // _HOUR
+            hours[who] += 1
+        if acts[who]:
+            gap = float(moment - last[who])
+            gaps[who] += gap
+            squares[who] += gap * gap
+        last[who] = moment
+        acts[who] += 1
+    return acts, busiest, hours, purchases, gaps, squares
 
 
 def _judged(figures: pl.DataFrame, settings: Bots, catalogue_size: int | None) -> pl.DataFrame:

@@ -10,6 +10,8 @@ import numpy as np
 import polars as pl
 import pyarrow.compute as pc
 
+from raysys.ingest.sessions import SESSION, USER
+
 PRICE_EDGES: Final = np.geomspace(0.01, 1e6, 8 * 12 + 1)
 """Bounds of the price histogram: twelve bins a decade; below and above are counted at the ends."""
 
@@ -79,15 +81,25 @@ class LogFigures:
 
 
 def measure(events: pl.DataFrame) -> LogFigures:
-    """The figures of all events of some users (`schema.LOGGED_EVENTS`, moments in ms)."""
+    """The figures of all events of some users (`schema.LOGGED_EVENTS`, moments in ms).
+
+    Where the events are numbered already (see `sessions.find_sessions`), that saves half the time.
+    """
     figures = LogFigures()
     if events.height == 0:
         return figures
+    numbers = (
+        [events[USER].alias("user"), events[SESSION].alias("session")]
+        if USER in events.columns
+        else [
+            pl.Series("user", _codes(events["user_id"])),
+            pl.Series("session", _codes(events["session_id"])),
+        ]
+    )
     coded = events.select(
         "event_type",
         "order_id",
-        pl.Series("user", _codes(events["user_id"])),
-        pl.Series("session", _codes(events["session_id"])),
+        *numbers,
         (pl.col("timestamp") // 86_400_000).alias("day"),
         (pl.col("timestamp") // 3_600_000 % 24).alias("hour"),
     )
@@ -116,15 +128,16 @@ def _measure_prices(events: pl.DataFrame, figures: LogFigures) -> None:
     prices = events["price"].drop_nulls()
     figures.unpriced = events.height - prices.len()
     figures.free = int((prices == 0).sum())
+    distinct = prices.filter(prices > 0).value_counts(name="n")  # prices repeat
     bins = np.clip(
-        np.searchsorted(PRICE_EDGES, prices.filter(prices > 0).to_numpy(), side="right") - 1,
+        np.searchsorted(PRICE_EDGES, distinct.to_series(0).to_numpy(), side="right") - 1,
         0,
         len(PRICE_EDGES) - 2,
     )
-    counts = np.bincount(bins, minlength=1)
+    counts = np.bincount(bins, weights=distinct["n"].to_numpy(), minlength=1)
     figures.prices = Counter({int(b): int(n) for b, n in enumerate(counts) if n})
-    priced = events.filter(pl.col("price").is_not_null())
-    figures.currencies = _counts(priced.group_by(pl.col("currency").fill_null("")).len())
+    priced = events.select(pl.col("currency").fill_null("").filter(pl.col("price").is_not_null()))
+    figures.currencies = _counts(priced.group_by("currency").len())
     paid = (
         events.filter(pl.col("event_type") == "purchase")
         .group_by("currency")

@@ -34,6 +34,10 @@ class SessionSettings(Settings):
 CONTINUED: Final = "_continued"
 """Column of settled events: whether their session began before the unit's first day."""
 
+USER: Final = "_user"
+SESSION: Final = "_session"
+"""Columns of settled events: numbers of users and of their sessions; cheap to group by."""
+
 
 def find_sessions(
     events: pl.DataFrame,
@@ -43,7 +47,8 @@ def find_sessions(
 ) -> pl.DataFrame:
     """Events with `session_id`: the log's own, else one for each stretch without a long pause.
 
-    Also with `CONTINUED`: true where the session was there before `start`.
+    Also with `CONTINUED`, true where the session was there before `start`, and with `USER` and
+    `SESSION`, Int32 and Int64: numbers among these events; a user's sessions have numbers apart.
 
     A made session is named by its user and its first moment, so it stays the same whatever
     comes later: `USER@MILLISECONDS`.
@@ -62,28 +67,43 @@ def find_sessions(
         owned = owned.new_from_index(0, events.height)
     earlier = _earlier(events, before, gap, start)
     events = _own_continued(events, owned, earlier.filter(own))
+    past = earlier.filter(~own)
+    coded = pc.dictionary_encode(pl.concat([past["user_id"], events["user_id"]]).to_arrow())
+    user = coded.indices.to_numpy()
+    events = events.with_columns(pl.Series(USER, user[past.height :]))
     if owned.all():
-        return events
-    past, bare = earlier.filter(~own), events.filter(~owned)
-    user = pl.concat([past["user_id"], bare["user_id"]])
-    moment = pl.concat([past["timestamp"], bare["timestamp"]]).to_numpy()
-    coded = pc.dictionary_encode(user.to_arrow())
+        return events.with_columns(pl.Series(SESSION, _named(events["session_id"])))
+    bare = np.flatnonzero(~owned.to_numpy())
     number, begin, who = _stretches(
-        coded.indices.to_numpy(), moment, gap, len(coded.dictionary), np.int64(-(2**62))
+        np.concatenate([user[: past.height], user[past.height :][bare]]),
+        np.concatenate([past["timestamp"].to_numpy(), events["timestamp"].to_numpy()[bare]]),
+        gap,
+        len(coded.dictionary),
+        np.int64(-(2**62)),
     )
+    users = pl.Series(coded.dictionary.to_pylist(), dtype=pl.String)
     names = pl.DataFrame({"begin": begin, "who": who}).select(
-        pl.format(
-            "{}@{}", pl.Series(coded.dictionary.to_pylist(), dtype=pl.String).gather(who), "begin"
-        )
+        pl.format("{}@{}", users.gather(who), "begin")
     )
     number = number[past.height :]
     made = names.to_series().gather(number)
     began = pl.Series(begin[number] < start)
     if owned.any():
-        at = pl.arange(events.height, eager=True).filter(~owned)
-        made = events["session_id"].scatter(at, made)
-        began = events[CONTINUED].scatter(at, began)
-    return events.with_columns(made.alias("session_id"), began.alias(CONTINUED))
+        made = events["session_id"].scatter(bare, made)
+        began = events[CONTINUED].scatter(bare, began)
+        # the log's names are numbered from below, so that none is a made session's number
+        named = -1 - _named(events["session_id"])
+        named[bare] = number
+        number = named
+    return events.with_columns(
+        made.alias("session_id"), began.alias(CONTINUED), pl.Series(SESSION, number)
+    )
+
+
+def _named(sessions: pl.Series) -> npt.NDArray[np.int64]:
+    """Equal numbers for equal names: int64[n]; -1 for null."""
+    coded = pc.dictionary_encode(sessions.to_arrow()).indices
+    return pc.fill_null(coded, -1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _earlier(

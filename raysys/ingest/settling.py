@@ -34,7 +34,7 @@ from raysys.ingest.impressions import ImpressionSettings, infer_impressions
 from raysys.ingest.reading import EVENTS, NTH, PIECES, cut_of
 from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import INFERRED, OWN_ID, ROW, SOURCE
-from raysys.ingest.sessions import CONTINUED, SessionSettings, find_sessions
+from raysys.ingest.sessions import CONTINUED, SESSION, USER, SessionSettings, find_sessions
 from raysys.ingest.store import Store
 from raysys.ingest.tally import Tally
 
@@ -305,7 +305,7 @@ def _figures(events: pl.DataFrame) -> LogFigures:
     figures.user_events.clear()
     continued = events.filter(CONTINUED)
     if continued.height:
-        figures.sessions -= continued.select("user_id", "session_id").n_unique()
+        figures.sessions -= continued.select(USER, SESSION).n_unique()
     return figures
 
 
@@ -326,7 +326,8 @@ def _items_seen(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def _users_seen(events: pl.DataFrame) -> pl.DataFrame:
-    return events.group_by("user_id").agg(pl.len().alias("events"))
+    counted = events.group_by(USER).agg(pl.col("user_id").first(), pl.len().alias("events"))
+    return counted.select("user_id", "events")
 
 
 SEEN_ITEM: Final = {
