@@ -45,11 +45,16 @@ def find_near_duplicates(events: pl.DataFrame, settings: NearDuplicate) -> pl.Se
     kinds = pl.col("event_type").is_in(list(window)) & pl.col("item_id").is_not_null()
     asked = events.select(kinds.fill_null(False)).to_series().arg_true()
     same = ("user_id", "item_id", "event_type")
-    key = events[asked].select(_mixed(*same).alias("key")).to_series()
-    again = _repeated(key)
+    # two moments no further apart than `most` share one of two stretches of twice its length
+    most = max(1, *window.values())
+    early = pl.col("timestamp") // (2 * most)
+    late = (pl.col("timestamp") + most) // (2 * most)
+    mixed = _mixed(*same)
+    keys = events[asked].select(key=mixed, early=mixed ^ early.hash(7), late=mixed ^ late.hash(8))
+    again = (keys["early"].is_duplicated() | keys["late"].is_duplicated()).arg_true()
     if again.len() == 0:
         return pl.Series([False], dtype=pl.Boolean).new_from_index(0, events.height)
-    suspects = asked[again]
+    suspects, key = asked[again], keys["key"]
     files = events[SOURCE].unique().sort()
     order = pl.col(SOURCE).replace_strict(files, pl.int_range(files.len(), eager=True))
     ordered = (
