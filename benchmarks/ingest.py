@@ -194,7 +194,7 @@ def read_examples(features: Path) -> pl.DataFrame:
         found["examples"]
         .join(found["requests"].select("request", "request_id"), on="request")
         .join(items.with_columns(pl.col("item").cast(pl.Int32)), on="item")
-        .drop("request", "item", "weight", "retrieved")
+        .drop("request", "item", "weight", "retrieved", "sampling_probability")
         .collect()
     )
 

@@ -146,6 +146,8 @@ EXAMPLE_KEYS: Final = pa.schema(
         pa.field("label", pa.float32(), nullable=False),
         pa.field("weight", pa.float32(), nullable=False),
         pa.field("retrieved", pa.bool_(), nullable=False),  # False: bought, but retrieval missed it
+        # with which the row was drawn, in (0, 1]; 1 for what the log says or retrieval offered
+        pa.field("sampling_probability", pa.float32(), nullable=False),
     ]
 )
 """Examples hold these columns, then one float32 column a feature, in the plan's order."""

@@ -121,6 +121,7 @@ def write_examples(
             "label": np.isin(items, bought).astype(np.float32),
             "weight": np.ones(n, np.float32),
             "retrieved": np.arange(n) < len(candidates),
+            "sampling_probability": np.ones(n, np.float32),
             **shop.features(user, items),
         }
         parts.append(pa.table(columns))

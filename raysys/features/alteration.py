@@ -28,6 +28,7 @@ class Drawn:
         number: its ordinal in the requests table; request_id: its id; fold: its time block.
         user: number; time: UTC ms; store_id, week: as the request says, or None.
         items: int32[n], the candidates whose features are compared.
+        positions: int32[n], at which they were shown, 0 where they were not; None: not known.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Drawn:
     items: Int32
     session: int = -1
     query: int = -1
+    positions: Int32 | None = None
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,14 @@ from raysys.features.columns import replay_in_memory
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
 from raysys.features.plan import CoVisitation as CoVisitationFeature
-from raysys.features.plan import Promotion
-from raysys.features.read import CandidateRows, feature_columns, promotion_column
+from raysys.features.plan import ShownPosition
+from raysys.features.read import (
+    CandidateRows,
+    OfRequest,
+    feature_columns,
+    position_column,
+    promotion_column,
+)
 from raysys.features.replay import Retrieval, choose_candidates
 from raysys.progress import task
 from raysys.retrieval.covisitation import CoVisitation
@@ -114,6 +120,7 @@ class Subject:
             history=self.history,
             session=request.session,
             query=request.query,
+            positions=request.positions,
         ).features
 
     def state_at(self, request: Drawn) -> LiveFeatures:
@@ -157,7 +164,9 @@ def replayed(subject: Subject, events: EventColumns, request: Drawn) -> Answer:
     week = live.promotions.last_week if request.week is None else request.week
     history = np.array(chosen.requests["history"][0], dtype=np.int32)
 
-    def of_request(feature: Promotion | CoVisitationFeature) -> Any:
+    def of_request(feature: OfRequest) -> Any:
+        if isinstance(feature, ShownPosition):
+            return np.nan if request.positions is None else position_column(request.positions)
         if isinstance(feature, CoVisitationFeature):
             return near.score(history[: feature.history], request.items)
         flags = live.promotions.of(request.items, int(rows.store[0]), week)

@@ -24,6 +24,8 @@ class Batch:
         weight: float32[n] or None when serving.
         n_relevant: int32[r], relevant items of the request, missed by retrieval or not; or None.
         request: int32[r], ordinals in the requests table; or None when serving.
+        sampling_probability: float32[n], in (0, 1], with which each row was drawn; 1 for what the
+            log says or retrieval offered; or None when serving.
     """
 
     names: tuple[str, ...]
@@ -36,6 +38,7 @@ class Batch:
     weight: npt.NDArray[np.float32] | None = None
     n_relevant: npt.NDArray[np.int32] | None = None
     request: npt.NDArray[np.int32] | None = None
+    sampling_probability: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.item)
@@ -68,6 +71,10 @@ class Batch:
             return self.features
         return self.features[:, [self.names.index(name) for name in names]]
 
+    def drawn(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
+        """`sampling_probability` of some rows, or None."""
+        return None if self.sampling_probability is None else self.sampling_probability[rows]
+
     def take_requests(self, which: npt.NDArray[np.int64]) -> Batch:
         """The given requests (indices into 0 … r-1), in the given order."""
         sizes = self.sizes[which]
@@ -84,4 +91,5 @@ class Batch:
             weight=None if self.weight is None else self.weight[rows],
             n_relevant=None if self.n_relevant is None else self.n_relevant[which],
             request=None if self.request is None else self.request[which],
+            sampling_probability=self.drawn(rows),
         )

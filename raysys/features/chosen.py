@@ -40,6 +40,7 @@ ROW_COLUMNS: Final[dict[str, Any]] = {
     "label": pl.Float32,
     "weight": pl.Float32,
     "retrieved": pl.Boolean,
+    "sampling_probability": pl.Float32,
 }
 
 

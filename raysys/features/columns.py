@@ -36,9 +36,15 @@ from raysys.features.log import EventColumns
 from raysys.features.needs import column_of, needed, rebuilt
 from raysys.features.numbered import NumberedLog
 from raysys.features.plan import CoVisitation as CoVisitationFeature
-from raysys.features.plan import FeaturePlan, Promotion
+from raysys.features.plan import FeaturePlan, ShownPosition
 from raysys.features.promotions import Promotions
-from raysys.features.read import CandidateRows, feature_columns, promotion_column
+from raysys.features.read import (
+    CandidateRows,
+    OfRequest,
+    feature_columns,
+    position_column,
+    promotion_column,
+)
 from raysys.features.table import DAY_MS
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.schema import EVENT_TYPES
@@ -324,7 +330,9 @@ class Stitcher:
 
         flags = self.promotions.of_rows(item, of["store"], week)
 
-        def of_request(feature: Promotion | CoVisitationFeature) -> npt.NDArray[Any] | float:
+        def of_request(feature: OfRequest) -> npt.NDArray[Any] | float:
+            if isinstance(feature, ShownPosition):
+                return position_column(rows["position"].to_numpy())
             if isinstance(feature, CoVisitationFeature):
                 return self._covisitation(requests, at, item, feature.history)
             return promotion_column(feature, flags)

@@ -73,9 +73,21 @@ class Examples:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Names of the features, in column order."""
+        """Names of the features, in column order.
+
+        Raises:
+            UserError: examples that an earlier version wrote.
+        """
         columns = pq.read_schema(self.files("examples")[0]).names
-        return tuple(columns[len(schema.EXAMPLE_KEYS) :])
+        keys = schema.EXAMPLE_KEYS.names
+        if columns[: len(keys)] != keys:
+            raise UserError(
+                "examples of an earlier version: their columns do not begin with "
+                + ", ".join(keys),
+                where=str(self.root),
+                mend="run `raysys features --force`",
+            )
+        return tuple(columns[len(keys) :])
 
     def requests(self) -> pa.Table:
         """The requests of this view (`schema.REQUESTS`), in time order."""
@@ -98,7 +110,7 @@ class Examples:
                 and for judging: such rows do not exist when serving, and they would teach that
                 an implausible candidate must be a purchase. `n_relevant` counts them all the same.
         """
-        requests = self.requests()
+        names, requests = self.names, self.requests()
         ordinals = requests["request"].to_numpy()
         position = np.empty(int(ordinals.max()) + 1 if len(ordinals) else 0, dtype=np.int64)
         position[ordinals] = np.arange(len(ordinals))
@@ -114,7 +126,7 @@ class Examples:
         ends = history.offsets.to_numpy()
         values = history.values.to_numpy()
         return Batch(
-            names=self.names,
+            names=names,
             features=features,
             item=keys["item"].to_numpy(),
             offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
@@ -124,6 +136,7 @@ class Examples:
             weight=keys["weight"].to_numpy(),
             n_relevant=requests["n_relevant"].to_numpy(),
             request=ordinals,
+            sampling_probability=keys["sampling_probability"].to_numpy(),
         )
 
     def _keys(

@@ -20,6 +20,7 @@ from raysys.features.plan import (
     OfTwo,
     Promotion,
     Rate,
+    ShownPosition,
     Similarity,
     Static,
     TableSpec,
@@ -270,6 +271,21 @@ def _moment(feature: Moment, plan: FeaturePlan, known: dict[str, Explanation]) -
     return Explanation(feature.name, feature.kind, f"{what}, UTC", (), (), "", "never", why)
 
 
+def _shown_position(
+    feature: ShownPosition, plan: FeaturePlan, known: dict[str, Explanation]
+) -> Explanation:
+    return Explanation(
+        feature.name,
+        feature.kind,
+        "position at which the candidate was shown in this very request, 1 for the first; for "
+        "learners that undo position bias while they fit, not to score by",
+        *((), (), ""),
+        "where the position is not known, and always when serving",
+        "settled before anything could come of it; but who scores by it leans on what serving "
+        "does not have: leave it out of every other learner (`exclude`)",
+    )
+
+
 def _covisitation(
     feature: CoVisitation, plan: FeaturePlan, known: dict[str, Explanation]
 ) -> Explanation:
@@ -321,4 +337,5 @@ _EXPLAINERS: dict[type, Callable[..., Explanation]] = {
     Promotion: _promotion,
     Moment: _moment,
     CoVisitation: _covisitation,
+    ShownPosition: _shown_position,
 }

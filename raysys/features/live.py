@@ -285,6 +285,7 @@ class LiveFeatures:
         session: int = -1,
         query: int = -1,
         query_vector: Float32 | None = None,
+        positions: Int32 | None = None,
     ) -> Batch:
         """Feature columns of candidates, as they stand at `timestamp`; one request.
 
@@ -298,12 +299,16 @@ class LiveFeatures:
             session: number (`sessions`), -1 for an unknown one.
             query: number (`query_number`), -1 for none or an unknown one.
             query_vector: float32[d] of the query; None for the one that the plan's vectors hold.
+            positions: int32[n], from 1, at which the items were shown, 0 where they were not; None
+                when serving: nothing has been shown yet.
         """
         store = self.store_number(store_id)
         store = self.last_store(user) if store < 0 else store
         week = self.promotions.last_week if week is None else week
         seen = self.history(user, history)
-        moment = Moment(user, items, timestamp, store, week, seen, session, query, query_vector)
+        moment = Moment(
+            *(user, items, timestamp, store, week, seen, session, query, query_vector, positions)
+        )
         return Batch(
             names=self.names,
             features=read_features(self, moment),
@@ -340,13 +345,17 @@ class LiveFeatures:
 
     def popular_at(self, timestamp: int) -> Popular:
         """What sells, as counted so far, at a moment."""
+        return Popular(self.popularity_at(timestamp), self.codes["category"])
+
+    def popularity_at(self, timestamp: int) -> npt.NDArray[np.float64]:
+        """How much of every item was sold, decayed, at a moment: float64[n_items]."""
         table, spec = self.tables["item"], self.plan.tables["item"]
         wanted = [abs(d - self.settings.popular_half_life_days) for d in spec.half_lives_days]
         records = np.arange(len(table))
         counts = table.read(records, timestamp).counts[int(np.argmin(wanted))]
         popularity = np.zeros(len(self.catalogue))
         popularity[table.keys[: len(table)]] = counts
-        return Popular(popularity, self.codes["category"])
+        return popularity
 
     def take_popular(self, popular: Popular, day: int) -> None:
         """Offer what sells as another state saw it, on the given day (moment ÷ one day)."""

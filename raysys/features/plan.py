@@ -24,6 +24,7 @@ from raysys.features.plan_features import (
     Prior,
     Promotion,
     Rate,
+    ShownPosition,
     Similarity,
     Static,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Prior",
     "Promotion",
     "Rate",
+    "ShownPosition",
     "Similarity",
     "Static",
     "TableSpec",

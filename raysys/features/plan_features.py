@@ -193,6 +193,17 @@ class CoVisitation(Settings):
     history: Annotated[int, Field(ge=1, le=200)] = 20
 
 
+class ShownPosition(Settings):
+    """The position at which the candidate was shown, 1 for the first; NaN where it was not.
+
+    No model may score by it: when serving, nothing has been shown yet and it is always NaN. It is
+    there for learners that undo position bias while they fit.
+    """
+
+    name: Name
+    kind: Literal["shown_position"]
+
+
 FeatureSpec = Annotated[
     FromTable
     | Rate
@@ -204,6 +215,7 @@ FeatureSpec = Annotated[
     | Static
     | Promotion
     | Moment
-    | CoVisitation,
+    | CoVisitation
+    | ShownPosition,
     Field(discriminator="kind"),
 ]

@@ -21,6 +21,7 @@ from raysys.features.plan import (
     OfTwo,
     Promotion,
     Rate,
+    ShownPosition,
     Similarity,
     Static,
 )
@@ -36,6 +37,8 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 Column = npt.NDArray[Any] | float
+OfRequest = Promotion | CoVisitation | ShownPosition
+"""Features that look at the request itself, not at rows."""
 
 WINDOW_FIELDS = {
     "window_count": "counts",
@@ -55,7 +58,8 @@ class Moment:
         user: number or -1; items: int32[n], the candidates; time: UTC ms;
         store: number or -1; week: promotion week; history: int32[m], last items, newest first;
         session, query: numbers or -1; query_vector: float32[d], of a query that vectors do not
-        hold; None: theirs.
+        hold; None: theirs; positions: int32[n], 1-based, at which each candidate was shown, 0
+        where it was not; None: nothing has been shown yet.
     """
 
     user: int
@@ -67,6 +71,7 @@ class Moment:
     session: int = -1
     query: int = -1
     query_vector: Float32 | None = None
+    positions: Int32 | None = None
 
     @property
     def rows(self) -> CandidateRows:
@@ -102,7 +107,9 @@ def read_features(live: LiveFeatures, moment: Moment) -> Float32:
     rows = moment.rows
     stats = {name: live.state.read(name, rows, moment.time) for name in live.read_states}
 
-    def of_request(feature: Promotion | CoVisitation) -> Column:
+    def of_request(feature: OfRequest) -> Column:
+        if isinstance(feature, ShownPosition):
+            return np.nan if moment.positions is None else position_column(moment.positions)
         if isinstance(feature, CoVisitation):
             return live.covisitation.score(moment.history[: feature.history], moment.items)
         return promotion_column(
@@ -111,6 +118,11 @@ def read_features(live: LiveFeatures, moment: Moment) -> Float32:
 
     vector = None if moment.query_vector is None else moment.query_vector[None, :]
     return feature_columns(live, rows, stats, of_request, vector)
+
+
+def position_column(positions: Int32) -> Column:
+    """Positions from 1, NaN where they are 0: float64[n]."""
+    return np.where(positions > 0, positions, np.nan)
 
 
 def promotion_column(feature: Promotion, flags: npt.NDArray[np.int16]) -> Column:
@@ -123,7 +135,7 @@ def feature_columns(
     live: LiveFeatures,
     rows: Rows,
     stats: Mapping[str, Any],
-    of_request: Callable[[Promotion | CoVisitation], Column],
+    of_request: Callable[[OfRequest], Column],
     query_vectors: Float32 | None = None,
 ) -> Float32:
     """All features of the plan, from what the states say of the rows.
@@ -145,7 +157,7 @@ def feature_columns(
         for column, feature in enumerate(live.plan.features):
             if isinstance(feature, OfTwo):
                 value = _of_two(feature, out[:, place[feature.of]], out[:, place[feature.over]])
-            elif isinstance(feature, Promotion | CoVisitation):
+            elif isinstance(feature, OfRequest):
                 value = of_request(feature)
             elif isinstance(feature, Similarity):
                 value = _similarity(feature, live, rows, stats, query_vectors)
@@ -170,7 +182,7 @@ def _of_state(
         return live.static(feature)[rows.item]
     if isinstance(feature, Component):
         return live.component(feature)[rows.item]
-    assert not isinstance(feature, OfTwo | Similarity | Promotion | CoVisitation)
+    assert not isinstance(feature, OfTwo | Similarity | OfRequest)
     return live.state.space.part(feature.unit, rows).astype(np.float64)
 
 

@@ -156,10 +156,13 @@ def choose_part(
     return recalls
 
 
-def popular_by_day(
-    live: LiveFeatures, log: NumberedLog, days: Sequence[int], save: Callable[[int, Popular], None]
+def popularity_by_day(
+    live: LiveFeatures,
+    log: NumberedLog,
+    days: Sequence[int],
+    save: Callable[[int, npt.NDArray[np.float64]], None],
 ) -> None:
-    """What sells as of midnight (UTC) of each day, days rising, given to `save`."""
+    """How much of every item was sold as of midnight (UTC) of each day, days rising, to `save`."""
     at = log.first
     for day in days:
         midnight = day * int(DAY_MS)
@@ -167,7 +170,7 @@ def popular_by_day(
             for each in log.between(at, midnight):
                 live.apply(each.events)
             at = midnight
-        save(day, live.popular_at(midnight))
+        save(day, live.popularity_at(midnight))
 
 
 class _Past:
@@ -222,5 +225,5 @@ def _rows(offered: Sequence[Int32], bought: pl.DataFrame, n_items: int) -> tuple
             "label": np.concatenate([label, gains[missed]]),
             "retrieved": np.arange(len(at)) < len(items),
         }
-    ).with_columns(position=pl.lit(0), weight=pl.lit(1.0))
+    ).with_columns(position=pl.lit(0), weight=pl.lit(1.0), sampling_probability=pl.lit(1.0))
     return rows.sort("at", maintain_order=True), int((~missed).sum())

@@ -16,6 +16,7 @@ from numba import njit
 
 from raysys.features.chosen import REQUEST_COLUMNS, ROW_COLUMNS, Block, Chooser, share_of
 from raysys.features.log import EventColumns
+from raysys.features.negative_rows import NegativeDraw, NegativeSources
 from raysys.features.numbered import LogSlice, NumberedLog
 from raysys.features.plan import FeaturePlan
 from raysys.features.replay import Recall
@@ -66,6 +67,7 @@ def choose_shown(
     keep_empty: bool = False,
     inferred: str = "use",
     heaviest: float = 50.0,
+    negatives: NegativeSources | None = None,
     history: int = 24,
     seed: int = 0,
 ) -> dict[int, Recall]:
@@ -84,6 +86,8 @@ def choose_shown(
         inferred: what becomes of impressions that ingest concluded: `use`, `weigh` by the inverse
             of the probability with which they were drawn, or `leave_out`.
         heaviest: most that a row weighs.
+        negatives: each row with a gain above 0 draws rows that were not wanted; None: no row is
+            made up.
         history: items of the user kept with each request.
         seed: of the draw.
 
@@ -101,7 +105,10 @@ def choose_shown(
     drawn = pl.col("probability").cast(pl.Float64).fill_nan(1.0).max()
     weight = (1 / drawn).clip(upper_bound=heaviest) if inferred == "weigh" else pl.lit(1.0)
     items = frame.group_by("answer", "key", "item", maintain_order=True).agg(
-        pl.col("label").max(), pl.col("position").first(), weight.alias("weight")
+        pl.col("label").max(),
+        pl.col("position").first(),
+        weight.alias("weight"),
+        sampling_probability=drawn,
     )
     requests = frame.group_by("answer", "key", maintain_order=True).agg(
         pl.col("user", "time", "store", "week", "session", "query").first()
@@ -118,11 +125,13 @@ def choose_shown(
     requests = requests.with_row_index("request")
     items = items.join(requests.select("answer", "key", "request"), on=["answer", "key"])
     chooser = Chooser(folder, part)
+    draw = None if negatives is None else NegativeDraw(negatives, log)
     recalls: dict[int, Recall] = {}
     for block in blocks:
         mine = requests.filter(pl.col("time").is_between(block.start, block.end, closed="left"))
         at = mine.select("request").with_row_index("at")
         chosen = items.join(at, on="request").with_columns(retrieved=True)
+        chosen = chosen if draw is None else draw.add(block, mine, chosen)
         chosen = chosen.sort("at", "position", "item").select(*ROW_COLUMNS)
         chooser.write(mine.select(*REQUEST_COLUMNS), chosen)
         recall = recalls.setdefault(block.fold, Recall())

@@ -7,7 +7,7 @@ done.
     log/                     the numbered log (`numbered`)
     catalogue.parquet, promotions.safetensors
     baskets/, near/          orders as sets of items; neighbourhoods as of each period
-    popular/                 what sells, day by day
+    popular/                 what sells, day by day; and how much, where negatives are drawn by it
     chosen/, blocks/         what becomes an example (`chosen`)
     columns/                 what the tables say of it (`columns`)
     out/                     examples and requests
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 
@@ -31,10 +32,12 @@ from raysys.catalogue import Catalogue
 from raysys.features.chosen import Block, gather, is_chosen
 from raysys.features.columns import Family, Stitcher, is_replayed, join_state, replay_family
 from raysys.features.live import CandidateSettings, LiveFeatures
+from raysys.features.negative_rows import NegativeSources
+from raysys.features.negatives import NegativeSettings
 from raysys.features.numbered import NumberedLog
 from raysys.features.plan import FeaturePlan
 from raysys.features.promotions import DISPLAY, MAILER, Promotions
-from raysys.features.replay import CHOOSING, Recall, Retrieval, choose_part, popular_by_day
+from raysys.features.replay import CHOOSING, Recall, Retrieval, choose_part, popularity_by_day
 from raysys.features.requests import Requests
 from raysys.features.resources import Resources, load_resources
 from raysys.features.shown import LabelRows, choose_shown
@@ -171,31 +174,49 @@ class Work:
         """Those that requests of the log are answered with, each with its first moment."""
         return [(at, self.neighbourhood(n)) for n, at in enumerate(self.moments[:-1])]
 
-    def write_popular(self, first: int, last: int) -> None:
-        """What sells as of midnight of each day between two moments."""
+    def write_popular(self, first: int, last: int, *, amounts: bool = False) -> None:
+        """What sells as of midnight of each day between two moments; and `amounts` of each item."""
         folder = self.root / "popular"
         days = range(first // int(DAY_MS), last // int(DAY_MS) + 1)
         if (folder / f"{days[-1]}.safetensors").exists():
             return
         folder.mkdir(exist_ok=True)
 
-        def save(day: int, popular: Popular) -> None:
+        live = self.live(["item"])
+
+        def save(day: int, popularity: npt.NDArray[np.float64]) -> None:
             fresh = folder / f"{day}.tmp"
-            popular.save(fresh)
+            if amounts:
+                np.save(folder / f"{day}.npy", popularity.astype(np.float32))
+            Popular(popularity, live.codes["category"]).save(fresh)
             fresh.replace(folder / f"{day}.safetensors")
 
-        popular_by_day(self.live(["item"]), self.log, days, save)
+        popularity_by_day(live, self.log, days, save)
+
+    def popular(self, day: int) -> Popular:
+        """What `write_popular` wrote of a day."""
+        return Popular.load(self.root / "popular" / f"{day}.safetensors")
+
+    def negative_sources(self, settings: NegativeSettings) -> NegativeSources:
+        """What negatives are drawn from."""
+        ids = pl.Series(Catalogue.load(self.root / "catalogue.parquet").ids, dtype=pl.String)
+
+        def sold(day: int) -> tuple[Popular, npt.NDArray[np.float64]]:
+            amounts = np.load(self.root / "popular" / f"{day}.npy")
+            return self.popular(day), amounts.astype(np.float64)
+
+        return NegativeSources(
+            *(settings, self.neighbourhoods(), sold),
+            *(ids.hash(settings.seed).to_numpy(), self.candidates.seeds),
+        )
 
     def choose_retrieved(
         self, part: int, requests: Requests, blocks: Sequence[Block], history: int
     ) -> dict[str, Any]:
         """Candidates of one part's requests."""
 
-        def popular(day: int) -> Popular:
-            return Popular.load(self.root / "popular" / f"{day}.safetensors")
-
         def choose() -> dict[int, Recall]:
-            retrieval = Retrieval(self.neighbourhoods(), popular, history)
+            retrieval = Retrieval(self.neighbourhoods(), self.popular, history)
             return choose_part(
                 *(self.live(CHOOSING), self.log, requests.frame, requests.relevant, retrieval),
                 *(blocks, self.root / "chosen", part, self.parts),
@@ -204,16 +225,25 @@ class Work:
         return self._chosen(part, choose)
 
     def choose_logged(
-        self, part: int, label_rows: LabelRows, blocks: Sequence[Block], **how: Any
+        self,
+        part: int,
+        label_rows: LabelRows,
+        blocks: Sequence[Block],
+        *,
+        negatives: NegativeSettings | None = None,
+        **how: Any,
     ) -> dict[str, Any]:
         """Examples among the events of one part's users; see `choose_shown`."""
-        return self._chosen(
-            part,
-            lambda: choose_shown(
+
+        def choose() -> dict[int, Recall]:
+            sources = None if negatives is None else self.negative_sources(negatives)
+            return choose_shown(
                 *(self.log, self.plan, label_rows, blocks, self.root / "chosen", part, self.parts),
+                negatives=sources,
                 **how,
-            ),
-        )
+            )
+
+        return self._chosen(part, choose)
 
     def _chosen(self, part: int, choose: Any) -> dict[str, Any]:
         """What a task chose, or had chosen before: its recall by fold."""

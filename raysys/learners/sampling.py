@@ -47,4 +47,5 @@ def thinned(batch: Batch, most: int, seed: int, learner: str) -> Batch:
         offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         label=batch.label[kept],
         weight=batch.weight[kept],
+        sampling_probability=batch.drawn(kept),
     )

@@ -81,4 +81,5 @@ def _rows(batch: Batch, rows: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64
         offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         label=batch.label[rows],
         weight=batch.weight[rows],
+        sampling_probability=batch.drawn(rows),
     )

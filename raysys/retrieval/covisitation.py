@@ -93,6 +93,24 @@ class CoVisitation:
             return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
         return _near(seeds, self.neighbours, self.scores, limit)
 
+    def offer_requests(
+        self,
+        seeds: Int32,
+        seed_ends: npt.NDArray[np.int64],
+        requests: npt.NDArray[np.int64],
+        fill: Int32,
+        out: Int32,
+    ) -> None:
+        """What some requests would be offered, best first: items `near` theirs, then the `fill`.
+
+        Args:
+            seeds: int32[s], items of all requests; seed_ends: int64[r], where those of each end.
+            requests: int64[q], those to do.
+            fill: int32[f], what follows the neighbours, as far as it is neither of them nor a seed.
+            out: int32[r, limit], -1 in the rows of these requests.
+        """
+        _offer_requests(seeds, seed_ends, requests, self.neighbours, self.scores, fill, out)
+
     def score(self, seeds: Int32, items: Int32) -> Float32:
         """Summed score of each item with the seeds (its own neighbourhood left out): float32[n]."""
         return _score(seeds, items, self.neighbours, self.scores)
@@ -250,3 +268,26 @@ def _near(seeds, neighbours, scores, limit):  # type: ignore[no-untyped-def]
     kept_items, kept = items[:n][fresh], sums[:n][fresh]
     best = np.argsort(-kept, kind="mergesort")[:limit]
     return kept_items[best], kept[best].astype(np.float32)
+
+
+@njit(cache=True)
+def _offer_requests(  # type: ignore[no-untyped-def]
+    seeds, seed_ends, requests, neighbours, scores, fill, out
+):
+    limit = out.shape[1]
+    for request in requests:
+        mine = seeds[seed_ends[request - 1] if request else 0 : seed_ends[request]]
+        near, _ = _near(mine, neighbours, scores, limit)
+        n = len(near)
+        out[request, :n] = near
+        for item in fill:
+            if n == limit:
+                break
+            known = False
+            for seed in mine:
+                known = known or seed == item
+            for at in range(len(near)):
+                known = known or near[at] == item
+            if not known:
+                out[request, n] = item
+                n += 1

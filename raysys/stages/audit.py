@@ -8,7 +8,7 @@ import datetime as dt
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
 from raysys.features.numbered import NumberedLog
 from raysys.features.numbering import number_log
+from raysys.features.plan import FeaturePlan
 from raysys.features.requests import build_requests, fold_bounds
 from raysys.features.work import Work
 from raysys.ingest.spread import InProcess
@@ -277,6 +278,7 @@ def _subject(
     with task("audit: drawing requests") as drawing:
         if written:
             requests, values = _drawn_from_examples(workspace.features, options)
+            requests = [_with_positions(each, settings.plan, values) for each in requests]
         else:
             requests = _drawn_from_log(settings, log, events, options)
         if isinstance(settings.examples, FromLog):
@@ -320,6 +322,17 @@ def _with_query(request: Drawn, log: NumberedLog, examples: FromLog) -> Drawn:
                 session, query = int(events.session[row]), int(events.query[row])
                 return replace(request, session=session, query=query)
     return request
+
+
+def _with_positions(
+    request: Drawn, plan: FeaturePlan, values: Mapping[int, npt.NDArray[np.float32]]
+) -> Drawn:
+    """A request with the positions of its items: no state has them, only the examples."""
+    kinds = [feature.kind for feature in plan.features]
+    if "shown_position" not in kinds:
+        return request
+    positions = np.nan_to_num(values[request.number][:, kinds.index("shown_position")])
+    return replace(request, positions=positions.astype(np.int32))
 
 
 class _Neighbourhoods:

@@ -19,6 +19,7 @@ from raysys.features.chosen import Block, cut_blocks
 from raysys.features.columns import families
 from raysys.features.graded import label_rows
 from raysys.features.live import CandidateSettings
+from raysys.features.negatives import NegativeSettings
 from raysys.features.numbered import NumberedLog
 from raysys.features.numbering import number_log
 from raysys.features.plan import CoVisitation, EventType, FeaturePlan
@@ -72,6 +73,8 @@ class FromLog(Settings):
             the inverse of the probability with which they were drawn (`weigh`), or not at all
             (`leave_out`).
         heaviest: no row weighs more than this.
+        negatives: for logs that tell only of what was wanted: rows with a gain above 0 draw others
+            that were not; null: no row is made up. See `sample_negatives`.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -83,6 +86,7 @@ class FromLog(Settings):
     within_minutes: float = Field(60, gt=0)
     inferred: Literal["use", "weigh", "leave_out"] = "use"
     heaviest: float = Field(50, ge=1)
+    negatives: NegativeSettings | None = None
 
 
 class FeaturesSettings(RequestSettings):
@@ -272,7 +276,8 @@ def _choose_logged(
 ) -> tuple[list[Block], dict[int, Recall]]:
     """What was shown or done."""
     blocks = cut_blocks(work.log.cuts(BLOCK_EVENTS), folds)
-    _prepare(settings, work, ingest, _weeks(work.log, folds), spread)
+    asked = None if examples.negatives is None else (folds[0], folds[-1] - 1)
+    _prepare(settings, work, ingest, _weeks(work.log, folds), spread, asked)
     gains_of = labeller(settings, examples, folds)
     recalls = _each(
         *(spread, "features: choosing examples", work.parts),
@@ -283,6 +288,7 @@ def _choose_logged(
             keep_empty=examples.keep_empty,
             inferred=examples.inferred,
             heaviest=examples.heaviest,
+            negatives=examples.negatives,
             history=settings.history,
             seed=settings.seed,
         ),
@@ -310,7 +316,8 @@ def _prepare(
         lambda: work.write_promotions(ingest / "promotions.parquet", *weeks),
     ]
     if asked is not None:
-        jobs.append(lambda: work.write_popular(*asked))
+        amounts = isinstance(settings.examples, FromLog)  # negatives are drawn by them
+        jobs.append(lambda: work.write_popular(*asked, amounts=amounts))
     _each(spread, "features: baskets, promotions, what sells", len(jobs), lambda n: jobs[n]())
     _each(
         *(spread, "features: items bought together", len(work.moments)),

@@ -118,6 +118,7 @@ PLAN = FeaturePlan.model_validate(
             {"name": "covisitation", "kind": "covisitation"},
             {"name": "on_display", "kind": "promotion", "medium": "display"},
             {"name": "weekday", "kind": "moment", "unit": "weekday"},
+            {"name": "position", "kind": "shown_position"},
         ],
     }
 )

@@ -60,6 +60,13 @@ def settings(**more: object) -> FeaturesSettings:
 
 
 LOGGED = {"examples": {"from": "log", "events": ["impression"], "keep_empty": True}}
+WANTED = {
+    "examples": {
+        **{"from": "log", "events": ["click", "purchase"]},
+        "negatives": {"per_positive": 4, "window": 20, "ranks": [2, 6]},
+    }
+}
+WAYS = pytest.mark.parametrize("more", [LOGGED, WANTED, {}], ids=["log", "wanted", "retrieval"])
 
 
 def check(events: EventColumns, folder, made: FeaturesSettings) -> int:
@@ -86,15 +93,20 @@ def check(events: EventColumns, folder, made: FeaturesSettings) -> int:
             mine = slice(batch.offsets[at], batch.offsets[at + 1])
             user = numbered["u" + str(row["user"])]
             shown = (events.time == time) & (events.user == user)
-            first = np.flatnonzero(shown & np.isin(events.kind, [0]) & (events.item >= 0))
-            session, query = -1, -1
+            session, query, positions = -1, -1, None
             if made.examples.from_ == "log":
+                kinds = np.isin(every.EVENT_TYPES, made.examples.events)
+                first = np.flatnonzero(shown & kinds[events.kind] & (events.item >= 0))
                 session, query = (int(c[first[0]]) for c in (events.session, events.query))
+                shown_in = {int(events.item[row]): row for row in first[::-1]}
+                rows = [shown_in.get(int(item), -1) for item in batch.item[mine]]
+                positions = np.where(np.array(rows) < 0, 0, events.position[rows])
             expected = state.batch(
                 *(user, batch.item[mine], time, row["store_id"], None),
                 history=6,
                 session=session,
                 query=query,
+                positions=positions,
             )
             np.testing.assert_array_equal(batch.features[mine], expected.features)
             np.testing.assert_array_equal(batch.history[at], expected.history[0])
@@ -103,7 +115,7 @@ def check(events: EventColumns, folder, made: FeaturesSettings) -> int:
     return checked
 
 
-@pytest.mark.parametrize("more", [LOGGED, {}], ids=["log", "retrieval"])
+@WAYS
 def test_examples_are_what_a_live_state_says_at_their_moment(tmp_path, more) -> None:
     events = log()
     made = settings(**more)
@@ -122,7 +134,7 @@ def examples(folder) -> list[tuple[pl.DataFrame, pl.DataFrame]]:
     ]
 
 
-@pytest.mark.parametrize("more", [LOGGED, {}], ids=["log", "retrieval"])
+@WAYS
 def test_the_outcome_does_not_depend_on_how_the_work_is_cut(tmp_path, monkeypatch, more) -> None:
     rows = as_rows(log(1, 500))
     outcomes = []

@@ -19,7 +19,7 @@ from tests.features import every
 from tests.features.every import DAY, N_ITEMS, N_QUERIES, N_USERS, PLAN, in_order, same, take
 
 LATER = 45 * DAY
-REQUESTED = ("covisitation", "on_display")  # look at the request itself, not at rows
+REQUESTED = ("covisitation", "on_display", "position")  # look at the request itself, not at rows
 
 
 def kinds(annotation: object = FeatureSpec) -> set[str]:

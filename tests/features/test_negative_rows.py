@@ -1,0 +1,79 @@
+"""Negatives in the stage: drawn as often as they say, never wanted, and nothing of the future."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from raysys.features.examples import Examples
+from raysys.features.log import EventColumns
+from raysys.ingest.spread import InProcess
+from raysys.stages.features import run
+from tests.features.every import N_ITEMS
+from tests.features.logs import as_rows, workspace
+from tests.features.test_columns import WANTED, log, settings
+
+
+def rows(folder, events: EventColumns, **how: object) -> pl.DataFrame:
+    """Examples of all folds with their request's id and moment."""
+    examples = {**WANTED["examples"], "negatives": {**WANTED["examples"]["negatives"], **how}}
+    run(settings(examples=examples), workspace(folder, as_rows(events)), spread=InProcess())
+    view = Examples(folder / "features", (0, 1, 2, 3))
+    read = lambda kind: pl.read_parquet(view.files(kind), hive_partitioning=False)  # noqa: E731
+    asked = read("requests").select("request", "request_id", "timestamp")
+    return read("examples").join(asked, on="request").with_columns(wanted=pl.col("label") > 0)
+
+
+def test_negatives_were_not_wanted_and_say_how_likely_they_were(tmp_path) -> None:
+    events = log()
+    found = rows(tmp_path, events)
+    wanted, drawn = found.filter("wanted"), found.filter(~pl.col("wanted"))
+    assert len(drawn) > len(wanted) > 200
+    assert (wanted["sampling_probability"] == 1).all()
+    assert drawn["sampling_probability"].is_between(0, 1, closed="right").all()
+    assert (drawn["sampling_probability"] < 1).any()
+    assert found.select("request", "item").is_unique().all()
+    assert found["retrieved"].all() and (found["weight"] == 1).all()
+    assert drawn["position"].is_nan().all() and not wanted["position"].is_nan().all()
+    counts = found.group_by("request").agg(k=pl.col("wanted").sum(), n=pl.len())
+    assert (counts["n"] <= 5 * counts["k"]).all()
+    batch = Examples(tmp_path / "features", (0,)).batch()
+    assert batch.sampling_probability.dtype == np.float32
+    some = batch.take_requests(np.array([3, 1]))
+    mine = slice(batch.offsets[3], batch.offsets[4])
+    np.testing.assert_array_equal(
+        some.sampling_probability[: some.sizes[0]], batch.sampling_probability[mine]
+    )
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_weighed_by_the_inverse_negatives_stand_for_all_items(tmp_path, alpha) -> None:
+    """In a request that wanted k items: for the others, however many of these draw."""
+    found = rows(tmp_path, log(5, 2500), shares={"in_session": 0, "hard": 0}, alpha=alpha)
+    weight = pl.when("wanted").then(0).otherwise(1 / pl.col("sampling_probability")).sum()
+    by_request = found.group_by("request").agg(weight=weight, k=pl.col("wanted").sum())
+    for (k,), mine in by_request.filter(pl.col("k") <= 3).group_by("k"):
+        error = mine["weight"].std() / np.sqrt(len(mine))
+        assert len(mine) > 30
+        assert abs(mine["weight"].mean() - (N_ITEMS - k)) < 4 * error, k
+
+
+def test_no_negative_moves_with_what_happens_at_its_moment_or_later(tmp_path) -> None:
+    events = log(6)
+    moment = int(np.unique(events.time)[-60])
+    later = events.time >= moment
+    rng = np.random.default_rng(0)
+    changed = replace(events, item=np.where(later, rng.permutation(events.item), events.item))
+    before, after = (
+        rows(tmp_path / name, log_, ranks=[1, 6]).filter(~pl.col("wanted"))
+        for name, log_ in (("one", events), ("other", changed))
+    )
+    keys = ["request_id", "item", "sampling_probability"]
+    past = pl.col("timestamp").dt.epoch("ms") <= moment
+    strictly = pl.col("timestamp").dt.epoch("ms") < moment
+    assert before.filter(strictly).select(keys).equals(after.filter(strictly).select(keys))
+    assert not before.filter(~past).select(keys).equals(after.filter(~past).select(keys))
+    assert before.filter(strictly)["request"].n_unique() > 50
