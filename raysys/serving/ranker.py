@@ -41,6 +41,8 @@ class Ask:
         seeds: int32[m], known items in view.
         place: home, item or cart; search and rank for the other calls.
         allowed: bool[n_items], the only items that may be shown; None: all.
+        session: number, -1 for none or an unknown one.
+        query: number, -1 for none or one that the log never had.
     """
 
     user: int
@@ -49,6 +51,8 @@ class Ask:
     seeds: Int32 = field(default_factory=lambda: np.empty(0, np.int32))
     place: str = "home"
     allowed: Mask | None = None
+    session: int = -1
+    query: int = -1
 
 
 @dataclass
@@ -211,7 +215,9 @@ class Ranker:
         items = ranking.pool.items
         if not len(items):
             return ranking
-        batch = self.features.batch(ask.user, items, ranking.timestamp)
+        batch = self.features.batch(
+            ask.user, items, ranking.timestamp, session=ask.session, query=ask.query
+        )
         if ask.user < 0 and len(ask.seeds):  # all that is known of a stranger is what they look at
             batch = replace(batch, history=[ask.seeds])
         ranking.batch = batch

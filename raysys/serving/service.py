@@ -104,13 +104,15 @@ class Service:
         seeds, unknown = self._known(asked.item_ids)
         if asked.place in ABOUT_ITEMS and not len(seeds):
             raise self._unknown_items(asked.item_ids)
+        user = self._user(asked.user_id)
         ask = Ask(
-            user=self._user(asked.user_id),
+            user=user,
             k=asked.k,
             arrived=arrived,
             seeds=seeds,
             place=asked.place,
             allowed=self._allowed(asked.filters),
+            session=self._session(user, asked.session_id),
         )
         ranking = self.ranker.recommend(ask)
         return self._answer(ranking, ask, asked.explain, unknown, surface="recommend")
@@ -122,12 +124,15 @@ class Service:
             Problem: k out of range.
         """
         self._check_k(asked.k)
+        user = self._user(asked.user_id)
         ask = Ask(
-            user=self._user(asked.user_id),
+            user=user,
             k=asked.k,
             arrived=arrived,
             place="search",
             allowed=self._allowed(asked.filters),
+            session=self._session(user, asked.session_id),
+            query=self.bundle.features.query_number(asked.query),
         )
         ranking = self.ranker.search(asked.query, ask)
         return self._answer(ranking, ask, asked.explain, [], surface="search")
@@ -141,7 +146,15 @@ class Service:
         items, unknown = self._known(asked.item_ids)
         if not len(items):
             raise self._unknown_items(asked.item_ids)
-        ask = Ask(self._user(asked.user_id), len(items), arrived, place="rank")
+        user = self._user(asked.user_id)
+        ask = Ask(
+            user=user,
+            k=len(items),
+            arrived=arrived,
+            place="rank",
+            session=self._session(user, asked.session_id),
+            query=self.bundle.features.query_number(asked.query),
+        )
         ranking = self.ranker.rank(items, asked.query, ask)
         answer = self._answer(ranking, ask, asked.explain, unknown, surface=None)
         answer.items += [
@@ -215,6 +228,9 @@ class Service:
 
     def _user(self, user_id: str | None) -> int:
         return -1 if user_id is None else self.bundle.features.user_number(user_id)
+
+    def _session(self, user: int, session_id: str | None) -> int:
+        return self.bundle.features.sessions.number(user, session_id)
 
     def _known(self, item_ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
         """Numbers of the known items, each once, in order: int32[m]; and the unknown ids."""

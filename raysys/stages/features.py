@@ -32,6 +32,7 @@ from raysys.features.requests import (
     fold_bounds,
 )
 from raysys.features.shown import LabelRows
+from raysys.features.sizes import saved_state_size
 from raysys.features.work import Work
 from raysys.ingest.spread import OnRay, Spread
 from raysys.progress import task
@@ -223,12 +224,15 @@ def _work(
             stitcher.stitch(blocks[at], splits[blocks[at].fold], int(first[at]))
 
     _each(spread, "features: writing examples and state", len(groups) + 1, write)
+    state = saved_state_size(root / "state")
     counts = {
         "events": len(log),
         "users": len(log.users),
         "items": len(catalogue),
         "requests": sum(recall.requests for recall in recalls.values()),
         "examples": sum(recall.candidates for recall in recalls.values()),
+        "state_records": state["records"],
+        "state_bytes": state["bytes"],
     }
     figures = {
         "folds": {
@@ -242,6 +246,7 @@ def _work(
             str(fold): {**asdict(recall), "recall": recall.found / max(1, recall.relevant)}
             for fold, recall in sorted(recalls.items())
         },
+        "state": state,
     }
     return counts, figures
 

@@ -12,9 +12,11 @@ from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
+from raysys.features.sizes import state_size
 from raysys.ingest.spread import InProcess
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.stages.features import FeaturesSettings, run
+from raysys.storage import read_manifest
 from tests.features import every
 from tests.features.every import DAY, HOUR, N_ITEMS, N_QUERIES, N_USERS, PLAN
 from tests.features.logs import as_rows, workspace
@@ -148,11 +150,18 @@ def test_the_outcome_does_not_depend_on_how_the_work_is_cut(tmp_path, monkeypatc
     for one, many in zip(*outcomes, strict=True):
         for ours, theirs in zip(one, many, strict=True):
             assert_frame_equal(ours, theirs)
+    sizes = [
+        read_manifest(tmp_path / name / "features").figures["state"] for name in ("one", "many")
+    ]
+    assert sizes[0] == sizes[1]
+    assert set(sizes[0]["tables"]) == set(PLAN.states)
+    assert sizes[0]["entities"]["user"]["known"] == N_USERS
     states = [LiveFeatures.load(tmp_path / name / "features" / "state") for name in ("one", "many")]
     whole = every.live()
     whole.apply(log(1, 500))
     whole.covisitation = states[0].covisitation
     for state in states:
+        assert state_size(state)["records"] == sizes[0]["records"]
         assert state.as_of == whole.as_of
         every.same(state, whole, whole.as_of + DAY)
 

@@ -14,7 +14,7 @@ from raysys.features.live import LiveFeatures
 from raysys.features.plan import FeaturePlan
 from raysys.features.plan_features import FeatureSpec
 from raysys.features.read import CandidateRows
-from raysys.features.sizes import state_size
+from raysys.features.sizes import saved_state_size, state_size
 from tests.features import every
 from tests.features.every import DAY, N_ITEMS, N_QUERIES, N_USERS, PLAN, in_order, same, take
 
@@ -207,6 +207,21 @@ def test_sizes_add_up() -> None:
     grown = every.live()
     grown.apply(every.as_columns(rows * 3000))
     assert state_size(grown)["bytes"] == size["bytes"]  # by keys, not by events
+
+
+def test_what_was_saved_is_as_large_as_its_headers_say(tmp_path) -> None:
+    state = every.live()
+    rows = [(u, u, every.KINDS[2], u * DAY, 1, 1.0, 0, u, 0, 0) for u in range(4)]
+    state.apply(every.as_columns(rows * 500))
+    state.save(tmp_path)
+    saved, held = saved_state_size(tmp_path), state_size(state)
+    for name, table in saved["tables"].items():
+        arrays = state.state.all()[name].arrays()
+        assert table["bytes"] == sum(array.nbytes for array in arrays.values())
+        assert table["records"] == held["tables"][name]["records"]
+    for name, entity in saved["entities"].items():
+        assert entity.get("known") == held["entities"][name].get("known")
+    assert saved["bytes"] < held["bytes"] and saved["records"] == held["records"] > 20
 
 
 def test_every_feature_is_explained() -> None:

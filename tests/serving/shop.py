@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from raysys.catalogue import Catalogue
 from raysys.config import parse_settings
@@ -33,6 +34,8 @@ PLAN = {
         "user_item": {"keys": ["user", "item"], "half_lives_days": [28, 112]},
         "user_category": {"keys": ["user", "category"], "half_lives_days": [112]},
         "user_brand": {"keys": ["user", "brand"], "half_lives_days": [112]},
+        "query_item": {"keys": ["query", "item"]},
+        "session_item": {"keys": ["session", "item"]},
     },
     "features": [
         {
@@ -50,6 +53,8 @@ PLAN = {
         {"name": "user_item_recency", "kind": "recency", "table": "user_item"},
         {"name": "covisitation", "kind": "covisitation"},
         {"name": "price", "kind": "static", "column": "price"},
+        {"name": "query_item_times", "kind": "moments", "table": "query_item"},
+        {"name": "session_item_times", "kind": "moments", "table": "session_item"},
     ],
 }
 
@@ -109,12 +114,14 @@ def publish_shop(
         parse_settings(FeaturePlan, PLAN, where="tests"),
         catalogue,
         [f"u{number}" for number in range(n_users)],
+        queries=list(CATEGORIES),
     )
     half = len(events) // 2
     features.apply(events.slice(0, half))
     features.covisitation = CoVisitation.fit(
         events.order[:half], events.item[:half], len(catalogue), k=20
     )
+    features.sessions.name(session_names(events))
     encoder = HashedWords(np.empty((0, 64), np.float32))
     encoder.item_vectors = encoder.encode(catalogue.texts)
     models: dict[str, Model] = {
@@ -152,9 +159,13 @@ def publish_shop(
 
 
 def simulate(catalogue: Catalogue, n_users: int, n_orders: int = 600) -> EventColumns:
-    """Baskets of three from each user's two favourite categories, in time order."""
+    """Baskets of three from each user's two favourite categories, in time order.
+
+    Each is a session of its own, and each item was searched for by the name of its category.
+    """
     rng = np.random.default_rng(7)
-    codes, _ = catalogue.codes("category")
+    codes, labels = catalogue.codes("category")
+    names = list(CATEGORIES)
     favourites = rng.integers(0, len(CATEGORIES), (n_users, 2))
     user = np.repeat(rng.integers(0, n_users, n_orders), 3).astype(np.int32)
     order = np.repeat(np.arange(n_orders), 3)
@@ -170,7 +181,15 @@ def simulate(catalogue: Catalogue, n_users: int, n_orders: int = 600) -> EventCo
         price=np.full(n, 2.0),
         store=np.full(n, -1, np.int32),
         order=order.astype(np.int64),
+        session=order.astype(np.int32),
+        query=np.array([names.index(labels[code]) for code in wanted], np.int32),
     )
+
+
+def session_names(events: EventColumns) -> pl.DataFrame:
+    """Sessions as the log names them: basket 7 is b7."""
+    frame = pl.DataFrame({"user": events.user, "session": events.session}).unique().sort("session")
+    return frame.select("user", pl.format("b{}", "session").alias("session_id"), "session")
 
 
 def replay(features: LiveFeatures, events: EventColumns, models: dict[str, Model]) -> BaseScores:

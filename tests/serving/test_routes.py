@@ -160,6 +160,40 @@ def test_rank_puts_unknown_items_last_and_says_so(client: TestClient) -> None:
     assert [item["score"] is None for item in answer["items"]] == [False, False, True, True]
 
 
+def told(client: TestClient, name: str, **body: Any) -> dict[str, float | None]:
+    """A feature of twenty items, as /v1/rank read it."""
+    given = [f"i{n:05d}" for n in range(20)]
+    answer = ask(client, "rank", item_ids=given, explain=True, **body)
+    return {item["item_id"]: item["why"]["features"][name] for item in answer["items"]}
+
+
+def test_features_know_the_query(client: TestClient, service: Service) -> None:
+    categories = {f"i{n:05d}": service.catalogue.row(n)["category"] for n in range(20)}
+    for query in ("milk", "  MILK ", "soap"):
+        times = told(client, "query_item_times", user_id="u1", query=query)
+        meant = query.strip().lower()
+        assert {categories[item] for item, n in times.items() if n} == {meant}
+    for query in ({"query": "no such"}, {}):
+        assert not any(told(client, "query_item_times", user_id="u1", **query).values())
+    answer = ask(client, "search", query="Milk", k=20, explain=True)
+    assert any(item["why"]["features"]["query_item_times"] for item in answer["items"])
+
+
+def test_features_know_the_session(client: TestClient, service: Service) -> None:
+    features = service.bundle.features
+    sessions = features.sessions.frame().filter(user=1)
+    newest = sessions.row(-1, named=True)
+    bought = {str(service.catalogue.ids[n]) for n in features.history(1, 3)}
+    body = {"user_id": "u1", "item_ids": sorted(bought), "explain": True}
+    for session_id, times in ((newest["session_id"], 1), ("no such", 0), (None, 0)):
+        answer = ask(client, "rank", session_id=session_id, **body)
+        named = [item["why"]["features"]["session_item_times"] for item in answer["items"]]
+        assert named == [times] * len(bought)
+    answer = ask(client, "recommend", session_id=newest["session_id"], user_id="u1", explain=True)
+    named = [item["why"]["features"]["session_item_times"] for item in answer["items"]]
+    assert any(named)
+
+
 def test_explain_says_why(client: TestClient, service: Service) -> None:
     for call, more in (
         ("recommend", {"k": 5}),
