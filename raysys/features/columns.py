@@ -45,6 +45,7 @@ from raysys.features.read import (
     position_column,
     promotion_column,
 )
+from raysys.features.sizes import BYTES
 from raysys.features.table import DAY_MS
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.schema import EVENT_TYPES
@@ -56,8 +57,6 @@ _OF_ALL: Final = frozenset(
     {"half_lives_ms", "fan", "limits", "max_records", "shape", "spans", "clock"}
 )
 """What a state saves that is not an array over its records."""
-
-_BYTES: Final = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U8": 1}
 
 
 @dataclass(frozen=True)
@@ -444,7 +443,7 @@ def join_state(states: Path, name: str, parts: int, path: Path) -> None:
                 whole[array] = (file.get_tensor(array) for file in files)
             dtype = files[0].get_slice(array).get_dtype()
             shape = [sum(each[0] for each in shapes), *shapes[0][1:]]
-            start, end = end, end + math.prod(shape) * _BYTES[dtype]
+            start, end = end, end + math.prod(shape) * BYTES[dtype]
             header[array] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
         fresh = path.with_suffix(".tmp")
         with fresh.open("wb") as out:  # the format of safetensors: length, header, arrays

@@ -18,7 +18,8 @@ from raysys.features.plan import FeaturePlan
 if TYPE_CHECKING:
     from raysys.features.live import LiveFeatures
 
-_BYTES: Final = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U8": 1}
+BYTES: Final = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U8": 1}
+"""Of one number, by what safetensors calls its type."""
 
 
 def state_size(live: LiveFeatures) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def _records_and_bytes(path: Path) -> tuple[int, int]:
     """How many records a state's file has, and how many bytes its arrays."""
     with safe_open(path, framework="numpy") as file:
         arrays = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        sizes = [_BYTES[a.get_dtype()] * math.prod(a.get_shape()) for a in arrays.values()]
+        sizes = [BYTES[a.get_dtype()] * math.prod(a.get_shape()) for a in arrays.values()]
         return int(arrays["keys"].get_shape()[0]), sum(sizes)
 
 

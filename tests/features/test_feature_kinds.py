@@ -102,10 +102,15 @@ def computed(fragment: dict[str, Any], folder: Path) -> str:
     log = columns(events, numbers)
     now = int(milliseconds([REQUEST])[0])
     live.apply(log.slice(0, int(np.searchsorted(log.time, now))))
+    own = log.slice(int(np.searchsorted(log.time, now)), len(log))  # of the request's own moment
+    shown = own.take(np.flatnonzero(own.kind == EVENT_TYPES.index("impression")))
+    positions = np.zeros(len(items), np.int32)
+    positions[shown.item] = shown.position
     batch = live.batch(
         *(0, np.arange(len(items), dtype=np.int32), now),
         session=numbers["session"].index("d"),
         query=live.query_number("Green  Tea"),
+        positions=positions,
     )
     lines = [f"| item | {' | '.join(live.names)} |", "|---" * (1 + len(live.names)) + "|"]
     for row, item in enumerate(items):

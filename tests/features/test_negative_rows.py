@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from raysys.features.examples import Examples
 from raysys.features.log import EventColumns
 from raysys.ingest.spread import InProcess
-from raysys.stages.features import run
-from tests.features.every import N_ITEMS
+from raysys.learners.shown import in_shown_order
+from raysys.stages.features import FeaturesSettings, FromLog, run
+from tests.features.every import N_ITEMS, PLAN
 from tests.features.logs import as_rows, workspace
-from tests.features.test_columns import WANTED, log, settings
+from tests.features.test_columns import LOGGED, WANTED, log, settings
 
 
 def rows(folder, events: EventColumns, **how: object) -> pl.DataFrame:
@@ -77,3 +81,35 @@ def test_no_negative_moves_with_what_happens_at_its_moment_or_later(tmp_path) ->
     assert before.filter(strictly).select(keys).equals(after.filter(strictly).select(keys))
     assert not before.filter(~past).select(keys).equals(after.filter(~past).select(keys))
     assert before.filter(strictly)["request"].n_unique() > 50
+
+
+def test_inferred_impressions_keep_their_probability(tmp_path) -> None:
+    listed = as_rows(log(7))
+    for at, row in enumerate(listed):
+        if row["event_type"] == "impression" and at % 2:
+            row |= {"inferred": True, "sampling_probability": 0.25}
+    run(settings(**LOGGED), workspace(tmp_path, listed), spread=InProcess())
+    batch = Examples(tmp_path / "features", (0, 1, 2, 3)).batch()
+    assert set(batch.sampling_probability) == {np.float32(0.25), np.float32(1)}
+    share = (batch.sampling_probability < 1).mean()
+    assert 0.3 < share < 0.6
+
+
+def test_learners_find_the_shown_position(tmp_path) -> None:
+    run(settings(**LOGGED), workspace(tmp_path, as_rows(log(8))), spread=InProcess())
+    batch = Examples(tmp_path / "features", (0, 1, 2, 3)).batch()
+    kept = in_shown_order(batch, "position", where="tests")
+    assert len(kept) > 20
+    assert (kept.column("position") == np.arange(len(kept)) - kept.offsets[kept.group] + 1).all()
+    assert len(kept.sampling_probability) == len(kept)
+
+
+def test_what_the_page_on_labels_shows_is_accepted() -> None:
+    page = Path(__file__).parents[2] / "docs" / "labels.md"
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    shown = [yaml.safe_load(b) for b in blocks if b.startswith(("labels:", "examples:"))]
+    plan = PLAN.model_dump(mode="json")
+    made = [FeaturesSettings.model_validate({**content, "plan": plan}) for content in shown]
+    drawing = [m.examples for m in made if isinstance(m.examples, FromLog)]
+    assert len(made) == 3
+    assert drawing[0].negatives is not None and drawing[0].negatives.sizes == (3, 4, 3)
