@@ -275,19 +275,18 @@ def _offer_requests(  # type: ignore[no-untyped-def]
     seeds, seed_ends, requests, neighbours, scores, fill, out
 ):
     limit = out.shape[1]
+    taken = np.full(len(neighbours), -1, dtype=np.int64)  # the last request that has the item
     for request in requests:
         mine = seeds[seed_ends[request - 1] if request else 0 : seed_ends[request]]
         near, _ = _near(mine, neighbours, scores, limit)
         n = len(near)
         out[request, :n] = near
+        taken[near] = request
+        for seed in mine:
+            taken[seed] = request
         for item in fill:
             if n == limit:
                 break
-            known = False
-            for seed in mine:
-                known = known or seed == item
-            for at in range(len(near)):
-                known = known or near[at] == item
-            if not known:
+            if taken[item] != request:
                 out[request, n] = item
                 n += 1

@@ -50,6 +50,30 @@ def test_near_and_score_agree(orders, seeds) -> None:
     assert (np.diff(scores) <= 1e-7).all()
 
 
+@given(
+    baskets,
+    st.lists(st.lists(st.integers(0, 7), max_size=4, unique=True), min_size=1, max_size=5),
+    st.permutations(range(8)),
+    st.integers(1, 8),
+)
+@settings(max_examples=60, deadline=None)
+def test_offers_are_what_is_near_then_what_sells(orders, seeds, sold, limit) -> None:
+    found = fit(orders, min_count=1, k=8)
+    fill = np.array(sold, dtype=np.int32)
+    ends = np.cumsum([len(mine) for mine in seeds]).astype(np.int64)
+    flat = np.array([item for mine in seeds for item in mine], dtype=np.int32)
+    out = np.full((len(seeds), limit), -1, dtype=np.int32)
+    asked = np.arange(0, len(seeds), 2)
+    found.offer_requests(flat, ends, asked, fill, out)
+    for request, mine in enumerate(seeds):
+        if request % 2:
+            assert (out[request] == -1).all()
+            continue
+        near = found.near(np.array(mine, dtype=np.int32), limit)[0].tolist()
+        wanted = near + [item for item in sold if item not in near and item not in mine]
+        assert out[request][out[request] >= 0].tolist() == wanted[:limit]
+
+
 def test_rare_items_have_no_neighbours(tmp_path) -> None:
     found = fit([[0, 1], [0, 1], [0, 2]], min_count=2)
     assert (found.neighbours[2] == -1).all()
