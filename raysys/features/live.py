@@ -163,7 +163,7 @@ class LiveFeatures:
 
     def query_number(self, query: str | None) -> int:
         """The number of a query as the user typed it, -1 when unknown or None."""
-        if query is None:
+        if query is None or not self.queries:
             return -1
         text = pl.select(normalised(pl.lit(query))).item()
         return self._query_numbers.get(text, -1)
