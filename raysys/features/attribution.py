@@ -218,7 +218,7 @@ class _Impressions:
 
 
 @njit(cache=True)
-def _hash(a, b, mask):  # type: ignore[no-untyped-def]
+def slot_of(a, b, mask):  # type: ignore[no-untyped-def]
     """A slot of the table: both keys multiplied and mixed (after Steele et al. 2014)."""
     x = np.uint64(a) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F)
     x ^= x >> np.uint64(30)
@@ -234,7 +234,7 @@ def _number(owner, item, owners, items, slots):  # type: ignore[no-untyped-def]
     pair = np.empty(len(owner), dtype=np.int64)
     n = 0
     for row in range(len(owner)):
-        at = _hash(owner[row], item[row], mask)
+        at = slot_of(owner[row], item[row], mask)
         while slots[at] >= 0 and (owners[at] != owner[row] or items[at] != item[row]):
             at = np.int64(np.uint64(at + 1) & mask)
         if slots[at] < 0:
@@ -263,7 +263,7 @@ def _within(  # type: ignore[no-untyped-def]
     begin = np.zeros(len(owner), dtype=np.int64)
     end = np.zeros(len(owner), dtype=np.int64)
     for row in range(len(owner)):
-        at = _hash(owner[row], item[row], mask)
+        at = slot_of(owner[row], item[row], mask)
         while slots[at] >= 0 and (owners[at] != owner[row] or items[at] != item[row]):
             at = np.int64(np.uint64(at + 1) & mask)
         if slots[at] < 0:

@@ -30,7 +30,23 @@ def label_rows(
         window_ms: for rows that are no impressions, how long after them something of the same
             item and session still counts as their outcome.
     """
-    gains = settings.by_kind
+    events = rows.events
+    out = np.zeros(len(rows), dtype=np.float32)
+    shown = events.kind == IMPRESSION
+    if shown.any():
+        _of_impressions(rows, settings, folds, out)
+    fold = np.searchsorted(folds, events.time, side="right")
+    others = np.flatnonzero(~shown & (fold > 0) & (fold < len(folds)))
+    if len(others):
+        last = np.asarray(folds, dtype=np.int64)[np.minimum(fold, len(folds) - 1)] - 1
+        out[others] = label_in_session(rows, settings.by_kind, window_ms, last)[others]
+    return out
+
+
+def _of_impressions(
+    rows: LogSlice, settings: LabelSettings, folds: Sequence[int], out: npt.NDArray[np.float32]
+) -> None:
+    """Gains of the impressions of each fold, as they stand at its end, into `out`."""
     events, answer = rows.events, rows.answer
     touches = Touches(
         user=events.user,
@@ -42,14 +58,7 @@ def label_rows(
         request=np.where(answer == 0, -1, answer & np.int64(2**63 - 1)),
     )
     credited = attribute(touches, settings)
-    out = np.zeros(len(rows), dtype=np.float32)
     for start, end in pairwise(folds):
         grades = grade(touches, credited, settings, end=end)
         inside = events.time[grades.impression] >= start
         out[grades.impression[inside]] = grades.label[inside]
-        known = np.flatnonzero(events.time < end)
-        others = (events.kind[known] != IMPRESSION) & (events.time[known] >= start)
-        if others.any():
-            followed = label_in_session(rows.take(known), gains, window_ms)
-            out[known[others]] = followed[others]
-    return out

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 from numba import njit
 
+from raysys.features.attribution import slot_of
 from raysys.features.chosen import REQUEST_COLUMNS, ROW_COLUMNS, Block, Chooser, share_of
 from raysys.features.log import EventColumns
 from raysys.features.negative_rows import NegativeDraw, NegativeSources
@@ -32,7 +33,9 @@ LabelRows = Callable[[LogSlice], Float32]
 """Gains of rows, float32[n]: given all events of some users, in time order."""
 
 
-def label_in_session(rows: LogSlice, gains: Float32, window_ms: int) -> Float32:
+def label_in_session(
+    rows: LogSlice, gains: Float32, window_ms: int, known: Int64 | None = None
+) -> Float32:
     """The best that came of each row: float32[n].
 
     That is the highest gain among the row's own event type and what the user did with the same
@@ -42,15 +45,14 @@ def label_in_session(rows: LogSlice, gains: Float32, window_ms: int) -> Float32:
         rows: all events of some users, in time order.
         gains: float32[k] by event type, 0 for what is no success.
         window_ms: how long after the row something still counts as its outcome.
+        known: int64[n], the last moment (UTC ms) of which each row may know; None: all may.
     """
     events = rows.events
-    order = np.lexsort((events.time, events.session, events.item, events.user))
-    out = np.zeros(len(events), dtype=np.float32)
-    _best_later(
-        *(order, events.user, events.item, events.session, events.time),
-        *(gains[events.kind], window_ms, out),
-    )
-    return out
+    until = events.time + window_ms
+    if known is not None:
+        np.minimum(until, known, out=until)
+    gain = gains[events.kind]
+    return _best_later(events.user, events.item, events.session, events.time, gain, until)
 
 
 def choose_shown(
@@ -227,24 +229,41 @@ def _named(requests: pl.DataFrame, log: NumberedLog) -> pl.DataFrame:
 
 
 @njit(cache=True)
-def _best_later(order, user, item, session, time, gain, window, out):  # type: ignore[no-untyped-def]
-    for at in range(len(order)):
-        row = order[at]
+def _best_later(user, item, session, time, gain, until):  # type: ignore[no-untyped-def]
+    """From the last row back: successes are few, so they alone are listed by what they are of."""
+    n = len(user)
+    wins = 0
+    for row in range(n):
+        wins += gain[row] > 0
+    size = 16
+    while size < 2 * wins:
+        size *= 2
+    mask = np.uint64(size - 1)
+    newest = np.full(size, -1, dtype=np.int32)  # the earliest success met so far, by its number
+    row_of = np.empty(wins, dtype=np.int64)
+    following = np.empty(wins, dtype=np.int32)
+    out = np.empty(n, dtype=np.float32)
+    win = 0
+    for row in range(n - 1, -1, -1):
         best = gain[row]
-        later = at + 1
-        while later < len(order):
-            other = order[later]
-            if (
-                user[other] != user[row]
-                or item[other] != item[row]
-                or session[other] != session[row]
-                or time[other] - time[row] > window
-            ):
+        at = slot_of(np.int64(user[row]) << 32 | np.uint32(item[row]), session[row], mask)
+        other = newest[at]
+        while other != -1:
+            met = row_of[other]
+            if user[met] == user[row] and item[met] == item[row] and session[met] == session[row]:
                 break
-            if gain[other] > best:
-                best = gain[other]
-            later += 1
+            at = np.int64(np.uint64(at + 1) & mask)
+            other = newest[at]
+        if best > 0:
+            row_of[win] = row
+            following[win] = other
+            newest[at] = win
+            win += 1
+        while other != -1 and time[row_of[other]] <= until[row]:
+            best = max(best, gain[row_of[other]])
+            other = following[other]
         out[row] = best
+    return out
 
 
 @njit(cache=True)
