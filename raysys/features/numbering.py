@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.ipc
@@ -182,14 +183,13 @@ def _number(
             for kind in ("users", "stores", "queries")
         )
         orders = np.load(folder / "orders.npy", mmap_mode="r")
-        order = np.searchsorted(orders, frame["order"].to_numpy())
         frame = frame.with_columns(
             user=place(frame["user_id"], users),
             item=pl.Series(catalogue.numbers(frame["item_id"].to_arrow()), dtype=pl.Int32),
             kind=place(frame["event_type"], pl.Series(EVENT_TYPES)),
             time=pl.col("timestamp").dt.epoch("ms"),
             store=place(frame["store_id"], stores),
-            order=pl.Series(order, dtype=pl.Int64),
+            order=_found(frame["order"], orders).cast(pl.Int64),
             session=_sessions(frame["session"], folder),
             query=place(frame["query"], queries),
             answer=pl.col("answer").reinterpret(signed=True),
@@ -228,10 +228,22 @@ def _sessions(hashes: pl.Series, folder: Path) -> pl.Series:
     known, numbers = (
         np.load(folder / name, mmap_mode="r") for name in ("sessions.npy", "session_numbers.npy")
     )
-    if not len(known):
-        return pl.Series([-1], dtype=pl.Int32).new_from_index(0, len(hashes))
-    at = np.minimum(np.searchsorted(known, hashes.fill_null(0).to_numpy()), len(known) - 1)
-    return pl.Series(np.where(hashes.is_null().to_numpy(), -1, numbers[at]), dtype=pl.Int32)
+    return _found(hashes, known, numbers)
+
+
+def _found(
+    hashes: pl.Series, known: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int32] | None = None
+) -> pl.Series:
+    """Places of hashes among the sorted ones, or the numbers there: Int32, -1 of null.
+
+    Each hash is looked for once, in rising order, so that the search stays in the cache.
+    """
+    distinct = hashes.drop_nulls().unique().sort()
+    at = np.searchsorted(known, distinct.to_numpy())
+    found = at if numbers is None else numbers[at]
+    return hashes.replace_strict(
+        distinct, pl.Series(found, dtype=pl.Int32), default=-1, return_dtype=pl.Int32
+    )
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:
