@@ -98,12 +98,11 @@ def choose_shown(
     """
     rows = _of_part(log, part, parts)
     labels = label_rows(rows)
-    order = np.argsort(rows.events.user, kind="stable")  # by user, then by time
-    rows, labels = rows.take(order), labels[order]
     frame = _frame(rows, log, labels, events, seed)
     if inferred == "leave_out":
         frame = frame.filter(pl.col("probability").is_nan())
     frame = frame.filter(pl.col("chance") <= pl.lit(min(2**64 - 1, int(share * 2**64)), pl.UInt64))
+    frame = frame.sort("user", maintain_order=True)  # by user, then by time
     drawn = pl.col("probability").cast(pl.Float64).fill_nan(1.0).max()
     weight = (1 / drawn).clip(upper_bound=heaviest) if inferred == "weigh" else pl.lit(1.0)
     items = frame.group_by("answer", "key", "item", maintain_order=True).agg(
@@ -126,15 +125,28 @@ def choose_shown(
     requests = _with_past(requests, rows, plan, history).pipe(_named, log)
     requests = requests.with_row_index("request")
     items = items.join(requests.select("answer", "key", "request"), on=["answer", "key"])
+    block_of = np.searchsorted([b.start for b in blocks[1:]], requests["time"], side="right")
+    requests = requests.with_columns(block=pl.Series(block_of, dtype=pl.Int32))
+    requests = requests.sort("block", maintain_order=True)
+    ends = np.searchsorted(requests["block"], np.arange(len(blocks)), side="right")
+    starts = np.concatenate([[0], ends[:-1]])
+    place = np.empty(len(requests), dtype=np.int64)
+    place[requests["request"].to_numpy()] = np.arange(len(requests))
+    items = items.with_columns(at=pl.Series(place[items["request"].to_numpy()]))
+    items = items.sort("at", "position", "item")
+    item_ends = np.searchsorted(items["at"], ends)
+    item_starts = np.concatenate([[0], item_ends[:-1]])
     chooser = Chooser(folder, part)
     draw = None if negatives is None else NegativeDraw(negatives, log)
     recalls: dict[int, Recall] = {}
-    for block in blocks:
-        mine = requests.filter(pl.col("time").is_between(block.start, block.end, closed="left"))
-        at = mine.select("request").with_row_index("at")
-        chosen = items.join(at, on="request").with_columns(retrieved=True)
-        chosen = chosen if draw is None else draw.add(block, mine, chosen)
-        chosen = chosen.sort("at", "position", "item").select(*ROW_COLUMNS)
+    for n, block in enumerate(blocks):
+        mine = requests[starts[n] : ends[n]]
+        chosen = items[item_starts[n] : item_ends[n]].with_columns(
+            at=(pl.col("at") - int(starts[n])).cast(pl.get_index_type()), retrieved=True
+        )
+        if draw is not None:
+            chosen = draw.add(block, mine, chosen).sort("at", "position", "item")
+        chosen = chosen.select(*ROW_COLUMNS)
         chooser.write(mine.select(*REQUEST_COLUMNS), chosen)
         recall = recalls.setdefault(block.fold, Recall())
         found = int(mine["n_relevant"].sum())
@@ -190,9 +202,8 @@ def _frame(
 
 def _last_stores(events: EventColumns) -> Int32:
     """Of each row its store, else the last one of the user before; -1 where there is none."""
-    frame = pl.DataFrame({"user": events.user, "store": events.store})
-    known = pl.when(pl.col("store") >= 0).then("store").forward_fill().over("user")
-    return frame.select(known.fill_null(-1))["store"].to_numpy()
+    last = np.full(int(events.user.max(initial=-1)) + 1, -1, dtype=np.int32)
+    return _forward(events.user, events.store, last)
 
 
 def _with_past(
@@ -200,16 +211,18 @@ def _with_past(
 ) -> pl.DataFrame:
     """With what the user had before: the last items, newest first, and how many orders."""
     events = rows.events
-    of_item, of_user = (
-        np.isin(EVENT_TYPES, plan.tables[name].events)[events.kind]
-        for name in ("user_item", "user")
+    order = _by_user(events.user)
+    user, item, time, kind = (
+        getattr(events, name)[order] for name in ("user", "item", "time", "kind")
     )
-    pairs = np.stack([events.user, events.item])
-    pair = np.unique(pairs[0].astype(np.int64) << 32 | (pairs[1] + 1), return_inverse=True)[1]
+    of_item, of_user = (
+        np.isin(EVENT_TYPES, plan.tables[name].events)[kind] for name in ("user_item", "user")
+    )
+    pair = _pairs(user, item)
     out = np.full((len(requests), history), -1, dtype=np.int32)
     orders = np.zeros(len(requests), dtype=np.int32)
     _histories(
-        *(events.user, events.item, events.time, pair, of_item & (events.item >= 0), of_user),
+        *(user, item, time, pair, of_item & (item >= 0), of_user),
         *(idle_ms(plan.tables[name].max_idle_days) for name in ("user_item", "user")),
         *(requests["user"].to_numpy(), requests["time"].to_numpy(), out, orders),
     )
@@ -263,6 +276,56 @@ def _best_later(user, item, session, time, gain, until):  # type: ignore[no-unty
             best = max(best, gain[row_of[other]])
             other = following[other]
         out[row] = best
+    return out
+
+
+@njit(cache=True)
+def _by_user(user):  # type: ignore[no-untyped-def]
+    """Rows user by user, each user's in their order: int64[n] (a counting sort)."""
+    free = np.zeros(user.max() + 2 if len(user) else 1, dtype=np.int64)
+    for row in range(len(user)):
+        free[user[row] + 1] += 1
+    for number in range(1, len(free)):
+        free[number] += free[number - 1]
+    order = np.empty(len(user), dtype=np.int64)
+    for row in range(len(user)):
+        order[free[user[row]]] = row
+        free[user[row]] += 1
+    return order
+
+
+@njit(cache=True)
+def _pairs(user, item):  # type: ignore[no-untyped-def]
+    """Number of each row's (user, item), in order of appearance: int32[n]."""
+    size = 16
+    while size < 2 * len(user):
+        size *= 2
+    mask = np.uint64(size - 1)
+    first = np.full(size, -1, dtype=np.int32)
+    pair = np.empty(len(user), dtype=np.int32)
+    n = 0
+    for row in range(len(user)):
+        at = slot_of(user[row], item[row], mask)
+        met = first[at]
+        while met != -1 and (user[met] != user[row] or item[met] != item[row]):
+            at = np.int64(np.uint64(at + 1) & mask)
+            met = first[at]
+        if met == -1:
+            first[at] = row
+            pair[row] = n
+            n += 1
+        else:
+            pair[row] = pair[met]
+    return pair
+
+
+@njit(cache=True)
+def _forward(user, store, last):  # type: ignore[no-untyped-def]
+    out = np.empty(len(user), dtype=np.int32)
+    for row in range(len(user)):
+        if store[row] >= 0:
+            last[user[row]] = store[row]
+        out[row] = last[user[row]]
     return out
 
 
