@@ -188,7 +188,8 @@ def _work(
     work.write_resources(ingest.parent)
     folds = fold_bounds(settings, log.last + 1)
     step = int(settings.covisitation.refit_days * DAY_MS)
-    parts = settings.parts or max(2 * spread.cpus, -(-len(log) // PART_EVENTS))
+    rounds = max(2, -(-len(log) // (PART_EVENTS * spread.cpus)))
+    parts = settings.parts or rounds * spread.cpus  # so that no core waits for a last, lonely one
     needed = isinstance(settings.examples, FromRetrieval) or any(
         isinstance(feature, CoVisitation) for feature in settings.plan.features
     )
