@@ -173,7 +173,11 @@ def _read_examination(plan: FeaturePlan, root: Path) -> Float64:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise UserError(f"no file {str(path)!r}", where=where) from None
+        raise UserError(
+            f"no file {str(path)!r}",
+            where=where,
+            mend="write it, or let `position_bias` of `raysys features` write position_bias.json",
+        ) from None
     except ValueError as error:
         raise UserError(f"{str(path)!r} is not JSON: {error}", where=where) from None
     curve = content.get("examination") if isinstance(content, dict) else content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from raysys.cluster import ray_session
 from raysys.config import Settings
@@ -23,6 +24,8 @@ from raysys.features.negatives import NegativeSettings
 from raysys.features.numbered import NumberedLog
 from raysys.features.numbering import number_log
 from raysys.features.plan import CoVisitation, EventType, FeaturePlan
+from raysys.features.position_bias import PositionBiasSettings
+from raysys.features.position_log import CURVE, PAGE, read_curve, write_curve, write_shown
 from raysys.features.replay import Recall
 from raysys.features.requests import (
     DAY_MS,
@@ -36,7 +39,7 @@ from raysys.features.sizes import saved_state_size
 from raysys.features.work import Work
 from raysys.ingest.spread import OnRay, Spread
 from raysys.progress import task
-from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
+from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
 
 BLOCK_REQUESTS = 1_000
 BLOCK_EVENTS = 200_000
@@ -96,6 +99,9 @@ class FeaturesSettings(RequestSettings):
     Attributes:
         parts: into how many the users are dealt, each part a task; null chooses by CPUs and
             events. The outcome does not depend on it.
+        position_bias: estimate how likely each position is looked at from the impressions before
+            the validation period, into `position_bias.json` of the workspace, which the plan's
+            `examination` may name; null: nothing is estimated.
     """
 
     kind_name: ClassVar[str] = "features"
@@ -107,6 +113,7 @@ class FeaturesSettings(RequestSettings):
     seed: int = 17
     candidates: CandidateSettings = CandidateSettings()
     covisitation: CoVisitationSettings = CoVisitationSettings()
+    position_bias: PositionBiasSettings | None = None
     plan: FeaturePlan
 
     @model_validator(mode="after")
@@ -114,6 +121,16 @@ class FeaturesSettings(RequestSettings):
         if isinstance(self.examples, FromLog) and self.requests_per_fold != RequestsPerFold():
             raise ValueError("requests_per_fold: examples from the log are drawn by their `share`")
         return self
+
+    @field_validator("position_bias")
+    @classmethod
+    def _without_features(cls, bias: PositionBiasSettings | None) -> PositionBiasSettings | None:
+        if bias is not None and bias.method == "regression_em":
+            raise ValueError(
+                "regression_em needs features, and these come after: choose all_pairs, adjacent "
+                "or em, or call `estimate_propensities` on examples"
+            )
+        return bias
 
 
 def run(
@@ -156,6 +173,8 @@ def run(
             (root / "out" / kind).rename(folder / kind)
         (root / "catalogue.parquet").rename(folder / "catalogue.parquet")
         (root / "state").rename(folder / "state")
+        if settings.position_bias is not None:
+            (root / "position_bias" / PAGE).rename(folder / PAGE)
         planned.seconds = time.monotonic() - started
         planned.counts, planned.figures = outcome
         planned.write(folder)
@@ -185,11 +204,14 @@ def _work(
         *(ingest / "events", catalogue, settings.group_by, root / "log", spread),
         seed=settings.seed,
     )
-    work.write_resources(ingest.parent)
     folds = fold_bounds(settings, log.last + 1)
-    step = int(settings.covisitation.refit_days * DAY_MS)
     rounds = max(2, -(-len(log) // (PART_EVENTS * spread.cpus)))
     parts = settings.parts or rounds * spread.cpus  # so that no core waits for a last, lonely one
+    bias = _position_bias(settings, log, folds[-3], root / "position_bias", parts, spread)
+    if bias is not None:  # the plan may read it
+        write_atomic(ingest.parent / CURVE, json.dumps(bias, indent=2) + "\n")
+    work.write_resources(ingest.parent)
+    step = int(settings.covisitation.refit_days * DAY_MS)
     needed = isinstance(settings.examples, FromRetrieval) or any(
         isinstance(feature, CoVisitation) for feature in settings.plan.features
     )
@@ -248,8 +270,33 @@ def _work(
             for fold, recall in sorted(recalls.items())
         },
         "state": state,
+        **({} if bias is None else {"position_bias": bias}),
     }
     return counts, figures
+
+
+def _position_bias(
+    settings: FeaturesSettings,
+    log: NumberedLog,
+    end: int,
+    folder: Path,
+    parts: int,
+    spread: Spread,
+) -> dict[str, Any] | None:
+    """The curve of `position_log`, of what happened before `end`; None if none is asked for."""
+    bias = settings.position_bias
+    if bias is None:
+        return None
+    told = _each(
+        *(spread, "features: what was shown where", parts),
+        lambda part: write_shown(log, settings.labels, end, folder, part, parts),
+    )
+    impressions = sum(each["impressions"] for each in told)
+    _each(
+        *(spread, "features: position bias", 1),
+        lambda _: write_curve(bias, end, impressions, folder, parts),
+    )
+    return read_curve(folder)
 
 
 def _choose_retrieved(
