@@ -276,7 +276,7 @@ def test_a_curve_that_falls_to_nothing_is_refused():
          "click": [True, False, False, False]},
         schema=position_log._SHOWN,
     )  # fmt: skip
-    with pytest.raises(UserError, match="never clicked at others .*4 have a position"):
+    with pytest.raises(UserError, match=r"never clicked at others .*4 have a position"):
         estimate_curve(shown, PositionBiasSettings(), 0, 4)
     clicked = shown.with_columns(click=pl.col("user") == 0)
     found = estimate_curve(clicked, PositionBiasSettings(), 0, 4)
