@@ -209,13 +209,16 @@ def _count(
     frame = pl.DataFrame(
         {"query": query, "item": item, "position": position, "click": click > 0, "of": cluster}
     )
-    frame = frame.with_row_index("row")
-    blocks = frame.select(pl.col("of").unique().sort()).with_columns(
-        block=pl.int_range(pl.len()) % BLOCKS
+    frame = frame.with_row_index("row").drop_nulls("of")
+    clusters = frame["of"].n_unique()
+    # narrow columns: a log has tens of millions of impressions
+    frame = frame.select(
+        *("row", "query", "item", "click"),
+        pl.col("position").cast(pl.UInt16),
+        block=((pl.col("of").rank("dense") - 1) % BLOCKS).cast(pl.UInt16),
     )
     counted = (
-        frame.join(blocks, on="of")
-        .group_by("query", "item", "block", "position")
+        frame.group_by("query", "item", "block", "position")
         .agg(n=pl.len(), clicks=pl.col("click").sum(), row=pl.col("row").min())
         .sort("query", "item", "block", "position")
     )
@@ -229,7 +232,7 @@ def _count(
         counted["clicks"].to_numpy().astype(np.float64),
         np.append(starts, len(pair)).astype(np.int64),
         np.minimum.reduceat(counted["row"].to_numpy(), starts).astype(np.int64),
-        min(BLOCKS, blocks.height),
+        min(BLOCKS, clusters),
     )
 
 
