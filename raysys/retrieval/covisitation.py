@@ -91,7 +91,7 @@ class CoVisitation:
         """
         if not len(seeds):
             return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
-        return _near(seeds, self.neighbours, self.scores, limit)
+        return _near(np.asarray(seeds, dtype=np.int32), self.neighbours, self.scores, limit)
 
     def offer_requests(
         self,
