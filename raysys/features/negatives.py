@@ -27,7 +27,7 @@ from numba import njit
 from pydantic import Field, model_validator
 
 from raysys.config import Settings
-from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, uniform
+from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, split, uniform
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -86,12 +86,8 @@ class NegativeSettings(Settings):
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Negatives from each of `SOURCES`; they add up to `per_positive`."""
-        shares = np.array([self.shares.in_session, self.shares.popular, self.shares.hard])
-        exact = shares / shares.sum() * self.per_positive
-        sizes = np.floor(exact + 1e-9).astype(int)
-        rest = np.argsort(-(exact - sizes), kind="stable")[: self.per_positive - sizes.sum()]
-        sizes[rest] += 1
-        return int(sizes[0]), int(sizes[1]), int(sizes[2])
+        shares = (self.shares.in_session, self.shares.popular, self.shares.hard)
+        return split(self.per_positive, shares)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from pydantic import Field, model_validator
 from raysys import schema
 from raysys.config import Settings
 from raysys.datasets.mapping import polars_type
-from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, probability_of
+from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, probability_of, split
 
 _INFERRED: Final = "inferred-"
 _ROW: Final = "_row"
@@ -90,12 +90,8 @@ class ImpressionSettings(Settings):
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Items drawn from session, context and popular; they add up to `per_event`."""
-        shares = np.array([self.shares.session, self.shares.context, self.shares.popular])
-        exact = shares / shares.sum() * self.per_event
-        sizes = np.floor(exact + 1e-9).astype(int)
-        rest = np.argsort(-(exact - sizes), kind="stable")[: self.per_event - sizes.sum()]
-        sizes[rest] += 1
-        return int(sizes[0]), int(sizes[1]), int(sizes[2])
+        shares = (self.shares.session, self.shares.context, self.shares.popular)
+        return split(self.per_event, shares)
 
 
 def infer_impressions(

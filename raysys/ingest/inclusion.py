@@ -23,6 +23,15 @@ Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 
+def split(total: int, shares: tuple[float, float, float]) -> tuple[int, int, int]:
+    """Whole numbers in proportion to shares, adding up to `total` (largest remainder)."""
+    exact = np.array(shares) / np.sum(shares) * total
+    sizes = np.floor(exact + 1e-9).astype(int)
+    rest = np.argsort(-(exact - sizes), kind="stable")[: total - sizes.sum()]
+    sizes[rest] += 1
+    return int(sizes[0]), int(sizes[1]), int(sizes[2])
+
+
 @dataclass(frozen=True)
 class Pools:
     """What can be drawn, in g pools side by side, n items in all.
