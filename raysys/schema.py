@@ -151,3 +151,34 @@ EXAMPLE_KEYS: Final = pa.schema(
     ]
 )
 """Examples hold these columns, then one float32 column a feature, in the plan's order."""
+
+SPAN: Final = pa.struct(
+    [
+        pa.field("start", pa.int32(), nullable=False),  # characters, from 0
+        pa.field("end", pa.int32(), nullable=False),  # the character after the last
+        pa.field("label", pa.string(), nullable=False),  # brand, model, size, …
+    ]
+)
+
+LABELLED_TEXTS: Final = pa.schema(
+    [
+        pa.field("text_id", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("label", pa.string()),  # of a hierarchy: its names from the top, " > " between
+        pa.field("rating", pa.float32()),
+        pa.field("spans", pa.list_(SPAN)),
+        pa.field("group", pa.string()),  # texts of one group are never divided between splits
+        pa.field("split", pa.string(), nullable=False),  # train, validation or test
+    ]
+)
+
+LABELLED_PAIRS: Final = pa.schema(
+    [
+        pa.field("query", pa.string(), nullable=False),
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),  # of the item
+        pa.field("grade", pa.float32(), nullable=False),  # as judged, or made of behaviour
+        pa.field("weight", pa.float32(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),  # all pairs of a query are in one
+    ]
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -17,23 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from raysys.catalogue import Catalogue
+from raysys.cluster import Resources
 from raysys.config import Settings
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
+
+__all__ = ["Context", "Float32", "Learner", "Model", "Report", "Resources", "TextEncoder"]
 
 Float32 = npt.NDArray[np.float32]
 
 Report = Callable[[int, float], None]
 """Told (step, NDCG@10 on the tail of the fitted rows) while a fit goes on; may raise to end it."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one fit may use, for Ray Train's ScalingConfig."""
-
-    workers: int = 1
-    cpus_per_worker: float = 1.0
-    gpus_per_worker: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Context:
     catalogue: Catalogue
     scratch: Path
     seed: int = 0
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
 
 
 class Model(ABC):

@@ -1,0 +1,117 @@
+"""The contract of learners that read texts: fit on labelled texts, predict, live in a folder.
+
+Four tasks, each with a table for what goes in (`schema.LABELLED_TEXTS`, for relevance
+`schema.LABELLED_PAIRS`) and one for what comes out (`PREDICTIONS`). A baseline on word counts and
+a transformer are the same to the stage that compares them, to calibration, scoring and serving.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Generic, Literal, TypeVar
+
+import pyarrow as pa
+
+from raysys import schema
+from raysys.cluster import Resources
+from raysys.config import Settings
+
+Task = Literal["classify", "entities", "sentiment", "relevance"]
+
+CHOICE = pa.struct([pa.field("label", pa.string()), pa.field("probability", pa.float32())])
+FOUND_SPAN = pa.struct(
+    [*schema.SPAN, pa.field("text", pa.string()), pa.field("probability", pa.float32())]
+)
+PREDICTIONS: dict[str, pa.Schema] = {
+    "classify": pa.schema(
+        [
+            pa.field("label", pa.string()),  # null where no label reaches its threshold
+            pa.field("probability", pa.float32()),
+            pa.field("choices", pa.list_(CHOICE)),  # the likeliest labels, best first
+        ]
+    ),
+    "entities": pa.schema([pa.field("spans", pa.list_(FOUND_SPAN))]),
+    "sentiment": pa.schema(
+        [
+            pa.field("label", pa.string()),
+            pa.field("probability", pa.float32()),
+            pa.field("choices", pa.list_(CHOICE)),
+            pa.field("rating", pa.float32()),  # null where nothing was learned of ratings
+        ]
+    ),
+    "relevance": pa.schema([pa.field("grade", pa.float32())]),  # in the units of the judgements
+}
+"""What `TextModel.predict` returns, by task: one row a row of its input, in its order."""
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """What a fit knows beside its texts.
+
+    Attributes:
+        scratch: a folder that all workers see, for checkpoints.
+        seed: of everything random in the fit.
+        resources: of a Ray Train run; None: train in this very process.
+    """
+
+    scratch: Path
+    seed: int = 0
+    resources: Resources | None = None
+
+
+class TextModel(ABC):
+    """A fitted text learner: pure, thread-safe, no Ray inside."""
+
+    task: ClassVar[Task]
+
+    @abstractmethod
+    def predict(self, table: pa.Table) -> pa.Table:
+        """One row of `PREDICTIONS[task]` for each row of `table`.
+
+        Args:
+            table: has the column `text`; for relevance also `query`. Other columns are not read.
+                An empty text gets the prior's label, no spans, the lowest grade.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write into an existing empty folder: safetensors, JSON, tokenizer. No pickle."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> TextModel:
+        """Read what `save` wrote; predictions are the same to the last bit."""
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class TextLearner(ABC, Generic[S]):
+    """Anything that learns a text task.
+
+    Attributes:
+        name: as YAML and reports know it.
+        tasks: which of the four it can learn.
+        family: `transformer` or `baseline`.
+        settings_model: its typed settings, as found under `learners.NAME` in YAML.
+        model_class: what `fit` returns.
+    """
+
+    name: ClassVar[str]
+    tasks: ClassVar[tuple[Task, ...]]
+    family: ClassVar[str]
+    settings_model: ClassVar[type[Settings]]
+    model_class: ClassVar[type[TextModel]]
+
+    def __init__(self, settings: S) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def fit(self, train: pa.Table, validation: pa.Table, context: TextContext) -> TextModel:
+        """Fit on `train`; `validation` is for early stopping, temperature and thresholds only.
+
+        Raises:
+            UserError: data or settings that cannot work (one class only, say).
+        """

@@ -1,0 +1,7 @@
+"""Training of transformers: one loop for every objective, alone or over many workers."""
+
+from raysys.text.training.objective import Objective
+from raysys.text.training.run import Fitted, train
+from raysys.text.training.settings import TrainingSettings
+
+__all__ = ["Fitted", "Objective", "TrainingSettings", "train"]
