@@ -7,6 +7,7 @@ printed before the week begins, and the catalogue does not change.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
@@ -101,6 +102,19 @@ class FeaturePlan(Settings):
     def states(self) -> dict[str, TableSpec | WindowSpec | LastSpec]:
         """All state by key, by name."""
         return {**self.tables, **self.windows, **self.last}
+
+    def idle(self, there: Collection[str]) -> list[str]:
+        """A warning for each table or window that counts events of which the log has none.
+
+        Args:
+            there: the event types of the log.
+        """
+        return [
+            f"plan: {name!r} counts {', '.join(state.events)}, and the log has none, so its "
+            f"features say nothing; it has {', '.join(sorted(there))}: name them under `events`"
+            for name, state in self.states.items()
+            if there and not set(state.events) & set(there)
+        ]
 
     @field_validator("last")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -40,6 +41,8 @@ from raysys.features.work import Work
 from raysys.ingest.spread import OnRay, Spread
 from raysys.progress import task
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
+
+logger = logging.getLogger("raysys")
 
 BLOCK_REQUESTS = 1_000
 BLOCK_EVENTS = 200_000
@@ -154,14 +157,19 @@ def run(
     Raises:
         UserError: no ingested log, or folds that the log cannot fill.
     """
+    upstream = read_manifest(workspace.ingest)
     planned = Manifest(
         stage="features",
-        inputs={"ingest": read_manifest(workspace.ingest).fingerprint},
+        inputs={"ingest": upstream.fingerprint},
         settings=settings.model_dump(mode="json", by_alias=True),
     )
     if not force and is_done(workspace.features, planned):
         return read_manifest(workspace.features)
     started = time.monotonic()
+    marker = "events.type."
+    types = [name.removeprefix(marker) for name in upstream.counts if name.startswith(marker)]
+    for warning in settings.plan.idle(types):
+        logger.warning(warning)
     root = _working_folder(workspace, planned, force)
     if spread is None:
         with ray_session():

@@ -123,3 +123,15 @@ def test_tables_that_candidates_come_from_are_required() -> None:
     }
     with pytest.raises(UserError, match="'user_item' is required"):
         parse_settings(FeaturePlan, plan, where="plan.yaml")
+
+
+def test_a_table_that_counts_what_the_log_lacks_is_told_of() -> None:
+    plan = every.PLAN
+    assert plan.idle([]) == []  # an ingest that counted no types says nothing of them
+    warnings = plan.idle(["click", "impression"])
+    seen = {"click", "impression"}
+    idle = [name for name, state in plan.states.items() if not {*state.events} & seen]
+    assert 0 < len(idle) < len(plan.states)
+    assert [warning.split("'")[1] for warning in warnings] == idle
+    assert all("it has click, impression" in warning for warning in warnings)
+    assert plan.idle(["purchase", "view", "click", "impression"]) == []
