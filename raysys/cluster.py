@@ -12,8 +12,11 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
+
+from raysys.errors import UserError
 
 log = logging.getLogger("raysys")
 
@@ -35,6 +38,41 @@ class Resources:
     workers: int = 1
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
+
+
+def scaling(resources: Resources) -> Any:
+    """Ray Train's ScalingConfig for some resources."""
+    from ray.train import ScalingConfig
+
+    each = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        each["GPU"] = resources.gpus_per_worker
+    return ScalingConfig(
+        num_workers=resources.workers,
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker=each,
+    )
+
+
+def fit(trainer: Any) -> Any:
+    """Run one of Ray Train's trainers to its end, give its result.
+
+    Raises:
+        UserError: raised by a worker: a user's mistake there stays one.
+        ray.train.TrainingFailedError: anything else that went wrong there.
+    """
+    from ray.train import TrainingFailedError
+
+    try:
+        return trainer.fit()
+    except TrainingFailedError as error:
+        for failure in getattr(error, "worker_failures", {}).values():
+            cause: BaseException | None = failure
+            while cause is not None and not isinstance(cause, UserError):
+                cause = getattr(cause, "cause", None) or cause.__cause__
+            if cause is not None:
+                raise cause from None
+        raise
 
 
 def settle_environment() -> None:

@@ -2,6 +2,6 @@
 
 from raysys.text.training.objective import Objective
 from raysys.text.training.run import Fitted, train
-from raysys.text.training.settings import TrainingSettings
+from raysys.text.training.settings import LoraSettings, TrainingSettings
 
-__all__ = ["Fitted", "Objective", "TrainingSettings", "train"]
+__all__ = ["Fitted", "LoraSettings", "Objective", "TrainingSettings", "train"]

@@ -15,15 +15,20 @@ Tensors = dict[str, Tensor]
 
 
 class Objective(ABC):
-    """One task of a transformer, as the loop sees it. Pickled to the workers of a Ray Train run.
+    """One task of a transformer, as the loop sees it.
+
+    Pickled to the workers of a Ray Train run, through Ray's object store: large arrays are shared
+    there between the workers of a machine, and cannot be written to.
 
     Attributes:
         criterion: which figure of `evaluate` decides when to stop and what to keep.
         maximise: whether more of it is better.
+        title: what progress calls it.
     """
 
     criterion: ClassVar[str] = "loss"
     maximise: ClassVar[bool] = False
+    title: ClassVar[str] = "training"
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -43,28 +48,57 @@ class Objective(ABC):
     def collate(self, rows: npt.NDArray[np.int64], rng: np.random.Generator) -> Tensors:
         """The batch of some training examples, padded, on the CPU.
 
+        Called from a thread of its own on a GPU, ahead of the step, but never across a `refresh`.
+
         Args:
             rows: int64[b], which examples.
             rng: for masks and other draws; seeded by run, step and worker, so that a run that
-                resumes draws what it would have drawn.
+                resumes draws what it would have drawn. The micro-batches of a step share it, one
+                after the other.
         """
 
     @abstractmethod
     def loss(self, module: nn.Module, batch: Tensors) -> Tensor:
-        """Mean loss of a batch, a scalar with gradient.
+        """Mean loss of a batch, a scalar with gradient; runs under autocast.
 
         Calls `module` itself exactly once and reads no attribute of it: it may be wrapped (DDP,
         FSDP).
         """
 
+    def weight(self, rows: npt.NDArray[np.int64], batch: Tensors) -> float:
+        """How much of its step a micro-batch is: its examples.
+
+        A loss that is a mean over tokens says how many, for the step to be the mean over all.
+        """
+        return float(len(rows))
+
     def evaluate(self, module: nn.Module) -> Mapping[str, float]:
-        """Figures on validation data; empty: nothing to judge by. The module is in eval mode."""
+        """Figures on validation data; empty: nothing to judge by.
+
+        The module is in eval mode, without gradients and under the autocast of training. Under
+        FSDP every worker evaluates, and may call `module` or `module.backbone`, no other part.
+        """
         return {}
 
     def refresh(self, module: nn.Module, epoch: int) -> None:
-        """Before each epoch (from 0) but the first: mine hard negatives again, say."""
+        """Before each epoch (from 0) but the first: mine hard negatives again, say.
+
+        The module is as in `evaluate`. What it leaves in the objective belongs into `state`.
+        """
+        return
+
+    def state(self) -> Tensors:
+        """What `refresh` left, on the CPU, for checkpoints: a run resumes without mining again."""
+        return {}
+
+    def restore(self, state: Tensors) -> None:
+        """Take back what `state` gave; called before training goes on from a checkpoint."""
         return
 
     @abstractmethod
     def save(self, module: nn.Module, folder: Path) -> None:
-        """Write the trained module into an empty folder: safetensors and JSON, no pickle."""
+        """Write the trained module into an empty folder: safetensors and JSON, no pickle.
+
+        The module is whole, on the CPU, in eval mode; adapters are merged. The loop adds
+        `history.json`.
+        """

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import time
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
 
+from raysys import progress
 from raysys.cluster import Resources
-from raysys.text.encoder import autocast
+from raysys.text.training.loop import Loop, Standing
 from raysys.text.training.objective import Objective
+from raysys.text.training.parallel import World
 from raysys.text.training.settings import TrainingSettings
 
 Report = Callable[[int, float], None]
@@ -26,12 +25,15 @@ class Fitted:
     """A finished run.
 
     Attributes:
-        folder: what `Objective.save` wrote.
+        folder: what `Objective.save` wrote, and `history.json`.
         figures: of the last evaluation of the weights that were kept.
         steps: optimiser steps taken.
-        seconds: of training, evaluations included.
-        examples_per_s: examples trained on a second, evaluations excluded.
-        history: one entry an evaluation: step, loss and figures.
+        seconds: of training, evaluations and earlier attempts included.
+        examples_per_s: examples trained on a second, evaluations and checkpoints excluded.
+        history: one entry an evaluation: step, epoch, training loss since the one before, learning
+            rate, and figures.
+        tokens_per_s: as `examples_per_s`, in what `Objective.lengths` counts.
+        micro_batch_size: examples that went through the model at once, in the end.
     """
 
     folder: Path
@@ -40,6 +42,22 @@ class Fitted:
     seconds: float
     examples_per_s: float
     history: list[dict[str, float]] = field(default_factory=list)
+    tokens_per_s: float = 0.0
+    micro_batch_size: int = 0
+
+    @classmethod
+    def of(cls, folder: Path, at: Standing) -> Fitted:
+        """What a loop that came to its end has to say."""
+        return cls(
+            folder=folder,
+            figures=at.figures,
+            steps=at.step,
+            seconds=at.elapsed,
+            examples_per_s=at.examples / max(at.seconds, 1e-9),
+            history=at.history,
+            tokens_per_s=at.tokens / max(at.seconds, 1e-9),
+            micro_batch_size=at.micro_batch_size,
+        )
 
 
 def train(
@@ -50,56 +68,57 @@ def train(
     seed: int = 0,
     resources: Resources | None = None,
     report: Report | None = None,
+    scratch: Path | None = None,
 ) -> Fitted:
     """Train, and write the outcome into `folder` (new or empty).
+
+    A run that was cut off, by a kill or an error, leaves its last checkpoint in `scratch`; called
+    again with the same objective, settings and seed it goes on from there, to the same weights.
 
     Args:
         objective: what is trained.
         settings: how.
         folder: for `Objective.save`.
         seed: of the order of examples, new weights, masks and dropout.
-        resources: workers, CPUs and GPUs of a Ray Train run; None: in this very process.
+        resources: workers, CPUs and GPUs of a Ray Train run; None: in this very process, on its
+            GPU where it has one. One worker gives the same either way.
         report: told the criterion as it goes; in this process only.
+        scratch: a folder of this run alone, seen by all workers, for checkpoints and best weights;
+            removed at the end. None: beside `folder`, with `.training` appended.
 
     Raises:
         UserError: nothing to train on, a loss that is no number, too little memory for one example.
     """
-    torch.manual_seed(seed)
-    device = torch.device("cuda" if resources and resources.gpus_per_worker else "cpu")
-    module = objective.build().to(device)
-    n = len(objective.lengths())
-    per_epoch = math.ceil(n / settings.batch_size)
-    steps = settings.max_steps or max(1, round(per_epoch * settings.epochs))
-    optimiser = torch.optim.AdamW(
-        module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    warm = max(1, math.ceil(settings.warm_up * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda at: min((at + 1) / warm, (steps - at) / max(1, steps - warm))
-    )
-    began, seen = time.monotonic(), 0
-    module.train()
-    for step in range(steps):
-        epoch, place = divmod(step, per_epoch)
-        order = np.random.default_rng([seed, epoch]).permutation(n)
-        rows = order[place * settings.batch_size : (place + 1) * settings.batch_size]
-        batch = objective.collate(rows, np.random.default_rng([seed, step, 0]))
-        batch = {name: each.to(device) for name, each in batch.items()}
-        with autocast(device):
-            loss = objective.loss(module, batch)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if settings.clip is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
-        optimiser.step()
-        schedule.step()
-        seen += len(rows)
-    spent = time.monotonic() - began
-    module.eval()
-    with torch.inference_mode():
-        figures = dict(objective.evaluate(module))
-    if report is not None and objective.criterion in figures:
-        report(steps, figures[objective.criterion])
-    folder.mkdir(parents=True, exist_ok=True)
-    objective.save(module.to("cpu"), folder)
-    return Fitted(folder, figures, steps, time.monotonic() - began, seen / spent)
+    scratch = scratch or folder.with_name(f"{folder.name}.training")
+    scratch.mkdir(parents=True, exist_ok=True)
+    if resources is None:
+        standing = _here(objective, settings, folder, scratch, seed, report)
+    else:
+        from raysys.text.training.distributed import train_distributed
+
+        standing = train_distributed(objective, settings, folder, scratch, seed, resources)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return Fitted.of(folder, standing)
+
+
+def _here(
+    objective: Objective,
+    settings: TrainingSettings,
+    folder: Path,
+    scratch: Path,
+    seed: int,
+    report: Report | None,
+) -> Standing:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.random.fork_rng(), progress.task(objective.title) as task:
+
+        def advance(step: int, steps: int, note: str) -> None:
+            task.total, task.note = steps, note
+            task.reach(step)
+
+        loop = Loop(
+            objective, settings, scratch, seed, World(device), report=report, progress=advance
+        )
+        standing = loop.run()
+        loop.save(folder)
+    return standing
