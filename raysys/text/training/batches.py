@@ -117,6 +117,7 @@ class Feed:
         self._order = order
         self._rank = rank
         self._pinned = device.type == "cuda"
+        self._ahead = self._pinned
 
     def step(self, step: int, size: int) -> list[MicroBatch]:
         """The micro-batches of one step."""
@@ -132,7 +133,7 @@ class Feed:
 
     def steps(self, first: int, end: int, size: int) -> Iterator[list[MicroBatch]]:
         """Those of some steps in a row, all of one epoch."""
-        if not self._pinned:
+        if not self._ahead:
             for step in range(first, end):
                 yield self.step(step, size)
             return

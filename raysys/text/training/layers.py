@@ -101,5 +101,7 @@ def prepare(module: nn.Module, settings: TrainingSettings) -> Any:
                 mend="take false, and a smaller micro_batch_size",
             )
         backbone.config.use_cache = False  # keys and values are of no use to training
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(backbone, "activation_checkpointing_enable", None)
+        (enable or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
+        backbone.disable_input_require_grads()  # else gradients flow through frozen layers too
     return adapters
