@@ -414,7 +414,7 @@ class Loop:
         weights, moments, objective = self._checkpoints.tensors(last)
         set_weights(self.module, weights)
         set_moments(self.module, self._optimiser, moments)
-        if self.at.step >= self.order.per_epoch:
+        if objective:
             self.objective.restore(objective)
         log.info("going on after step %d of %d from %s", self.at.step, self.steps, last)
 

@@ -92,7 +92,7 @@ class Objective(ABC):
         return {}
 
     def restore(self, state: Tensors) -> None:
-        """Take back what `state` gave; called before training goes on from a checkpoint."""
+        """Take back what `state` gave, if anything; called before a run goes on."""
         return
 
     @abstractmethod

@@ -83,21 +83,21 @@ def train(
         resources: workers, CPUs and GPUs of a Ray Train run; None: in this very process, on its
             GPU where it has one. One worker gives the same either way.
         report: told the criterion as it goes; in this process only.
-        scratch: a folder of this run alone, seen by all workers, for checkpoints and best weights;
-            removed at the end. None: beside `folder`, with `.training` appended.
+        scratch: a folder that all workers see; checkpoints and best weights lie there in
+            `NAME.training` (NAME as of `folder`) until the run has ended. None: beside `folder`.
 
     Raises:
         UserError: nothing to train on, a loss that is no number, too little memory for one example.
     """
-    scratch = scratch or folder.with_name(f"{folder.name}.training")
-    scratch.mkdir(parents=True, exist_ok=True)
+    place = (scratch or folder.parent) / f"{folder.name}.training"
+    place.mkdir(parents=True, exist_ok=True)
     if resources is None:
-        standing = _here(objective, settings, folder, scratch, seed, report)
+        standing = _here(objective, settings, folder, place, seed, report)
     else:
         from raysys.text.training.distributed import train_distributed
 
-        standing = train_distributed(objective, settings, folder, scratch, seed, resources)
-    shutil.rmtree(scratch, ignore_errors=True)
+        standing = train_distributed(objective, settings, folder, place, seed, resources)
+    shutil.rmtree(place, ignore_errors=True)
     return Fitted.of(folder, standing)
 
 
