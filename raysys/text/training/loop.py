@@ -63,7 +63,7 @@ class Standing:
         counted: how many they are.
         examples: trained on.
         tokens: trained on.
-        seconds: of steps, without evaluations and checkpoints.
+        seconds: of steps and their batches, without evaluations and checkpoints.
         elapsed: seconds of everything, of earlier attempts too.
         history: one entry an evaluation.
     """
@@ -128,7 +128,7 @@ class Loop:
         self._micro_limit = self.at.micro_batch_size
         self._shrunk = False  # within an epoch: what is collated ahead is too large
         self._want_checkpoint = False
-        self._checkpointed = time.monotonic()
+        self._checkpointed = self._clock = time.monotonic()
         self._feed = Feed(objective, self.order, world.device, world.rank)
 
     # ── the run ──────────────────────────────────────────────────────────────────────────────
@@ -148,6 +148,7 @@ class Loop:
                 with self._judging(_REFRESH):
                     self.objective.refresh(self.module, epoch)
             end = min(self.steps, (epoch + 1) * self.order.per_epoch)
+            self._clock = time.monotonic()
             for batches in self._feed.steps(self.at.step, end, self.at.micro_batch_size):
                 self._step(batches)
                 self.at.elapsed = before + time.monotonic() - began
@@ -157,6 +158,7 @@ class Loop:
                     self._write_checkpoint()
                 if self._patience_is_over() or self._shrunk:
                     break
+                self._clock = time.monotonic()
             self._shrunk = False
         best = self.at.best_step
         if self.settings.keep == "best" and best is not None and best != self.at.step:
@@ -210,7 +212,7 @@ class Loop:
     # ── one step ─────────────────────────────────────────────────────────────────────────────
 
     def _step(self, batches: list[MicroBatch]) -> None:
-        began, at = time.monotonic(), self.at
+        at = self.at
         rate = set_rates(self._optimiser, factor(self.settings, at.step, self.steps))
         loss, norm = self._gradients(batches)
         if not math.isfinite(loss) or not math.isfinite(norm):
@@ -223,7 +225,7 @@ class Loop:
         at.counted += 1
         at.examples += len(rows)
         at.tokens += int(self.order.lengths[rows].sum())
-        at.seconds += time.monotonic() - began
+        at.seconds += time.monotonic() - self._clock
         if self._progress is not None:
             self._progress(at.step, self.steps, f"{at.examples / at.seconds:,.0f} examples/s")
 
@@ -324,7 +326,7 @@ class Loop:
         if every.steps is not None:
             return step % every.steps == 0
         assert every.epochs is not None
-        each = every.epochs * self.order.per_epoch
+        each = every.epochs * self.order.per_epoch - 1e-9  # 0.1 · 30 is a little more than 3
         return int(step / each) > int((step - 1) / each)
 
     def _evaluate(self) -> None:

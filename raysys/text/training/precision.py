@@ -19,7 +19,7 @@ def computes_in_bf16(settings: TrainingSettings, device: torch.device) -> bool:
     with encoder.autocast(device):
         fast = torch.is_autocast_enabled(device.type)
     if settings.precision == "bf16" and not fast:
-        log.warning("bf16 is emulated on this hardware: slower than fp32, the same results as bf16")
+        log.warning("bf16 is emulated on this hardware, which is slower than fp32")
     return fast if settings.precision == "auto" else settings.precision == "bf16"
 
 

@@ -109,8 +109,9 @@ def _here(
     seed: int,
     report: Report | None,
 ) -> Standing:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.random.fork_rng(), progress.task(objective.title) as task:
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    device = torch.device("cuda" if gpus else "cpu")
+    with torch.random.fork_rng(gpus), progress.task(objective.title) as task:
 
         def advance(step: int, steps: int, note: str) -> None:
             task.total, task.note = steps, note
