@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).parent
+WRITES = r"^from benchmarks\.(text_results|result) import .*\bwrite_(text_)?result\b"
 
 
 def listing(folder: Path = HERE) -> list[tuple[str, str, str]]:
@@ -19,12 +20,13 @@ def listing(folder: Path = HERE) -> list[tuple[str, str, str]]:
     rows = []
     for script in sorted(folder.glob("[!_]*.py")):
         code = script.read_text(encoding="utf-8")
-        if not re.search(r"^from benchmarks\.result import .*\bwrite_result\b", code, re.MULTILINE):
+        if not re.search(WRITES, code, re.MULTILINE):
             continue
         what, _, rest = (ast.get_docstring(ast.parse(code)) or "").partition("\n\n")
         takes = " ".join(rest.partition("\n\n")[0].split())
-        result = folder / "results" / f"{script.stem}.json"
-        if result.is_file():
+        results = folder / "results"
+        places = (results / f"{script.stem}.json", results / "text" / f"{script.stem}.json")
+        for result in filter(Path.is_file, places):
             content = json.loads(result.read_text(encoding="utf-8"))
             machine = content["machine"]
             takes = f"{content['seconds']:.0f} s on {machine['cores']} cores of {machine['cpu']}"

@@ -13,15 +13,17 @@ import polars as pl
 import pytest
 
 from benchmarks import by_hand_polars
+from benchmarks.__main__ import listing
 from benchmarks.events_at_scale import WORDS, _Block, base_year, make_log, one_date, write_settings
 from benchmarks.measure import differences, fingerprint_events, measured
 from benchmarks.page import PAGE, PLOT, README, page, plot, readme, scale
 from benchmarks.result import RESULTS
+from benchmarks.text_results import merge_text_results
 from raysys.config import load_settings
 from raysys.stages.features import FeaturesSettings
 from raysys.stages.ingest import IngestSettings
 
-RESULT_FILES = sorted(RESULTS.glob("*.json"))
+RESULT_FILES = sorted([*RESULTS.glob("*.json"), *RESULTS.glob("text/*.json")])
 
 
 def test_the_page_is_what_the_results_say() -> None:
@@ -40,6 +42,53 @@ def test_results_keep_their_format(path) -> None:
     for figure in content["figures"]:
         assert figure.keys() == {"name", "value", "low", "high", "unit", "aim", "reference"}
         assert figure["low"] is None or figure["low"] <= figure["value"] <= figure["high"]
+
+
+def part(name: str, *figures: str, cpu: str = "one", seconds: float = 1.5) -> dict:
+    told = {"value": 1.0, "low": None, "high": None, "unit": "", "aim": "", "reference": ""}
+    return {
+        "command": f"python -m benchmarks.{name}", "commit": "abc", "date": "2026-01-01",
+        "machine": {"cpu": cpu, "cores": 2, "memory_gb": 1.0, "gpu": None}, "seconds": seconds,
+        "figures": [{"name": figure, **told} for figure in figures],
+    }  # fmt: skip
+
+
+def test_text_results_are_the_parts_together(tmp_path) -> None:
+    def put(name: str, content: dict) -> None:
+        (tmp_path / "text").mkdir(exist_ok=True)
+        (tmp_path / "text" / f"{name}.json").write_text(json.dumps(content))
+
+    put("b", part("b", "y"))
+    put("a", part("a", "x", "w", seconds=2))
+    for _ in range(2):  # nothing is counted twice
+        merged = json.loads(merge_text_results(tmp_path).read_text())
+        assert merged["command"] == "python -m benchmarks.a && python -m benchmarks.b"
+        assert [figure["name"] for figure in merged["figures"]] == ["x", "w", "y"]
+        assert merged["seconds"] == 3.5 and merged["commit"] == "abc"
+    put("a", part("a", "z"))
+    merged = json.loads(merge_text_results(tmp_path).read_text())
+    assert [figure["name"] for figure in merged["figures"]] == ["z", "y"]
+    put("a", part("a", "y"))
+    with pytest.raises(ValueError, match="more than one part has y"):
+        merge_text_results(tmp_path)
+    put("a", part("a", "x", cpu="other"))
+    with pytest.raises(ValueError, match="different machines"):
+        merge_text_results(tmp_path)
+
+
+def test_the_listing_knows_scripts_of_either_kind(tmp_path) -> None:
+    for name, line in (
+        ("one", "from benchmarks.result import Figure, write_result"),
+        ("two", "from benchmarks.text_results import write_text_result"),
+        ("none", "from benchmarks.result import Figure"),
+    ):
+        (tmp_path / f"{name}.py").write_text(f'"""What {name} is.\n\nA minute.\n"""\n{line}\n')
+    (tmp_path / "results" / "text").mkdir(parents=True)
+    (tmp_path / "results" / "text" / "two.json").write_text(json.dumps(part("two", "x")))
+    assert listing(tmp_path) == [
+        ("one", "What one is.", "A minute."),
+        ("two", "What two is.", "2 s on 2 cores of one"),
+    ]
 
 
 def at_scale(**values: float) -> list[dict]:
