@@ -1,0 +1,86 @@
+"""Text learners by name, and their models by folder. A learner is imported when it is asked for."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from raysys.config import parse_settings
+from raysys.errors import UserError
+from raysys.learners.text_protocol import Task, TextLearner, TextModel
+
+TEXT_LEARNERS = {
+    "tfidf_classifier": "raysys.learners.tfidf_classifier:TfidfClassifier",
+}
+FILE = "learner.json"
+
+
+def text_learner_class(name: str) -> type[TextLearner[Any]]:
+    """The class of a text learner.
+
+    Raises:
+        UserError: there is no such learner; names those that there are.
+    """
+    if name not in TEXT_LEARNERS:
+        known = ", ".join(TEXT_LEARNERS)
+        raise UserError(f"no text learner {name!r}", mend=f"choose among {known}")
+    module, _, attribute = TEXT_LEARNERS[name].partition(":")
+    found: type[TextLearner[Any]] = getattr(import_module(module), attribute)
+    return found
+
+
+def make_text_learner(
+    name: str, settings: dict[str, Any], *, task: Task | None = None, where: str = ""
+) -> TextLearner[Any]:
+    """A text learner with typed settings from a YAML mapping.
+
+    Args:
+        name: see `TEXT_LEARNERS`.
+        settings: as found under `learners.NAME`.
+        task: what it is to learn, where its settings do not say; one that knows several reads it
+            as its setting `task`.
+        where: what error messages name.
+
+    Raises:
+        UserError: unknown learner, bad settings, or a task that it cannot learn.
+    """
+    found = text_learner_class(name)
+    if task is not None:
+        if task not in found.tasks:
+            able = [each for each in TEXT_LEARNERS if task in text_learner_class(each).tasks]
+            raise UserError(
+                f"{name} cannot learn {task}",
+                where=where or name,
+                mend=f"it learns {' and '.join(found.tasks)}; {task} is learned by "
+                f"{', '.join(able) or 'none'}",
+            )
+        if "task" in found.settings_model.model_fields:
+            settings = {"task": task, **settings}
+    return found(parse_settings(found.settings_model, settings, where=where or name))
+
+
+def save_text_model(name: str, model: TextModel, folder: Path) -> None:
+    """Write a model and the name of its learner into a new or empty folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"learner": name, "task": model.task})
+    (folder / FILE).write_text(content + "\n", encoding="utf-8")
+    model.save(folder)
+
+
+def load_text_model(folder: Path) -> TextModel:
+    """What `save_text_model` wrote.
+
+    Raises:
+        UserError: it is no such folder.
+    """
+    try:
+        name = json.loads((folder / FILE).read_text(encoding="utf-8"))["learner"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"no text model: {FILE} cannot be read ({type(error).__name__})",
+            where=str(folder),
+            mend="give a folder that training of texts wrote",
+        ) from None
+    return text_learner_class(name).model_class.load(folder)
