@@ -101,3 +101,22 @@ def test_rows_without_label_teach_the_rating_alone(tmp_path) -> None:
     texts = of_texts("fresh organic", "tinned lime")
     assert not model.predict(texts)["rating"].equals(only.predict(texts)["rating"])
     assert model.predict(texts)["label"].to_pylist() == ["positive", "negative"]
+
+
+def test_a_stated_precision_is_kept(
+    tmp_path,
+) -> None:
+    """What is said is right that often; where the category is unsure its department may be."""
+    settings = {"choose": "precision", "precision": 0.9, "least": 5}
+    train, validation = titles(300, "train", 0), titles(300, "validation", 0)
+    learner = make_text_learner("tfidf_classifier", {"costs": (3.0,), "thresholds": settings})
+    model = learner.fit(train, validation, TextContext(tmp_path))
+    said = model.predict(validation)["label"].to_pylist()
+    for name in {label for label in said if label is not None}:
+        right = [
+            (truth + " > ").startswith(label + " > ")
+            for label, truth in zip(said, validation["label"].to_pylist(), strict=True)
+            if label == name
+        ]
+        assert np.mean(right) >= 0.9
+    assert None in said or any(" > " not in label for label in said)
