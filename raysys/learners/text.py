@@ -14,6 +14,7 @@ from raysys.learners.text_protocol import Task, TextLearner, TextModel
 TEXT_LEARNERS = {
     "tfidf_classifier": "raysys.learners.tfidf_classifier:TfidfClassifier",
     "text_classifier": "raysys.learners.text_classifier:TextClassifier",
+    "text_blend": "raysys.learners.text_blend:TextBlend",
 }
 FILE = "learner.json"
 
