@@ -15,6 +15,7 @@ TEXT_LEARNERS = {
     "tfidf_classifier": "raysys.learners.tfidf_classifier:TfidfClassifier",
     "text_classifier": "raysys.learners.text_classifier:TextClassifier",
     "text_blend": "raysys.learners.text_blend:TextBlend",
+    "pseudo_labels": "raysys.learners.pseudo_labels:PseudoLabels",
 }
 FILE = "learner.json"
 
