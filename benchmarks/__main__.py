@@ -24,12 +24,15 @@ def listing(folder: Path = HERE) -> list[tuple[str, str, str]]:
             continue
         what, _, rest = (ast.get_docstring(ast.parse(code)) or "").partition("\n\n")
         takes = " ".join(rest.partition("\n\n")[0].split())
-        results = folder / "results"
-        places = (results / f"{script.stem}.json", results / "text" / f"{script.stem}.json")
-        for result in filter(Path.is_file, places):
-            content = json.loads(result.read_text(encoding="utf-8"))
-            machine = content["machine"]
-            takes = f"{content['seconds']:.0f} s on {machine['cores']} cores of {machine['cpu']}"
+        contents = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for pattern in (f"{script.stem}.json", f"text/{script.stem}[.-]*json")
+            for path in sorted((folder / "results").glob(pattern))
+        ]
+        if contents:
+            seconds = sum(content["seconds"] for content in contents)
+            machine = contents[0]["machine"]
+            takes = f"{seconds:.0f} s on {machine['cores']} cores of {machine['cpu']}"
         rows.append((script.stem, " ".join(what.split()), takes))
     return rows
 

@@ -15,10 +15,14 @@ from benchmarks import result
 from benchmarks.result import Figure
 
 
-def write_text_result(figures: list[Figure], seconds: float) -> Path:
-    """Write the part of the script that runs, and `text.json` anew."""
+def write_text_result(figures: list[Figure], seconds: float, part: str = "") -> Path:
+    """Write the part of the script that runs, and `text.json` anew.
+
+    A script that can measure one of several things gives each a part of its own.
+    """
     (result.RESULTS / "text").mkdir(parents=True, exist_ok=True)
-    path = result.write_result(f"text/{Path(sys.argv[0]).stem}", figures, seconds)
+    name = "-".join(filter(None, (Path(sys.argv[0]).stem, part)))
+    path = result.write_result(f"text/{name}", figures, seconds)
     merge_text_results(result.RESULTS)
     return path
 

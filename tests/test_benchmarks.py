@@ -84,10 +84,11 @@ def test_the_listing_knows_scripts_of_either_kind(tmp_path) -> None:
     ):
         (tmp_path / f"{name}.py").write_text(f'"""What {name} is.\n\nA minute.\n"""\n{line}\n')
     (tmp_path / "results" / "text").mkdir(parents=True)
-    (tmp_path / "results" / "text" / "two.json").write_text(json.dumps(part("two", "x")))
+    for name in ("two-a", "two-b", "twofold"):
+        (tmp_path / "results" / "text" / f"{name}.json").write_text(json.dumps(part(name, "x")))
     assert listing(tmp_path) == [
         ("one", "What one is.", "A minute."),
-        ("two", "What two is.", "2 s on 2 cores of one"),
+        ("two", "What two is.", "3 s on 2 cores of one"),
     ]
 
 
