@@ -150,6 +150,19 @@ class UserFiles(Files):
         return self
 
 
+class TableFiles(Files):
+    """Files of any table, read by names of the reader's own."""
+
+    columns: dict[str, str]
+    """The reader's name → column of the file, or of its path."""
+
+    keys: tuple[str, ...] = ()
+    """Of the reader's names: those without which no row says anything."""
+
+    everything: bool = False
+    """Read all columns of the file, not only those that are named."""
+
+
 class RecordFiles(Settings):
     """What an adapter reads of nested records; its `Source.expand_…` flattens them.
 
@@ -185,13 +198,15 @@ class RecordItems(RecordFiles, ItemFiles):
     """Files of records some of which describe items."""
 
 
-AnyFiles = EventFiles | ItemFiles | UserFiles
+AnyFiles = EventFiles | ItemFiles | UserFiles | TableFiles
 
 
 def wanted(files: AnyFiles, derived: frozenset[str] = frozenset()) -> list[str] | None:
     """The columns that a mapping reads, in order, less `derived`; None: all of them."""
     if isinstance(files, RecordFiles):
         return [name for name in files.record if name not in derived]
+    if isinstance(files, TableFiles) and files.everything:
+        return None
     names = list(files.columns.values())
     if isinstance(files, EventFiles):
         names += files.items.values()
@@ -251,6 +266,8 @@ def needed(files: AnyFiles) -> list[str]:
     """The file's columns without which no row of it says anything."""
     if isinstance(files, RecordFiles):
         return list(files.needed)
+    if isinstance(files, TableFiles):
+        return [files.columns[key] for key in files.keys]
     keys = NEEDED if isinstance(files, EventFiles) else {"item_id", "user_id"}
     return [
         source

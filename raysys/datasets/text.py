@@ -382,7 +382,11 @@ def _quick_json(text: bytes, names: list[str], lines: int) -> pl.DataFrame | Non
         return None
     if frame.height != lines:
         return None
-    return frame.select(_value(name) for name in names)
+    frame = frame.select(_value(name) for name in names)
+    # polars writes objects and lists back as text without escaping what stands in their texts
+    if b"\\" in text and any(column.str.contains(r"^[\[{]").any() for column in frame):
+        return None
+    return frame
 
 
 def _structs(nested: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,436 @@
+"""Texts with labels out of a shop's files: what a task learns from, and what was put aside and why.
+
+A row that a task cannot learn from (no text, no label, a grade that is no number, a span outside
+its text) never stops a run: it goes to the quarantine with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import polars as pl
+
+from raysys.datasets import complete_journey, files
+from raysys.datasets.files import Part
+from raysys.datasets.labelled_files import LEVELS, LabelledFiles, TextColumns, TextSource
+from raysys.datasets.mapping import TableFiles
+from raysys.datasets.times import to_millis
+from raysys.errors import UserError
+
+QUARANTINE: Final[dict[str, Any]] = {
+    "reason": pl.String,
+    "source": pl.String,
+    "row": pl.Int64,
+    "raw": pl.String,
+}
+"""Columns of a quarantine: why, the file, the record's number, and what it said."""
+
+SPANS: Final = pl.List(pl.Struct({"start": pl.Int32, "end": pl.Int32, "label": pl.String}))
+DRAFT: Final[dict[str, Any]] = {
+    "text_id": pl.String,
+    "text": pl.String,
+    "label": pl.String,
+    "rating": pl.Float32,
+    "spans": SPANS,
+    "query": pl.String,
+    "item_id": pl.String,
+    "grade": pl.Float32,
+    "weight": pl.Float32,
+    "group": pl.String,
+    "time": pl.Int64,
+    "split": pl.String,
+    "source": pl.String,
+    "row": pl.Int64,
+}
+"""Columns of a draft: all that a source may say; null where it does not. `time`: UTC ms."""
+
+_RAW: Final = 300  # characters of a row that the quarantine keeps
+_BAD: Final = "_bad"
+
+
+@dataclass
+class Labelled:
+    """What was read.
+
+    Attributes:
+        rows: `DRAFT`; every row has what its task needs.
+        aside: `QUARANTINE`.
+        read: records in the files, aside among them.
+        notes: what was mended → how often.
+    """
+
+    rows: pl.DataFrame
+    aside: pl.DataFrame
+    read: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Reason → rows aside, the most frequent first."""
+        return dict(Counter(self.aside["reason"].to_list()).most_common())
+
+
+def find(sources: Sequence[TextSource]) -> list[list[Part]]:
+    """The files of every source.
+
+    Raises:
+        UserError: a path that names nothing, or a column that no file has.
+    """
+    return [_find(source) for source in sources]
+
+
+def _find(source: TextSource) -> list[Part]:
+    parts = files.find(source.table(), _derived(source))
+    if isinstance(source, LabelledFiles) and source.items is not None:
+        files.find(source.items.table())
+    return parts
+
+
+def read(
+    sources: Sequence[TextSource],
+    found: Sequence[Sequence[Part]],
+    task: str,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Labelled:
+    """All rows that a task can learn from, in the order of the files.
+
+    Args:
+        sources: what the YAML says.
+        found: their files, as `find` gave them.
+        task: classify, entities, sentiment or relevance.
+        advance: told how many more records were read.
+
+    Raises:
+        UserError: columns that the task needs and no source names; nothing to learn from.
+    """
+    drafts: list[pl.DataFrame] = []
+    aside: list[pl.DataFrame] = []
+    total = 0
+    notes: Counter[str] = Counter()
+    for number, (source, parts) in enumerate(zip(sources, found, strict=True)):
+        _check(source, task, where=f"sources.{number}")
+        texts = _item_texts(source)
+        for part in parts:
+            for rows, lost in blocks(source.table(), part, prepare=_prepare(source)):
+                draft = _draft(source, rows, part, task, texts, notes)
+                good = draft.filter(pl.col(_BAD).is_null())
+                drafts.append(good.select(list(DRAFT)))
+                aside += [_quarantine(draft.filter(pl.col(_BAD).is_not_null())), lost]
+                total += draft.height + lost.height
+                advance(draft.height + lost.height)
+    rows = pl.concat(drafts) if drafts else pl.DataFrame(schema=DRAFT)
+    labelled = Labelled(rows, pl.concat(aside or [_no_rows()]), total, dict(notes))
+    if not rows.height:
+        reasons = ", ".join(f"{name} {n:,}" for name, n in labelled.reasons.items())
+        raise UserError(
+            f"nothing to learn from: of {total:,} rows all were put aside ({reasons or 'none'})",
+            where="sources",
+            mend="check which column is the text and which the label",
+        )
+    return labelled
+
+
+def blocks(
+    table: TableFiles, part: Part, prepare: Callable[[pl.DataFrame], pl.DataFrame] | None = None
+) -> Iterable[tuple[pl.DataFrame, pl.DataFrame]]:
+    """A file's records, some at a time: with the column `_row` (1-based), and what is unreadable.
+
+    Args:
+        table: which columns.
+        part: the file.
+        prepare: adds what its adapter derives.
+    """
+    derived = frozenset({"title"}) if prepare else frozenset()
+    for block in files.read(part, table, derived):
+        lost = [(fault.reason, part.label, fault.row, fault.raw[:_RAW]) for fault in block.faults]
+        rows = block.rows
+        if rows.height:
+            rows = prepare(rows) if prepare else rows
+            rows = rows.with_columns(block.numbers.alias("_row"))
+        yield rows, pl.DataFrame(lost, schema=QUARANTINE, orient="row")
+
+
+def joined(rows: pl.DataFrame, columns: Sequence[str], separator: str) -> pl.Expr:
+    """The text of a row: one column as it is, or several without their outer blanks, joined.
+
+    Several columns of which all are empty give null.
+    """
+    if len(columns) == 1:
+        return _as_text(rows, columns[0])
+    texts = [_as_text(rows, name).str.strip_chars() for name in columns]
+    filled = [pl.when(text != "").then(text) for text in texts]
+    text = pl.concat_str(filled, separator=separator, ignore_nulls=True)
+    return pl.when(text != "").then(text)
+
+
+def unsayable(text: pl.Expr) -> pl.Expr:
+    """Whether a text says nothing: null or blank."""
+    return text.is_null() | (text.str.strip_chars() == "")
+
+
+def _derived(source: TextSource) -> frozenset[str]:
+    return frozenset() if isinstance(source, LabelledFiles) else frozenset({"title"})
+
+
+def _prepare(source: TextSource) -> Callable[[pl.DataFrame], pl.DataFrame] | None:
+    return None if isinstance(source, LabelledFiles) else complete_journey.with_titles
+
+
+def _check(source: TextSource, task: str, where: str) -> None:
+    """Refuse a source that cannot say what the task needs."""
+    lacks = {
+        "classify": () if source.label else ("label",),
+        "sentiment": () if source.label or source.rating else ("rating",),
+        "entities": (
+            () if source.spans or source.attributes or source.attribute_columns else ("spans",)
+        ),
+        "relevance": tuple(name for name in ("query", "grade") if not getattr(source, name)),
+    }[task]
+    if lacks:
+        raise UserError(
+            f"{task} needs to know which column is the {lacks[0]}",
+            where=where,
+            mend=f"add `{lacks[0]}: COLUMN`"
+            + (" (or `attributes`, or `attribute_columns`)" if lacks[0] == "spans" else ""),
+        )
+
+
+def _item_texts(source: TextSource) -> pl.DataFrame | None:
+    """Ids and texts of the items that judgements name, where they are in files of their own."""
+    if not isinstance(source, LabelledFiles) or source.items is None:
+        return None
+    items, found = source.items, []
+    table = items.table()
+    for part in files.find(table):
+        for rows, _ in blocks(table, part):
+            if rows.height:
+                text = joined(rows, items.text, items.join)
+                found.append(rows.select(item_id=_as_text(rows, items.id), text=text))
+    if not found:
+        raise UserError("no items could be read", where="items", mend="check the files")
+    return pl.concat(found).unique("item_id", keep="first", maintain_order=True)
+
+
+def _draft(
+    source: TextSource,
+    rows: pl.DataFrame,
+    part: Part,
+    task: str,
+    items: pl.DataFrame | None,
+    notes: Counter[str],
+) -> pl.DataFrame:
+    """`DRAFT`, and `_bad`: why the row cannot be used, else null; `_raw`: what it said."""
+    if not rows.height:
+        return pl.DataFrame(schema={**DRAFT, _BAD: pl.String, "_raw": pl.String})
+
+    def told(name: str | None) -> pl.Expr:
+        return _as_text(rows, name).str.strip_chars() if name else pl.lit(None, dtype=pl.String)
+
+    def number(name: str | None) -> pl.Expr:
+        value = told(name).cast(pl.Float32, strict=False)
+        return pl.when(value.is_finite()).then(value)
+
+    key = pl.lit(f"{part.key}-") + pl.col("_row").cast(pl.String)
+    raw = pl.concat_str([told(name) for name in dict.fromkeys(source.roles().values())],
+                        separator=" | ", ignore_nulls=True)  # fmt: skip
+    frame = rows.select(
+        text=joined(rows, source.text, source.join) if source.text else pl.lit(None, pl.String),
+        label=_label(source, rows),
+        rating=number(source.rating),
+        query=told(source.query),
+        item_id=told(source.item),
+        grade=number(source.grade),
+        weight=number(source.weight) if source.weight else pl.lit(1.0, pl.Float32),
+        group=told(source.group),
+        split=told(source.split) if source.split else pl.lit(source.in_split, pl.String),
+        text_id=pl.coalesce(told(source.id), key) if source.id else key,
+        source=pl.lit(part.label),
+        row="_row",
+        _raw=raw.str.slice(0, _RAW),
+    )
+    moments = to_millis(rows[source.time], source.time_format) if source.time else None
+    frame = frame.with_columns(
+        pl.Series("time", [None], dtype=pl.Int64).new_from_index(0, rows.height)
+        if moments is None
+        else moments.alias("time")
+    )
+    if items is not None:
+        frame = frame.drop("text").join(items, on="item_id", how="left", maintain_order="left")
+    if task == "sentiment" and not source.label:
+        frame = frame.with_columns(label=_of_rating(source.rating_classes))
+    spans: list[list[dict[str, Any]] | None] = [None] * rows.height
+    bad_spans: list[str | None] = [None] * rows.height
+    if task == "entities":
+        spans, bad_spans = _spans(source, rows, frame["text"].to_list(), notes)
+    frame = frame.with_columns(
+        pl.Series("spans", spans, dtype=SPANS), pl.Series("_spans", bad_spans, dtype=pl.String)
+    )
+    return frame.with_columns(_reason(source, task).alias(_BAD)).select(*DRAFT, _BAD, "_raw")
+
+
+def _reason(source: TextSource, task: str) -> pl.Expr:
+    """The first thing that is wrong with a row of a draft, by name; null: nothing."""
+    unknown = pl.col("item_id").is_not_null() & pl.col("text").is_null()
+    wrong: list[tuple[pl.Expr, str]] = []
+    if isinstance(source, LabelledFiles) and source.items is not None:
+        wrong.append((unknown, "unknown_item"))
+    wrong.append((unsayable(pl.col("text")), "empty_text"))
+    if task == "sentiment" and not source.label:
+        wrong.append((pl.col("rating").is_null(), "rating_not_a_number"))
+        wrong.append((pl.col("label").is_null(), "rating_above_all_classes"))
+    elif task in ("classify", "sentiment"):
+        wrong.append((unsayable(pl.col("label")), "label_missing"))
+    elif task == "relevance":
+        wrong.append((unsayable(pl.col("query")), "empty_query"))
+        wrong.append((pl.col("grade").is_null(), "grade_not_a_number"))
+        heavy = pl.col("weight").is_null() | (pl.col("weight") <= 0)
+        wrong.append((heavy, "weight_not_above_zero"))
+    if source.split:
+        wrong.append((unsayable(pl.col("split")), "split_missing"))
+    if source.time:
+        wrong.append((pl.col("time").is_null(), "time_unreadable"))
+    reason: pl.Expr = pl.col("_spans")
+    for condition, name in reversed(wrong):
+        reason = pl.when(condition).then(pl.lit(name)).otherwise(reason)
+    return reason
+
+
+def _label(source: TextColumns, rows: pl.DataFrame) -> pl.Expr:
+    """The label's levels with `LEVELS` between; it ends before the first level that is empty."""
+    if not source.label:
+        return pl.lit(None, dtype=pl.String)
+    levels = [_as_text(rows, name).str.strip_chars() for name in source.label]
+    if source.label_separator:
+        path = levels[0].str.split(source.label_separator)
+        path = path.list.eval(pl.element().str.strip_chars())
+        path = path.list.eval(pl.element().filter(pl.element() != ""))
+        label = path.list.join(LEVELS)
+    else:
+        label, ended = levels[0], unsayable(levels[0])
+        for level in levels[1:]:
+            ended = ended | unsayable(level)
+            label = pl.when(ended).then(label).otherwise(label + LEVELS + level)
+    if source.label_names:
+        label = label.replace(source.label_names)
+    return label
+
+
+def _of_rating(classes: Mapping[str, float]) -> pl.Expr:
+    """The first class whose highest rating is not below the row's."""
+    label: pl.Expr = pl.lit(None, dtype=pl.String)
+    for name, highest in reversed(list(classes.items())):
+        label = pl.when(pl.col("rating") <= highest).then(pl.lit(name)).otherwise(label)
+    return label
+
+
+def _spans(
+    source: TextColumns, rows: pl.DataFrame, texts: list[str | None], notes: Counter[str]
+) -> tuple[list[list[dict[str, Any]] | None], list[str | None]]:
+    """Spans of every row, and why they cannot be used."""
+    n = rows.height
+    columns = {name: rows[column].to_list() for name, column in source.attribute_columns.items()}
+    whole = source.spans or source.attributes
+    told = rows[whole].to_list() if whole else [None] * n
+    spans: list[list[dict[str, Any]] | None] = []
+    bad: list[str | None] = []
+    for at, text in enumerate(texts):
+        try:
+            content = _parsed(told[at])
+            if source.spans:
+                found = _checked(content or [], text or "")
+            else:
+                values = dict(content or {})
+                values |= {name: column[at] for name, column in columns.items()}
+                found = _located(text or "", _values(values, source.no_value), notes)
+        except _OutsideError:
+            spans.append(None)
+            bad.append("span_outside_text")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            spans.append(None)
+            bad.append("spans_unreadable")
+        else:
+            spans.append(found)
+            bad.append(None)
+    return spans, bad
+
+
+class _OutsideError(Exception):
+    """A span is not within its text."""
+
+
+def _parsed(value: object) -> Any:
+    """JSON where a file holds text; Parquet has lists and mappings of its own."""
+    if isinstance(value, str):
+        return json.loads(value) if value.strip() else None
+    return value
+
+
+def _checked(content: Iterable[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
+    found = []
+    for span in content:
+        start, end, label = int(span["start"]), int(span["end"]), str(span["label"]).strip()
+        if not 0 <= start < end <= len(text):
+            raise _OutsideError
+        if not label:
+            raise ValueError("a span without a label")
+        found.append({"start": start, "end": end, "label": label})
+    return sorted(found, key=lambda span: (span["start"], span["end"]))
+
+
+def _values(attributes: Mapping[str, Any], none: Sequence[str]) -> dict[str, list[str]]:
+    """Attribute → its values: of a text, a list, or a mapping whose keys they are."""
+    found: dict[str, list[str]] = {}
+    for name, told in attributes.items():
+        listed = [told] if isinstance(told, str) else list(told) if told is not None else []
+        if isinstance(told, Mapping):  # Parquet gives every row all keys, most of them null
+            listed = [value for value, weight in told.items() if weight is not None]
+        values = [str(value) for value in listed if value is not None]
+        kept = [value for value in values if value.strip() not in none]
+        if kept:
+            found[str(name)] = kept
+    return found
+
+
+def _located(
+    text: str, values: Mapping[str, Sequence[str]], notes: Counter[str]
+) -> list[dict[str, Any]]:
+    """Where a text holds its attributes' values: longer ones first, no two overlap."""
+    wanted = [(value.strip(), name) for name, listed in values.items() for value in listed]
+    taken: list[dict[str, Any]] = []
+    lowered = text.lower() if len(text.lower()) == len(text) else text
+    for value, name in sorted(wanted, key=lambda pair: -len(pair[0])):
+        needle = value.lower() if lowered is not text else value
+        start = lowered.find(needle)
+        while start >= 0 and any(
+            s["start"] < start + len(needle) and start < s["end"] for s in taken
+        ):
+            start = lowered.find(needle, start + 1)
+        if start < 0:
+            notes["attribute_value_not_in_text"] += 1
+            continue
+        taken.append({"start": start, "end": start + len(needle), "label": name})
+    return sorted(taken, key=lambda span: span["start"])
+
+
+def _as_text(rows: pl.DataFrame, name: str) -> pl.Expr:
+    """A column as text; whole floats lose their `.0`, so that ids and classes match."""
+    kind = rows.schema[name]
+    text = pl.col(name).cast(pl.String, strict=False)
+    if kind.is_float():
+        whole = pl.col(name).cast(pl.Int64, strict=False)
+        return pl.when(whole == pl.col(name)).then(whole.cast(pl.String)).otherwise(text)
+    if kind.is_nested():
+        return pl.col(name).map_elements(str, return_dtype=pl.String)
+    return text
+
+
+def _quarantine(bad: pl.DataFrame) -> pl.DataFrame:
+    return bad.select(reason=_BAD, source="source", row="row", raw="_raw")
+
+
+def _no_rows() -> pl.DataFrame:
+    return pl.DataFrame(schema=QUARANTINE)
