@@ -189,6 +189,27 @@ def evaluate(
     _run("evaluate", config, workspace, force=force, quiet=quiet, verbose=verbose)
 
 
+text_app = typer.Typer(help="Learn from texts: classes, entities, sentiment, relevance.")
+app.add_typer(text_app, name="text")
+
+
+@text_app.callback()
+def text() -> None:
+    """Learn from texts: classes, entities, sentiment, relevance."""
+
+
+@text_app.command()
+def fit(
+    config: Config = PRESET,
+    workspace: Folder = WORKSPACE,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Fit a text task's learners, judge them, publish the best."""
+    _run("text", config, workspace, force=force, quiet=quiet, verbose=verbose)
+
+
 @app.command()
 def deploy(
     config: Config = "serve_configs/local.yaml",
@@ -252,6 +273,8 @@ def _run(
             if hasattr(module, "folder_of"):  # a stage with a folder for each of its outcomes
                 folder = module.folder_of(settings, Workspace(workspace))
             terminal.show_manifest(console, manifest, folder)
+            if hasattr(module, "show"):  # a stage that has more to say than counts
+                module.show(manifest, console)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@
     registry/bundles/<id>/learners/NAME/  one folder a fitted learner
     registry/bundles/<id>/ensemble.json   weights of the full ensemble and of every fallback
     registry/bundles/<id>/search/         words and vectors of the catalogue
+    registry/bundles/<id>/text.json, model/  of a text task, instead of all these: see `TextBundle`
     registry/champion.json                a pointer: which bundle has this name, and had it before
 
 A bundle is written beside its place, hashed, then renamed into it: readers see all of it or
@@ -24,7 +25,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -39,12 +40,19 @@ if TYPE_CHECKING:
     from raysys.ensemble import Ensemble
     from raysys.features.live import LiveFeatures
     from raysys.learners.protocol import Model, TextEncoder
+    from raysys.learners.text_protocol import Task, TextModel
     from raysys.retrieval.search import Search
 
 SAFE = frozenset(
     {".arrow", ".json", ".npy", ".parquet", ".safetensors", ".txt", ".ubj", ".usearch", ".yaml"}
 )
 """What a bundle may hold: formats whose readers run no code of the file."""
+
+TEXT = "text"
+"""Surface of bundles of text tasks."""
+
+TEXT_FILE = "text.json"
+MODEL_FOLDER = "model"
 
 _History = list[dict[str, str]]  # where `list` is a method's name
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,99}")
@@ -315,6 +323,12 @@ class Bundle:
         from raysys.retrieval.search import Search
 
         manifest = verify(folder)
+        if manifest.surface == TEXT:
+            raise UserError(
+                f"{folder.name} is of a text task and ranks nothing",
+                where=str(folder),
+                mend="name it under `text` of a serve config, or give it to `raysys score`",
+            )
         features = LiveFeatures.load(folder / "features")
         learners = {
             name: load_model(name, folder / "learners" / name, features.catalogue)
@@ -331,6 +345,67 @@ class Bundle:
             ensemble=Ensemble.load(folder / "ensemble.json"),
             search=Search.load(folder / "search", cast("TextEncoder | None", encoder)),
         )
+
+
+@dataclass(frozen=True)
+class TextBundle:
+    """A fitted text task, in memory.
+
+    Attributes:
+        id: the bundle's id.
+        manifest: what it says of itself.
+        task: classify, entities, sentiment or relevance.
+        model: predicts; thread-safe.
+        columns: which columns of a shop's files were its text, joined by `join`.
+        join: between texts of several columns.
+    """
+
+    id: str
+    manifest: BundleManifest
+    task: Task
+    model: TextModel
+    columns: tuple[str, ...]
+    join: str
+
+    @classmethod
+    def load(cls, folder: Path) -> TextBundle:
+        """Verify every file of the bundle, then load it.
+
+        Raises:
+            UserError: a file is missing, added or changed, or it is no bundle of a text task.
+        """
+        from raysys.learners.text import load_text_model
+
+        manifest = verify(folder)
+        if manifest.surface != TEXT:
+            raise UserError(
+                f"{folder.name} is no bundle of a text task, but of {manifest.surface!r}",
+                where=str(folder),
+                mend="give one that `raysys text fit` published",
+            )
+        content = json.loads((folder / TEXT_FILE).read_text(encoding="utf-8"))
+        model = load_text_model(folder / MODEL_FOLDER)
+        columns = tuple(content["columns"])
+        return cls(manifest.id, manifest, content["task"], model, columns, content["join"])
+
+
+def write_text(
+    folder: Path, name: str, model: TextModel, columns: Sequence[str], join: str
+) -> None:
+    """Fill the empty folder of a text task's bundle.
+
+    Args:
+        folder: see `Registry.publish`.
+        name: of the model's learner.
+        model: fitted.
+        columns: which columns of the files were the text.
+        join: between them.
+    """
+    from raysys.learners.text import save_text_model
+
+    save_text_model(name, model, folder / MODEL_FOLDER)
+    content = {"task": model.task, "columns": list(columns), "join": join}
+    (folder / TEXT_FILE).write_text(json.dumps(content, ensure_ascii=False) + "\n", "utf-8")
 
 
 def write_search(folder: Path, catalogue: Catalogue, encoder: TextEncoder | None) -> None:

@@ -68,6 +68,11 @@ class Workspace:
         return self.root / "train"
 
     @property
+    def text(self) -> Path:
+        """Text tasks, one folder each: rows by split, models, predictions, report."""
+        return self.root / "text"
+
+    @property
     def registry(self) -> Path:
         """Bundles and the pointers that name them."""
         return self.root / "registry"

@@ -48,6 +48,9 @@ DRAFT: Final[dict[str, Any]] = {
 }
 """Columns of a draft: all that a source may say; null where it does not. `time`: UTC ms."""
 
+Locate = Callable[[str, Mapping[str, Sequence[str]]], tuple[list[dict[str, Any]], int]]
+"""Spans {start, end, label} of a text from attribute → values, and how many values it lacks."""
+
 _RAW: Final = 300  # characters of a row that the quarantine keeps
 _BAD: Final = "_bad"
 
@@ -74,6 +77,23 @@ class Labelled:
         return dict(Counter(self.aside["reason"].to_list()).most_common())
 
 
+@dataclass(frozen=True)
+class _Reader:
+    """What is the same for all files of a task."""
+
+    task: str
+    locate: Locate | None
+    notes: Counter[str]
+
+    def located(self, text: str, values: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+        """Spans of attribute values; counts those that the text does not hold."""
+        if self.locate is None:
+            raise TypeError("no way to locate values was given")
+        spans, missed = self.locate(text, values)
+        self.notes["attribute_value_not_in_text"] += missed
+        return spans
+
+
 def find(sources: Sequence[TextSource]) -> list[list[Part]]:
     """The files of every source.
 
@@ -94,6 +114,7 @@ def read(
     sources: Sequence[TextSource],
     found: Sequence[Sequence[Part]],
     task: str,
+    locate: Locate | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Labelled:
     """All rows that a task can learn from, in the order of the files.
@@ -102,6 +123,7 @@ def read(
         sources: what the YAML says.
         found: their files, as `find` gave them.
         task: classify, entities, sentiment or relevance.
+        locate: finds the values of attributes, where sources have these instead of spans.
         advance: told how many more records were read.
 
     Raises:
@@ -111,12 +133,13 @@ def read(
     aside: list[pl.DataFrame] = []
     total = 0
     notes: Counter[str] = Counter()
+    reader = _Reader(task, locate, notes)
     for number, (source, parts) in enumerate(zip(sources, found, strict=True)):
         _check(source, task, where=f"sources.{number}")
         texts = _item_texts(source)
         for part in parts:
             for rows, lost in blocks(source.table(), part, prepare=_prepare(source)):
-                draft = _draft(source, rows, part, task, texts, notes)
+                draft = _draft(source, rows, part, reader, texts)
                 good = draft.filter(pl.col(_BAD).is_null())
                 drafts.append(good.select(list(DRAFT)))
                 aside += [_quarantine(draft.filter(pl.col(_BAD).is_not_null())), lost]
@@ -219,9 +242,8 @@ def _draft(
     source: TextSource,
     rows: pl.DataFrame,
     part: Part,
-    task: str,
+    reader: _Reader,
     items: pl.DataFrame | None,
-    notes: Counter[str],
 ) -> pl.DataFrame:
     """`DRAFT`, and `_bad`: why the row cannot be used, else null; `_raw`: what it said."""
     if not rows.height:
@@ -260,16 +282,16 @@ def _draft(
     )
     if items is not None:
         frame = frame.drop("text").join(items, on="item_id", how="left", maintain_order="left")
-    if task == "sentiment" and not source.label:
+    if reader.task == "sentiment" and not source.label:
         frame = frame.with_columns(label=_of_rating(source.rating_classes))
     spans: list[list[dict[str, Any]] | None] = [None] * rows.height
     bad_spans: list[str | None] = [None] * rows.height
-    if task == "entities":
-        spans, bad_spans = _spans(source, rows, frame["text"].to_list(), notes)
+    if reader.task == "entities":
+        spans, bad_spans = _spans(source, rows, frame["text"].to_list(), reader)
     frame = frame.with_columns(
         pl.Series("spans", spans, dtype=SPANS), pl.Series("_spans", bad_spans, dtype=pl.String)
     )
-    return frame.with_columns(_reason(source, task).alias(_BAD)).select(*DRAFT, _BAD, "_raw")
+    return frame.with_columns(_reason(source, reader.task).alias(_BAD)).select(*DRAFT, _BAD, "_raw")
 
 
 def _reason(source: TextSource, task: str) -> pl.Expr:
@@ -328,7 +350,7 @@ def _of_rating(classes: Mapping[str, float]) -> pl.Expr:
 
 
 def _spans(
-    source: TextColumns, rows: pl.DataFrame, texts: list[str | None], notes: Counter[str]
+    source: TextColumns, rows: pl.DataFrame, texts: list[str | None], reader: _Reader
 ) -> tuple[list[list[dict[str, Any]] | None], list[str | None]]:
     """Spans of every row, and why they cannot be used."""
     n = rows.height
@@ -345,7 +367,7 @@ def _spans(
             else:
                 values = dict(content or {})
                 values |= {name: column[at] for name, column in columns.items()}
-                found = _located(text or "", _values(values, source.no_value), notes)
+                found = reader.located(text or "", _values(values, source.no_value))
         except _OutsideError:
             spans.append(None)
             bad.append("span_outside_text")
@@ -389,31 +411,10 @@ def _values(attributes: Mapping[str, Any], none: Sequence[str]) -> dict[str, lis
         if isinstance(told, Mapping):  # Parquet gives every row all keys, most of them null
             listed = [value for value, weight in told.items() if weight is not None]
         values = [str(value) for value in listed if value is not None]
-        kept = [value for value in values if value.strip() not in none]
+        kept = [value for value in values if value.strip().lower() not in none]
         if kept:
             found[str(name)] = kept
     return found
-
-
-def _located(
-    text: str, values: Mapping[str, Sequence[str]], notes: Counter[str]
-) -> list[dict[str, Any]]:
-    """Where a text holds its attributes' values: longer ones first, no two overlap."""
-    wanted = [(value.strip(), name) for name, listed in values.items() for value in listed]
-    taken: list[dict[str, Any]] = []
-    lowered = text.lower() if len(text.lower()) == len(text) else text
-    for value, name in sorted(wanted, key=lambda pair: -len(pair[0])):
-        needle = value.lower() if lowered is not text else value
-        start = lowered.find(needle)
-        while start >= 0 and any(
-            s["start"] < start + len(needle) and start < s["end"] for s in taken
-        ):
-            start = lowered.find(needle, start + 1)
-        if start < 0:
-            notes["attribute_value_not_in_text"] += 1
-            continue
-        taken.append({"start": start, "end": start + len(needle), "label": name})
-    return sorted(taken, key=lambda span: span["start"])
 
 
 def _as_text(rows: pl.DataFrame, name: str) -> pl.Expr:

@@ -62,7 +62,7 @@ class TextColumns(Settings):
         attributes: column with a mapping of attributes to values (a text, a list of texts, or a
             mapping whose keys they are); values become spans wherever the text holds them.
         attribute_columns: attribute → column that holds its value.
-        no_value: what a value says where there is none.
+        no_value: what a value says where there is none, in lower case.
         query: column of the query.
         item: column of the item's id; null: the text stands for it.
         grade: column of how well the item answers the query: a number, higher is better.
@@ -85,7 +85,7 @@ class TextColumns(Settings):
     spans: str | None = None
     attributes: str | None = None
     attribute_columns: dict[str, str] = {}
-    no_value: tuple[str, ...] = ("", "n/a", "N/A", "none", "null")
+    no_value: tuple[str, ...] = ("", "n/a", "na", "none", "null", "-", "unknown")
     query: str | None = None
     item: str | None = None
     grade: str | None = None

@@ -1,0 +1,482 @@
+"""`raysys text fit`: from a shop's texts to a fitted, judged and published text task."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, field_validator, model_validator
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from raysys import schema
+from raysys.cluster import Resources, ray_session
+from raysys.config import StageSettings
+from raysys.datasets import files, labelled
+from raysys.datasets.labelled_files import TextSource
+from raysys.datasets.splits import (
+    SPLITS,
+    Divided,
+    SplitSettings,
+    components,
+    distinct,
+    divide,
+    sampled,
+)
+from raysys.evaluation.text_judge import CRITERION, TextJudge, TextVerdict
+from raysys.evaluation.text_report import NAMES, TextEvaluation, conclusion, write_text_report
+from raysys.learners.text import load_text_model, make_text_learner, save_text_model
+from raysys.learners.text_protocol import Task, TextContext, TextLearner, TextModel
+from raysys.progress import task
+from raysys.registry import TEXT, Registry, write_text
+from raysys.stages.train import ResourceSettings
+from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
+from raysys.text.spans import attributes_to_spans
+
+log = logging.getLogger("raysys")
+
+ROWS = "rows.parquet"
+_COLUMNS = 4  # figures in the terminal's table
+_WIDE = 160
+
+
+class TextSettings(StageSettings):
+    """The YAML of `raysys text fit`.
+
+    Attributes:
+        task: `classify` (one label a text, which may be a path in a hierarchy), `entities` (spans
+            of characters), `sentiment` (negative, neutral, positive, and a rating), `relevance`
+            (how well a text answers a query).
+        name: of the outcome's folder and of the pointer in the registry; null: `text-TASK`.
+        sources: where the texts are.
+        distinct: take what says the same (text, label, grade) once.
+        sample: fit on about so many rows at most; null: on all.
+        split: into train, validation and test.
+        learners: name → its settings.
+        resources: of every fit, through Ray Train; null: in this very process.
+        learner_resources: name → resources, for learners that need others.
+        resamples: draws of the intervals.
+        examples: how many of its errors the report shows.
+        seed: of everything random.
+    """
+
+    kind_name: ClassVar[str] = "text"
+
+    task: Task
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,60}$")
+    sources: tuple[TextSource, ...] = Field(min_length=1)
+    distinct: bool = False
+    sample: int | None = Field(None, ge=20)
+    split: SplitSettings = SplitSettings()
+    learners: dict[str, dict[str, Any]] = Field(min_length=1)
+    resources: ResourceSettings | None = None
+    learner_resources: dict[str, ResourceSettings] = Field(default_factory=dict)
+    resamples: int = Field(1000, ge=100, le=10_000)
+    examples: int = Field(20, ge=0, le=1000)
+    seed: int = Field(0, ge=0)
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_or_many(cls, sources: object) -> object:
+        return (sources,) if isinstance(sources, dict) else sources
+
+    @model_validator(mode="after")
+    def _names_are_learners(self) -> TextSettings:
+        for name in self.learner_resources:
+            if name not in self.learners:
+                raise ValueError(f"learner_resources.{name}: not among the learners above")
+        return self
+
+    @property
+    def title(self) -> str:
+        """Name of folder and pointer."""
+        return self.name or f"text-{self.task}"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted learner.
+
+    Attributes:
+        model: pure, thread-safe.
+        family: `transformer`, `baseline`, or `blend`.
+        seconds: that fitting took.
+        history: of its evaluations while it was trained; empty where there were none.
+    """
+
+    model: TextModel
+    family: str
+    seconds: float
+    history: list[dict[str, float]]
+
+
+def folder_of(settings: TextSettings, workspace: Workspace) -> Path:
+    """Where the outcome lies."""
+    return workspace.text / settings.title
+
+
+def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
+    """Read, divide, fit, choose, judge, publish, and point `text-TASK` at the bundle.
+
+    Learners that a killed run had fitted are not fitted again.
+
+    Raises:
+        UserError: files that are not there or do not fit, settings that no learner takes, data
+            that nothing learns from.
+    """
+    folder = folder_of(settings, workspace)
+    learners = {
+        name: make_text_learner(name, values, task=settings.task, where=f"learners.{name}")
+        for name, values in settings.learners.items()
+    }
+    found = labelled.find(settings.sources)
+    planned = Manifest(
+        stage="text",
+        inputs={part.label: files.fingerprint(part) for parts in found for part in parts},
+        settings=settings.model_dump(mode="json"),
+    )
+    registry = Registry(workspace.registry)
+    if not force and is_done(folder, planned):
+        done = read_manifest(folder)
+        if done.figures.get("bundle") in registry.list():
+            return done
+    started = time.monotonic()
+    work = _working_folder(folder, planned, force)
+    read, divided = _rows(settings, found)
+    tables = _tables(settings.task, divided.rows)
+    with _cluster_if_wanted(settings):
+        fits = {
+            name: _fit(name, learner, tables, settings, work) for name, learner in learners.items()
+        }
+    with task("text: judging", len(fits)) as judging:
+        outcome = judge(settings, divided.rows, tables, fits, judging.advance)
+    figures = outcome.figures()
+    with task("text: bundle") as publishing:
+        chosen = outcome.chosen
+        source = settings.sources[0]
+        columns = getattr(source, "items", None) or source
+        bundle = registry.publish(
+            lambda fresh: write_text(fresh, chosen, fits[chosen].model, columns.text, columns.join),
+            name_hint=settings.title,
+            surface=TEXT,
+            learners={chosen: fits[chosen].family},
+            data=planned.inputs,
+            settings=planned.settings,
+            figures=figures,
+        )
+        registry.point(settings.title, bundle)
+        publishing.note = bundle
+    aside = pl.concat([read.aside, divided.aside])
+    with replacing(folder) as fresh:
+        divided.rows.write_parquet(fresh / ROWS)
+        if aside.height:
+            aside.write_parquet(fresh / "quarantine.parquet")
+        for name, said in outcome.said.items():
+            (fresh / "predictions").mkdir(exist_ok=True)
+            pq.write_table(said, fresh / "predictions" / f"{name}.parquet", compression="zstd")
+        shutil.copytree(work / "models", fresh / "models")
+        planned.counts = _counts(read, divided, aside)
+        planned.figures = {
+            "task": settings.task,
+            "bundle": bundle,
+            "pointer": settings.title,
+            "split": divided.by,
+            "notes": list(divided.notes),
+            "mended": {name: count for name, count in read.notes.items() if count},
+            "seconds": {name: round(fit.seconds, 2) for name, fit in fits.items()},
+            **figures,
+        }
+        with task("text: report"):
+            write_text_report(_evaluation(settings, outcome, fits, divided, planned), fresh)
+        planned.seconds = round(time.monotonic() - started, 2)
+        planned.write(fresh)
+    shutil.rmtree(work.parent, ignore_errors=True)
+    return planned
+
+
+def _working_folder(folder: Path, planned: Manifest, force: bool) -> Path:
+    """Where this plan's models lie until it is done; those of other plans are removed."""
+    home = folder.with_name(f".{folder.name}.work")
+    work = home / planned.fingerprint
+    if home.exists():
+        for leftover in home.iterdir():
+            if leftover != work or force:
+                shutil.rmtree(leftover, ignore_errors=True)
+    (work / "models").mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def _rows(
+    settings: TextSettings, found: Sequence[Sequence[files.Part]]
+) -> tuple[labelled.Labelled, Divided]:
+    """What the sources say, divided."""
+    with task("text: reading") as reading:
+        read = labelled.read(settings.sources, found, settings.task, locate, reading.advance)
+        rows = distinct(read.rows, settings.task) if settings.distinct else read.rows
+        rows = sampled(rows, settings.sample, settings.seed)
+        reasons = [f"{count:,} {name}" for name, count in read.reasons.items()]
+        reading.note = f"{rows.height:,} of {read.read:,} rows" + (
+            f"; aside: {', '.join(reasons)}" if reasons else ""
+        )
+    taken = labelled.Labelled(rows, read.aside, read.read, read.notes)
+    with task("text: dividing") as dividing:
+        divided = divide(taken, settings.split, settings.task)
+        sizes = divided.rows["split"].value_counts().rows()
+        told = dict(sizes)
+        dividing.note = f"{divided.by}: " + ", ".join(f"{name} {told[name]:,}" for name in SPLITS)
+    for note in divided.notes:
+        log.warning("%s", note)
+    return taken, divided
+
+
+def locate(text: str, values: Mapping[str, Sequence[str]]) -> tuple[list[dict[str, Any]], int]:
+    """See `labelled.Locate`."""
+    located = attributes_to_spans(text, values, absent=())
+    return [vars(span) for span in located.spans], len(located.missed)
+
+
+def _tables(kind: Task, rows: pl.DataFrame) -> dict[str, pa.Table]:
+    """By split, `LABELLED_TEXTS` or `LABELLED_PAIRS`."""
+    target = schema.LABELLED_PAIRS if kind == "relevance" else schema.LABELLED_TEXTS
+    if kind == "relevance":
+        rows = rows.with_columns(pl.coalesce("item_id", "text").alias("item_id"))
+    return {
+        name: rows.filter(pl.col("split") == name).select(target.names).to_arrow().cast(target)
+        for name in SPLITS
+    }
+
+
+@contextlib.contextmanager
+def _cluster_if_wanted(settings: TextSettings) -> Iterator[None]:
+    """Ray, if any fit asks for resources."""
+    if settings.resources is None and not settings.learner_resources:
+        yield
+        return
+    with ray_session():
+        yield
+
+
+def _fit(
+    name: str,
+    learner: TextLearner[Any],
+    tables: Mapping[str, pa.Table],
+    settings: TextSettings,
+    work: Path,
+) -> Fit:
+    """Fit and save, or take what a killed run had saved."""
+    done, model_folder = work / "fits" / f"{name}.json", work / "models" / name
+    if done.is_file():
+        content = json.loads(done.read_text(encoding="utf-8"))
+        log.info("text: %s was fitted before this run was cut off", name)
+        return Fit(load_text_model(model_folder), learner.family, **content)
+    scratch = work / "scratch" / name
+    scratch.mkdir(parents=True, exist_ok=True)
+    wanted = settings.learner_resources.get(name, settings.resources)
+    resources: Resources | None = None if wanted is None else wanted.here()
+    began = time.monotonic()
+    with task(f"text: {name}") as fitting:
+        context = TextContext(scratch, settings.seed, resources)
+        model = learner.fit(tables["train"], tables["validation"], context)
+        shutil.rmtree(model_folder, ignore_errors=True)
+        save_text_model(name, model, model_folder)
+        fitted = getattr(model, "fitted", None)
+        history = list(fitted.history) if fitted is not None else []
+        fit = Fit(model, learner.family, time.monotonic() - began, history)
+        fitting.note = f"{len(tables['train']):,} texts"
+    write_atomic(done, json.dumps({"seconds": fit.seconds, "history": history}) + "\n")
+    shutil.rmtree(scratch, ignore_errors=True)
+    return fit
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What judging came to.
+
+    Attributes:
+        criterion: by which learners were compared.
+        chosen: the learner whose model is published.
+        baseline: the best baseline on validation; None where there is none.
+        validation, test: verdicts by learner.
+        gain: of the criterion on the test, the chosen one over the best baseline (or, where the
+            baseline was chosen, over the best other).
+        against: what `gain` compares with.
+        said: predictions for validation and test by learner, with what was true.
+        judge: of the test.
+    """
+
+    criterion: str
+    chosen: str
+    baseline: str | None
+    validation: Mapping[str, TextVerdict]
+    test: Mapping[str, TextVerdict]
+    gain: dict[str, float | None] | None
+    against: str | None
+    said: Mapping[str, pa.Table]
+
+    def figures(self) -> dict[str, Any]:
+        """For manifests."""
+
+        def told(verdicts: Mapping[str, TextVerdict]) -> dict[str, Any]:
+            return {
+                name: {key: figure.to_dict() for key, figure in verdict.figures.items()}
+                for name, verdict in verdicts.items()
+            }
+
+        return {
+            "criterion": self.criterion,
+            "chosen": self.chosen,
+            "baseline": self.baseline,
+            "gain": self.gain,
+            "against": self.against,
+            "validation": told(self.validation),
+            "test": told(self.test),
+        }
+
+
+def judge(
+    settings: TextSettings,
+    rows: pl.DataFrame,
+    tables: Mapping[str, pa.Table],
+    fits: Mapping[str, Fit],
+    advance: Any = lambda: None,
+) -> Outcome:
+    """Choose on validation, judge on test."""
+    unit = components(rows, settings.task)
+    least = 0.0
+    if settings.task == "relevance":
+        least = float(np.min(tables["train"]["grade"].to_numpy()))
+    judges = {
+        name: TextJudge(
+            settings.task,
+            tables[name],
+            _of(unit, rows, name),
+            least_grade=least,
+            resamples=settings.resamples,
+            seed=settings.seed,
+        )
+        for name in ("validation", "test")
+    }
+    asked = ["query", "text"] if settings.task == "relevance" else ["text"]
+    verdicts: dict[str, dict[str, TextVerdict]] = {"validation": {}, "test": {}}
+    said: dict[str, pa.Table] = {}
+    for name, fit in fits.items():
+        parts = []
+        for split, judging in judges.items():
+            predicted = fit.model.predict(tables[split].select(asked))
+            verdicts[split][name] = judging.verdict(predicted)
+            parts.append(_beside(tables[split], predicted))
+        said[name] = pa.concat_tables(parts)
+        advance()
+    criterion = CRITERION[settings.task]
+    value = {name: v.figures[criterion].value for name, v in verdicts["validation"].items()}
+    simple = [name for name, fit in fits.items() if fit.family == "baseline"]
+    baseline = max(simple, key=value.__getitem__) if simple else None
+    # where they are level the simpler one serves: it costs less
+    chosen = max(value, key=lambda name: (value[name], name == baseline))
+    others = [name for name in value if name != chosen]
+    against = baseline if chosen != baseline else max(others, key=value.__getitem__, default=None)
+    gain = None
+    if against is not None:
+        test = verdicts["test"]
+        gain = judges["test"].gain(test[chosen], test[against]).to_dict()
+    return Outcome(
+        criterion, chosen, baseline, verdicts["validation"], verdicts["test"], gain, against, said
+    )
+
+
+def _of(unit: npt.NDArray[np.int64], rows: pl.DataFrame, split: str) -> npt.NDArray[np.int64]:
+    return unit[(rows["split"] == split).to_numpy()]
+
+
+def _beside(truth: pa.Table, predicted: pa.Table) -> pa.Table:
+    """What was true and, as `predicted_…`, what was said."""
+    for name in predicted.column_names:
+        truth = truth.append_column(f"predicted_{name}", predicted[name])
+    return truth
+
+
+def _counts(read: labelled.Labelled, divided: Divided, aside: pl.DataFrame) -> dict[str, int]:
+    counts = {"rows": read.read}
+    counts |= {name: int((divided.rows["split"] == name).sum()) for name in SPLITS}
+    counts["aside"] = aside.height
+    reasons = (
+        aside["reason"].value_counts(sort=True).sort("count", "reason", descending=[True, False])
+    )
+    counts |= {f"aside.{reason}": int(count) for reason, count in reasons.rows()}
+    return counts
+
+
+def _evaluation(
+    settings: TextSettings,
+    outcome: Outcome,
+    fits: Mapping[str, Fit],
+    divided: Divided,
+    planned: Manifest,
+) -> TextEvaluation:
+    return TextEvaluation(
+        task=settings.task,
+        title=settings.title,
+        bundle=planned.figures["bundle"],
+        counts=planned.counts,
+        notes=divided.notes,
+        criterion=outcome.criterion,
+        chosen=outcome.chosen,
+        baseline=outcome.baseline,
+        against=outcome.against,
+        gain=outcome.gain,
+        families={name: fit.family for name, fit in fits.items()},
+        seconds={name: fit.seconds for name, fit in fits.items()},
+        histories={name: fit.history for name, fit in fits.items()},
+        validation=outcome.validation,
+        test=outcome.test,
+        said=outcome.said[outcome.chosen],
+        examples=settings.examples,
+    )
+
+
+def show(manifest: Manifest, console: Console) -> None:
+    """The learners on the test, best on validation first; who won, and where it went."""
+    figures = manifest.figures
+    criterion, chosen = figures["criterion"], figures["chosen"]
+    validation, test = figures["validation"], figures["test"]
+    names = sorted(test, key=lambda name: -validation[name][criterion]["value"])
+    keys = list(dict.fromkeys(key for name in names for key in test[name]))[:_COLUMNS]
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("learner", no_wrap=True)
+    for key in keys:
+        table.add_column(NAMES.get(key, key.replace("_", " ")), justify="right", no_wrap=True)
+    table.add_column("fit", justify="right", no_wrap=True)
+    for name in names:
+        cells = [_cell(test[name].get(key)) for key in keys]
+        style = "bold" if name == chosen else ""
+        table.add_row(escape(name), *cells, f"{figures['seconds'][name]:.1f} s", style=style)
+    # elsewhere than on a terminal nothing says how wide a line may be
+    console.print(table, width=None if console.is_terminal else _WIDE)
+    said = conclusion(chosen, figures["baseline"], figures["against"], figures["gain"], criterion)
+    console.print(escape(said), style="bold green", soft_wrap=True)
+    for note in figures["notes"]:
+        console.print(f"note: {escape(note)}", style="yellow", soft_wrap=True)
+    pointer, bundle = figures["pointer"], figures["bundle"]
+    console.print(f"  published: {escape(pointer)} → {escape(bundle)}", soft_wrap=True)
+
+
+def _cell(figure: Mapping[str, float | None] | None) -> str:
+    """A value and, where there is one, half its interval."""
+    if figure is None or figure["value"] is None:
+        return ""
+    low, high = figure["low"], figure["high"]
+    spread = "" if low is None or high is None else f" ±{(high - low) / 2:.3f}"
+    return f"{figure['value']:.3f}{spread}"
