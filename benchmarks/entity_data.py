@@ -1,0 +1,55 @@
+"""OA-Mine and AE-110k as labelled texts, in folds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.result import ROOT
+from raysys import schema
+from raysys.text.spans import attributes_to_spans
+
+DATA = Path(os.environ.get("RAYSYS_DATA") or ROOT.parent / "shared" / "data")
+SETS = {"oa_mine": "oa_mine_train.jsonl", "ae_110k": "ae_110k_train.jsonl"}
+
+
+def read(name: str) -> tuple[pa.Table, list[set[tuple[str, str]]], int]:
+    """Titles with their spans, their (value, attribute) pairs, and how many values were missed."""
+    rows, pairs, missed = [], [], 0
+    path = DATA / "entities" / SETS[name]
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        one = json.loads(line)
+        attributes = {key: list(values) for key, values in one["target_scores"].items()}
+        located = attributes_to_spans(one["input"], attributes)
+        missed += len(located.missed)
+        rows.append(
+            {
+                "text_id": str(number),
+                "text": one["input"],
+                "label": one["category"],
+                "rating": None,
+                "spans": [vars(span) for span in located.spans],
+                "group": one["input"],
+                "split": "train",
+            }
+        )
+        pairs.append({(v, k) for k, values in attributes.items() for v in values if v != "n/a"})
+    return pa.Table.from_pylist(rows, schema=schema.LABELLED_TEXTS), pairs, missed
+
+
+def folds(
+    table: pa.Table, n: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Row numbers to fit on, to choose thresholds by, to judge; equal titles stay together."""
+    _, group = np.unique(np.array(table["group"].to_pylist(), dtype=object), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    place = rng.permutation(group.max() + 1)[group]
+    for fold in range(n):
+        held = place % n == fold
+        valid = ~held & (place // n % 8 == fold % 8)
+        yield np.flatnonzero(~held & ~valid), np.flatnonzero(valid), np.flatnonzero(held)
