@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raysys.errors import UserError
-from raysys.text.entity_network import EntityNetwork, Pooling, Shape, Window, collate
+from raysys.text.entity_network import EntityNetwork, Pooling, Shape, Window, chain_of, collate
 from raysys.text.models import open_model
 from raysys.text.reader import LabelledText, Reader
 from raysys.text.span_probabilities import apart, candidates
@@ -38,7 +38,6 @@ class NetworkPlan:
         surface: see `Shape`.
         dropout: see `Shape`.
         model: the transformer, see `EntityTaggerSettings`; None: none.
-        trainable_layers: see `EntityNetwork`.
         pooling: see `EntityTaggerSettings`.
         where: the setting that names the model, for errors.
     """
@@ -48,7 +47,6 @@ class NetworkPlan:
     surface: int
     dropout: float
     model: str | None = None
-    trainable_layers: int = -1
     pooling: Pooling = "first"
     where: str = ""
 
@@ -81,7 +79,7 @@ class NetworkPlan:
 
     def build(self) -> EntityNetwork:
         """A network with a new head."""
-        return EntityNetwork(self.shape(), self.open()[0], self.trainable_layers)
+        return EntityNetwork(self.shape(), self.open()[0])
 
     @classmethod
     def of(cls, network: EntityNetwork, tags: Tags) -> NetworkPlan:
@@ -106,7 +104,7 @@ class NetworkPlan:
         }
         (folder / NETWORK).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         reader.save(folder)
-        if network.backbone is not None:
+        if network.has_transformer:
             network.backbone.save_pretrained(folder / TRANSFORMER)
             assert reader.tokenizer is not None
             reader.tokenizer.save_pretrained(folder / TRANSFORMER)
@@ -183,7 +181,7 @@ class EntityObjective(Objective):
 
     def loss(self, module: nn.Module, batch: Tensors) -> Tensor:
         """See `Objective.loss`."""
-        chain = module(batch)
+        chain = chain_of(module, batch)
         if self.plan.crf:
             tags = batch["tags"].clamp(min=0)
             return chain.negative_log_likelihood(tags).sum() / chain.lengths.sum()
@@ -201,7 +199,7 @@ class EntityObjective(Objective):
         for at in range(0, len(order), 64):
             windows = [self.judged[each] for each in order[at : at + 64]]
             batch = {k: v.to(device) for k, v in collate(windows, self.reader.pad).items()}
-            found = candidates(module(batch), self.plan.tags, self.longest)
+            found = candidates(chain_of(module, batch), self.plan.tags, self.longest)
             for window, spans in zip(windows, found, strict=True):
                 units = self.judged_units[window.text]
                 first, last = self.reader.owned(window, len(units))

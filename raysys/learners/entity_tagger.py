@@ -28,7 +28,7 @@ from raysys.learners.span_decisions import (
 )
 from raysys.learners.text_protocol import TextContext, TextLearner, TextModel
 from raysys.text.crf import Chain
-from raysys.text.entity_network import EntityNetwork, Pooling, Window, collate
+from raysys.text.entity_network import EntityNetwork, Pooling, Window, chain_of, collate
 from raysys.text.gazetteer import Gazetteer
 from raysys.text.models import PACKAGED
 from raysys.text.reader import Reader, labelled, require_spans, spans_in_units
@@ -64,7 +64,7 @@ class WordTaggerSettings(Settings):
 
     scheme: Scheme = "bio"
     crf: bool = True
-    surface: int = Field(96, ge=0, le=1024)
+    surface: int = Field(64, ge=0, le=1024)
     gazetteer: bool = True
     window: int = Field(96, ge=8, le=512)
     overlap: int = Field(24, ge=0, le=256)
@@ -80,15 +80,13 @@ class EntityTaggerSettings(WordTaggerSettings):
 
     Attributes:
         model: the packaged one, a folder, or an id of the Hugging Face hub.
-        trainable_layers: how many of its upper layers learn; -1: all, and the embeddings.
         pooling: a unit's vector is that of its first token, or the mean of all.
     """
 
     model: str = PACKAGED
-    trainable_layers: int = Field(-1, ge=-1)
     pooling: Pooling = "mean"
     training: TrainingSettings = TrainingSettings(
-        epochs=8, learning_rate=1e-4, head_learning_rate=5e-3, batch_size=16
+        epochs=6, learning_rate=2e-4, head_learning_rate=2e-3, batch_size=16, trainable_layers=4
     )
 
 
@@ -145,7 +143,7 @@ class EntityModel(TextModel):
             size = max(1, UNITS_PER_BATCH // len(windows[order[min(at + 63, len(order) - 1)]]))
             batch = [windows[each] for each in order[at : at + min(size, 64)]]
             tensors = {k: v.to(device) for k, v in collate(batch, self.reader.pad).items()}
-            done.append((batch, self.network(tensors)))
+            done.append((batch, chain_of(self.network, tensors)))
             at += len(batch)
         return done
 
@@ -307,6 +305,6 @@ class EntityTagger(_Tagger[EntityTaggerSettings]):
     def _plan(self, tags: Tags) -> NetworkPlan:
         s = self.settings
         return NetworkPlan(
-            tags, s.crf, s.surface, s.dropout, s.model, s.trainable_layers, s.pooling,
+            tags, s.crf, s.surface, s.dropout, s.model, s.pooling,
             where=f"learners.{self.name}.model",
         )  # fmt: skip

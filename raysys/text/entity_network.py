@@ -45,17 +45,14 @@ class EntityNetwork(nn.Module):
     Args:
         shape: see `Shape`.
         backbone: a Hugging Face encoder, or None.
-        trainable_layers: how many of its upper layers learn; -1: all, and the embeddings.
     """
 
-    def __init__(self, shape: Shape, backbone: Any | None, trainable_layers: int = -1) -> None:
+    def __init__(self, shape: Shape, backbone: Any | None) -> None:
         super().__init__()
         self.crf = shape.crf
-        self.backbone = backbone
-        width = 0
-        if backbone is not None:
-            width = int(backbone.config.hidden_size)
-            freeze(backbone, trainable_layers)
+        self.has_transformer = backbone is not None
+        self.backbone = backbone if backbone is not None else nn.Identity()
+        width = 0 if backbone is None else int(backbone.config.hidden_size)
         self.surface: nn.Embedding | None = None
         if shape.surface:
             self.surface = nn.Embedding(BUCKETS, shape.surface, padding_idx=0)
@@ -72,13 +69,13 @@ class EntityNetwork(nn.Module):
         self.register_buffer("allowed", torch.from_numpy(shape.tags.allowed()), persistent=False)
         self.transitions = nn.Parameter(torch.zeros(k + 1, k + 1), requires_grad=shape.crf)
 
-    def forward(self, batch: dict[str, Tensor]) -> Chain:
-        """Potentials of a batch made by `collate`."""
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Emissions and transitions of a batch made by `collate`; see `chain_of`."""
         lengths = batch["lengths"]
         _, u = batch["features"].shape[:2]
         inside = torch.arange(u, device=lengths.device)[None, :] < lengths[:, None]
         parts: list[Tensor] = []
-        if self.backbone is not None:
+        if self.has_transformer:
             hidden = self.backbone(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
             )[0].float()
@@ -87,7 +84,7 @@ class EntityNetwork(nn.Module):
             parts.extend(self._surface(batch["features"], inside))
         emissions = self.head(self.dropout(torch.cat(parts, 2))).float()
         transitions = self.transitions.masked_fill(~self.allowed, -torch.inf)  # type: ignore[operator]
-        return Chain(emissions, transitions, lengths)
+        return emissions, transitions
 
     def _surface(self, features: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
         """What each unit, its neighbours and the whole text look like: twice float32[b, u, d]."""
@@ -117,16 +114,9 @@ def _pool(hidden: Tensor, unit: Tensor, units: int) -> Tensor:
     return (sums / counts.clamp(min=1.0)[:, :, None])[:, :units]
 
 
-def freeze(backbone: Any, trainable_layers: int) -> None:
-    """Hold all but the upper layers still; a model whose layers cannot be told apart is left."""
-    layers = getattr(getattr(backbone, "encoder", None), "layer", None)
-    if trainable_layers < 0 or layers is None or trainable_layers >= len(layers):
-        return
-    for parameter in backbone.parameters():
-        parameter.requires_grad_(False)
-    for layer in list(layers)[len(layers) - trainable_layers :]:
-        for parameter in layer.parameters():
-            parameter.requires_grad_(True)
+def chain_of(network: nn.Module, batch: dict[str, Tensor]) -> Chain:
+    """The potentials of a batch, by an `EntityNetwork` or what wraps one."""
+    return Chain(*network(batch), batch["lengths"])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from functools import lru_cache
 from raysys.text.gazetteer import Match
 from raysys.text.units import Units
 
-BUCKETS = 1 << 15
+BUCKETS = 1 << 14
 LONGEST = 24
 """Characters of a unit that are looked at."""
 

@@ -1,4 +1,4 @@
-"""Taggers on a small made-up shop: learned quickly, exact to the character, the same when loaded."""
+"""Taggers on a small made-up shop: learned quickly, exact, the same when loaded."""
 
 from __future__ import annotations
 
