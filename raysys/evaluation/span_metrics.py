@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from raysys.evaluation.intervals import Bootstrap, Float64, Interval
+
+Texts: TypeAlias = Sequence[Collection[tuple[Hashable, ...]]]
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class SpanReport:
 
 
 def span_report(
-    truth: Sequence[Collection[tuple[Hashable, ...]]],
-    found: Sequence[Collection[tuple[Hashable, ...]]],
+    truth: Texts,
+    found: Texts,
     *,
     labels: Collection[str] | None = None,
     resamples: int = 1000,
@@ -70,23 +73,7 @@ def span_report(
     Raises:
         ValueError: not as many texts in one as in the other.
     """
-    if len(truth) != len(found):
-        raise ValueError(f"{len(truth)} texts with spans, {len(found)} with found ones")
-    names = sorted(
-        {str(span[-1]) for spans in (*truth, *found) for span in spans}
-        if labels is None
-        else set(labels)
-    )
-    number = {name: at for at, name in enumerate(names)}
-    # right, found, there are: by text and label
-    counts = np.zeros((len(truth), len(names), 3))
-    for row, (there, here) in enumerate(zip(truth, found, strict=True)):
-        gold, said = set(there), set(here)
-        for place, some in enumerate((gold & said, said, gold)):
-            for span in some:
-                at = number.get(str(span[-1]))
-                if at is not None:
-                    counts[row, at, place] += 1
+    names, counts = _counts(truth, found, labels)
     total = counts.sum(0)
     drawn = np.zeros((0, len(names), 3))
     if resamples and len(truth):
@@ -96,6 +83,45 @@ def span_report(
     occurs = total[:, 2] > 0
     macro = _macro(total[occurs], drawn[:, occurs])
     return SpanReport(_scores(total.sum(0), drawn.sum(1)), macro, by_label)
+
+
+def span_gain(
+    truth: Texts, found: Texts, other: Texts, *, resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """Micro F1 of `found` minus that of `other`, paired: both are judged on the same draws.
+
+    Raises:
+        ValueError: not as many texts in one as in the other.
+    """
+    both = [_counts(truth, each, None)[1].sum(1) for each in (found, other)]
+    mine, theirs = (_three(each.sum(0))[2] for each in both)
+    draws = Bootstrap(np.arange(len(truth)), resamples=resamples, seed=seed)
+    one, two = (_three(draws.replicate(each))[:, 2] for each in both)
+    low, high = np.quantile(one - two, [0.025, 0.975])
+    return Interval(float(mine - theirs), float(low), float(high))
+
+
+def _counts(
+    truth: Texts, found: Texts, labels: Collection[str] | None
+) -> tuple[list[str], Float64]:
+    """Labels; and by text and label how many are right, were found, there are."""
+    if len(truth) != len(found):
+        raise ValueError(f"{len(truth)} texts with spans, {len(found)} with found ones")
+    names = sorted(
+        {str(span[-1]) for spans in (*truth, *found) for span in spans}
+        if labels is None
+        else set(labels)
+    )
+    number = {name: at for at, name in enumerate(names)}
+    counts = np.zeros((len(truth), len(names), 3))
+    for row, (there, here) in enumerate(zip(truth, found, strict=True)):
+        gold, said = set(there), set(here)
+        for place, some in enumerate((gold & said, said, gold)):
+            for span in some:
+                at = number.get(str(span[-1]))
+                if at is not None:
+                    counts[row, at, place] += 1
+    return names, counts
 
 
 def _three(counts: Float64) -> Float64:

@@ -16,6 +16,7 @@ from raysys.text.units import Units
 
 Key = tuple[str, ...]
 WAYS = ("words", "numbers", "shape")
+DECIMALS = 2
 DOUBT = 1.0
 """A value seen n times and always labelled is trusted n / (n + DOUBT)."""
 
@@ -72,7 +73,7 @@ class Gazetteer:
     """Known values of all labels.
 
     Attributes:
-        longest: units of the longest value.
+        longest: units of the longest stretch that is looked up.
         labelled: in each way: key → label → how often it was labelled so.
         seen: in each way: key → at how many places it stands in the training texts.
     """
@@ -100,6 +101,8 @@ class Gazetteer:
                 for way, key in enumerate(_keys(units, first, last)):
                     if key is not None:
                         made.labelled[way].setdefault(key, Counter())[label] += 1
+        if made.longest:
+            made.longest += DECIMALS  # "8.5 oz" is as "20 oz", and longer
         for units, _ in all_texts:
             made._see(units, made.seen)
         return made
