@@ -105,7 +105,8 @@ class NetworkPlan:
         (folder / NETWORK).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         reader.save(folder)
         if network.has_transformer:
-            network.backbone.save_pretrained(folder / TRANSFORMER)
+            backbone: Any = network.backbone
+            backbone.save_pretrained(folder / TRANSFORMER)
             assert reader.tokenizer is not None
             reader.tokenizer.save_pretrained(folder / TRANSFORMER)
 

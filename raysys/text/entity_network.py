@@ -116,7 +116,8 @@ def _pool(hidden: Tensor, unit: Tensor, units: int) -> Tensor:
 
 def chain_of(network: nn.Module, batch: dict[str, Tensor]) -> Chain:
     """The potentials of a batch, by an `EntityNetwork` or what wraps one."""
-    return Chain(*network(batch), batch["lengths"])
+    emissions, transitions = network(batch)
+    return Chain(emissions, transitions, batch["lengths"])
 
 
 @dataclass(frozen=True)
