@@ -2,6 +2,19 @@
 
 from raysys.text.training.objective import Objective
 from raysys.text.training.run import Fitted, train
-from raysys.text.training.settings import LoraSettings, TrainingSettings
+from raysys.text.training.settings import (
+    CheckpointEvery,
+    EvaluateEvery,
+    LoraSettings,
+    TrainingSettings,
+)
 
-__all__ = ["Fitted", "LoraSettings", "Objective", "TrainingSettings", "train"]
+__all__ = [
+    "CheckpointEvery",
+    "EvaluateEvery",
+    "Fitted",
+    "LoraSettings",
+    "Objective",
+    "TrainingSettings",
+    "train",
+]

@@ -114,9 +114,12 @@ def _work(config: dict[str, Any]) -> None:
     if (scratch / STOPPED).exists():  # Ray Train would try again what cannot succeed
         return
     torch.set_num_threads(config["threads"])
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     context = ray.train.get_context()
     world = World(
-        device=ray.train.torch.get_device(),
+        device=device,
         rank=context.get_world_rank(),
         size=context.get_world_size(),
         sharded=settings.strategy == "fsdp",
@@ -173,19 +176,22 @@ def _watched(title: str, scratch: Path) -> Iterator[None]:
     with progress.task(title) as task:
 
         def look() -> None:
-            place = scratch / PROGRESS
-            while not over.wait(1.0):
-                if place.exists():
-                    step, task.total, task.note = _read(place)
-                    task.reach(step)
+            if (scratch / PROGRESS).exists():
+                step, task.total, task.note = _read(scratch / PROGRESS)
+                task.reach(step)
 
-        watcher = threading.Thread(target=look, name="watch-training", daemon=True)
+        def watch() -> None:
+            while not over.wait(1.0):
+                look()
+
+        watcher = threading.Thread(target=watch, name="watch-training", daemon=True)
         watcher.start()
         try:
             yield
         finally:
             over.set()
             watcher.join()
+            look()
 
 
 def _read(place: Path) -> Any:

@@ -137,8 +137,20 @@ class Loop:
         """Train to the end; afterwards the module holds the weights to be kept.
 
         Raises:
-            UserError: a loss that is no number; too little memory for one example.
+            UserError: a loss that is no number; too little memory.
         """
+        try:
+            return self._run()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"not enough memory for the model, its optimiser or an evaluation: {error}",
+                where=self.objective.title,
+                mend="take a smaller model, lora, or strategy: fsdp over several workers",
+            ) from error
+
+    def _run(self) -> Standing:
         began = time.monotonic()
         self._set_up()
         before = self.at.elapsed

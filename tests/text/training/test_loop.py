@@ -363,6 +363,15 @@ def test_out_of_memory_with_one_example(tmp_path: Path) -> None:
         train(Narrow(0, RuntimeError), TrainingSettings(**QUICK), tmp_path / "out")
 
 
+def test_out_of_memory_elsewhere(tmp_path: Path) -> None:
+    class Large(FindsWord):
+        def evaluate(self, module: nn.Module) -> Mapping[str, float]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    with pytest.raises(UserError, match="or an evaluation: CUDA out of memory"):
+        train(Large(), TrainingSettings(max_steps=1), tmp_path / "out")
+
+
 def test_another_error_stays_what_it_is(tmp_path: Path) -> None:
     class Broken(FindsWord):
         def loss(self, module: nn.Module, batch: Tensors) -> Tensor:
