@@ -15,12 +15,13 @@ import bm25s
 import numpy as np
 import numpy.typing as npt
 
+from raysys.retrieval import segmentation
 from raysys.retrieval.fuse import Hits, best
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG when it is imported
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # written without spaces: a sign is a word
-_WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
+_WORD = re.compile(rf"[{segmentation.HAN}]+|[{_CJK}]|[^\W_{_CJK}]+")
 _MAX_WORDS = 64
 """Words of a query that count; more would only cost time."""
 
@@ -28,10 +29,21 @@ _MAX_WORDS = 64
 def words(text: str) -> list[str]:
     """The words of a text, lower case, plurals cut: what texts and queries are matched by.
 
+    Of Chinese text its words and its signs, see `segmentation.search_words`; of Japanese and Korean
+    its signs.
+
     >>> words("Ice CREAMS, 2% milk-boxes & berries")
     ['ice', 'cream', '2', 'milk', 'boxe', 'berry']
     """
-    return [_singular(word) for word in _WORD.findall(text.lower())]
+    found = _WORD.findall(text.lower())
+    if not segmentation.RUN.search(text):
+        return [_singular(word) for word in found]
+    cut = list if segmentation.KANA.search(text) else segmentation.search_words
+    return [
+        part
+        for word in found
+        for part in (cut(word) if segmentation.RUN.match(word) else [_singular(word)])
+    ]
 
 
 def _singular(word: str) -> str:
@@ -106,4 +118,5 @@ class LexicalIndex:
         index = None
         if (folder / "bm25").is_dir():
             index = bm25s.BM25.load(folder / "bm25", allow_pickle=False, show_progress=False)
+            segmentation.warm(index.vocab_dict)
         return cls(index, row_of_item)

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from raysys.retrieval.segmentation import HAN
 from raysys.text.augment.draws import Bool, UInt64, choose, derived, uniform
 from raysys.text.augment.settings import SpellingNoise
 from raysys.text.augment.words import Words
 
 SHORTEST = 4
 """Letters of a word that slips may happen in: of three letters one slip leaves another word."""
+_LETTERS = rf"[{HAN}]{{2,}}|\p{{L}}{{{SHORTEST},}}"
 
 
 def word_dropout(words: Words, keys: UInt64, strength: float) -> Words:
@@ -54,10 +56,10 @@ def spelling_noise(words: Words, keys: UInt64, settings: SpellingNoise) -> Words
     """Let one letter slip in each chosen word; see `word_dropout`.
 
     Words with a digit (model numbers, sizes) and short words stay. The first letter stays: writers
-    seldom miss it (Pollock and Zamora 1984, doi:10.1145/358027.358048).
+    seldom miss it (Pollock and Zamora 1984, doi:10.1145/358027.358048). Chinese words have few
+    signs: two suffice, and the first may slip as well.
     """
-    letters = words.word.str.extract(r"(\p{L}{4,})").str.len_chars().fill_null(0).to_numpy()
-    eligible = ~words.identifier & (letters >= SHORTEST)
+    eligible = ~words.identifier & words.word.str.contains(_LETTERS).to_numpy()
     draws = uniform(derived(keys, "word")[words.row], words.place)
     chosen = choose(words.row, draws, eligible, settings.strength)
     at = np.flatnonzero(chosen)
@@ -65,11 +67,12 @@ def spelling_noise(words: Words, keys: UInt64, settings: SpellingNoise) -> Words
         return words
     own, place = keys[words.row[at]], words.place[at]
     word = words.word.gather(at)
-    parts = word.str.extract_groups(r"^(.*?)(\p{L}{4,})(.*)$").struct
+    parts = word.str.extract_groups(rf"^(.*?)({_LETTERS})(.*)$").struct
     middle = parts.field("2")
     length = middle.str.len_chars().to_numpy().astype(np.int64)
     # the letter that slips: never the first, and one that has a next where places are traded
-    spot = 1 + (uniform(derived(own, "letter"), place) * (length - 2)).astype(np.int64)
+    kept = (~middle.str.contains(rf"^[{HAN}]").to_numpy()).astype(np.int64)
+    spot = kept + (uniform(derived(own, "letter"), place) * (length - 1 - kept)).astype(np.int64)
     rates = np.cumsum([settings.neighbour, settings.transposition, settings.doubling])
     total = rates[-1] + settings.omission
     slip = np.searchsorted(rates / total, uniform(derived(own, "slip"), place), side="right")

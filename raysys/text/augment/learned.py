@@ -18,9 +18,12 @@ from scipy import sparse
 
 from raysys.config import Settings
 from raysys.errors import UserError
+from raysys.retrieval import segmentation
 from raysys.text.augment.synonyms import Thesaurus
 
 _TOKEN = r"\p{L}[\p{L}\p{M}'’-]+"
+_OTHER = f"[^{segmentation.HAN}]"
+_TOKEN_BESIDE_CHINESE = rf"[{segmentation.HAN}]+|[\p{{L}}&&{_OTHER}][\p{{L}}\p{{M}}'’\-&&{_OTHER}]+"
 _BLOCK = 512
 
 
@@ -177,15 +180,37 @@ def learn_synonyms(
 
 
 def _tokens(frame: pl.DataFrame, column: str) -> pl.DataFrame:
-    """Each distinct word of a text beside what the text is of."""
-    return (
+    """Each distinct word of a text beside what the text is of; Chinese as it is augmented."""
+    text = pl.col(column).fill_null("").str.to_lowercase()
+    chinese = text.str.contains(rf"[{segmentation.HAN}]") & ~text.str.contains(
+        segmentation.KANA.pattern
+    )
+    found = (
         frame.with_columns(
-            word=pl.col(column).fill_null("").str.to_lowercase().str.extract_all(_TOKEN)
+            chinese=chinese,
+            word=pl.when(chinese)
+            .then(text.str.extract_all(_TOKEN_BESIDE_CHINESE))
+            .otherwise(text.str.extract_all(_TOKEN)),
         )
         .explode("word")
         .drop_nulls("word")
-        .unique(maintain_order=True)
     )
+    run = pl.col("chinese") & pl.col("word").str.contains(rf"^[{segmentation.HAN}]+$")
+    runs = found.filter(run)["word"].unique(maintain_order=True)
+    if len(runs):
+        # signs alone are no words that could mean the same
+        cut = [segmentation.chinese_words(each) if segmentation.is_there() else [] for each in runs]
+        parts = pl.DataFrame(
+            {"word": runs, "part": cut}, schema={"word": pl.String, "part": pl.List(pl.String)}
+        )
+        found = (
+            found.join(parts, on="word", how="left", maintain_order="left")
+            .with_columns(word=pl.when(run).then(pl.col("part")).otherwise(pl.concat_list("word")))
+            .drop("part")
+            .explode("word")
+            .drop_nulls("word")
+        )
+    return found.drop("chinese").unique(maintain_order=True)
 
 
 def _positive_pmi(

@@ -228,9 +228,10 @@ def synonym_replacement(words: Words, keys: UInt64, settings: SynonymReplacement
             "synonym": known.list.get(pick.fill_null(0.0).floor().cast(pl.Int64), null_on_oob=True),
         }
     )  # fmt: skip
-    upper = pl.col("core") == pl.col("core").str.to_uppercase()
+    caseless = pl.col("core").str.to_lowercase() == pl.col("core").str.to_uppercase()  # Chinese
+    upper = (pl.col("core") == pl.col("core").str.to_uppercase()) & ~caseless
     first = pl.col("core").str.slice(0, 1)
-    title = first == first.str.to_uppercase()
+    title = (first == first.str.to_uppercase()) & ~caseless
     cased = (
         pl.when(upper)
         .then(pl.col("synonym").str.to_uppercase())

@@ -1,7 +1,8 @@
 """Texts as words, all in one column, and back.
 
-A word is what stands between spaces; where a script writes none (Chinese, Japanese, Thai) it is
-one character, so that dropout and swap mean something there too. A text comes back as it was,
+A word is what stands between spaces. Chinese writes none and is cut as search cuts it
+(`retrieval.segmentation`); in Japanese, Thai, and Chinese without jieba a word is one character, so
+that dropout and swap mean something there too. A text comes back as it was,
 down to its spaces and punctuation, except for what was changed.
 """
 
@@ -14,8 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from raysys.retrieval import segmentation
+
 _SOLID = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}"
-_WORD = rf"\s*(?:[{_SOLID}]|[^\s{_SOLID}]+)"
+_WORD = rf"\s*(?:[{segmentation.HAN}]+|[{_SOLID}]|[^\s{_SOLID}]+)"
+_HAN = rf"^[{segmentation.HAN}]{{2,}}$"
 _IDENTIFIER = r"[\p{N}@_/\\#]"
 """Whoever has one of these may be a model number, a size, an address: no letter of it is moved."""
 
@@ -40,12 +44,13 @@ class Words:
     def of(cls, texts: pl.Series) -> Words:
         """Cut texts; null is an empty text."""
         pieces = texts.cast(pl.String).fill_null("").str.extract_all(_WORD)
-        lengths = pieces.list.len().to_numpy()
+        lengths = pieces.list.len().to_numpy().astype(np.int64)
         flat = pieces.filter(pl.Series(lengths > 0)).explode().alias("piece")
         word = flat.str.strip_chars_start().alias("word")
         whole, tail = flat.str.len_chars(), word.str.len_chars()
         gap = pl.select(pl.lit(flat).str.slice(0, whole - tail)).to_series().alias("gap")
-        return cls(np.repeat(np.arange(len(texts)), lengths), gap, word, len(texts))
+        row = np.repeat(np.arange(len(texts)), lengths)
+        return _segmented(cls(row, gap, word, len(texts)), texts)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -79,7 +84,7 @@ class Words:
         without its 折 must not become `53天`.
         """
         frame = pl.DataFrame({"row": self.row, "gap": self.gap, "word": self.word})
-        spaced = ~pl.col("word").str.contains(rf"^[{_SOLID}]$")
+        spaced = ~pl.col("word").str.contains(rf"^[{_SOLID}]+$")
         joint = spaced & spaced.shift(1) & (pl.col("row") == pl.col("row").shift(1))
         gap = pl.when(joint & (pl.col("gap") == "")).then(pl.lit(" ")).otherwise(pl.col("gap"))
         frame = frame.select("row", piece=gap + pl.col("word"))
@@ -88,3 +93,28 @@ class Words:
             joined, on="row", how="left", maintain_order="left"
         )
         return found["piece"].fill_null("").str.strip_chars().alias("text")
+
+
+def _segmented(words: Words, texts: pl.Series) -> Words:
+    """The same with runs of Chinese signs cut into words."""
+    solid = words.word.str.contains(_HAN).to_numpy()
+    if not solid.any():
+        return words
+    japanese = texts.cast(pl.String).fill_null("").str.contains(segmentation.KANA.pattern)
+    chinese = solid & ~japanese.to_numpy()[words.row]
+    known = words.word.filter(pl.Series(chinese)).unique(maintain_order=True)
+    parts = {run: segmentation.chinese_words(run) for run in known}
+    cut = [
+        parts[word] if in_chinese else list(word) if is_solid else [word]
+        for word, is_solid, in_chinese in zip(words.word, solid, chinese, strict=True)
+    ]
+    counts = np.array([len(each) for each in cut])
+    first = np.cumsum(counts) - counts
+    gap = np.full(counts.sum(), "", dtype=object)
+    gap[first] = words.gap.to_list()
+    return Words(
+        np.repeat(words.row, counts),
+        pl.Series("gap", gap, dtype=pl.String),
+        pl.Series("word", [part for each in cut for part in each], dtype=pl.String),
+        words.n_texts,
+    )
