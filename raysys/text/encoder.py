@@ -127,7 +127,8 @@ class Encoder:
         self.trainable_layers = trainable_layers
         self.frozen = 0
         if trainable_layers >= 0:
-            self.frozen = max(0, len(layers_of(transformer)) - trainable_layers)
+            layers = layers_of(transformer, where="two_tower.trainable_layers")
+            self.frozen = max(0, len(layers) - trainable_layers)
         kind = transformer.config.model_type
         if trainable_layers == 0 or (self.frozen and kind not in _STACKS):
             raise UserError(

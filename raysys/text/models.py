@@ -166,7 +166,7 @@ def _fetched(model: str, where: str) -> Path:
         ) from None  # fmt: skip
 
 
-def layers_of(model: nn.Module) -> nn.ModuleList:
+def layers_of(model: nn.Module, *, where: str = "") -> nn.ModuleList:
     """The transformer layers of a model, with or without a head, lowest first.
 
     Raises:
@@ -181,7 +181,11 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
         if isinstance(each, nn.ModuleList) and len(each) == count
     ]
     if not lists:
-        raise UserError(f"the layers of a {type(model).__name__} cannot be told apart")
+        raise UserError(
+            f"the layers of a {type(model).__name__} cannot be told apart",
+            where=where,
+            mend="train all of it, or take a model of another family",
+        )
     return min(lists, key=lambda pair: pair[0].count("."))[1]
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     BertTokenizer,
     CamembertConfig,
     CamembertModel,
@@ -133,6 +135,15 @@ def test_no_text_is_longer_than_the_positions(family: str, tmp_path: Path) -> No
     encoder = Encoder.open(str(folder), 512, -1)
     assert encoder.max_tokens == FAMILIES[family][2] == longest_input(encoder.transformer)
     assert np.isfinite(encoder.encode(["milk " * 5_000, "milk"])).all()
+
+
+def test_layers_that_are_one_cannot_be_told_apart(tmp_path: Path) -> None:
+    write_tiny_bert(tmp_path)
+    AlbertModel(AlbertConfig(**SMALL, vocab_size=200, embedding_size=16)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="AlbertModel cannot be told apart") as error:
+        Encoder.open(str(tmp_path), 16, 1)
+    assert error.value.where == "two_tower.trainable_layers"
+    assert np.isfinite(Encoder.open(str(tmp_path), 16, -1).encode(TEXTS)).all()
 
 
 def test_tuned_layers_are_saved(tmp_path: Path) -> None:

@@ -62,10 +62,10 @@ class SynonymReplacement(TextMethod):
 
 class SpellingNoise(TextMethod):
     """Slips of the finger, one in each chosen word; never in a word with a digit, never the first
-    letter.
+    letter but of a Chinese word.
 
     Attributes:
-        strength: share of the words of four letters or more; at least one.
+        strength: share of the words of four letters or two Chinese signs or more; at least one.
         neighbour: how often, relative to the others, a key beside the right one is hit.
         transposition: two letters trade places.
         doubling: a letter comes twice.
