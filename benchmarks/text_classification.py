@@ -45,6 +45,8 @@ class Trial:
     scratch: Path
     models: dict[str, tuple[str, LabelModel]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    said: dict[tuple[str, str], pa.Table] = field(default_factory=dict)
+    speed: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def fit(
         self, name: str, learner: str, settings: dict[str, Any], train: pa.Table | None = None
@@ -84,20 +86,21 @@ class Trial:
         )
 
     def judged(self, name: str, split: str = "test") -> LabelJudgement:
-        table = self.tables[split]
-        said = self.models[name][1].predict(table)
-        return LabelJudgement.of(said["label"].to_pylist(), table["label"].to_pylist())
+        said = self.predicted(name, split)["label"].to_pylist()
+        return LabelJudgement.of(said, self.tables[split]["label"].to_pylist())
+
+    def predicted(self, name: str, split: str = "test") -> pa.Table:
+        """What a model says, asked once; and how many texts it labelled a second."""
+        if (name, split) not in self.said:
+            began = time.monotonic()
+            self.said[name, split] = self.models[name][1].predict(self.tables[split])
+            self.speed[name, split] = len(self.tables[split]) / (time.monotonic() - began)
+        return self.said[name, split]
 
     def bootstrap(self) -> Bootstrap:
         """Draws of whole groups of test texts, the same for all."""
         groups = np.unique(self.tables["test"]["group"].to_numpy(), return_inverse=True)[1]
         return Bootstrap(groups, seed=SEED)
-
-    def speed(self, name: str) -> float:
-        """Test texts labelled a second."""
-        began = time.monotonic()
-        self.models[name][1].predict(self.tables["test"])
-        return len(self.tables["test"]) / (time.monotonic() - began)
 
 
 def told(name: str, interval: Interval, unit: str, reference: str, aim: str = "") -> Figure:
@@ -204,9 +207,11 @@ def fit_pricerunner(trial: Trial) -> None:
 
 def minilm(tokens: int, *, layers: int, epochs: float, rate: float, **more: Any) -> dict[str, Any]:
     """Settings of the packaged transformer, its upper layers fine-tuned."""
-    training = {"epochs": epochs, "learning_rate": rate, "batch_size": 32, "label_smoothing": 0.05}
-    settings = {"max_tokens": tokens, "trainable_layers": layers, "training": training}
-    return {**settings, "thresholds": LIKELIEST, **more}
+    training = {
+        "epochs": epochs, "learning_rate": rate, "trainable_layers": layers,
+        "label_smoothing": 0.05, "head_learning_rate": 1e-3, "checkpoint_every": None,
+    }  # fmt: skip
+    return {"max_tokens": tokens, "training": training, "thresholds": LIKELIEST, **more}
 
 
 def some(table: pa.Table, n: int) -> pa.Table:
@@ -262,7 +267,7 @@ def rating_figures(trial: Trial, draws: Bootstrap) -> list[Figure]:
         ("", "blend", "blend of ridge regression and MiniLM's rating"),
         ("_baseline", "plain", "ridge regression over TF-IDF of words 1–2"),
     ):
-        said = trial.models[model][1].predict(test)["rating"].to_numpy()
+        said = trial.predicted(model)["rating"].to_numpy()
         mean = draws.mean(squared_errors(said, truth))
         root = Interval(mean.value**0.5, mean.low**0.5, mean.high**0.5)
         found.append(told(f"sentiment_rmse{name}", root, "stars", reference))
@@ -336,7 +341,7 @@ def main() -> None:
         "pseudo_labels": measure_pseudo_labels,
     }
     parser.add_argument("part", nargs="?", choices=[*parts, "all"], default="all")
-    parser.add_argument("--texts", type=int, default=8000, help="reviews that MiniLM learns from")
+    parser.add_argument("--texts", type=int, default=6000, help="reviews that MiniLM learns from")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     for name in parts if arguments.part == "all" else [arguments.part]:

@@ -57,7 +57,6 @@ class TextClassifierSettings(Settings):
         task: classify or sentiment.
         model: the packaged one, a folder with a Hugging Face model, or a hub id.
         max_tokens: what is read of each text; fewer where the model has no more positions.
-        trainable_layers: so many upper layers are trained; -1: all, and the embeddings.
         dropout: of the mean of the last states.
         hierarchy: of labels that are paths, see `text_reader`.
         level_weight: of the loss at each level above the labels.
@@ -71,7 +70,6 @@ class TextClassifierSettings(Settings):
     task: LabelTask = "classify"
     model: str = PACKAGED
     max_tokens: int = Field(128, ge=4)
-    trainable_layers: int = Field(-1, ge=-1)
     dropout: float = Field(0.1, ge=0, lt=1)
     hierarchy: Hierarchy = "marginal"
     level_weight: float = Field(0.5, ge=0)
@@ -215,7 +213,6 @@ class TextClassifier(TextLearner[TextClassifierSettings]):
                 settings.training.label_smoothing,
             ),
             dropout=settings.dropout,
-            trainable_layers=settings.trainable_layers,
             center=center,
         )
 

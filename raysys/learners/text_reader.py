@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from raysys.learners.text_labels import Codes, Float32, LabelledTexts, LabelSet
 from raysys.text.encoder import autocast
-from raysys.text.models import layers_of, open_model, readable
+from raysys.text.models import open_model, readable
 from raysys.text.training.objective import Objective, Tensors
 
 if TYPE_CHECKING:
@@ -194,9 +194,10 @@ class ReadingObjective(Objective):
         outputs: what the network says.
         losses: how it is weighed.
         dropout: of the head.
-        trainable_layers: so many upper layers are trained; -1: all, and the embeddings.
         center: mean and standard deviation of the ratings of training.
     """
+
+    title: ClassVar[str] = "text_classifier"
 
     model: str
     where: str
@@ -208,7 +209,6 @@ class ReadingObjective(Objective):
     outputs: Outputs
     losses: Losses
     dropout: float
-    trainable_layers: int
     center: tuple[float, float]
 
     def build(self) -> nn.Module:
@@ -216,11 +216,6 @@ class ReadingObjective(Objective):
         backbone, _ = open_model(self.model, where=self.where)
         whole: Any = backbone
         whole.pooler = None  # of no use to a mean, and its idle weights would stall DDP
-        if self.trainable_layers >= 0:
-            backbone.requires_grad_(False)
-            layers = list(layers_of(backbone))
-            for layer in layers[len(layers) - self.trainable_layers :]:
-                layer.requires_grad_(True)
         return Reader(backbone, len(self.outputs), self.dropout)
 
     def lengths(self) -> Codes:

@@ -86,7 +86,7 @@ def test_tokens_lie_side_by_side(tiny) -> None:
 
 
 def test_frozen_layers_stay_and_upper_ones_move(tiny, tmp_path) -> None:
-    settings = {"model": tiny, "training": TRAINING, "trainable_layers": 1}
+    settings = {"model": tiny, "training": {**TRAINING, "trainable_layers": 1}}
     learner = make_text_learner("text_classifier", settings)
     model = learner.fit(titles(60, "train", 0), titles(20, "validation", 0), TextContext(tmp_path))
     before, _ = open_model(tiny, where="test")
