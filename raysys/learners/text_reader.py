@@ -283,7 +283,9 @@ class ReadingObjective(Objective):
 def save_reader(module: Any, tokenizer: Any, folder: Path) -> None:
     """Write the transformer as `open_model` reads it, and the head beside it."""
     from safetensors.torch import save_file
+    from transformers.utils import logging as hf_logging
 
+    hf_logging.disable_progress_bar()
     module.backbone.save_pretrained(folder / "backbone")
     tokenizer.save_pretrained(folder / "backbone")
     head = {name: each.contiguous() for name, each in module.head.state_dict().items()}

@@ -89,8 +89,8 @@ class LabelLearnerSuite:
 
     name: ClassVar[str]
     settings: ClassVar[dict[str, Any]] = {}
-    rates: ClassVar[bool] = True
-    """Whether it learns ratings beside sentiment."""
+    right: ClassVar[float] = 0.7
+    """What share of titles it must label right; one in ten says nothing, and chance is a tenth."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -139,7 +139,7 @@ class LabelLearnerSuite:
         test = titles(200, "test", 0)
         found = classifier.predict(test)
         assert found.schema == PREDICTIONS["classify"]
-        assert accuracy(found, test) > 0.7
+        assert accuracy(found, test) > self.right
 
     def test_tells_moods_and_ratings(self, judge: LabelModel) -> None:
         test = reviews(200, "test", 0)
@@ -147,9 +147,6 @@ class LabelLearnerSuite:
         assert found.schema == PREDICTIONS["sentiment"]
         assert judge.labels.names == ("negative", "neutral", "positive")
         assert accuracy(found, test) > 0.7
-        if not self.rates:
-            assert found["rating"].null_count == len(found)
-            return
         truth = test["rating"].to_numpy()
         known = np.isfinite(truth)
         error = (found["rating"].to_numpy() - truth)[known]
@@ -202,8 +199,7 @@ class LabelLearnerSuite:
         assert math.isclose(
             found[0]["choices"][0]["probability"], judge.labelling.prior.max(), rel_tol=1e-6
         )
-        if self.rates:
-            assert found[0]["rating"] == pytest.approx(judge.labelling.ratings[1], rel=1e-6)
+        assert found[0]["rating"] == pytest.approx(judge.labelling.ratings[1], rel=1e-6)
         nothing = judge.predict(of_texts())
         assert len(nothing) == 0 and nothing.schema == PREDICTIONS["sentiment"]
 

@@ -25,6 +25,7 @@ PATHS = LabelSet(("x > a", "x > b", "y > c", "z"))
 class TestTextClassifier(LabelLearnerSuite):
     name = "text_classifier"
     settings = {"training": TRAINING, "max_tokens": 24}
+    right = 0.6
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -58,7 +59,7 @@ def test_either_hierarchy_learns(hierarchy, tiny, tmp_path) -> None:
     context = TextContext(tmp_path)
     model = learner.fit(titles(300, "train", 0), titles(100, "validation", 0), context)
     test = titles(200, "test", 0)
-    assert accuracy(model.predict(test), test) > 0.7
+    assert accuracy(model.predict(test), test) > 0.6
     assert not list(tmp_path.iterdir())  # nothing is left in the scratch folder
 
 
