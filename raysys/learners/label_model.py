@@ -128,7 +128,7 @@ class LabelModel(TextModel):
         """
         labelling = self.labelling
         found = np.tile(labelling.prior, (len(texts), 1))
-        filled = [at for at, text in enumerate(texts) if text and text.strip()]
+        filled = [at for at, text in enumerate(texts) if _is_filled(text)]
         rating: Float32 | None = None
         if labelling.ratings is not None:
             rating = np.full(len(texts), labelling.ratings[1], dtype=np.float32)
@@ -142,12 +142,13 @@ class LabelModel(TextModel):
 
     def predict(self, table: pa.Table) -> pa.Table:
         """See `TextModel.predict`."""
-        probabilities, rating = self.probabilities(table["text"].to_pylist())
-        return self.labelled(probabilities, rating)
-
-    def labelled(self, probabilities: npt.NDArray[np.float64], rating: Float32 | None) -> pa.Table:
-        """Rows of `PREDICTIONS` from calibrated probabilities and ratings."""
+        texts = table["text"].to_pylist()
+        probabilities, rating = self.probabilities(texts)
         labels, values = self.labelling.calibration.given(probabilities, self.labels)
+        usual = int(self.labelling.prior.argmax())
+        for at, text in enumerate(texts):
+            if not _is_filled(text):  # whatever weights and thresholds say of it
+                labels[at], values[at] = self.labels.names[usual], self.labelling.prior[usual]
         shown = min(CHOICES, len(self.labels))
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :shown]
         names = pa.array(self.labels.names).take(pa.array(order.ravel()))
@@ -168,3 +169,7 @@ class LabelModel(TextModel):
     def save(self, folder: Path) -> None:
         """See `TextModel.save`; a subclass writes its weights beside."""
         self.labelling.save(folder)
+
+
+def _is_filled(text: str | None) -> bool:
+    return bool(text and text.strip())

@@ -195,7 +195,8 @@ class LabelLearnerSuite:
         test = of_texts("", None, "  \n ", "fresh organic")
         found = judge.predict(test).to_pylist()
         top = [choice["label"] for choice in found[0]["choices"]]
-        assert top[0] == "positive" and found[0] == found[1] == found[2]
+        assert top[0] == found[0]["label"] == "positive"
+        assert found[0] == found[1] == found[2]
         assert math.isclose(
             found[0]["choices"][0]["probability"], judge.labelling.prior.max(), rel_tol=1e-6
         )
