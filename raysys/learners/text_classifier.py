@@ -42,6 +42,7 @@ from raysys.learners.text_reader import (
     save_reader,
 )
 from raysys.text.models import PACKAGED, longest_input, open_model
+from raysys.text.scratch import ScratchSettings, make_model
 from raysys.text.training import TrainingSettings
 from raysys.text.training import train as run_training
 
@@ -56,6 +57,7 @@ class TextClassifierSettings(Settings):
     Attributes:
         task: classify or sentiment.
         model: the packaged one, a folder with a Hugging Face model, or a hub id.
+        scratch: a model from nothing in its place, its tokenizer trained on the training texts.
         max_tokens: what is read of each text; fewer where the model has no more positions.
         dropout: of the mean of the last states.
         hierarchy: of labels that are paths, see `text_reader`.
@@ -69,6 +71,7 @@ class TextClassifierSettings(Settings):
 
     task: LabelTask = "classify"
     model: str = PACKAGED
+    scratch: ScratchSettings | None = None
     max_tokens: int = Field(128, ge=4)
     dropout: float = Field(0.1, ge=0, lt=1)
     hierarchy: Hierarchy = "marginal"
@@ -153,7 +156,11 @@ class TextClassifier(TextLearner[TextClassifierSettings]):
         labels, texts, held = read_training(train, validation, settings.task)
         folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir=context.scratch))
         try:
-            objective = self._objective(labels, texts, held)
+            place = settings.model
+            if settings.scratch is not None:
+                place = str(folder / "scratch")
+                make_model(settings.scratch, texts.texts, context.seed, Path(place))
+            objective = self._objective(place, labels, texts, held)
             fitted = run_training(
                 objective,
                 settings.training,
@@ -190,15 +197,15 @@ class TextClassifier(TextLearner[TextClassifierSettings]):
         return model
 
     def _objective(
-        self, labels: LabelSet, texts: LabelledTexts, held: LabelledTexts
+        self, place: str, labels: LabelSet, texts: LabelledTexts, held: LabelledTexts
     ) -> ReadingObjective:
         settings, where = self.settings, f"{self.name}.model"
-        backbone, tokenizer = open_model(settings.model, where=where)
+        backbone, tokenizer = open_model(place, where=where)
         reach = _reach(backbone, settings.max_tokens)
         known = texts.rating[np.isfinite(texts.rating)].astype(np.float64)
         center = (float(known.mean()), max(float(known.std()), 1e-6)) if len(known) else (0.0, 1.0)
         return ReadingObjective(
-            model=settings.model,
+            model=place,
             where=where,
             tokenizer=tokenizer,
             tokens=Tokens.of(texts.texts, tokenizer, reach),

@@ -100,6 +100,23 @@ def test_frozen_layers_stay_and_upper_ones_move(tiny, tmp_path) -> None:
     assert all(torch.equal(a, b.cpu()) for a, b in embeddings)
 
 
+def test_a_model_from_nothing_reads_chinese(tmp_path) -> None:
+    rows = [
+        row(f"这个{noun}{verdict}", mood, "train")
+        for noun in ("手机", "酒店", "衣服", "水果")
+        for mood, verdicts in (("negative", ("很差", "失望")), ("positive", ("不错", "喜欢")))
+        for verdict in verdicts
+    ] * 10
+    scratch = {"layers": 1, "width": 32, "vocabulary": 100, "tokenizer": "characters"}
+    settings = {"scratch": scratch, "training": {**TRAINING, "learning_rate": 1e-2}}
+    learner = make_text_learner("text_classifier", settings, task="sentiment")
+    held = table(rows[:16])
+    model = learner.fit(table(rows), held, TextContext(tmp_path))
+    assert accuracy(model.predict(held), held) == 1.0
+    assert model.max_tokens == 128 and model.predict(of_texts("酒店失望"))["label"][0].as_py()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_model_is_a_users_error(tmp_path) -> None:
     learner = make_text_learner("text_classifier", {"model": str(tmp_path / "none")})
     data = titles(40, "train", 0), titles(20, "validation", 0)
