@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -43,6 +43,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what Ray an
 WORKSPACE = Path("runs/default")
 DEMO_WORKSPACE = Path("runs/demo")
 PRESET = "complete_journey"
+_NAMES = {"input": "paths"}  # of options that YAML calls otherwise
 
 
 def _version(wanted: bool) -> None:
@@ -211,6 +212,41 @@ def fit(
 
 
 @app.command()
+def score(
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="A YAML file; options go over it.")
+    ] = None,
+    bundle: Annotated[
+        str | None, typer.Option("--bundle", help="Such as text-sentiment, or a bundle's id.")
+    ] = None,
+    given: Annotated[
+        list[str] | None, typer.Option("--input", "-i", help="File, folder or glob; repeatable.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Folder for the predictions.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="Column of the text; repeatable. As fitted when left out."),
+    ] = None,
+    query: Annotated[
+        str | None, typer.Option("--query", help="Column of the query, for relevance.")
+    ] = None,
+    workspace: Folder = WORKSPACE,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Predict for files of texts with a fitted text task."""
+    told = {"bundle": bundle, "paths": given, "output": output, "text": column, "query": query}
+    options = {name: value for name, value in told.items() if value}
+    lacks = [name for name in ("bundle", "input", "output") if not told[_NAMES.get(name, name)]]
+    if config is None and lacks:
+        raise typer.BadParameter(f"give --{lacks[0]}, or a --config that says it")
+    _run("score", config, workspace, options, force=force, quiet=quiet, verbose=verbose)
+
+
+@app.command()
 def deploy(
     config: Config = "serve_configs/local.yaml",
     workspace: Folder = WORKSPACE,
@@ -256,17 +292,26 @@ def doctor(
 
 
 def _run(
-    stage: str, config: str, workspace: Path, *, force: bool, quiet: bool, verbose: bool
+    stage: str,
+    config: str | None,
+    workspace: Path,
+    options: dict[str, Any] | None = None,
+    *,
+    force: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Load the settings of a stage, run it, say what came of it."""
     from raysys import terminal
-    from raysys.config import find_config, load_settings
+    from raysys.config import find_config, load_yaml, parse_settings
     from raysys.storage import Workspace
 
     with terminal.session(quiet=quiet, verbose=verbose) as console:
-        path = find_config(config, stage)
+        path = find_config(config, stage) if config is not None else None
         module = import_module(f"raysys.stages.{stage}")
-        settings = load_settings(getattr(module, f"{stage.capitalize()}Settings"), path)
+        content = {**(load_yaml(path) if path else {}), **(options or {})}
+        model = getattr(module, f"{stage.capitalize()}Settings")
+        settings = parse_settings(model, content, where=str(path or f"raysys {stage}"))
         manifest = module.run(settings, Workspace(workspace), force=force)
         if not quiet:
             folder = getattr(Workspace(workspace), stage, workspace)

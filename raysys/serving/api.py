@@ -159,11 +159,12 @@ class Readiness(BaseModel):
     """Readiness, and what answers."""
 
     status: Literal["ready"] = "ready"
-    bundle: str
-    arm: str
-    surface: str
-    learners: list[str]
-    items: int
-    users: int
-    as_of: int = Field(description="UTC ms of the newest event in the state.")
+    bundle: str | None = Field(None, description="Id of the bundle that ranks; null: none does.")
+    arm: str | None = None
+    surface: str | None = None
+    learners: list[str] = []
+    items: int = 0
+    users: int = 0
+    as_of: int | None = Field(None, description="UTC ms of the newest event in the state.")
     loaded_at: str
+    text: dict[str, str] = Field({}, description="Text task → id of the bundle that answers it.")

@@ -32,6 +32,7 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.problems import Problem, ProblemBody, handle_problems
 from raysys.serving.profile import Profile
 from raysys.serving.service import Service
+from raysys.serving.text_routes import add_text_routes
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -51,14 +52,20 @@ def build(args: ServeArgs) -> "Application":
 
 
 def settle(args: ServeArgs) -> ServeArgs:
-    """The arguments with an absolute registry and the bundle's id, so that all replicas agree.
+    """The arguments with an absolute registry and the bundles' ids, so that all replicas agree.
 
     Raises:
         UserError: there is no such bundle.
     """
     registry = args.registry_path.resolve()
-    pinned = Registry(registry).resolve(args.pinned or args.bundle)
-    return args.model_copy(update={"registry": str(registry), "pinned": pinned})
+    known = Registry(registry)
+    pinned = None if args.bundle is None else known.resolve(args.pinned or args.bundle)
+    texts = {
+        task: known.resolve(args.pinned_text.get(task, name))
+        for task, name in args.text.named().items()
+    }
+    update = {"registry": str(registry), "pinned": pinned, "pinned_text": texts}
+    return args.model_copy(update=update)
 
 
 def http_app(service: Service) -> FastAPI:
@@ -110,6 +117,8 @@ def http_app(service: Service) -> FastAPI:
     ) -> Profile:
         """What is known of a user, with its evidence."""
         return await service.run(lambda: service.profile(user_id))
+
+    add_text_routes(app, service)
 
     @app.get("/healthz", tags=["operations"], summary="Liveness")
     async def healthz() -> Health:

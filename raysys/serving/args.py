@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raysys.config import Settings
 from raysys.serving.policy import PolicyArgs
@@ -36,13 +36,33 @@ class SearchArgs(ListArgs):
     personal_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
+class TextArgs(Settings):
+    """Text tasks that are served: for each a pointer (`text-classify`) or a bundle's id.
+
+    Attributes:
+        classify: behind /v1/text/classify; null: not served.
+        entities: behind /v1/text/entities.
+        sentiment: behind /v1/text/sentiment.
+        relevance: behind /v1/text/relevance.
+    """
+
+    classify: str | None = None
+    entities: str | None = None
+    sentiment: str | None = None
+    relevance: str | None = None
+
+    def named(self) -> dict[str, str]:
+        """Task → pointer or id, of those that are served."""
+        return {task: name for task, name in self if name is not None}
+
+
 class ServeArgs(Settings):
     """Arguments of `raysys.serving.app:build`.
 
     Attributes:
         registry: folder of the registry; a relative one is looked up under RAYSYS_HOME, or under
             the folder that Ray was started in.
-        bundle: a pointer (`champion`) or a bundle's id.
+        bundle: a pointer (`champion`) or a bundle's id; null: text tasks only.
         pinned: id of the bundle that `bundle` meant when the application was deployed; replicas
             that start later load the same one. Filled in by `build` and by `raysys deploy`.
         clock: the time at which features are read. `wall`: now. `log_end`: the newest event of
@@ -53,10 +73,12 @@ class ServeArgs(Settings):
             out, and the answer says so; null: wait for all.
         recommend: lists without a query.
         search: lists for a query.
+        text: text tasks that are served as well.
+        pinned_text: task → id of the bundle, as `pinned`.
     """
 
     registry: str = "runs/demo/registry"
-    bundle: str = "champion"
+    bundle: str | None = "champion"
     pinned: str | None = None
     clock: Literal["wall", "log_end"] = "wall"
     k_max: Annotated[int, Field(ge=1, le=1000)] = 100
@@ -64,6 +86,14 @@ class ServeArgs(Settings):
     deadline_ms: Annotated[float, Field(gt=0, le=60_000)] | None = None
     recommend: ListArgs = ListArgs()
     search: SearchArgs = SearchArgs()
+    text: TextArgs = TextArgs()
+    pinned_text: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _something(self) -> ServeArgs:
+        if self.bundle is None and not self.text.named():
+            raise ValueError("bundle: give a bundle that ranks, or text tasks, or both")
+        return self
 
     @property
     def registry_path(self) -> Path:

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from raysys.registry import Registry
+from raysys.catalogue import Catalogue
+from raysys.registry import Bundle, Registry
 from raysys.serving.api import (
     Explanation,
     Filters,
@@ -28,6 +29,7 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.problems import FieldError, Problem, invalid
 from raysys.serving.profile import Profile, profile_of
 from raysys.serving.ranker import ABOUT_ITEMS, Ask, Mask, Ranker, Ranking
+from raysys.serving.text import TextService
 
 log = logging.getLogger("raysys")
 T = TypeVar("T")
@@ -45,15 +47,40 @@ class Service:
 
     def __init__(self, args: ServeArgs) -> None:
         self.args = args
-        self.bundle = Registry(args.registry_path).load(args.pinned or args.bundle)
-        self.ranker = Ranker(self.bundle, args)
-        self.catalogue = self.bundle.features.catalogue
+        self._bundle: Bundle | None = None
+        if args.bundle is not None:
+            self._bundle = Registry(args.registry_path).load(args.pinned or args.bundle)
+            self.ranker = Ranker(self._bundle, args)
+        self.text = TextService(args)
         self.loaded_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.ready = False
         self._pool = ThreadPoolExecutor(args.threads, thread_name_prefix="answer")
 
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that ranks.
+
+        Raises:
+            Problem: 404, the deployment serves text tasks only.
+        """
+        if self._bundle is None:
+            detail = "this deployment serves text tasks only: name a bundle that ranks in the "
+            raise Problem(404, "no-ranking", f"{detail}args of the serve config, and deploy it")
+        return self._bundle
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Its items."""
+        return self.bundle.features.catalogue
+
     def warm_up(self) -> None:
         """Answer real requests, so that the first user does not pay for compiling and caching."""
+        self.text.warm_up()
+        if self._bundle is not None:
+            self._warm_up_ranking()
+        self.ready = True
+
+    def _warm_up_ranking(self) -> None:
         began = time.perf_counter()
         users = self.bundle.features.users[:3]
         text = next((text for text in self.catalogue.texts if text), "warm")
@@ -64,7 +91,6 @@ class Service:
             query = text.split(",")[0][:100] or "warm"
             self.search(SearchRequest(query=query, user_id=user_id, k=1), without_deadline)
         log.info("%s warmed up in %.1f s", self.bundle.id, time.perf_counter() - began)
-        self.ready = True
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do blocking work off the event loop, at most `threads` pieces at once."""
@@ -82,8 +108,12 @@ class Service:
         """
         if not self.ready:
             raise Problem(503, "not-ready", "the bundle is still warming up", retry_after_s=1)
+        texts = {task: bundle.id for task, bundle in self.text.bundles.items()}
+        if self._bundle is None:
+            return Readiness(loaded_at=self.loaded_at, text=texts)
         features = self.bundle.features
         return Readiness(
+            text=texts,
             bundle=self.bundle.id,
             arm=self.args.bundle,
             surface=self.bundle.manifest.surface,
@@ -199,7 +229,7 @@ class Service:
             request_id=uuid.uuid4().hex,
             items=listed,
             bundle=self.bundle.id,
-            arm=self.args.bundle,
+            arm=self.args.bundle or "",
             degraded=bool(ranking.left_out),
             left_out=ranking.left_out,
             cold_start=ask.user < 0,

@@ -76,21 +76,27 @@ class Deployment:
     Attributes:
         address: base URL of the HTTP application.
         dashboard: URL of Ray's dashboard.
-        bundle: id of the bundle that answers.
+        bundle: id of the bundle that ranks; empty: none does.
+        texts: text tasks that are served.
     """
 
     address: str
     dashboard: str
     bundle: str
+    texts: tuple[str, ...] = ()
 
     @property
     def addresses(self) -> dict[str, str]:
         """What a person may want to open, by name."""
-        return {
+        lists = {
             "recommend": f"{self.address}/v1/recommend",
             "search": f"{self.address}/v1/search",
             "rank": f"{self.address}/v1/rank",
             "profile": f"{self.address}/v1/users/{{id}}/profile",
+        }
+        return {
+            **(lists if self.bundle else {}),
+            **{task: f"{self.address}/v1/text/{task}" for task in self.texts},
             "API page": f"{self.address}/docs",
             "Ray dashboard": self.dashboard,
         }
@@ -108,7 +114,7 @@ def run(
     """
     began = time.monotonic()
     config, bundle = plan(settings, workspace)
-    manifest = Manifest("deploy", inputs={"bundle": bundle}, settings=config)
+    manifest = Manifest("deploy", inputs={"bundle": bundle} if bundle else {}, settings=config)
     with cluster() as (dashboard, own):
         deployment = deploy(config, bundle, dashboard, force=force)
         manifest.seconds = time.monotonic() - began
@@ -148,7 +154,8 @@ def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[st
             args = args.model_copy(update={"registry": str(workspace.registry.resolve())})
         args = settle(args)
         bundle = args.pinned or ""
-        Registry(args.registry).verify(bundle)  # said here rather than by a replica's log
+        for name in filter(None, (args.pinned, *args.pinned_text.values())):
+            Registry(args.registry).verify(name)  # said here rather than by a replica's log
         app["args"] = args.model_dump(mode="json")
     parse_settings(ServeDeploySchema, config, where="serve config")
     return config, bundle
@@ -211,8 +218,8 @@ def deploy(
     route = (prefix.get("route_prefix") or "/").rstrip("/")
     address = f"http://{host}:{options['port']}{route}"
     if _is_local(dashboard):
-        _wait_ready(f"{address}/readyz", bundle)
-    return Deployment(address, dashboard, bundle)
+        _wait_ready(f"{address}/readyz", bundle, prefix["args"]["pinned_text"])
+    return Deployment(address, dashboard, bundle, tuple(prefix["args"]["pinned_text"]))
 
 
 def _wait_running(client: Any, config: dict[str, Any], reach: Any) -> str:
@@ -249,16 +256,18 @@ def _last_words(app: dict[str, Any]) -> str:
     return (telling or lines or ["no reason given"])[-1][:500]
 
 
-def _wait_ready(url: str, bundle: str) -> None:
+def _wait_ready(url: str, bundle: str, texts: dict[str, str]) -> None:
     """Serve says RUNNING before its proxy knows the routes, and while old replicas still answer."""
     deadline = time.monotonic() + 60
     while True:
         with contextlib.suppress(URLError, OSError, ValueError), urlopen(url, timeout=3) as answer:
-            if json.load(answer)["bundle"] == bundle:
+            ready = json.load(answer)
+            if (ready["bundle"] or "") == bundle and ready["text"] == texts:
                 return
         if time.monotonic() > deadline:
             raise UserError(
-                f"the application runs, but bundle {bundle} does not answer",
+                f"the application runs, but {', '.join(filter(None, (bundle, *texts.values())))} "
+                "does not answer",
                 where=url,
                 mend="`serve status` and the dashboard's logs say more",
             )
