@@ -1,0 +1,133 @@
+"""Judgements out of clicks: what is divided by what, and that position bias goes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raysys import schema
+from raysys.errors import UserError
+from raysys.features.position_bias import Propensities
+from raysys.text.behaviour import BehaviourSettings, pairs_from_behaviour
+from tests.synthetic import make_catalogue
+
+CATALOGUE = make_catalogue(30)
+PLAIN = BehaviourSettings(debias=False, negatives=0)
+
+
+def event(kind: str, item: int, request: str | None, **more: Any) -> dict[str, Any]:
+    row = {"event_type": kind, "item_id": f"i{item:05d}", "request_id": request, "user_id": "u"}
+    return {"event_id": "", "timestamp": 0, "inferred": False, **row, **more}
+
+
+def table(*rows: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=schema.EVENTS)
+
+
+def known(*values: float) -> Propensities:
+    array, none = np.array(values), np.full(len(values), np.nan)
+    seen = np.ones(len(values), np.int64)
+    return Propensities("all_pairs", array, none, none, seen, seen)
+
+
+def by_item(pairs: pa.Table) -> dict[str, dict[str, Any]]:
+    return {row["item_id"]: row for row in pairs.to_pylist()}
+
+
+def test_a_grade_is_gain_by_examination_with_a_prior() -> None:
+    """By hand: item 0 twice at position 1 (clicked once), item 1 twice at 2 (carted once)."""
+    rows = [
+        event("impression", item, request, query=" Oat  MILK", position=item + 1)
+        for request in ("a", "b")
+        for item in (0, 1)
+    ]
+    rows += [event("click", 0, "a"), event("click", 1, "b"), event("cart", 1, "b")]
+    settings = BehaviourSettings(negatives=0, prior=2.0)
+    found = by_item(
+        pairs_from_behaviour(table(*rows), CATALOGUE, settings, propensities=known(1.0, 0.25))
+    )
+    mean = (1 + 2) / (2 + 0.5)
+    assert found["i00000"]["grade"] == pytest.approx((1 + 2 * mean) / (2 + 2))
+    assert found["i00001"]["grade"] == pytest.approx((2 + 2 * mean) / (0.5 + 2))
+    assert found["i00000"]["weight"] == pytest.approx(2 / 4)
+    assert found["i00001"]["weight"] == pytest.approx(0.5 / 2.5)
+    assert {row["query"] for row in found.values()} == {"oat milk"}
+    assert found["i00000"]["text"] == CATALOGUE.texts[0]
+
+
+def test_debiasing_finds_the_order_that_positions_hide() -> None:
+    """Item 1 is better, but nearly always stands second, where few look."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for number in range(3000):
+        order = (1, 0) if rng.random() < 0.15 else (0, 1)
+        for place, item in enumerate(order):
+            rows.append(event("impression", item, f"r{number}", query="milk", position=place + 1))
+            if rng.random() < (1.0, 0.3)[place] * (0.4, 0.6)[item]:
+                rows.append(event("click", item, f"r{number}"))
+    events = table(*rows)
+    naive = by_item(pairs_from_behaviour(events, CATALOGUE, PLAIN))
+    fair = by_item(pairs_from_behaviour(events, CATALOGUE, BehaviourSettings(negatives=0)))
+    assert naive["i00001"]["grade"] < naive["i00000"]["grade"]
+    assert fair["i00000"]["grade"] == pytest.approx(0.4, abs=0.05)
+    assert fair["i00001"]["grade"] == pytest.approx(0.6, abs=0.08)
+
+
+def test_a_log_where_nothing_moved_says_so() -> None:
+    rows = [event("impression", 0, "a", query="q", position=1), event("click", 0, "a")]
+    with pytest.raises(UserError, match="position bias cannot be estimated") as caught:
+        pairs_from_behaviour(table(*rows), CATALOGUE)
+    assert "debias: false" in caught.value.mend
+
+
+def test_inferred_impressions_and_strangers_do_not_count() -> None:
+    rows = [
+        event("impression", 0, "a", query="q"),
+        event("impression", 1, "a", query="q", inferred=True),
+        event("impression", 999, "a", query="q"),
+        event("impression", 2, None, query="q"),
+        event("impression", 3, "a"),
+        event("impression", 4, "a", query="  "),
+    ]
+    assert list(by_item(pairs_from_behaviour(table(*rows), CATALOGUE, PLAIN))) == ["i00000"]
+
+
+def test_clicks_alone_teach_against_drawn_items() -> None:
+    rows = [event("click", 0, None, query="q")] * 3 + [event("purchase", 1, None, query="q")]
+    pairs = pairs_from_behaviour(table(*rows), CATALOGUE, BehaviourSettings(prior=1, negatives=5))
+    found = by_item(pairs)
+    assert len(found) == pairs.num_rows == 7
+    assert found["i00000"]["grade"] == pytest.approx(3 / 4)
+    assert found["i00001"]["grade"] == pytest.approx(3 / 2)
+    drawn = [row for item, row in found.items() if item not in ("i00000", "i00001")]
+    assert {(row["grade"], row["weight"]) for row in drawn} == {(0.0, 0.5)}
+
+
+def test_what_comes_out() -> None:
+    rows = [
+        event("impression", item, f"r{query}", query=f"query {query}")
+        for query in range(400)
+        for item in (query % 7, 20)
+    ]
+    rows += [event("click", query % 7, f"r{query}") for query in range(400)]
+    settings = BehaviourSettings(debias=False)
+    pairs = pairs_from_behaviour(table(*rows), CATALOGUE, settings)
+    assert pairs.schema == schema.LABELLED_PAIRS
+    assert pairs.equals(pairs_from_behaviour(table(*rows[::-1]), CATALOGUE, settings))
+    keys = list(zip(pairs["query"].to_pylist(), pairs["item_id"].to_pylist(), strict=True))
+    assert len(set(keys)) == len(keys) == 400 * 6
+    splits: dict[str, set[str]] = {}
+    for row in pairs.to_pylist():
+        splits.setdefault(row["query"], set()).add(row["split"])
+    assert all(len(each) == 1 for each in splits.values())
+    shares = [sum(each == {name} for each in splits.values()) / 400
+              for name in ("train", "validation", "test")]  # fmt: skip
+    np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.05)
+
+
+def test_nothing_to_learn_from() -> None:
+    with pytest.raises(UserError, match="no event has a query"):
+        pairs_from_behaviour(table(event("click", 0, "a")), CATALOGUE)
