@@ -107,9 +107,10 @@ def pairs_from_behaviour(
         .sort("query", "item")
     )
     e = by_pair["examined"].to_numpy()
-    mean = float(by_pair["gain"].sum() / max(float(e.sum()), 1e-12)) if len(shown) else 0.0
+    gained = by_pair["gain"].to_numpy()
+    mean = float(gained.sum() / max(e.sum(), 1e-12)) if len(shown) else 0.0
     most = max(settings.gains.values())
-    grade = (by_pair["gain"].to_numpy() + settings.prior * mean) / (e + settings.prior)
+    grade = (gained + settings.prior * mean) / (e + settings.prior)
     found = by_pair.select("query", "item").with_columns(
         grade=pl.Series(grade.clip(0.0, most), dtype=pl.Float32),
         weight=pl.Series(e / (e + settings.prior), dtype=pl.Float32),
