@@ -15,6 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raysys.evaluation.intervals import Bootstrap, Float64, Interval
+from raysys.evaluation.span_metrics import span_report
+from raysys.evaluation.text_metrics import LabelJudgement, label_scores
 
 CRITERION: Final = {
     "classify": "macro_f1",
@@ -28,6 +30,7 @@ LEVELS: Final = " > "
 DEPTH: Final = 10
 _MOST: Final = 50_000_000  # clusters times draws that are held at once
 _BINS: Final = 15
+_RATES: Final = ("precision", "recall", "f1")
 
 Int64 = npt.NDArray[np.int64]
 
@@ -66,14 +69,15 @@ class TextVerdict:
 
     Attributes:
         figures: by name, the criterion among them.
-        replicates: of the criterion, float64[draws]; paired between verdicts of one judge.
+        basis: what the criterion is computed from, for gains: labels, counts of spans, or NDCG by
+            query.
         by_label: of labels that occur, the most frequent first.
         reliability: of probabilities; None where the task gives none.
         wrong: bool[n], which rows it got wrong; for relevance those that err most.
     """
 
     figures: dict[str, Interval]
-    replicates: Float64
+    basis: LabelJudgement | Float64
     by_label: tuple[ByLabel, ...] = ()
     reliability: Reliability | None = None
     wrong: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
@@ -119,138 +123,96 @@ class TextJudge:
 
     def gain(self, verdict: TextVerdict, other: TextVerdict) -> Interval:
         """The criterion of one less that of another, on the same draws."""
-        value = verdict.figures[self.criterion].value - other.figures[self.criterion].value
-        return self.bootstrap.interval(value, verdict.replicates - other.replicates)
+        mine, theirs = verdict.basis, other.basis
+        if isinstance(mine, LabelJudgement) and isinstance(theirs, LabelJudgement):
+            return mine.macro_f1_gain(theirs, self.bootstrap)
+        assert isinstance(mine, np.ndarray) and isinstance(theirs, np.ndarray)
+        if self.task == "relevance":
+            return self.bootstrap.difference(mine, theirs)
+        drawn = [_f1(self.bootstrap.replicate(counts)) for counts in (mine, theirs)]
+        value = float(_f1(mine.sum(0)) - _f1(theirs.sum(0)))
+        return self.bootstrap.interval(value, drawn[0] - drawn[1])
 
     def _labels(self, said: pa.Table) -> TextVerdict:
         truth, given = self.truth["label"].to_pylist(), said["label"].to_pylist()
-        right = np.array([a == b for a, b in zip(truth, given, strict=True)], dtype=np.float64)
-        labels = sorted(set(truth))
-        place = {label: at for at, label in enumerate(labels)}
-        there = np.array([place[label] for label in truth], dtype=np.int64)
-        here = np.array([place.get(label, -1) for label in given], dtype=np.int64)
-        counts, replicates = self._f1_by_label(there, here, len(labels))
-        f1 = _f1(counts)
+        judgement = LabelJudgement.of(given, truth)
+        draws = self.bootstrap
         figures = {
-            "macro_f1": self.bootstrap.interval(float(f1.mean()), replicates),
-            "accuracy": self.bootstrap_rows(right),
+            "macro_f1": judgement.macro_f1(draws),
+            "accuracy": draws.mean(judgement.right),
         }
-        deepest = max(label.count(LEVELS) for label in labels) + 1
-        for depth in range(1, deepest):
+        for depth in range(1, max(name.count(LEVELS) for name in judgement.names) + 1):
             same = [_cut(a, depth) == _cut(b, depth) for a, b in zip(truth, given, strict=True)]
-            figures[f"accuracy_level_{depth}"] = self.bootstrap_rows(np.array(same, np.float64))
+            figures[f"accuracy_level_{depth}"] = draws.mean(np.array(same, np.float64))
         answered = np.array([label is not None for label in given], np.float64)
         if not answered.all():
-            figures["answered"] = self.bootstrap_rows(answered)
-        rating = np.array(self.truth["rating"].to_pylist(), dtype=np.float64)
-        if "rating" in said.column_names and not np.isnan(rating).all():
+            figures["answered"] = draws.mean(answered)
+        if "rating" in said.column_names:
+            rating = np.array(self.truth["rating"].to_pylist(), dtype=np.float64)
             guess = np.array(said["rating"].to_pylist(), dtype=np.float64)
-            if not np.isnan(guess).all():
+            if np.isfinite(guess - rating).any():
                 figures["rating_rmse"] = self._rmse(guess - rating)
         best = [(c[0]["label"], c[0]["probability"]) for c in said["choices"].to_pylist()]
         hit = np.array([label == a for (label, _), a in zip(best, truth, strict=True)])
         promised = np.array([probability for _, probability in best], dtype=np.float64)
         reliability = reliability_of(promised, hit)
-        figures["calibration_error"] = Interval(reliability.error, float("nan"), float("nan"))
+        figures["calibration_error"] = _without_interval(reliability.error)
         by_label = [
-            ByLabel(labels[at], int(counts[at, 2]), *_rates(counts[at]))
-            for at in np.argsort(-counts[:, 2], kind="stable")
+            ByLabel(name, found.support, *(_known(getattr(found, key)) for key in _RATES))
+            for name, found in label_scores(judgement).items()
         ]
-        return TextVerdict(figures, replicates, tuple(by_label), reliability, right == 0)
-
-    def _f1_by_label(self, there: Int64, here: Int64, k: int) -> tuple[Float64, Float64]:
-        """(right, given, there are) of each label: float64[k, 3]; draws of macro F1."""
-        draws = self.bootstrap
-        total = np.zeros((k, 3))
-        sum_f1 = np.zeros(len(draws._weights))
-        occurs = np.zeros(len(draws._weights))
-        for start in range(0, k, 32):  # a block of labels at a time: their counts are dense
-            few = min(32, k - start)
-            columns = []
-            for which in (np.where(there == here, here, -1), here, there):
-                rows = np.flatnonzero((which >= start) & (which < start + few))
-                cell = draws.cluster[rows] * few + which[rows] - start
-                columns.append(np.bincount(cell, minlength=draws.n_clusters * few))
-            counts = np.stack(columns, axis=1).reshape(draws.n_clusters, few, 3).astype(np.float64)
-            total[start : start + few] = counts.sum(0)
-            drawn = draws.replicate(counts)
-            seen = drawn[..., 2] > 0.5  # a label that a draw lacks says nothing of it
-            sum_f1 += np.where(seen, _f1(drawn), 0.0).sum(1)
-            occurs += seen.sum(1)
-        with np.errstate(invalid="ignore"):
-            return total, sum_f1 / occurs
+        wrong = judgement.right == 0
+        return TextVerdict(figures, judgement, _frequent_first(by_label), reliability, wrong)
 
     def _spans(self, said: pa.Table) -> TextVerdict:
+        told = said["spans"].to_pylist()
         truth = [_span_set(spans) for spans in self.truth["spans"].to_pylist()]
-        found = [_span_set(spans) for spans in said["spans"].to_pylist()]
-        labels = sorted({span[2] for spans in truth for span in spans})
-        place = {label: at for at, label in enumerate([*labels, None])}
+        found = [_span_set(spans) for spans in told]
         draws = self.bootstrap
-        counts = np.zeros((draws.n_clusters, len(place), 3))
+        counts = np.zeros((draws.n_clusters, 3))
         for row, (a, b) in enumerate(zip(truth, found, strict=True)):
-            for column, some in enumerate((a & b, b, a)):
-                for span in some:
-                    at = place.get(span[2], len(labels))
-                    counts[draws.cluster[row], at, column] += 1
-        total, drawn = counts.sum(0), draws.replicate(counts)
-        micro = _f1(drawn.sum(1))
-        seen = drawn[:, :-1, 2] > 0.5
-        macro = np.where(seen, _f1(drawn[:, :-1]), 0.0).sum(1) / np.maximum(seen.sum(1), 1)
-        summed = total.sum(0)
-        precision, recall, f1 = _rates(summed)
-        everything = drawn.sum(1)
+            counts[draws.cluster[row]] += (len(a & b), len(b), len(a))
+        drawn = draws.replicate(counts)
+        report = span_report(truth, found, resamples=0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            p_drawn = everything[:, 0] / everything[:, 1]
-            r_drawn = everything[:, 0] / everything[:, 2]
+            precision, recall = drawn[:, 0] / drawn[:, 1], drawn[:, 0] / drawn[:, 2]
+        micro = report.micro
         figures = {
-            "micro_f1": draws.interval(f1, micro),
-            "precision": draws.interval(precision, p_drawn),
-            "recall": draws.interval(recall, r_drawn),
-            "macro_f1": draws.interval(float(_f1(total[:-1]).mean()) if labels else 0.0, macro),
+            "micro_f1": draws.interval(_known(micro.f1.value), _f1(drawn)),
+            "precision": draws.interval(_known(micro.precision.value), precision),
+            "recall": draws.interval(_known(micro.recall.value), recall),
+            "macro_f1": _without_interval(_known(report.macro.f1.value)),
         }
         by_label = [
-            ByLabel(labels[at], int(total[at, 2]), *_rates(total[at]))
-            for at in np.argsort(-total[:-1, 2], kind="stable")
-        ]
-        pairs = [
-            (span["probability"], (span["start"], span["end"], span["label"]) in a)
-            for a, spans in zip(truth, said["spans"].to_pylist(), strict=True)
-            for span in spans or ()
+            ByLabel(name, scores.spans, *(_known(getattr(scores, key).value) for key in _RATES))
+            for name, scores in report.by_label.items()
+            if scores.spans
         ]
         reliability = None
-        if pairs:
-            promised, hit = (np.array(column) for column in zip(*pairs, strict=True))
-            reliability = reliability_of(promised.astype(np.float64), hit.astype(bool))
-            nothing = float("nan")
-            figures["calibration_error"] = Interval(reliability.error, nothing, nothing)
+        promised = [span["probability"] for spans in told for span in spans or ()]
+        if promised:
+            hit = [_key(s) in a for a, spans in zip(truth, told, strict=True) for s in spans or ()]
+            reliability = reliability_of(np.array(promised, np.float64), np.array(hit))
+            figures["calibration_error"] = _without_interval(reliability.error)
         wrong = np.array([a != b for a, b in zip(truth, found, strict=True)], dtype=bool)
-        return TextVerdict(figures, micro, tuple(by_label), reliability, wrong)
+        return TextVerdict(figures, counts, _frequent_first(by_label), reliability, wrong)
 
     def _grades(self, said: pa.Table) -> TextVerdict:
         grade = self.truth["grade"].to_numpy().astype(np.float64)
         guess = said["grade"].to_numpy().astype(np.float64)
-        error = guess - grade
-        values = ndcg_by_cluster(
-            self.bootstrap.cluster, guess, np.maximum(grade - self.least_grade, 0), DEPTH
-        )
-        per_row = np.full(len(grade), np.nan)  # one row stands for its query
+        gain = np.maximum(grade - self.least_grade, 0)
+        values = ndcg_by_cluster(self.bootstrap.cluster, guess, gain, DEPTH)
+        of_rows = np.full(len(grade), np.nan)  # one row stands for its query
         _, first = np.unique(self.bootstrap.cluster, return_index=True)
-        per_row[first] = values
-        ndcg = self.bootstrap.mean(per_row)
-        figures = {"ndcg@10": ndcg, "rmse": self._rmse(error)}
-        replicates = self.bootstrap._means(per_row)
-        worst = np.abs(error) > np.quantile(np.abs(error), 0.95)
-        return TextVerdict(figures, replicates, wrong=worst)
+        of_rows[first] = values
+        error = np.abs(guess - grade)
+        figures = {"ndcg@10": self.bootstrap.mean(of_rows), "rmse": self._rmse(error)}
+        return TextVerdict(figures, of_rows, wrong=error > np.quantile(error, 0.95))
 
     def _rmse(self, error: Float64) -> Interval:
         """Root of the mean of squares of those errors that are known."""
-        squares = error**2
-        mean = self.bootstrap_rows(squares)
+        mean = self.bootstrap.mean(error**2)
         return Interval(*(float(np.sqrt(value)) for value in (mean.value, mean.low, mean.high)))
-
-    def bootstrap_rows(self, values: Float64) -> Interval:
-        """Mean over rows (NaN: none), clusters drawn."""
-        return self.bootstrap.mean(values)
 
 
 def reliability_of(promised: Float64, hit: npt.NDArray[np.bool_]) -> Reliability:
@@ -294,14 +256,20 @@ def ndcg_by_cluster(query: Int64, score: Float64, gain: Float64, depth: int) -> 
 
 def _f1(counts: Float64) -> Float64:
     """F1 of (right, given, there are): float64[…]; 0 where nothing is right."""
-    both = counts[..., 1] + counts[..., 2]
-    return np.asarray(2 * counts[..., 0] / np.maximum(both, 1e-9))
+    return np.asarray(2 * counts[..., 0] / np.maximum(counts[..., 1] + counts[..., 2], 1e-9))
 
 
-def _rates(counts: Float64) -> tuple[float, float, float]:
-    """Precision, recall and F1; precision of what was never given is 0."""
-    right, given, there = (float(value) for value in counts)
-    return right / max(given, 1.0), right / max(there, 1.0), float(_f1(counts))
+def _without_interval(value: float) -> Interval:
+    return Interval(value, float("nan"), float("nan"))
+
+
+def _known(value: float) -> float:
+    """Precision of what was never given is nothing, which counts as 0."""
+    return 0.0 if np.isnan(value) else float(value)
+
+
+def _frequent_first(labels: Sequence[ByLabel]) -> tuple[ByLabel, ...]:
+    return tuple(sorted(labels, key=lambda label: (-label.support, label.label)))
 
 
 def _cut(label: str | None, depth: int) -> str | None:
@@ -309,4 +277,8 @@ def _cut(label: str | None, depth: int) -> str | None:
 
 
 def _span_set(spans: Sequence[dict[str, Any]] | None) -> set[tuple[int, int, str]]:
-    return {(span["start"], span["end"], span["label"]) for span in spans or ()}
+    return {_key(span) for span in spans or ()}
+
+
+def _key(span: dict[str, Any]) -> tuple[int, int, str]:
+    return span["start"], span["end"], span["label"]

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from raysys.evaluation.intervals import Bootstrap, Interval
 from raysys.learners.text_calibration import calibration_error
 
+_LABELS = 64
+
 Float64 = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
 
@@ -87,7 +89,7 @@ class LabelJudgement:
 
     def macro_f1(self, bootstrap: Bootstrap | None = None) -> Interval:
         """Mean F1 of the labels that occur, with its interval over texts."""
-        value = float(_macro_f1(self._counts().sum(axis=0, keepdims=True))[0])
+        value = float(_macro_f1(self._totals()[None])[0])
         if bootstrap is None:
             return Interval(value, float("nan"), float("nan"))
         return bootstrap.interval(value, self._replicates(bootstrap))
@@ -102,30 +104,53 @@ class LabelJudgement:
         given = int((self.said >= 0).sum())
         return float(2 * self.right.sum() / max(given + len(self.truth), 1))
 
-    def _counts(self) -> Float64:
-        """Hits, given and true texts of each label: float64[n, 3, k]."""
-        k, n = len(self.names), len(self.truth)
-        rows = np.arange(n)
-        found = np.zeros((n, 3, k))
-        given = self.said >= 0
-        found[rows[given], 1, self.said[given]] = 1
-        found[rows, 2, self.truth] = 1
-        found[:, 0] = found[:, 1] * found[:, 2]
-        return found
+    def _totals(self) -> Float64:
+        """Hits, given and true texts of each label: float64[3, k]."""
+        k = len(self.names)
+        return np.stack(
+            [np.bincount(which[which >= 0], minlength=k) for which in self._marks()]
+        ).astype(np.float64)
+
+    def _marks(self) -> tuple[Codes, Codes, Codes]:
+        """The label of each hit (-1: none), of what was said and of what is true: int64[n]."""
+        return np.where(self.said == self.truth, self.said, -1), self.said, self.truth
 
     def _replicates(self, bootstrap: Bootstrap) -> Float64:
-        counts = self._counts().reshape(len(self.truth), -1)
-        summed = np.stack([bootstrap.sums(column) for column in counts.T], axis=1)
-        return _macro_f1(bootstrap.replicate(summed).reshape(-1, 3, len(self.names)))
+        """Macro F1 of every draw: float64[draws].
+
+        Some labels at a time: counts by cluster are dense, and shops have thousands of categories.
+        """
+        total: Float64 | None = None
+        present: Float64 | None = None
+        for start in range(0, len(self.names), _LABELS):
+            few = min(_LABELS, len(self.names) - start)
+            counts = np.zeros((bootstrap.n_clusters, 3, few))
+            for place, which in enumerate(self._marks()):
+                rows = np.flatnonzero((which >= start) & (which < start + few))
+                cell = bootstrap.cluster[rows] * few + which[rows] - start
+                found = np.bincount(cell, minlength=bootstrap.n_clusters * few)
+                counts[:, place] = found.reshape(bootstrap.n_clusters, few)
+            f1, occurs = _f1(bootstrap.replicate(counts))
+            total = f1 if total is None else total + f1
+            present = occurs if present is None else present + occurs
+        assert total is not None and present is not None
+        with np.errstate(invalid="ignore"):
+            return np.asarray(total / present, dtype=np.float64)
 
 
 def _macro_f1(counts: Float64) -> Float64:
     """float64[draws] of float64[draws, 3, k]; labels that a draw lacks do not count in it."""
+    total, present = _f1(counts)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / present, dtype=np.float64)
+
+
+def _f1(counts: Float64) -> tuple[Float64, Float64]:
+    """Sums of F1 over the labels that occur, and how many do: float64[draws] of [draws, 3, k]."""
     hits, given, true = counts[:, 0], counts[:, 1], counts[:, 2]
     f1 = 2 * hits / np.maximum(given + true, 1e-12)
     present = true > 0.5
-    with np.errstate(invalid="ignore"):
-        return np.asarray((f1 * present).sum(axis=1) / present.sum(axis=1), dtype=np.float64)
+    return (f1 * present).sum(axis=1), present.sum(axis=1).astype(np.float64)
 
 
 def label_scores(judgement: LabelJudgement) -> dict[str, LabelScores]:

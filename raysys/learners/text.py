@@ -16,6 +16,13 @@ TEXT_LEARNERS = {
     "text_classifier": "raysys.learners.text_classifier:TextClassifier",
     "text_blend": "raysys.learners.text_blend:TextBlend",
     "pseudo_labels": "raysys.learners.pseudo_labels:PseudoLabels",
+    "gazetteer_tagger": "raysys.learners.gazetteer_tagger:GazetteerTagger",
+    "word_tagger": "raysys.learners.entity_tagger:WordTagger",
+    "entity_tagger": "raysys.learners.entity_tagger:EntityTagger",
+    "relevance_trees": "raysys.learners.relevance_trees:RelevanceTreesLearner",
+    "bi_encoder": "raysys.learners.bi_encoder:BiEncoderLearner",
+    "cross_encoder": "raysys.learners.cross_encoder:CrossEncoderLearner",
+    "relevance_blend": "raysys.learners.relevance_blend:RelevanceBlendLearner",
 }
 FILE = "learner.json"
 

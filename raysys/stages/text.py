@@ -38,7 +38,9 @@ from raysys.datasets.splits import (
 )
 from raysys.evaluation.text_judge import CRITERION, TextJudge, TextVerdict
 from raysys.evaluation.text_report import NAMES, TextEvaluation, conclusion, write_text_report
+from raysys.learners.label_model import LabelModel
 from raysys.learners.text import load_text_model, make_text_learner, save_text_model
+from raysys.learners.text_blend import blend
 from raysys.learners.text_protocol import Task, TextContext, TextLearner, TextModel
 from raysys.progress import task
 from raysys.registry import TEXT, Registry, write_text
@@ -49,6 +51,10 @@ from raysys.text.spans import attributes_to_spans
 log = logging.getLogger("raysys")
 
 ROWS = "rows.parquet"
+BLEND = "text_blend"
+SIMPLE = ("baseline", "tree")
+"""Families that a transformer has to beat: they cost a hundredth of it."""
+
 _COLUMNS = 4  # figures in the terminal's table
 _WIDE = 160
 
@@ -66,6 +72,7 @@ class TextSettings(StageSettings):
         sample: fit on about so many rows at most; null: on all.
         split: into train, validation and test.
         learners: name → its settings.
+        blend: for classify and sentiment: try a weighted average of the learners as well.
         resources: of every fit, through Ray Train; null: in this very process.
         learner_resources: name → resources, for learners that need others.
         resamples: draws of the intervals.
@@ -82,6 +89,7 @@ class TextSettings(StageSettings):
     sample: int | None = Field(None, ge=20)
     split: SplitSettings = SplitSettings()
     learners: dict[str, dict[str, Any]] = Field(min_length=1)
+    blend: bool = True
     resources: ResourceSettings | None = None
     learner_resources: dict[str, ResourceSettings] = Field(default_factory=dict)
     resamples: int = Field(1000, ge=100, le=10_000)
@@ -112,7 +120,7 @@ class Fit:
 
     Attributes:
         model: pure, thread-safe.
-        family: `transformer`, `baseline`, or `blend`.
+        family: that of the learner, or `blend`.
         seconds: that fitting took.
         history: of its evaluations while it was trained; empty where there were none.
     """
@@ -161,6 +169,8 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
         fits = {
             name: _fit(name, learner, tables, settings, work) for name, learner in learners.items()
         }
+    if settings.blend:
+        fits |= _blended(fits, tables, work)
     with task("text: judging", len(fits)) as judging:
         outcome = judge(settings, divided.rows, tables, fits, judging.advance)
     figures = outcome.figures()
@@ -301,6 +311,26 @@ def _fit(
     return fit
 
 
+def _blended(fits: Mapping[str, Fit], tables: Mapping[str, pa.Table], work: Path) -> dict[str, Fit]:
+    """The average of those learners that label texts, if more than one is worth a weight."""
+    able = {
+        name: (name, fit.model) for name, fit in fits.items() if isinstance(fit.model, LabelModel)
+    }
+    if len(able) < 2 or BLEND in fits:
+        return {}
+    began = time.monotonic()
+    with task(f"text: {BLEND}") as blending:
+        model = blend(able, tables["train"], tables["validation"])
+        weights = {**model.weights, **model.rating_weights}
+        blending.note = ", ".join(f"{name} {model.weights.get(name, 0):.2f}" for name in able)
+    if len(weights) < 2:
+        return {}
+    folder = work / "models" / BLEND
+    shutil.rmtree(folder, ignore_errors=True)
+    save_text_model(BLEND, model, folder)
+    return {BLEND: Fit(model, "blend", time.monotonic() - began, [])}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What judging came to.
@@ -382,7 +412,7 @@ def judge(
         advance()
     criterion = CRITERION[settings.task]
     value = {name: v.figures[criterion].value for name, v in verdicts["validation"].items()}
-    simple = [name for name, fit in fits.items() if fit.family == "baseline"]
+    simple = [name for name, fit in fits.items() if fit.family in SIMPLE]
     baseline = max(simple, key=value.__getitem__) if simple else None
     # where they are level the simpler one serves: it costs less
     chosen = max(value, key=lambda name: (value[name], name == baseline))
