@@ -424,8 +424,8 @@ def _as_text(rows: pl.DataFrame, name: str) -> pl.Expr:
     if kind.is_float():
         whole = pl.col(name).cast(pl.Int64, strict=False)
         return pl.when(whole == pl.col(name)).then(whole.cast(pl.String)).otherwise(text)
-    if kind.is_nested():
-        return pl.col(name).map_elements(str, return_dtype=pl.String)
+    if isinstance(kind, pl.Struct):
+        return pl.col(name).struct.json_encode()
     return text
 
 

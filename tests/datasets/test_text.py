@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from raysys.datasets import text
 from raysys.datasets.files import find, read
-from raysys.datasets.mapping import ItemFiles, UserFiles
+from raysys.datasets.mapping import ItemFiles, TableFiles, UserFiles
 from raysys.errors import UserError
 
 PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh")
@@ -255,3 +255,16 @@ def test_what_the_standard_library_writes_comes_back(tmp_path_factory, table):
     )
     assert not faults
     assert [(row["a"], row["b"]) for row in rows.values()] == table
+
+
+def test_objects_keep_the_quotes_in_their_texts(tmp_path):
+    """An object is text as JSON writes it, so what is quoted in it stays escaped."""
+    rows = [{"id": n, "a": {"size": {'17"': n}, "name": "a\\b"}} for n in range(600)]
+    rows[300]["a"] = "[plain] text with a \\ and \"quotes\""
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    files = TableFiles(paths=(str(path),), columns={"a": "a"}, keys=("a",))
+    (part,) = find(files)
+    found = [value for block in read(part, files) for value in block.rows["a"]]
+    assert found.pop(300) == rows.pop(300)["a"]
+    assert [json.loads(value) for value in found] == [row["a"] for row in rows]

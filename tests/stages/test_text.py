@@ -1,0 +1,220 @@
+"""`raysys text fit`: what it writes, chooses, publishes, refuses, and does not do twice."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from rich.console import Console
+
+from raysys.config import PRESETS, load_settings
+from raysys.errors import UserError
+from raysys.learners import text as learners
+from raysys.learners.text import make_text_learner
+from raysys.registry import Registry, TextBundle
+from raysys.stages import text
+from raysys.stages.text import TextSettings, show
+from raysys.storage import Workspace, read_manifest
+from tests.stages import texts
+
+QUICK = {"tfidf_classifier": {"costs": [3.0], "thresholds": {"choose": "none"}}}
+GAZETTEER: dict[str, Any] = {"gazetteer_tagger": {}}
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory: pytest.TempPathFactory) -> tuple[TextSettings, Workspace]:
+    folder = tmp_path_factory.mktemp("classify")
+    settings = texts.settings_of("classify", texts.write_titles(folder / "a.csv"), QUICK)
+    workspace = Workspace(folder / "ws")
+    text.run(settings, workspace)
+    return settings, workspace
+
+
+def test_it_publishes_what_it_judged(classified: tuple[TextSettings, Workspace]) -> None:
+    _, workspace = classified
+    folder = workspace.text / "text-classify"
+    manifest = read_manifest(folder)
+    registry = Registry(workspace.registry)
+    bundle = TextBundle.load(registry.path("text-classify"))
+    assert bundle.id == manifest.figures["bundle"] and bundle.task == "classify"
+    assert bundle.columns == ("title",) and bundle.manifest.surface == "text"
+    said = pl.read_parquet(folder / "predictions" / "tfidf_classifier.parquet")
+    again = bundle.model.predict(said.select("text").to_arrow())
+    assert said["predicted_label"].to_list() == again["label"].to_pylist()
+    test = said.filter(pl.col("split") == "test")
+    right = float((test["label"] == test["predicted_label"]).mean())  # type: ignore[arg-type]
+    figure = manifest.figures["test"]["tfidf_classifier"]["accuracy"]
+    assert figure["value"] == pytest.approx(right) and right > 0.8
+    assert figure["low"] <= figure["value"] <= figure["high"]
+    assert manifest.counts["test"] == test.height
+    rows = pl.read_parquet(folder / "rows.parquet")
+    assert sum(manifest.counts[name] for name in ("train", "validation", "test")) == rows.height
+
+
+def test_the_report_stands_alone_and_says_the_same(
+    classified: tuple[TextSettings, Workspace],
+) -> None:
+    folder = classified[1].text / "text-classify"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for part in ("Learners on the test", "By label", "Confusion", "Probabilities", "Where it errs"):
+        assert f"<h2>{part}</h2>" in page
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report["test"] == read_manifest(folder).figures["test"]
+    assert sum(label["support"] for label in report["by_label"]) == report["counts"]["test"]
+
+
+def test_what_is_done_is_not_done_again(
+    classified: tuple[TextSettings, Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, workspace = classified
+    before = read_manifest(workspace.text / "text-classify")
+    monkeypatch.setattr(text, "_fit", lambda *_: pytest.fail("fitted again"))
+    assert text.run(settings, workspace).created == before.created
+
+
+def test_a_second_fit_takes_the_name_and_can_be_rolled_back(tmp_path: Path) -> None:
+    path = texts.write_titles(tmp_path / "a.csv", 150)
+    workspace = Workspace(tmp_path / "ws")
+    first = text.run(texts.settings_of("classify", path, QUICK), workspace)
+    second = text.run(texts.settings_of("classify", path, QUICK, seed=1, sample=120), workspace)
+    registry = Registry(workspace.registry)
+    assert first.figures["bundle"] != second.figures["bundle"]
+    assert registry.resolve("text-classify") == second.figures["bundle"]
+    assert registry.rollback("text-classify") == first.figures["bundle"]
+
+
+def test_learners_of_a_killed_run_are_not_fitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = texts.write_attributes(tmp_path / "a.jsonl")
+    both = {"gazetteer_tagger": {}, "gazetteer_tagger_wide": {"longest": 20}}
+    monkeypatch.setitem(
+        learners.TEXT_LEARNERS,
+        "gazetteer_tagger_wide",
+        learners.TEXT_LEARNERS["gazetteer_tagger"],
+    )
+    settings = texts.settings_of("entities", path, both)
+    workspace = Workspace(tmp_path / "ws")
+    fit = text._fit
+
+    def killed(name: str, *rest: Any) -> Any:
+        if name == "gazetteer_tagger_wide":
+            raise KeyboardInterrupt
+        return fit(name, *rest)
+
+    monkeypatch.setattr(text, "_fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        text.run(settings, workspace)
+    assert not (workspace.text / "text-entities").exists()
+    monkeypatch.setattr(text, "_fit", fit)
+    fitted: list[str] = []
+    kind = type(make_text_learner("gazetteer_tagger", {}))
+    plain = kind.fit
+
+    def counted(self: Any, *rest: Any) -> Any:
+        fitted.append("one")
+        return plain(self, *rest)
+
+    monkeypatch.setattr(kind, "fit", counted)
+    done = text.run(settings, workspace)
+    assert len(fitted) == 1 and set(done.figures["test"]) == set(both)
+    assert not list(workspace.text.glob(".*.work"))
+
+
+def test_reviews_become_sentiments_and_bad_rows_are_kept_aside(tmp_path: Path) -> None:
+    path = texts.write_reviews(tmp_path / "a.csv")
+    workspace = Workspace(tmp_path / "ws")
+    settings = texts.settings_of("sentiment", path, QUICK, split={"by": "time"})
+    done = text.run(settings, workspace)
+    assert done.counts["aside.empty_text"] == 2 and done.counts["aside.rating_not_a_number"] == 1
+    aside = pl.read_parquet(workspace.text / "text-sentiment" / "quarantine.parquet")
+    assert aside.height == 3
+    figures = done.figures["test"]["tfidf_classifier"]
+    assert figures["macro_f1"]["value"] > 0.8 and figures["rating_rmse"]["value"] < 1.2
+    assert done.figures["split"] == "time"
+
+
+def test_attributes_become_entities(tmp_path: Path) -> None:
+    path = texts.write_attributes(tmp_path / "a.jsonl")
+    workspace = Workspace(tmp_path / "ws")
+    done = text.run(texts.settings_of("entities", path, GAZETTEER), workspace)
+    assert done.figures["mended"] == {"attribute_value_not_in_text": 1}
+    assert done.figures["test"]["gazetteer_tagger"]["micro_f1"]["value"] > 0.8
+    page = (workspace.text / "text-entities" / "report.html").read_text(encoding="utf-8")
+    assert "brand" in page and "was found" in page
+
+
+def test_judgements_become_relevance(tmp_path: Path) -> None:
+    path = texts.write_judgements(tmp_path / "a.csv")
+    workspace = Workspace(tmp_path / "ws")
+    learners_ = {"relevance_trees": {"vectors": None}}
+    done = text.run(texts.settings_of("relevance", path, learners_), workspace)
+    figures = done.figures["test"]["relevance_trees"]
+    assert 0.5 < figures["ndcg@10"]["value"] <= 1 and figures["rmse"]["value"] < 1
+    said = pl.read_parquet(
+        workspace.text / "text-relevance" / "predictions" / "relevance_trees.parquet"
+    )
+    assert said.group_by("query").agg(pl.col("split").n_unique())["split"].max() == 1
+
+
+def test_a_baseline_that_wins_is_used_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a transformer of the same quality the baseline serves: it costs less."""
+    monkeypatch.setitem(
+        learners.TEXT_LEARNERS, "costly", "tests.stages.test_text:CostlyClassifier"
+    )
+    path = texts.write_titles(tmp_path / "a.csv", 150)
+    settings = texts.settings_of(
+        "classify", path, {"costly": QUICK["tfidf_classifier"], **QUICK}, blend=False
+    )
+    done = text.run(settings, Workspace(tmp_path / "ws"))
+    assert done.figures["chosen"] == "tfidf_classifier" == done.figures["baseline"]
+    assert done.figures["gain"]["value"] == 0
+    console = Console(file=io.StringIO(), width=120)
+    show(done, console)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "The simple baseline tfidf_classifier wins" in shown
+    assert done.figures["bundle"] in shown and "costly" in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"learners": {"entity_tagger": {}}}, "cannot learn classify"),
+        ({"learners": {"tfidf": {}}}, "no text learner 'tfidf'"),
+        ({"learners": {"tfidf_classifier": {"cost": [1]}}}, "unknown key"),
+    ],
+)
+def test_learners_that_do_not_fit_are_refused_before_anything_is_read(
+    tmp_path: Path, more: dict[str, Any], said: str
+) -> None:
+    settings = texts.settings_of("classify", tmp_path / "none.csv", more["learners"])
+    with pytest.raises(UserError, match=said):
+        text.run(settings, Workspace(tmp_path / "ws"))
+
+
+def test_settings_say_what_they_do_not_know() -> None:
+    with pytest.raises(UserError, match=r"learner_resources\.x: not among"):
+        texts.settings_of("classify", Path("a"), QUICK, learner_resources={"x": {}})
+
+
+def test_the_preset_needs_nothing_but_its_package() -> None:
+    settings = load_settings(TextSettings, PRESETS / "complete_journey" / "text.yaml")
+    assert settings.title == "text-classify"
+    for name, values in settings.learners.items():
+        make_text_learner(name, values, task=settings.task)
+
+
+class CostlyClassifier(type(make_text_learner("tfidf_classifier", {}))):  # type: ignore[misc]
+    """The baseline in a transformer's clothes."""
+
+    name = "costly"
+    family = "transformer"
