@@ -81,6 +81,9 @@ class Gazetteer:
     longest: int = 0
     labelled: list[dict[Key, Counter[str]]] = field(default_factory=lambda: [{}, {}, {}])
     seen: list[Counter[Key]] = field(default_factory=lambda: [Counter(), Counter(), Counter()])
+    _index: tuple[tuple[int, ...], tuple[set[str], ...]] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     @classmethod
     def fit(
@@ -113,12 +116,27 @@ class Gazetteer:
 
     def _known(self, units: Units) -> Iterable[tuple[int, int, int, Key]]:
         """Every stretch of a text that some label has had: first, last, way, key."""
-        n = len(units)
-        for first in range(n):
+        begins = self._begins()
+        words, n = units.words, len(units)
+        for first, word in enumerate(words):
+            lower = word.lower()
+            alike = (lower, "0" if word[:1].isdigit() else lower, _shape(word))
+            ways = [way for way, begin in enumerate(alike) if begin in begins[way]]
+            if not ways:
+                continue
             for last in range(first + 1, min(n, first + self.longest) + 1):
-                for way, key in enumerate(_keys(units, first, last)):
+                found = _keys(units, first, last)
+                for way in ways:
+                    key = found[way]
                     if key is not None and key in self.labelled[way]:
                         yield first, last, way, key
+
+    def _begins(self) -> tuple[set[str], ...]:
+        """What the keys of each way begin with: most units of a text begin none."""
+        sizes = tuple(map(len, self.labelled))
+        if self._index is None or self._index[0] != sizes:
+            self._index = sizes, tuple({key[0] for key in keys} for keys in self.labelled)
+        return self._index[1]
 
     def matches(
         self, units: Units, own: Sequence[tuple[int, int, str]] | None = None

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from raysys import schema
 from raysys.errors import UserError
+from raysys.learners import entity_tagger as entity_tagger_module
+from raysys.learners.entity_objective import EntityObjective
 from raysys.learners.entity_tagger import (
     EntityTagger,
     EntityTaggerSettings,
@@ -20,7 +24,7 @@ from raysys.learners.entity_tagger import (
 from raysys.learners.gazetteer_tagger import GazetteerTagger, GazetteerTaggerSettings
 from raysys.learners.text_protocol import PREDICTIONS, TextContext, TextLearner
 from raysys.text.spans import attributes_to_spans
-from raysys.text.training import TrainingSettings
+from raysys.text.training import TrainingSettings, train
 from tests.text.tiny import write_tiny_bert
 
 BRANDS = ["Acme", "Fjällräven", "O'Neill", "ZORG 3", "Ünique"]
@@ -175,6 +179,24 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
     broken = pa.Table.from_pylist(outside, schema=schema.LABELLED_TEXTS)
     with pytest.raises(UserError, match="row 2 does not lie in its text"):
         word_tagger().fit(broken, shop(5, 1), TextContext(tmp_path))
+
+
+def test_workers_get_the_objective_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ray Train run pickles it: what arrives makes the same batches and the same loss."""
+    sent: list[EntityObjective] = []
+
+    def train_elsewhere(objective: EntityObjective, *args: object, **more: object) -> object:
+        sent.append(pickle.loads(pickle.dumps(objective)))  # noqa: S301  (as Ray does)
+        return train(objective, *args, **more)
+
+    monkeypatch.setattr(entity_tagger_module, "train", train_elsewhere)
+    entity_tagger(tmp_path, crf=True).fit(shop(24, 0), shop(8, 1), TextContext(tmp_path))
+    (arrived,) = sent
+    torch.manual_seed(0)
+    module = arrived.build().eval()
+    batch = arrived.collate(np.arange(4), np.random.default_rng(0))
+    assert torch.isfinite(arrived.loss(module, batch)) and len(arrived.lengths()) == 24
+    assert 0 <= arrived.evaluate(module)["f1"] <= 1
 
 
 def test_one_example_of_a_label_is_enough_to_fit(tmp_path: Path) -> None:
