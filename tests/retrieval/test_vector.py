@@ -60,3 +60,25 @@ def test_no_vectors_find_nothing() -> None:
 def test_a_query_of_other_dimensions_is_refused() -> None:
     with pytest.raises(ValueError, match="shape"):
         VectorIndex.build(unit(10)).find(np.ones(3, np.float32), 5)
+
+
+@pytest.mark.parametrize("exact_up_to", [10, 10_000])
+def test_many_queries_find_what_each_finds(exact_up_to: int) -> None:
+    vectors = unit(2_000, 16, seed=3)
+    index = VectorIndex.build(vectors, exact_up_to=exact_up_to)
+    queries = unit(1_100, 16, seed=4)
+    rows, scores = index.find_many(queries, 5)
+    for at in range(0, 1_100, 50):
+        hits = index.find(queries[at], 5)
+        assert rows[at].tolist() == hits.rows.tolist()
+        np.testing.assert_allclose(scores[at], hits.scores, atol=1e-5)
+
+
+def test_many_queries_for_more_than_there_is() -> None:
+    index = VectorIndex.build(unit(3, 8))
+    rows, scores = index.find_many(unit(2, 8, seed=1), 5)
+    assert rows.shape == scores.shape == (2, 5)
+    assert (rows[:, 3:] == -1).all() and (scores[:, 3:] == 0).all()
+    assert sorted(rows[0, :3].tolist()) == [0, 1, 2]
+    with pytest.raises(ValueError, match="queries of shape"):
+        index.find_many(unit(2, 4), 5)
