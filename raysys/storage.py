@@ -73,6 +73,11 @@ class Workspace:
         return self.root / "text"
 
     @property
+    def pretrain(self) -> Path:
+        """A transformer that knows the shop's texts: `model`, report, outcomes."""
+        return self.root / "pretrain"
+
+    @property
     def registry(self) -> Path:
         """Bundles and the pointers that name them."""
         return self.root / "registry"

@@ -26,7 +26,7 @@ from raysys.text.pretraining import (
     write_corpus,
 )
 from raysys.text.pretraining.causal import pack
-from raysys.text.pretraining.corpus import is_held_out, text_hashes
+from raysys.text.pretraining.corpus import is_held_out, log_end, text_hashes
 from raysys.text.pretraining.masked import IGNORED, Masking
 from raysys.text.pretraining.tokens import Frame
 from raysys.text.pretraining.words import word_numbers
@@ -306,8 +306,8 @@ def test_a_corpus_has_each_text_once_and_holds_some_out(tmp_path: Path):
         "head,body\nGood,bread a b\n,bread a  b\nGood,BREAD a b\nx,\n", encoding="utf-8"
     )
     files = TextFiles(paths=(str(reviews),), text=("head", "body"), name="reviews")
-    settings_ = CorpusSettings(files=(files,), held_back_days=1, held_out=0.2)
-    corpus = write_corpus(settings_, tmp_path / "corpus", ingest=ingest)
+    settings_ = CorpusSettings(files=(files,), held_out=0.2)
+    corpus = write_corpus(settings_, tmp_path / "corpus", ingest=ingest, until=log_end(ingest, 1))
     parts = {part: [t for b in corpus.batches(part) for t in b] for part in ("train", "held_out")}
     texts = parts["train"] + parts["held_out"]
     assert len(texts) == len({text.casefold() for text in texts})

@@ -31,8 +31,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     ingest = write_shop(tmp_path_factory.mktemp("shop"))
     sources = {"sources": ("titles", "queries", "items"), "item": ("title",), "min_count": 1}
-    more = {"held_back_days": 1, "held_out": 0.2}
-    return gather_pairs(PairSettings.model_validate({**sources, **more}), ingest)
+    return gather_pairs(PairSettings.model_validate({**sources, "held_out": 0.2}), ingest)
 
 
 def _objective(bert: Path, pairs: Pairs, folder: Path, **settings: object) -> ContrastiveObjective:

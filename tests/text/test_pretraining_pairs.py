@@ -18,6 +18,7 @@ from raysys.text.pretraining import (
     gather_pairs,
     tokenise,
 )
+from raysys.text.pretraining.corpus import log_end
 from raysys.text.pretraining.known import Known
 from raysys.text.pretraining.pairs import HEAD, Negatives
 from raysys.text.training import TrainingSettings, train
@@ -35,8 +36,9 @@ def ingest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _gathered(ingest: Path, *sources: str, **more: object) -> Pairs:
-    settings = {"item": ("title",), "held_back_days": 1, "held_out": 0.2, **more}
-    return gather_pairs(PairSettings.model_validate({"sources": sources, **settings}), ingest)
+    settings = {"item": ("title",), "held_out": 0.2, **more}
+    wanted = PairSettings.model_validate({"sources": sources, **settings})
+    return gather_pairs(wanted, ingest, until=log_end(ingest, 1))
 
 
 def test_titles_go_with_descriptions_both_ways(ingest: Path):

@@ -6,6 +6,7 @@ the same session went on to. Pairs are of texts, not of ids: items that read ali
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,6 @@ from raysys.text.pretraining.corpus import (
     ItemColumn,
     is_held_out,
     item_lines,
-    log_end,
     scan_events,
     text_hashes,
 )
@@ -49,7 +49,6 @@ class PairSettings(Settings):
         min_count: pairs of behaviour that the log has less often are left out.
         max_events: of `items`: of a longer log, sessions are drawn to about so many events.
         max_pairs: of each source, the most frequent first.
-        held_back_days: the last days of the log are not read; see `CorpusSettings`.
         held_out: share of left texts whose pairs are not trained on.
         max_characters: what is read of each text.
     """
@@ -65,7 +64,6 @@ class PairSettings(Settings):
     min_count: int = Field(2, ge=1)
     max_events: int = Field(5_000_000, ge=1)
     max_pairs: int = Field(200_000, ge=1)
-    held_back_days: float = Field(56, ge=0)
     held_out: float = Field(0.05, gt=0, lt=1)
     max_characters: int = Field(2_000, ge=1)
 
@@ -137,13 +135,25 @@ class Pairs:
         )
 
 
-def gather_pairs(settings: PairSettings, ingest: Path, *, where: str = "pairs") -> Pairs:
+def gather_pairs(
+    settings: PairSettings,
+    ingest: Path,
+    *,
+    until: dt.datetime | None = None,
+    where: str = "pairs",
+) -> Pairs:
     """The pairs of a shop.
+
+    Args:
+        settings: which.
+        ingest: what `raysys ingest` wrote.
+        until: events from then on are not read; None: all are.
+        where: for errors.
 
     Raises:
         UserError: there is none, or too few to hold some out.
     """
-    shop = _Shop(settings, ingest)
+    shop = _Shop(settings, ingest, until)
     found = [pair for source in settings.sources for pair in getattr(shop, source)()]
     pairs = Pairs.of(found, settings.held_out)
     held = int(pairs.held_out.sum())
@@ -164,10 +174,10 @@ Found = list[tuple[Source, str, str, int, int, int]]
 class _Shop:
     """Items as lines, and the log behind them."""
 
-    def __init__(self, settings: PairSettings, ingest: Path) -> None:
+    def __init__(self, settings: PairSettings, ingest: Path, until: dt.datetime | None) -> None:
         self.settings = settings
         self.ingest = ingest
-        self.until = log_end(ingest, settings.held_back_days)
+        self.until = until
         columns = {*settings.title, *settings.description, *settings.item, "item_id", "category"}
         table = pq.read_table(ingest / "items.parquet", columns=sorted(columns))
         self.table = table.sort_by("item_id")
@@ -258,11 +268,9 @@ class _Shop:
 
     def _wanted(self) -> pl.LazyFrame:
         """Events before the end that want an item which has a text: its number and its line."""
-        events = scan_events(self.ingest).filter(
+        events = scan_events(self.ingest, self.until).filter(
             pl.col("event_type").is_in(self.settings.events), pl.col("item_id").is_not_null()
         )
-        if self.until is not None:
-            events = events.filter(pl.col("timestamp") < self.until)
         columns = ("query", "session_id", "timestamp", "item_id")
         return events.select(columns).join(
             self.numbered.lazy(), on="item_id", how="inner", maintain_order="left"

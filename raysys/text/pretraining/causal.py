@@ -25,6 +25,9 @@ from raysys.text.pretraining.tokens import Int64, Tokens
 from raysys.text.training import Objective, TrainingSettings
 from raysys.text.training.objective import Tensors
 
+MARKS = 2
+"""Around a piece: of its beginning and of its end."""
+
 
 class CausalSettings(Settings):
     """Causal language modelling.
@@ -82,7 +85,7 @@ class CausalObjective(Objective):
 
     Args:
         model: packaged, a folder or a hub id.
-        train, held_out: pieces of at most `block` - 2 tokens, of its tokenizer.
+        train, held_out: pieces of at most `block` - MARKS tokens, of its tokenizer.
         settings: lengths and steps.
         seed: of how pieces are packed.
     """
@@ -107,8 +110,8 @@ class CausalObjective(Objective):
             )
         begin = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.marks = int(begin), int(end)
-        self.blocks = pack(train.lengths + 2, settings.block, seed)
-        judged = pack(held_out.lengths + 2, settings.block, seed)
+        self.blocks = pack(train.lengths + MARKS, settings.block, seed)
+        judged = pack(held_out.lengths + MARKS, settings.block, seed)
         few = np.linspace(0, len(judged) - 1, min(len(judged), settings.judge_on))
         self.judged = [judged[at] for at in few.astype(int)]  # long pieces are in the first
 
@@ -118,7 +121,7 @@ class CausalObjective(Objective):
 
     def lengths(self) -> Int64:
         """See `Objective.lengths`."""
-        each = self.train.lengths + 2
+        each = self.train.lengths + MARKS
         return np.array([each[block].sum() for block in self.blocks], np.int64)
 
     def collate(self, rows: Int64, rng: np.random.Generator) -> Tensors:

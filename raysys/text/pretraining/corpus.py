@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -75,8 +76,6 @@ class CorpusSettings(Settings):
         items: columns of the catalogue, joined into one text an item; empty: none are read.
         queries: read the queries of the log.
         files: further texts.
-        held_back_days: the last days of the log are not read: learners are validated and judged
-            on them. By default those of `raysys features`.
         held_out: share of the texts that nothing is trained on; perplexity is measured on them.
         min_characters: shorter texts are left out.
         max_characters: what is read of each text.
@@ -85,7 +84,6 @@ class CorpusSettings(Settings):
     items: tuple[ItemColumn, ...] = ("title", "category", "brand", "description")
     queries: bool = True
     files: tuple[TextFiles, ...] = ()
-    held_back_days: float = Field(56, ge=0)
     held_out: float = Field(0.02, gt=0, lt=1)
     min_characters: int = Field(2, ge=1)
     max_characters: int = Field(10_000, ge=1)
@@ -105,6 +103,13 @@ class Corpus:
     counts: dict[str, int] = field(default_factory=dict)
     characters: int = 0
 
+    @classmethod
+    def open(cls, folder: Path) -> Corpus | None:
+        """What `write_corpus` wrote; None: it has not, or was cut off."""
+        if not (folder / "corpus.json").is_file():
+            return None
+        return cls(folder, **json.loads((folder / "corpus.json").read_text(encoding="utf-8")))
+
     def batches(self, part: Part) -> Iterator[list[str]]:
         """The texts of a part, some thousands at a time, in the order in which they were found."""
         for path in sorted(self.folder.glob("part-*.parquet")):
@@ -116,7 +121,12 @@ class Corpus:
 
 
 def write_corpus(
-    settings: CorpusSettings, folder: Path, *, ingest: Path | None = None, where: str = "corpus"
+    settings: CorpusSettings,
+    folder: Path,
+    *,
+    ingest: Path | None = None,
+    until: dt.datetime | None = None,
+    where: str = "corpus",
 ) -> Corpus:
     """Gather the texts of a shop.
 
@@ -124,6 +134,7 @@ def write_corpus(
         settings: which.
         folder: new or empty.
         ingest: what `raysys ingest` wrote; None: only files are read.
+        until: events from then on are not read; None: all are.
         where: for errors.
 
     Raises:
@@ -135,7 +146,7 @@ def write_corpus(
     characters = 0
     writer = pq.ParquetWriter(folder / "part-00000.parquet", SCHEMA, compression="zstd")
     with writer:
-        for source, texts in _batches(_sources(settings, ingest, counts), BATCH):
+        for source, texts in _batches(_sources(settings, ingest, until, counts), BATCH):
             lines = [" ".join(text[: settings.max_characters].split()) for text in texts]
             long = [line for line in lines if len(line) >= settings.min_characters]
             counts["too_short"] += len(lines) - len(long)
@@ -158,6 +169,8 @@ def write_corpus(
             where=where,
             mend="name columns of items that hold texts, switch `queries` on, or add `files`",
         )
+    content = {"counts": dict(counts), "characters": characters}
+    (folder / "corpus.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return Corpus(folder, dict(counts), characters)
 
 
@@ -174,14 +187,15 @@ def is_held_out(hashes: UInt64, share: float) -> npt.NDArray[np.bool_]:
 
 
 def log_end(ingest: Path, held_back_days: float) -> dt.datetime | None:
-    """The moment from which events are not read; None: there is no event."""
+    """The moment so many days before the last event; None: there is no event."""
     last = scan_events(ingest).select(pl.col("timestamp").max()).collect().item()
     return None if last is None else last - dt.timedelta(days=held_back_days)
 
 
-def scan_events(ingest: Path) -> pl.LazyFrame:
-    """The log, lazily."""
-    return pl.scan_parquet(str(ingest / "events" / "**/*.parquet"), hive_partitioning=False)
+def scan_events(ingest: Path, until: dt.datetime | None = None) -> pl.LazyFrame:
+    """The log before a moment, lazily."""
+    log = pl.scan_parquet(str(ingest / "events" / "**/*.parquet"), hive_partitioning=False)
+    return log if until is None else log.filter(pl.col("timestamp") < until)
 
 
 def item_lines(table: pa.Table, columns: Sequence[str]) -> list[str]:
@@ -200,7 +214,10 @@ def _joined(parts: Iterable[str | None]) -> str:
 
 
 def _sources(
-    settings: CorpusSettings, ingest: Path | None, counts: Counter[str]
+    settings: CorpusSettings,
+    ingest: Path | None,
+    until: dt.datetime | None,
+    counts: Counter[str],
 ) -> Iterator[tuple[str, list[str]]]:
     """Texts as they are found, with the name of their source."""
     if ingest is not None and settings.items and (ingest / "items.parquet").is_file():
@@ -208,11 +225,9 @@ def _sources(
         for batch in file.iter_batches(BATCH, columns=list(settings.items)):
             yield "items", item_lines(pa.Table.from_batches([batch]), settings.items)
     if ingest is not None and settings.queries:
-        until = log_end(ingest, settings.held_back_days)
-        if until is not None:
-            asked = pl.col("query").is_not_null() & (pl.col("timestamp") < until)
-            found = scan_events(ingest).filter(asked).select(pl.col("query").unique().sort())
-            yield "queries", found.collect(engine="streaming")["query"].to_list()
+        asked = scan_events(ingest, until).filter(pl.col("query").is_not_null())
+        found = asked.select(pl.col("query").unique().sort()).collect(engine="streaming")
+        yield "queries", found["query"].to_list()
     for each in settings.files:
         table = each.table()
         for part in files.find(table):
