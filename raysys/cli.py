@@ -211,6 +211,18 @@ def fit(
     _run("text", config, workspace, force=force, quiet=quiet, verbose=verbose)
 
 
+@text_app.command()
+def pretrain(
+    config: Config = PRESET,
+    workspace: Folder = WORKSPACE,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Teach a transformer the shop's language: masks, pairs, behaviour."""
+    _run("pretrain", config, workspace, force=force, quiet=quiet, verbose=verbose)
+
+
 @app.command()
 def score(
     config: Annotated[
