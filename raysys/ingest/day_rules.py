@@ -1,6 +1,6 @@
-"""The rules that need more than one row: asked of all clean events of one date.
+"""The rules that need more than one row: asked of all clean events of some dates.
 
-Every date is judged by itself: what a day says never depends on another, so nothing leaks from the
+Dates are asked together, which costs a call for all of them instead of one each, but every date is judged by itself: what a day says never depends on another, so nothing leaks from the
 future, and a later run judges again only the dates that it touches. Whole users of a date may also
 be judged in groups, with the same outcome. The price: what lies on both sides of midnight UTC is
 not seen together.
@@ -11,7 +11,8 @@ from __future__ import annotations
 import polars as pl
 
 from raysys import schema
-from raysys.ingest.bots import find_bots
+from raysys.ingest.bots import DAY, find_bots
+from raysys.ingest.columns import DAY_MS
 from raysys.ingest.duplicates import find_duplicates, find_near_duplicates
 from raysys.ingest.refunds import LEFT, is_refund, what_is_left
 from raysys.ingest.rule_settings import Action, RuleSettings
@@ -19,20 +20,20 @@ from raysys.ingest.rules import DUPLICATE, QUARANTINE_SCHEMA, ROW, SOURCE, quara
 from raysys.ingest.tally import EXAMPLES, Tally
 
 
-def judge_day(
+def judge_days(
     events: pl.DataFrame,
     rules: RuleSettings | None = None,
     catalogue_size: int | None = None,
     *,
     table: str = "events",
 ) -> tuple[pl.DataFrame, pl.DataFrame, Tally]:
-    """Ask the rules of days of the events of one date.
+    """Ask the rules of days of the events of some dates, each by itself.
 
     Duplicates go first, or retries would make bots; then bots, or near duplicates would hide
     them; then near duplicates and refunds.
 
     Args:
-        events: all clean events of one date, or of some users on it: columns of
+        events: all clean events of whole dates, or of some users on them: columns of
             `schema.LOGGED_EVENTS` (timestamp Int64 UTC ms), `SOURCE`, `ROW` and `OWN_ID`; others
             are kept. In any order.
         rules: what becomes of each fault.
@@ -40,31 +41,37 @@ def judge_day(
         table: what the quarantine calls these rows.
 
     Returns:
-        The clean events in the given order, the quarantine (`QUARANTINE_SCHEMA`), and the tally of
-        these events alone (`rows_in` is their number: see `Tally.add_later`).
+        The clean events in the given order, the quarantine (`QUARANTINE_SCHEMA`) by date, and the
+        tally of these events alone (`rows_in` is their number: see `Tally.add_later`).
     """
     rules = rules or RuleSettings()
-    day = _Day(events, table)
+    days = _Days(events, table)
     if events.height:
-        day.settle(DUPLICATE, rules.duplicate.action, find_duplicates(day.events))
+        days.settle(DUPLICATE, rules.duplicate.action, find_duplicates(days.events))
         if rules.bots.action != "off":
-            _settle_bots(day, rules, catalogue_size)
+            _settle_bots(days, rules, catalogue_size)
         if rules.near_duplicate.action != "off" and rules.near_duplicate.seconds:
-            near = find_near_duplicates(day.events, rules.near_duplicate)
-            day.settle("near_duplicate", rules.near_duplicate.action, near)
-        _settle_refunds(day, rules)
-    day.tally.rows_out = day.events.height
-    return day.events, pl.concat(day.rejected), day.tally
+            near = find_near_duplicates(days.events, rules.near_duplicate)
+            days.settle("near_duplicate", rules.near_duplicate.action, near)
+        _settle_refunds(days, rules)
+    days.tally.rows_out = days.events.height
+    return days.events, days.rejected(), days.tally
 
 
-class _Day:
+class _Days:
     """Events under judgement, and what has become of the others."""
 
     def __init__(self, events: pl.DataFrame, table: str) -> None:
         self.events = events
-        self.rejected = [pl.DataFrame(schema=QUARANTINE_SCHEMA)]
         self.tally = Tally(rows_in=events.height)
         self._table = table
+        self._rejected = [pl.DataFrame(schema=QUARANTINE_SCHEMA)]
+        self._rejected_on = [pl.Series(dtype=pl.Int64)]
+
+    def rejected(self) -> pl.DataFrame:
+        """What was put aside, date by date, as if each had been judged alone."""
+        order = pl.concat(self._rejected_on).to_numpy().argsort(kind="stable")
+        return pl.concat(self._rejected)[order]
 
     def settle(self, rule: str, action: Action, hit: pl.Series) -> None:
         """Do with some events what a rule says: Boolean[n], true where it applies."""
@@ -87,7 +94,8 @@ class _Day:
                 note_shown(self.tally, rule, rows.head(EXAMPLES))
         if action == "quarantine":
             told = found.select(schema.LOGGED_EVENTS.names)
-            self.rejected.append(quarantine(found, told, names, self._table))
+            self._rejected.append(quarantine(found, told, names, self._table))
+            self._rejected_on.append(found["timestamp"] // DAY_MS)
             self.events = self.events.filter(~hit)
 
 
@@ -98,43 +106,45 @@ def note_shown(tally: Tally, rule: str, rows: pl.DataFrame) -> None:
         tally.example(rule, source, row, text)
 
 
-def _settle_bots(day: _Day, rules: RuleSettings, catalogue_size: int | None) -> None:
-    """All events of a bot share its fate; the examples are its figures."""
-    bots = find_bots(day.events, rules.bots, catalogue_size)
+def _settle_bots(days: _Days, rules: RuleSettings, catalogue_size: int | None) -> None:
+    """All events of a bot on its day share its fate; the examples are its figures."""
+    bots = find_bots(days.events, rules.bots, catalogue_size)
     if bots.height == 0:
         return
-    signal = day.events["user_id"].replace_strict(
-        bots["user_id"], bots["signal"], default=None, return_dtype=pl.String
-    )
-    theirs = day.events.filter(signal.is_not_null())
-    first = theirs.sort(SOURCE, ROW).unique("user_id", keep="first", maintain_order=True)
+    one = ["user_id", DAY]
+    events = days.events.with_columns((pl.col("timestamp") // DAY_MS).alias(DAY))
+    signal = events.select(one).join(
+        bots.select(*one, "signal"), on=one, how="left", maintain_order="left"
+    )["signal"]
+    theirs = events.filter(signal.is_not_null())
+    first = theirs.sort(SOURCE, ROW).unique(one, keep="first", maintain_order=True)
     for name, count in bots.group_by("signal").len().sort("signal").iter_rows():
-        day.tally.users[name] += count
+        days.tally.users[name] += count
         shown = bots.filter(pl.col("signal") == name).head(EXAMPLES).drop("signal")
-        texts = shown.select("user_id", evidence=pl.struct(pl.all()).struct.json_encode())
-        for one in texts.join(first, on="user_id", how="left", maintain_order="left").iter_rows(
+        texts = shown.select(*one, evidence=pl.struct(pl.exclude(DAY)).struct.json_encode())
+        for row in texts.join(first, on=one, how="left", maintain_order="left").iter_rows(
             named=True
         ):
-            day.tally.example(name, one[SOURCE], one[ROW], one["evidence"])
-    day.settle_each(rules.bots.action, signal, shown=True)
+            days.tally.example(name, row[SOURCE], row[ROW], row["evidence"])
+    days.settle_each(rules.bots.action, signal, shown=True)
 
 
-def _settle_refunds(day: _Day, rules: RuleSettings) -> None:
+def _settle_refunds(days: _Days, rules: RuleSettings) -> None:
     """Refunds go; with `mend` they take their purchases of the day with them."""
-    back = day.events.select(is_refund()).to_series()
+    back = days.events.select(is_refund()).to_series()
     if not back.any():
         return
     reason = pl.select(pl.when(back).then(pl.lit("refund"))).to_series()
     if rules.refund.action == "mend":
-        left = what_is_left(day.events)
+        left = what_is_left(days.events)
         gone = left.filter(pl.col(LEFT) <= 0)["_at"]
         reason = reason.scatter(
             gone, pl.Series(["refunded_purchase"]).new_from_index(0, gone.len())
         )
         part = left.filter(pl.col(LEFT) > 0)
         if part.height:
-            day.tally.mended["partly_refunded"] += part.height
-            note_shown(day.tally, "partly_refunded", day.events[part["_at"].head(EXAMPLES)])
-            less = day.events["quantity"].scatter(part["_at"], part[LEFT])
-            day.events = day.events.with_columns(less.alias("quantity"))
-    day.settle_each("quarantine", reason)
+            days.tally.mended["partly_refunded"] += part.height
+            note_shown(days.tally, "partly_refunded", days.events[part["_at"].head(EXAMPLES)])
+            less = days.events["quantity"].scatter(part["_at"], part[LEFT])
+            days.events = days.events.with_columns(less.alias("quantity"))
+    days.settle_each("quarantine", reason)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
+from numba import njit
 
 from raysys import schema
+from raysys.ingest.columns import DAY_MS
 from raysys.ingest.rule_settings import NearDuplicate
 from raysys.ingest.rules import OWN_ID, ROW, SOURCE
+
+_DATE = pl.col("timestamp") // DAY_MS
 
 
 def find_duplicates(events: pl.DataFrame) -> pl.Series:
     """Which events came before: Boolean[n], false for the first of each kind in file order.
 
-    Events that the log named are equal when user and id are; others when every column is.
+    Events that the log named are equal when date, user and id are; others when every column is.
 
     Args:
-        events: all events of some users or of a date, with `SOURCE`, `ROW` and `OWN_ID`.
+        events: all events of some users or dates, with `SOURCE`, `ROW` and `OWN_ID`.
     """
     # Numbers are compared first: what shares none with another event is no duplicate.
     key = pl.when(OWN_ID).then(pl.col("event_id").hash(1)).otherwise(
@@ -25,8 +30,8 @@ def find_duplicates(events: pl.DataFrame) -> pl.Series:
     if suspects.len() == 0:
         return pl.Series([False], dtype=pl.Boolean).new_from_index(0, events.height)
     every = [name for name in schema.LOGGED_EVENTS.names if name != "event_id"]
-    numbered = events[suspects].with_columns(_at=suspects).sort(SOURCE, ROW)
-    own = numbered.filter(OWN_ID).unique(["user_id", "event_id"], keep="first")["_at"]
+    numbered = events[suspects].with_columns(_at=suspects, _day=_DATE).sort(SOURCE, ROW)
+    own = numbered.filter(OWN_ID).unique(["user_id", "event_id", "_day"], keep="first")["_at"]
     made = numbered.filter(~pl.col(OWN_ID)).unique(every, keep="first")["_at"]
     return _marked(suspects, events.height).scatter(pl.concat([own, made]), False)
 
@@ -34,24 +39,27 @@ def find_duplicates(events: pl.DataFrame) -> pl.Series:
 def find_near_duplicates(events: pl.DataFrame, settings: NearDuplicate) -> pl.Series:
     """Which events repeat the one before within their type's seconds: Boolean[n].
 
-    Each is compared with the one before it of the same user, item and type, in order of time and
-    of the file, so of a quick burst the first stands.
+    Each is compared with the one before it of the same user, item, type and date, in order of time
+    and of the file, so of a quick burst the first stands.
 
     Args:
-        events: all events of some users or of a date, with `SOURCE` and `ROW`.
+        events: all events of some users or dates, with `SOURCE` and `ROW`.
         settings: seconds by type.
     """
     window = {kind: round(seconds * 1000) for kind, seconds in settings.seconds.items()}
     kinds = pl.col("event_type").is_in(list(window)) & pl.col("item_id").is_not_null()
-    asked = events.select(kinds.fill_null(False)).to_series().arg_true()
+    kinds = kinds.fill_null(False)
+    asked = events.select(kinds).to_series().arg_true()
     same = ("user_id", "item_id", "event_type")
     # two moments no further apart than `most` share one of two stretches of twice its length
     most = max(1, *window.values())
     early = pl.col("timestamp") // (2 * most)
     late = (pl.col("timestamp") + most) // (2 * most)
     mixed = _mixed(*same)
-    keys = events[asked].select(key=mixed, early=mixed ^ early.hash(7), late=mixed ^ late.hash(8))
-    again = (keys["early"].is_duplicated() | keys["late"].is_duplicated()).arg_true()
+    keys = events.filter(kinds).select(
+        key=mixed, early=mixed ^ early.hash(7), late=mixed ^ late.hash(8)
+    )
+    again = pl.concat([_repeated(keys["early"]), _repeated(keys["late"])]).unique().sort()
     if again.len() == 0:
         return pl.Series([False], dtype=pl.Boolean).new_from_index(0, events.height)
     suspects, key = asked[again], keys["key"]
@@ -62,7 +70,7 @@ def find_near_duplicates(events: pl.DataFrame, settings: NearDuplicate) -> pl.Se
         .select(*same, "timestamp", ROW, order.alias(SOURCE), _at=suspects, _key=key[again])
         .sort("_key", "timestamp", SOURCE, ROW)
     )
-    before = [pl.col(name) == pl.col(name).shift() for name in same]
+    before = [one == one.shift() for one in (*(pl.col(name) for name in same), _DATE)]
     gap = pl.col("timestamp") - pl.col("timestamp").shift()
     limit = pl.col("event_type").replace_strict(window, return_dtype=pl.Int64)
     repeated = ordered.filter(pl.all_horizontal(before) & (gap <= limit))["_at"]
@@ -78,12 +86,41 @@ def _mixed(*columns: str) -> pl.Expr:
 
 
 def _repeated(key: pl.Series) -> pl.Series:
-    """Places of values that come more than once."""
-    if key.n_unique() == key.len():
-        return pl.Series([], dtype=pl.get_index_type())
-    return key.is_duplicated().arg_true()
+    """Places of values that come more than once, rising."""
+    perhaps = pl.Series(_perhaps_repeated(key.to_numpy()), dtype=pl.get_index_type())
+    return perhaps.filter(key.gather(perhaps).is_duplicated())
 
 
 def _marked(places: pl.Series, n: int) -> pl.Series:
     """Boolean[n], true at these places."""
     return pl.Series([False], dtype=pl.Boolean).new_from_index(0, n).scatter(places, True)
+
+
+@njit(cache=True)
+def _perhaps_repeated(keys):  # type: ignore[no-untyped-def]
+    """Places of all values that come more than once, and of few others: int64[m], rising.
+
+    Args:
+        keys: uint64[n], hashes: their lower bits are taken for a draw. Each marks one bit of
+        sixteen a row, which stay in the cache where a table of the keys would not.
+    """
+    size = 64
+    while size < 16 * len(keys):
+        size *= 2
+    seen = np.zeros(size >> 3, dtype=np.uint8)
+    again = np.zeros(size >> 3, dtype=np.uint8)
+    last = np.uint64(size - 1)
+    for key in keys:
+        bit = key & last
+        at, mark = bit >> np.uint64(3), np.uint8(1) << np.uint8(bit & np.uint64(7))
+        if seen[at] & mark:
+            again[at] |= mark
+        seen[at] |= mark
+    found = np.empty(len(keys), dtype=np.int64)
+    n = 0
+    for row in range(len(keys)):
+        bit = keys[row] & last
+        if again[bit >> np.uint64(3)] & (np.uint8(1) << np.uint8(bit & np.uint64(7))):
+            found[n] = row
+            n += 1
+    return found[:n].copy()

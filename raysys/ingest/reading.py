@@ -18,7 +18,7 @@ from raysys.datasets.files import Block, Part, read
 from raysys.datasets.mapping import MENDED, UNPARSED, EventFiles, draft_events, draft_items
 from raysys.datasets.source import RECORD, Expand, Source
 from raysys.ingest.aside import QUARANTINE, unread, write_quarantine
-from raysys.ingest.columns import COMPRESSED, DAY_MS, write_arrow
+from raysys.ingest.columns import COMPRESSED, DAY_MS, by_day, write_arrow
 from raysys.ingest.rules import (
     ROW,
     SOURCE,
@@ -180,16 +180,8 @@ class _Dealer:
         self._waiting = []
         if rows.height == 0:
             return
-        day = rows["timestamp"] // DAY_MS
-        if not day.is_sorted():
-            rows = rows.with_columns(day.alias("_day")).sort("_day", maintain_order=True)
-            day = rows["_day"]
-            rows = rows.drop("_day")
-        runs = day.rle().struct.unnest()
-        at = 0
-        for value, length in zip(runs["value"], runs["len"], strict=True):
-            self._write(rows.slice(at, length), value)
-            at += length
+        for day in by_day(rows):
+            self._write(day, int(day["timestamp"][0]) // DAY_MS)
 
     def _write(self, rows: pl.DataFrame, day: int) -> None:
         cuts = min(self._cuts, 1 << max(0, (rows.height // _BATCH_ROWS).bit_length() - 1))

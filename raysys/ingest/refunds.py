@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from raysys.datasets.mapping import REFUND
+from raysys.ingest.columns import DAY_MS
 
 LEFT = "_left"
 """Column: what is left of a purchase's quantity."""
@@ -19,14 +20,14 @@ def is_refund() -> pl.Expr:
 def what_is_left(events: pl.DataFrame) -> pl.DataFrame:
     """Purchases of which something came back: `_at` (row of `events`), `LEFT` (0: all of it).
 
-    A refund that names an order takes back that order's item, another one the same user's item;
-    earlier purchases first. A refund without a quantity takes back all of them, a purchase
+    A refund that names an order takes back that order's item, another one the same user's item,
+    of the same date; earlier purchases first. A refund without a quantity takes back all of them, a purchase
     without one is of one. What was bought after the refund is not touched.
 
     Args:
-        events: of one date, purchases and refunds among them.
+        events: of some dates, purchases and refunds among them.
     """
-    rows = events.with_row_index("_at")
+    rows = events.with_row_index("_at").with_columns((pl.col("timestamp") // DAY_MS).alias("_day"))
     back = rows.filter(is_refund()).with_columns(pl.col("quantity").abs())
     bought = rows.filter((pl.col("event_type") == "purchase") & ~is_refund()).join(
         back.select("item_id").unique(), on="item_id", how="semi"
@@ -35,8 +36,8 @@ def what_is_left(events: pl.DataFrame) -> pl.DataFrame:
     whole = bought.select("_at", was=LEFT)
     by_order = back.filter(pl.col("order_id").is_not_null())
     by_user = back.filter(pl.col("order_id").is_null())
-    bought = _take_back(bought, by_order, ["order_id", "item_id"])
-    bought = _take_back(bought, by_user, ["user_id", "item_id"])
+    bought = _take_back(bought, by_order, ["order_id", "item_id", "_day"])
+    bought = _take_back(bought, by_user, ["user_id", "item_id", "_day"])
     return (
         bought.select("_at", LEFT)
         .join(whole, on="_at")

@@ -9,7 +9,7 @@ new file costs only the days it speaks of.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,12 +22,12 @@ from raysys.datasets.mapping import polars_type
 from raysys.ingest.aside import QUARANTINE, write_quarantine
 from raysys.ingest.columns import (
     DAY_MS,
-    date_of,
+    by_day,
     to_frame,
     write_arrow,
-    write_parquet,
+    write_days,
 )
-from raysys.ingest.day_rules import judge_day
+from raysys.ingest.day_rules import judge_days
 from raysys.ingest.described import read_catalogue
 from raysys.ingest.figures import LogFigures, measure
 from raysys.ingest.impressions import ImpressionSettings, infer_impressions
@@ -139,37 +139,25 @@ def settle(unit: Unit, settling: Settling, store: Store) -> None:
     result: dict[str, Any] = {}
     with store.doing(UNITS, unit.key, result) as folder:
         tally = Tally()
-        rejected: list[pl.DataFrame] = []
         # sessions are found before whole days are judged, so that they do not depend on how
         # days fall into units: what is put aside on one day is not known on the next
         events = _gather(unit, store).sort("timestamp", maintain_order=True)
         before = _before(unit, store)
         events = find_sessions(events, before, settling.sessions, unit.first * DAY_MS)
-        days = []
-        for day in _by_day(events):
-            clean, bad, found = judge_day(day, settling.rules, settling.items or None)
-            tally.add(found)
-            rejected.append(bad)
-            days.append(clean)
-        events = pl.concat(days) if days else events
+        events, rejected, found = judge_days(events, settling.rules, settling.items or None)
+        tally.add(found)
         result["figures"] = _figures(events).to_dict()
         write_arrow(_items_seen(events), folder / ITEMS_SEEN)
         write_arrow(_users_seen(events), folder / USERS_SEEN)
         shown = _Impressions(unit, settling, store)
-        result["dates"] = [_write_day(shown.beside(day), folder) for day in _by_day(events)]
+        result["dates"] = write_days(shown.beside(events), schema.EVENTS, folder)
         tally.added.update(shown.added)
         result["tally"] = tally.to_dict()
-        write_quarantine(rejected, folder / QUARANTINE)
-
-
-def _write_day(day: pl.DataFrame, folder: Path) -> str:
-    date = date_of(int(day["timestamp"][0]) // DAY_MS)
-    write_parquet(day, schema.EVENTS, folder / f"{date}.parquet")
-    return date
+        write_quarantine([rejected], folder / QUARANTINE)
 
 
 class _Impressions:
-    """Adds to a day's events the impressions that its log does not tell of, where asked to."""
+    """Adds to events the impressions that their log does not tell of, where asked to."""
 
     def __init__(self, unit: Unit, settling: Settling, store: Store) -> None:
         self.settings = settling.impressions
@@ -180,19 +168,22 @@ class _Impressions:
             items = read_catalogue(settling.catalogue)
             self._categories = items.select("item_id", "category")
 
-    def beside(self, day: pl.DataFrame) -> pl.DataFrame:
-        """The day's events by time in `schema.EVENTS`, inferred impressions before their click."""
-        events = day.with_columns(
+    def beside(self, events: pl.DataFrame) -> pl.DataFrame:
+        """Events by time in `schema.EVENTS`, inferred impressions before their click."""
+        told = events.with_columns(
             inferred=pl.lit(False), sampling_probability=pl.lit(None, dtype=pl.Float64)
         )
-        if self.settings.when == "never":
-            return events
+        if self.settings.when == "never" or not events.height:
+            return told
+        return pl.concat([self._beside(day) for day in by_day(told)])
+
+    def _beside(self, day: pl.DataFrame) -> pl.DataFrame:
         number = int(day["timestamp"][0]) // DAY_MS
         before = _everybody(self._unit, number - 1, self._store)
         logged = day.select(schema.LOGGED_EVENTS.names)
         shown = infer_impressions(logged, before, self.settings, self._categories)
         self.added[INFERRED] += shown.height
-        both = [shown, events.select(shown.columns)]
+        both = [shown, day.select(shown.columns)]
         return pl.concat(both).sort("timestamp", maintain_order=True)
 
 
@@ -283,19 +274,6 @@ def _nested(one: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether two cuts have users in common: cuts are powers of two, and nest."""
     fewer = min(one[1], other[1])
     return one[0] % fewer == other[0] % fewer
-
-
-def _by_day(events: pl.DataFrame) -> Iterable[pl.DataFrame]:
-    """Frames of one day each, rows in the order they had."""
-    day = events["timestamp"] // DAY_MS
-    if not day.is_sorted():
-        events = events.with_columns(day.alias("_day")).sort("_day", maintain_order=True)
-        day = events["_day"]
-        events = events.drop("_day")
-    at = 0
-    for length in day.rle().struct.field("len"):
-        yield events.slice(at, length)
-        at += length
 
 
 def _figures(events: pl.DataFrame) -> LogFigures:

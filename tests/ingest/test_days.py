@@ -11,7 +11,8 @@ from raysys import schema
 from raysys.config import parse_settings
 from raysys.datasets.mapping import polars_type
 from raysys.ingest.bots import find_bots
-from raysys.ingest.day_rules import judge_day
+from raysys.ingest.columns import by_day
+from raysys.ingest.day_rules import judge_days
 from raysys.ingest.duplicates import find_duplicates, find_near_duplicates
 from raysys.ingest.rule_settings import Bots, NearDuplicate, RuleSettings
 from raysys.ingest.rules import OWN_ID, QUARANTINE_SCHEMA, ROW, SOURCE
@@ -43,7 +44,7 @@ def events(*rows, own=False):
 
 
 def judge(frame, chosen=None, catalogue_size=None):
-    clean, rejected, tally = judge_day(frame, chosen, catalogue_size)
+    clean, rejected, tally = judge_days(frame, chosen, catalogue_size)
     assert tally.rows_in == frame.height == clean.height + rejected.height
     assert tally.rows_out == clean.height
     assert tally.quarantined == rejected.height
@@ -258,3 +259,34 @@ def test_a_later_look_at_counted_rows():
     _, _, later = judge(events(*[("u", "i", "view", 5)] * 9), NOTHING)
     tally.add_later(later)
     assert (tally.rows_in, tally.rows_out, tally.quarantined) == (10, 1, 9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            _few, _few, st.sampled_from(["view", "click", "purchase", "refund"]),
+            st.integers(0, 3), st.integers(0, 4000), st.booleans(), st.integers(0, 3),
+        ),
+        max_size=40,
+    )
+)  # fmt: skip
+def test_days_judged_together_come_to_what_each_comes_to_alone(rows):
+    frame = events(*(row[:3] + (row[3] * 24 * HOUR + row[4],) for row in rows)).with_columns(
+        pl.Series(OWN_ID, [row[5] for row in rows], dtype=pl.Boolean),
+        pl.Series("event_id", [str(row[6]) for row in rows], dtype=pl.String),
+    )
+    frame = frame.sort("timestamp", maintain_order=True)
+    chosen = rules(
+        bots={"action": "keep", "at_least_events": 2, "events_per_minute": 3},
+        near_duplicate={"seconds": {"view": 1, "click": 0}},
+        refund={"action": "mend"},
+    )
+    clean, rejected, tally = judge(frame, chosen)
+    alone = [judge(day, chosen) for day in by_day(frame)] or [judge(frame, chosen)]
+    assert clean.equals(pl.concat(part[0] for part in alone))
+    assert rejected.equals(pl.concat(part[1] for part in alone))
+    total = Tally()
+    for part in alone:
+        total.add(part[2])
+    assert tally.to_dict() == total.to_dict()
