@@ -57,7 +57,7 @@ def measured(
     *,
     environment: Mapping[str, str] | None = None,
     cap: int | None = None,
-    every: float = 0.25,
+    every: float = 1.0,
 ) -> Taken:
     """Run a command to its end, or to the cap.
 

@@ -31,6 +31,7 @@ class Catalogue:
         first = np.ones(len(ids), dtype=bool)
         first[1:] = ids[1:] != ids[:-1]
         self.table = items.filter(pa.array(first)).select(schema.ITEMS.names).combine_chunks()
+        self._codes: dict[str, tuple[npt.NDArray[np.int32], list[str]]] = {}
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -54,12 +55,18 @@ class Catalogue:
         return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32)
 
     def codes(self, column: str) -> tuple[npt.NDArray[np.int32], list[str]]:
-        """A categorical column as codes int32[n] (-1: missing) and its sorted labels."""
-        values = self.table[column]
-        labels = pc.unique(values).drop_null()
-        labels = labels.take(pc.sort_indices(labels))
-        codes = pc.fill_null(pc.index_in(values, value_set=labels), -1)
-        return codes.to_numpy(zero_copy_only=False).astype(np.int32), labels.to_pylist()
+        """A categorical column as codes int32[n] (-1: missing) and its sorted labels.
+
+        They are made once, and not to be written to.
+        """
+        if column not in self._codes:
+            values = self.table[column]
+            labels = pc.unique(values).drop_null()
+            labels = labels.take(pc.sort_indices(labels))
+            codes = pc.fill_null(pc.index_in(values, value_set=labels), -1)
+            numbers = codes.to_numpy(zero_copy_only=False).astype(np.int32)
+            self._codes[column] = numbers, labels.to_pylist()
+        return self._codes[column]
 
     def values(self, column: str) -> npt.NDArray[np.float64]:
         """A numeric column: float64[n], NaN where missing."""

@@ -110,9 +110,7 @@ class LiveFeatures:
         self.sessions = Sessions()
         self.as_of = 0
         self.vocabularies = dict(vocabularies or _vocabularies(plan, catalogue))
-        self.codes = {
-            name: self.vocabularies[name].encode(catalogue.table[name])[0] for name in CODES
-        }
+        self.codes = {name: _codes(catalogue, name, self.vocabularies[name]) for name in CODES}
         self.labels = {name: list(self.vocabularies[name].labels) for name in CODES}
         self.statics = {
             **{name: _numbers(codes) for name, codes in self.codes.items()},
@@ -469,12 +467,20 @@ def _component(items: Matrix, feature: Component) -> Float32:
 
 def _vocabularies(plan: FeaturePlan, catalogue: Catalogue) -> dict[str, Vocabulary]:
     """Labels of the catalogue as it is: by column, and by static feature that leaves some out."""
-    found = {name: Vocabulary.fit(catalogue.table[name]) for name in CODES}
+    found = {name: Vocabulary(tuple(catalogue.codes(name)[1])) for name in CODES}
     for feature in plan.features:
         if isinstance(feature, Static) and (feature.min_count > 1 or feature.unseen == "own"):
             column = catalogue.table[feature.column]
             found[_of_feature(feature)] = Vocabulary.fit(column, feature.min_count)
     return found
+
+
+def _codes(catalogue: Catalogue, column: str, vocabulary: Vocabulary) -> Int32:
+    """Codes of all items in a vocabulary: those that the catalogue has made, if it is its own."""
+    codes, labels = catalogue.codes(column)
+    if vocabulary.labels == tuple(labels):
+        return codes
+    return vocabulary.encode(catalogue.table[column])[0]
 
 
 def _of_feature(feature: Static) -> str:

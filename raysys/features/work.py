@@ -19,7 +19,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,7 @@ class Work:
             # validated as a whole already: its features are not read without their states
             plan = plan.model_copy(update={**kept, "vectors": {}, "features": []})
             resources = replace(resources, vectors={})
-        catalogue = Catalogue.load(self.root / "catalogue.parquet")
-        log = self.log
+        catalogue, log = self.catalogue(), self.log
         return LiveFeatures(
             *(plan, catalogue, log.users, log.stores, self.candidates),
             queries=log.queries,
@@ -107,7 +106,12 @@ class Work:
             fresh = path.with_suffix(".tmp")
             Catalogue(pq.read_table(items)).save(fresh)
             fresh.replace(path)
-        return Catalogue.load(path)
+        return self.catalogue()
+
+    def catalogue(self) -> Catalogue:
+        """What `write_catalogue` wrote."""
+        path = self.root / "catalogue.parquet"
+        return _catalogue(path, path.stat().st_mtime_ns)
 
     def write_promotions(self, source: Path, first_week: int, last_week: int) -> None:
         """Promotions of some weeks; none if the shop tells of none."""
@@ -199,7 +203,7 @@ class Work:
 
     def negative_sources(self, settings: NegativeSettings) -> NegativeSources:
         """What negatives are drawn from."""
-        ids = pl.Series(Catalogue.load(self.root / "catalogue.parquet").ids, dtype=pl.String)
+        ids = pl.Series(self.catalogue().ids, dtype=pl.String)
 
         def sold(day: int) -> tuple[Popular, npt.NDArray[np.float64]]:
             amounts = np.load(self.root / "popular" / f"{day}.npy")
@@ -298,7 +302,7 @@ class Work:
                 )
 
     def _read_promotions(self, source: Path, first_week: int, last_week: int) -> Promotions:
-        catalogue = Catalogue.load(self.root / "catalogue.parquet")
+        catalogue = self.catalogue()
         stores = pl.Series(self.log.stores, dtype=pl.String)
         numbers = pl.Series(np.arange(len(stores)), dtype=pl.Int64)
         columns: list[list[Any]] = [[], [], [], []]
@@ -323,3 +327,9 @@ class Work:
         return Promotions.of_columns(
             made[0], made[1], made[2], made[3], max(1, len(stores)), len(catalogue)
         )
+
+
+@lru_cache(maxsize=1)
+def _catalogue(path: Path, changed: int) -> Catalogue:
+    """Read once for all tasks that a process does; `changed` (ns) tells a new one from the last."""
+    return Catalogue.load(path)

@@ -36,7 +36,8 @@ def find_bots(
         catalogue_size: how many items the shop has, if it is known.
 
     Returns:
-        One row a bot and date, by date: `user_id`, `DAY`, `signal` (the first of `SIGNALS` that holds), `acts` (events
+        One row a bot and date, by date: `user_id`, `DAY`, `signal` (the first of `SIGNALS`
+        that holds), `acts` (events
         other than impressions and purchases), `busiest_minute` (acts in it), `items` (different
         ones), `hours` (of the day with acts), `purchases`, `gap_variation` (standard deviation of
         the gaps between acts over their mean; null where there are no gaps).
@@ -103,10 +104,11 @@ def _users_of_days(user, time, order):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _count(user, time, kind, order, n_users):  # type: ignore[no-untyped-def]
-    """Of each user of a day: acts, most in a minute, hours with acts, purchases, sums of gaps and squares.
+    """Of each user of a day: acts, most in a minute, hours with acts, purchases, gaps, squares.
 
     Args:
-        user: int32[n], see `_users_of_days`; time: int64[n], UTC ms; kind: int8[n], 1 an act, 2 a purchase,
+        user: int32[n], see `_users_of_days`; time: int64[n], UTC ms; kind: int8[n], 1 an
+        act, 2 a purchase,
         0 else; order: int64[n], rows by time.
     """
     acts = np.zeros(n_users, dtype=np.int64)

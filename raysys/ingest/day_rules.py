@@ -1,7 +1,8 @@
 """The rules that need more than one row: asked of all clean events of some dates.
 
-Dates are asked together, which costs a call for all of them instead of one each, but every date is judged by itself: what a day says never depends on another, so nothing leaks from the
-future, and a later run judges again only the dates that it touches. Whole users of a date may also
+Dates are asked together, which costs a call for all of them instead of one each, but every date
+is judged by itself: what a day says never depends on another, so nothing leaks from the future,
+and a later run judges again only the dates that it touches. Whole users of a date may also
 be judged in groups, with the same outcome. The price: what lies on both sides of midnight UTC is
 not seen together.
 """
@@ -14,9 +15,10 @@ from raysys import schema
 from raysys.ingest.bots import DAY, find_bots
 from raysys.ingest.columns import DAY_MS
 from raysys.ingest.duplicates import find_duplicates, find_near_duplicates
+from raysys.ingest.judging import quarantine
 from raysys.ingest.refunds import LEFT, is_refund, what_is_left
 from raysys.ingest.rule_settings import Action, RuleSettings
-from raysys.ingest.rules import DUPLICATE, QUARANTINE_SCHEMA, ROW, SOURCE, quarantine
+from raysys.ingest.rules import DUPLICATE, QUARANTINE_SCHEMA, ROW, SOURCE
 from raysys.ingest.tally import EXAMPLES, Tally
 
 

@@ -25,19 +25,9 @@ from raysys.datasets.mapping import (
 from raysys.datasets.source import RECORD, Expand, Source
 from raysys.ingest.aside import QUARANTINE, unread, write_quarantine
 from raysys.ingest.columns import read_arrow, write_arrow
+from raysys.ingest.judging import apply, note, quarantine
 from raysys.ingest.rule_settings import RuleSettings
-from raysys.ingest.rules import (
-    DUPLICATE,
-    ROW,
-    SOURCE,
-    Limits,
-    Rule,
-    apply,
-    item_rules,
-    note,
-    quarantine,
-    user_rules,
-)
+from raysys.ingest.rules import DUPLICATE, ROW, SOURCE, Limits, Rule, item_rules, user_rules
 from raysys.ingest.store import Store
 from raysys.ingest.tally import Tally
 

@@ -17,9 +17,10 @@ from raysys.datasets.source import Source
 from raysys.ingest.aside import write_quarantine
 from raysys.ingest.columns import read_all, to_arrow
 from raysys.ingest.described import ENTRIES, read_users
+from raysys.ingest.judging import apply
 from raysys.ingest.reading import TOLD
 from raysys.ingest.rule_settings import RuleSettings
-from raysys.ingest.rules import ROW, SOURCE, Limits, apply, item_rules
+from raysys.ingest.rules import ROW, SOURCE, Limits, item_rules
 from raysys.ingest.settling import ITEMS_SEEN, SEEN_ITEM, SEEN_USER, TOLD_ITEM, USERS_SEEN
 from raysys.ingest.tally import EXAMPLES, Tally
 

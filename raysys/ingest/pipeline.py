@@ -19,7 +19,7 @@ from raysys.ingest.described import CATALOGUE, read_catalogue, write_catalogue
 from raysys.ingest.entities import EntityFigures, write_entities
 from raysys.ingest.figures import LogFigures
 from raysys.ingest.impressions import ImpressionSettings
-from raysys.ingest.reading import PIECES, Piece, read_piece
+from raysys.ingest.reading import PIECES, Piece, read_pieces
 from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import Limits, event_rules
 from raysys.ingest.sessions import SessionSettings
@@ -233,9 +233,7 @@ def _read_group(
     """Read some pieces with one set of rules; returns the rows in them."""
     items = read_catalogue(catalogue)
     rules = event_rules(treatment.limits, treatment.rules, items if items.height else None)
-    for piece in pieces:
-        if not store.has(PIECES, piece.key):  # a worker that died may have done it
-            read_piece(piece, source, rules, cuts, store)
+    read_pieces(pieces, source, rules, cuts, store)
     return sum(store.result(PIECES, piece.key)["tally"]["rows_in"] for piece in pieces)
 
 

@@ -6,26 +6,22 @@ the digest of both: a second run reads only what is new or has changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
 import pyarrow as pa
 
-from raysys.datasets.files import Block, Part, read
+from raysys.datasets.files import ROWS, Block, Part, read
 from raysys.datasets.mapping import MENDED, UNPARSED, EventFiles, draft_events, draft_items
 from raysys.datasets.source import RECORD, Expand, Source
 from raysys.ingest.aside import QUARANTINE, unread, write_quarantine
 from raysys.ingest.columns import COMPRESSED, DAY_MS, by_day, write_arrow
-from raysys.ingest.rules import (
-    ROW,
-    SOURCE,
-    Rule,
-    apply,
-    note,
-)
+from raysys.ingest.judging import apply_each, note
+from raysys.ingest.rules import ROW, SOURCE, Rule
 from raysys.ingest.store import Store
 from raysys.ingest.tally import Tally
 
@@ -55,24 +51,107 @@ class Piece:
     part: Part
 
 
-def read_piece(
-    piece: Piece, source: Source, rules: Sequence[Rule], cuts: int, store: Store
+def read_pieces(
+    pieces: Iterable[Piece], source: Source, rules: Sequence[Rule], cuts: int, store: Store
 ) -> None:
-    """Read a piece into the store.
+    """Read pieces into the store; those of one block each are judged together.
 
-    Its result holds the tally, and for each record batch of `events.arrow` its day (since
-    1970-01-01), its cut and into how many cuts the day was cut (see `cut_of`), and its rows.
+    The result of a piece holds the tally, and for each record batch of `events.arrow` its day
+    (since 1970-01-01), its cut and into how many cuts the day was cut (see `cut_of`), and its rows.
 
     Args:
-        piece: what to read.
+        pieces: what to read.
         source: the mappings and the adapter.
         rules: what rows are held to (see `rules.event_rules`).
         cuts: most cuts of one day, a power of two.
         store: where to keep it.
 
     Raises:
-        UserError: the mapping cannot be right for the file.
+        UserError: the mapping cannot be right for a file.
     """
+    waiting: list[tuple[Piece, list[_Draft]]] = []
+
+    def keep() -> None:
+        judged = _judged([draft for _, blocks in waiting for draft in blocks], rules)
+        for piece, blocks in waiting:
+            _keep(piece, source, islice(judged, len(blocks)), cuts, store)
+        waiting.clear()
+
+    for piece in pieces:
+        if store.has(PIECES, piece.key):  # a worker that died may have done it
+            continue
+        drafts = _drafts(piece, source)
+        begun = list(islice(drafts, 2))
+        if len(begun) < 2:
+            waiting.append((piece, begun))
+            if sum(one.rows.height for _, blocks in waiting for one in blocks) >= ROWS:
+                keep()
+            continue
+        judged = (found for one in chain(begun, drafts) for found in _judged([one], rules))
+        _keep(piece, source, judged, cuts, store)
+    keep()
+
+
+@dataclass
+class _Draft:
+    """A block in the vocabulary, before any rule.
+
+    Attributes:
+        rows: draft events; none if the block has no row.
+        raw, told: the same rows as the file has them, and as the adapter prepared them.
+        rejected: what could not be read.
+        tally: of that, and of records that mean no row.
+    """
+
+    rows: pl.DataFrame
+    raw: pl.DataFrame
+    told: pl.DataFrame
+    rejected: pl.DataFrame
+    tally: Tally
+
+
+_Judged = tuple[pl.DataFrame, pl.DataFrame, Tally]  # see `judging.apply`
+
+
+def _drafts(piece: Piece, source: Source) -> Iterator[_Draft]:
+    """A piece's blocks."""
+    files, part = source.events[piece.mapping], piece.part
+    nothing = pl.DataFrame()
+    for block in read(part, files, source.derived):
+        tally = Tally()
+        rejected = _reject_unread(block, part, tally)
+        tally.lacking.update(block.lacking)
+        if block.rows.height:
+            block = _expanded(block, source.expand_events, tally)
+        if not block.rows.height:
+            yield _Draft(nothing, nothing, nothing, rejected, tally)
+            continue
+        told = source.prepare_events(block.rows) if source.prepare_events else block.rows
+        rows = _placed(draft_events(told, files, where=part.label), block, part)
+        yield _Draft(rows, block.rows.drop(NTH, strict=False), told, rejected, tally)
+
+
+def _judged(
+    drafts: Sequence[_Draft], rules: Sequence[Rule]
+) -> Iterator[tuple[_Draft, _Judged | None]]:
+    """What the rules make of drafts; those in a row with the same columns are asked together."""
+    for columns, group in groupby(drafts, lambda draft: (draft.raw.schema, draft.rows.schema)):
+        alike = list(group)
+        if not columns[1]:  # nothing to ask
+            yield from ((draft, None) for draft in alike)
+            continue
+        found = apply_each(rules, [(draft.rows, draft.raw) for draft in alike], "events")
+        yield from zip(alike, found, strict=True)
+
+
+def _keep(
+    piece: Piece,
+    source: Source,
+    judged: Iterable[tuple[_Draft, _Judged | None]],
+    cuts: int,
+    store: Store,
+) -> None:
+    """Put what was judged into the store, block after block."""
     files, part = source.events[piece.mapping], piece.part
     tally = Tally()
     rejected: list[pl.DataFrame] = []
@@ -81,21 +160,16 @@ def read_piece(
     with store.doing(PIECES, piece.key, result) as folder:
         kept = [*files.columns, *files.constants, ROW, *([NTH] if source.expand_events else [])]
         dealer = _Dealer(folder / EVENTS, kept, cuts)
-        for block in read(part, files, source.derived):
-            rejected.append(_reject_unread(block, part, tally))
-            tally.lacking.update(block.lacking)
-            if block.rows.height == 0:
+        for draft, found in judged:
+            tally.add(draft.tally)
+            rejected.append(draft.rejected)
+            if found is None:
                 continue
-            block = _expanded(block, source.expand_events, tally)
-            if block.rows.height == 0:
-                continue
-            raw = source.prepare_events(block.rows) if source.prepare_events else block.rows
-            draft = _placed(draft_events(raw, files, where=part.label), block, part)
-            clean, bad, counted = apply(rules, draft, block.rows.drop(NTH, strict=False), "events")
+            clean, bad, counted = found
             tally.add(counted)
             rejected.append(bad)
             if files.items:
-                told.append(_items_told(raw, files, draft, clean))
+                told.append(_items_told(draft.told, files, draft.rows, clean))
             dealer.deal(clean)
         result["batches"] = dealer.close()
         result["tally"] = tally.to_dict()

@@ -21,7 +21,8 @@ def what_is_left(events: pl.DataFrame) -> pl.DataFrame:
     """Purchases of which something came back: `_at` (row of `events`), `LEFT` (0: all of it).
 
     A refund that names an order takes back that order's item, another one the same user's item,
-    of the same date; earlier purchases first. A refund without a quantity takes back all of them, a purchase
+    of the same date; earlier purchases first. A refund without a quantity takes back all of
+    them, a purchase
     without one is of one. What was bought after the refund is not touched.
 
     Args:

@@ -9,8 +9,7 @@ that hold anything: a clean block costs little more than that. A new rule is one
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,13 +18,11 @@ from pydantic import Field
 
 from raysys import schema
 from raysys.config import Settings
-from raysys.datasets.mapping import ATTRIBUTES, MENDED, NEEDED, REFUND, UNPARSED
+from raysys.datasets.mapping import ATTRIBUTES, NEEDED, REFUND, UNPARSED
 from raysys.datasets.times import EARLIEST, latest
 from raysys.ingest import currencies, encodings
-from raysys.ingest.catalogue_rules import HELPERS, Catalogue, Known
+from raysys.ingest.catalogue_rules import Catalogue, Known
 from raysys.ingest.rule_settings import Action, RuleSettings
-from raysys.ingest.tally import EXAMPLES, Tally
-from raysys.ingest.words import WHOLE_FILES
 from raysys.ingest.words import in_words as in_words
 
 SOURCE: Final = "_source"
@@ -35,7 +32,6 @@ OWN_ID: Final = "_own_id"
 
 DUPLICATE: Final = "duplicate"
 INFERRED: Final = "inferred_impression"
-_REASON: Final = "_reason"
 _BROKEN: Final = "\ufffd"
 _HOUR: Final = 3_600_000
 _IDS: Final = ("event_id", "user_id", "item_id", "session_id", "order_id", "event_type")
@@ -193,124 +189,6 @@ def user_rules(limits: Limits, rules: RuleSettings | None = None) -> list[Rule]:
         ),
     ]
     return [rule for rule in found if rule.action != "off"]
-
-
-def apply(
-    rules: Sequence[Rule], draft: pl.DataFrame, raw: pl.DataFrame, table: str
-) -> tuple[pl.DataFrame, pl.DataFrame, Tally]:
-    """Ask every rule of every draft row.
-
-    Args:
-        rules: quarantining ones in order; the others are asked of the rows that pass, first the
-            keeping ones, then the mending ones in order.
-        draft: rows with `SOURCE` and `ROW`.
-        raw: the same rows as their file has them, for the quarantine.
-        table: which table the rows belong to.
-
-    Returns:
-        The clean rows, the quarantine (`QUARANTINE_SCHEMA`), and the tally; the two tables
-        together have exactly the draft's rows.
-    """
-    tally = Tally(rows_in=draft.height, rows_out=draft.height)
-    hit, draft = _that_apply(rules, draft)
-    refused = [(rule, asked) for rule, asked in hit if rule.action == "quarantine"]
-    clean, rejected = draft, pl.DataFrame(schema=QUARANTINE_SCHEMA)
-    if refused:
-        reason = pl.coalesce(
-            *(pl.when(asked).then(pl.lit(rule.name)) for rule, asked in refused),
-            pl.lit(None, dtype=pl.String),
-        )
-        judged = draft.select(reason.alias(_REASON)).to_series()
-        bad = judged.is_not_null()
-        rejected = quarantine(draft.filter(bad), raw.filter(bad), judged.filter(bad), table)
-        clean = draft.filter(~bad)
-        note(tally, rejected)
-        tally.rows_out = clean.height
-    for rule, asked in hit:
-        if rule.action == "keep":
-            _count(tally, tally.kept, rule.name, clean.filter(asked))
-    clean = _mend(hit, clean, tally)
-    return clean.drop(HELPERS, strict=False), rejected, tally
-
-
-def _that_apply(
-    rules: Sequence[Rule], draft: pl.DataFrame
-) -> tuple[list[tuple[Rule, pl.Expr]], pl.DataFrame]:
-    """The rules that apply to any row, as expressions over the frame that is returned too."""
-    if draft.height == 0:
-        return [], draft
-    catalogue = next((rule.catalogue for rule in rules if rule.catalogue), None)
-    if catalogue:
-        draft = catalogue.describe(draft)
-    filled = frozenset(name for name in draft.columns if draft[name].null_count() < draft.height)
-    asked = [(rule, question) for rule in rules if (question := rule.question(filled)) is not None]
-    any_row = draft.select(
-        question.any().alias(str(number)) for number, (_, question) in enumerate(asked)
-    )
-    found = [one for one, hits in zip(asked, any_row.row(0), strict=True) if hits]
-    return [(rule, question.fill_null(False)) for rule, question in found], draft
-
-
-def quarantine(
-    rows: pl.DataFrame, raw: pl.DataFrame, reasons: pl.Series, table: str
-) -> pl.DataFrame:
-    """Rows for the quarantine, in `QUARANTINE_SCHEMA`; `raw` becomes JSON."""
-    if rows.height == 0:
-        return pl.DataFrame(schema=QUARANTINE_SCHEMA)
-    return pl.DataFrame(
-        {
-            "table": pl.Series([table]).new_from_index(0, rows.height),
-            "reason": reasons,
-            "source": rows[SOURCE],
-            "row": rows[ROW],
-            "raw": raw.select(pl.struct(pl.all()).struct.json_encode()).to_series(),
-        },
-        schema=QUARANTINE_SCHEMA,
-    )
-
-
-def note(tally: Tally, rejected: pl.DataFrame) -> None:
-    """Count what goes to the quarantine, and keep examples."""
-    for rule, count in rejected.group_by("reason").len().sort("reason").iter_rows():
-        tally.reasons[rule] += count
-        found = rejected.filter(pl.col("reason") == rule)
-        for one in found.head(EXAMPLES).iter_rows(named=True):
-            tally.example(rule, one["source"], one["row"], one["raw"])
-        if rule in WHOLE_FILES:
-            tally.files |= dict.fromkeys(found["source"], rule)
-
-
-def _mend(hit: Sequence[tuple[Rule, pl.Expr]], clean: pl.DataFrame, tally: Tally) -> pl.DataFrame:
-    """Apply the mending rules, and count what adapters have mended already."""
-    if MENDED in clean.columns and clean[MENDED].null_count() < clean.height:
-        for name in clean[MENDED].drop_nulls().unique().sort():
-            _count(tally, tally.mended, name, clean.filter(pl.col(MENDED) == name))
-    for rule, asked in hit:
-        if rule.action != "mend":
-            continue
-        here = clean.select(asked.alias("hit")).to_series()
-        if not here.any():
-            continue
-        _count(tally, tally.mended, rule.name, clean.filter(here))
-        clean = clean.with_columns(
-            pl.when(here).then(to).otherwise(pl.col(column)).alias(column)
-            for column, to in rule.mend.items()
-            if column in clean.columns
-        )
-    return clean
-
-
-def _count(tally: Tally, counts: Counter[str], rule: str, rows: pl.DataFrame) -> None:
-    """Count rows that stay, and show some of them as they are before they are mended."""
-    if rows.height == 0:
-        return
-    counts[rule] += rows.height
-    shown = rows.head(EXAMPLES)
-    texts = shown.select(
-        pl.struct(pl.exclude(SOURCE, ROW, UNPARSED, MENDED, *HELPERS)).struct.json_encode()
-    ).to_series()
-    for source, row, text in zip(shown[SOURCE], shown[ROW], texts, strict=True):
-        tally.example(rule, source, row, text)
 
 
 def _mistyped(rules: RuleSettings, needed: Iterable[str] = NEEDED) -> Rule:

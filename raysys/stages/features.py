@@ -337,12 +337,11 @@ def _choose_logged(
 ) -> tuple[list[Block], dict[int, Recall]]:
     """What was shown or done."""
     blocks = cut_blocks(work.log.cuts(BLOCK_EVENTS), folds)
-    asked = None if examples.negatives is None else (folds[0], folds[-1] - 1)
-    _prepare(settings, work, ingest, _weeks(work.log, folds), spread, asked)
+    weeks = _weeks(work.log, folds)
     gains_of = labeller(settings, examples, folds)
-    recalls = _each(
-        *(spread, "features: choosing examples", work.parts),
-        lambda part: work.choose_logged(
+
+    def choose(part: int) -> dict[str, Any]:
+        return work.choose_logged(
             *(part, gains_of, blocks),
             events=examples.events,
             share=examples.share,
@@ -352,8 +351,19 @@ def _choose_logged(
             negatives=examples.negatives,
             history=settings.history,
             seed=settings.seed,
-        ),
-    )
+        )
+
+    if examples.negatives is None:  # choosing needs nothing of what is prepared: beside it
+        jobs = _preparations(settings, work, ingest, weeks)
+        done = _each(
+            *(spread, "features: baskets, promotions, choosing examples", len(jobs) + work.parts),
+            lambda n: choose(n - len(jobs)) if n >= len(jobs) else jobs[n](),
+        )
+        recalls = [answer for answer in done if "recall" in answer]
+        _fit_neighbourhoods(settings, work, spread)
+    else:
+        _prepare(settings, work, ingest, weeks, spread, (folds[0], folds[-1] - 1))
+        recalls = _each(spread, "features: choosing examples", work.parts, choose)
     return blocks, _sum(recalls)
 
 
@@ -372,14 +382,34 @@ def _prepare(
     asked: tuple[int, int] | None = None,
 ) -> None:
     """What all parts share: promotions, neighbourhoods, and what sells if it is asked for."""
-    jobs: list[Callable[[], None]] = [
-        work.write_baskets,
-        lambda: work.write_promotions(ingest / "promotions.parquet", *weeks),
-    ]
+    jobs = _preparations(settings, work, ingest, weeks)
     if asked is not None:
         amounts = isinstance(settings.examples, FromLog)  # negatives are drawn by them
         jobs.append(lambda: work.write_popular(*asked, amounts=amounts))
     _each(spread, "features: baskets, promotions, what sells", len(jobs), lambda n: jobs[n]())
+    _fit_neighbourhoods(settings, work, spread)
+
+
+def _preparations(
+    settings: FeaturesSettings, work: Work, ingest: Path, weeks: tuple[int, int]
+) -> list[Callable[[], None]]:
+    """Baskets, with the neighbourhood if it is only one; and promotions. The longest first."""
+
+    def baskets() -> None:
+        work.write_baskets()
+        if len(work.moments) == 1:
+            work.fit_neighbourhood(0, settings.covisitation)
+
+    return [
+        baskets,
+        lambda: work.write_promotions(ingest / "promotions.parquet", *weeks),
+    ]
+
+
+def _fit_neighbourhoods(settings: FeaturesSettings, work: Work, spread: Spread) -> None:
+    """One for each period, as far as they are not fitted yet."""
+    if len(work.moments) == 1:
+        return
     _each(
         *(spread, "features: items bought together", len(work.moments)),
         lambda epoch: work.fit_neighbourhood(epoch, settings.covisitation),

@@ -12,7 +12,8 @@ from raysys.datasets.importer import counted, listed_text, moments, pick, place,
 from raysys.datasets.mapping import draft_events
 from raysys.datasets.source import RECORD
 from raysys.errors import UserError
-from raysys.ingest.rules import ROW, SOURCE, Limits, apply, event_rules
+from raysys.ingest.judging import apply
+from raysys.ingest.rules import ROW, SOURCE, Limits, event_rules
 from raysys.stages.ingest import IngestSettings, _source
 from tests.datasets.importing import FIXTURES, events_of
 

@@ -272,7 +272,7 @@ def test_a_later_look_at_counted_rows():
     )
 )  # fmt: skip
 def test_days_judged_together_come_to_what_each_comes_to_alone(rows):
-    frame = events(*(row[:3] + (row[3] * 24 * HOUR + row[4],) for row in rows)).with_columns(
+    frame = events(*((*row[:3], row[3] * 24 * HOUR + row[4]) for row in rows)).with_columns(
         pl.Series(OWN_ID, [row[5] for row in rows], dtype=pl.Boolean),
         pl.Series("event_id", [str(row[6]) for row in rows], dtype=pl.String),
     )

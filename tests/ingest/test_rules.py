@@ -15,18 +15,10 @@ from raysys.errors import UserError
 from raysys.ingest.bots import SIGNALS
 from raysys.ingest.currencies import CODES
 from raysys.ingest.encodings import mended
+from raysys.ingest.judging import apply
 from raysys.ingest.quality import write_report
 from raysys.ingest.rule_settings import RuleSettings
-from raysys.ingest.rules import (
-    ROW,
-    SOURCE,
-    Limits,
-    apply,
-    event_rules,
-    in_words,
-    item_rules,
-    user_rules,
-)
+from raysys.ingest.rules import ROW, SOURCE, Limits, event_rules, in_words, item_rules, user_rules
 from raysys.stages.ingest import FileSource, IngestSettings
 from tests.ingest.shop import HEADER, START, good_rows, mapping, take
 
