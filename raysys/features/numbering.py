@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from raysys.catalogue import Catalogue
 from raysys.errors import UserError
+from raysys.features.coded import Coded, Pairs, read_coded
 from raysys.features.log import normalised
 from raysys.features.numbered import INDEX, NumberedLog, map_columns, place
 from raysys.ingest.spread import Spread
@@ -126,20 +127,24 @@ def _note(
     done = folder / "users" / f"{number:05d}.arrow"  # written last
     if done.exists():
         return
-    frame = _read(paths, ["user_id", "store_id", "query", "session_id", "request_id", *group_by])
-    frame = _hashed(frame, group_by, seed)
-    for kind, name, known in (
-        ("orders", "group", "order"),
-        ("answers", "request_id", "answer"),
+    names = ["user_id", "store_id", "query", "session_id", "request_id", *group_by]
+    texts, _ = read_coded(paths, names, [])
+    for kind, told, salt in (
+        ("orders", _groups_of(texts, group_by), seed),
+        ("answers", texts["request_id"], 0),
     ):
-        told = frame.select(pl.col(known).alias("hash"), pl.col(name).alias("name"))
-        _write(told.drop_nulls().unique("hash"), folder / kind / f"{number:05d}.arrow")
-    sessions = frame.select("session", "user_id", "session_id").drop_nulls()
+        hashed = pl.DataFrame({"hash": told.names.hash(salt), "name": told.names})
+        _write(hashed.unique("hash"), folder / kind / f"{number:05d}.arrow")
+    pairs = _sessions_of(texts)
+    sessions = pairs.names.select(pl.Series("session", _hashes(pairs)), pl.all())
     sessions = sessions.unique("session", keep="first", maintain_order=True)
     _write(sessions, folder / "sessions" / f"{number:05d}.arrow")
-    for kind, name in (("stores", "store_id"), ("queries", "query"), ("users", "user_id")):
-        told = frame.select(pl.col(name).alias("name")).drop_nulls().unique()
-        _write(told, folder / kind / f"{number:05d}.arrow")
+    for kind, coded in (
+        ("stores", texts["store_id"]),
+        ("queries", texts["query"].map(normalised)),
+        ("users", texts["user_id"]),
+    ):
+        _write(coded.names.alias("name").to_frame().unique(), folder / kind / f"{number:05d}.arrow")
 
 
 def _fix_vocabularies(folder: Path) -> None:
@@ -174,76 +179,76 @@ def _number(
     """Second pass over some dates: their events as numbers, in one record batch."""
     path = folder / f"events-{group:05d}.arrow"
     if not path.exists():
-        names = ["user_id", "item_id", "event_type", "timestamp", "quantity", "price", "store_id"]
-        names += ["week", "session_id", "query", "position", "request_id"]
-        names += ["sampling_probability", *group_by]
-        frame = _hashed(_read(paths, names), group_by, seed)
+        names = ["user_id", "item_id", "event_type", "store_id", "session_id", "query"]
+        names += ["request_id", *group_by]
+        others = ["quantity", "price", "week", "position", "sampling_probability"]
+        texts, frame = read_coded(paths, names, others)
         users, stores, queries = (
             pl.read_parquet(folder / f"{kind}.parquet")["name"]
             for kind in ("users", "stores", "queries")
         )
-        orders = np.load(folder / "orders.npy", mmap_mode="r")
+        items, groups, pairs = texts["item_id"], _groups_of(texts, group_by), _sessions_of(texts)
+        numbers = {
+            "user": _placed(texts["user_id"], users),
+            "item": items.rows(catalogue.numbers(items.names.to_arrow()), -1),
+            "kind": _placed(texts["event_type"], pl.Series(EVENT_TYPES)),
+            "store": _placed(texts["store_id"], stores),
+            "order": groups.rows(_found(groups.names.hash(seed), folder / "orders.npy"), -1),
+            "session": pairs.rows(_session_numbers(_hashes(pairs), folder), -1),
+            "query": _placed(texts["query"].map(normalised), queries),
+            "answer": texts["request_id"].rows(
+                texts["request_id"].names.hash().reinterpret(signed=True).to_numpy(), 0
+            ),
+        }
+        missing = {"quantity": float("nan"), "price": float("nan"), "position": 0}
+        missing |= {"week": -1, "sampling_probability": float("nan")}
         frame = frame.with_columns(
-            user=place(frame["user_id"], users),
-            item=pl.Series(catalogue.numbers(frame["item_id"].to_arrow()), dtype=pl.Int32),
-            kind=place(frame["event_type"], pl.Series(EVENT_TYPES)),
+            *(pl.Series(name, values) for name, values in numbers.items()),
+            *(pl.col(name).fill_null(what) for name, what in missing.items()),
             time=pl.col("timestamp").dt.epoch("ms"),
-            store=place(frame["store_id"], stores),
-            order=_found(frame["order"], orders).cast(pl.Int64),
-            session=_sessions(frame["session"], folder),
-            query=place(frame["query"], queries),
-            answer=pl.col("answer").reinterpret(signed=True),
-            probability=pl.col("sampling_probability"),
-        )
-        missing = {"quantity": float("nan"), "price": float("nan"), "position": 0, "answer": 0}
-        missing |= {"week": -1, "probability": float("nan")}
-        frame = frame.with_columns(pl.col(name).fill_null(what) for name, what in missing.items())
+        ).rename({"sampling_probability": "probability"})
         _write(frame.select(pl.col(name).cast(kind) for name, kind in _TYPES.items()), path)
     time = map_columns(path)["time"]
     return {"name": path.name, "rows": len(time), "first": int(time[0]), "last": int(time[-1])}
 
 
-def _read(paths: Sequence[Path], names: Sequence[str]) -> pl.DataFrame:
-    """Columns of some files in time order; events of one moment stay as `ingest` sorted them."""
-    columns = dict.fromkeys(["timestamp", *names])
-    frame = pl.read_parquet(list(paths), columns=list(columns), hive_partitioning=False)
-    if not frame["timestamp"].is_sorted():
-        frame = frame.sort("timestamp", maintain_order=True)
-    return frame
+def _groups_of(texts: Mapping[str, Coded], group_by: Sequence[str]) -> Coded:
+    """What names the order of each row."""
+    return Coded.coalesced([texts[name] for name in (*group_by, "user_id")])
 
 
-def _hashed(frame: pl.DataFrame, group_by: Sequence[str], seed: int) -> pl.DataFrame:
-    """With `group`, what names the order, and hashes of the names that are many: UInt64."""
-    session = pl.struct("user_id", "session_id").hash()  # two users' sessions may share a name
-    return frame.with_columns(group=pl.coalesce(*group_by, "user_id")).with_columns(
-        query=normalised(pl.col("query")),
-        order=pl.col("group").hash(seed),
-        session=pl.when(pl.col("session_id").is_not_null()).then(session),
-        answer=pl.when(pl.col("request_id").is_not_null()).then(pl.col("request_id").hash()),
-    )
+def _sessions_of(texts: Mapping[str, Coded]) -> Pairs:
+    """Two users' sessions may share a name: a session is both."""
+    return Pairs.of(("user_id", texts["user_id"]), ("session_id", texts["session_id"]))
 
 
-def _sessions(hashes: pl.Series, folder: Path) -> pl.Series:
-    """Session numbers: Int32, -1 where there is none."""
-    known, numbers = (
-        np.load(folder / name, mmap_mode="r") for name in ("sessions.npy", "session_numbers.npy")
-    )
-    return _found(hashes, known, numbers)
+def _hashes(pairs: Pairs) -> pl.Series:
+    """Of sessions: UInt64."""
+    return pairs.names.select(pl.struct(pl.all()).hash()).to_series()
 
 
-def _found(
-    hashes: pl.Series, known: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int32] | None = None
-) -> pl.Series:
-    """Places of hashes among the sorted ones, or the numbers there: Int32, -1 of null.
+def _placed(texts: Coded, vocabulary: pl.Series) -> npt.NDArray[np.int32]:
+    """Place of each row's text in a vocabulary: int32[n], -1 where it has none."""
+    found: npt.NDArray[np.int32] = texts.rows(place(texts.names, vocabulary).to_numpy(), -1)
+    return found
 
-    Each hash is looked for once, in rising order, so that the search stays in the cache.
+
+def _found(hashes: pl.Series, known: Path) -> npt.NDArray[np.int64]:
+    """Places of hashes among the sorted ones of a file: int64[n].
+
+    They are looked for in rising order, so that the search stays in the cache.
     """
-    distinct = hashes.drop_nulls().unique().sort()
-    at = np.searchsorted(known, distinct.to_numpy())
-    found = at if numbers is None else numbers[at]
-    return hashes.replace_strict(
-        distinct, pl.Series(found, dtype=pl.Int32), default=-1, return_dtype=pl.Int32
-    )
+    order = hashes.arg_sort().to_numpy()
+    found = np.empty(len(hashes), dtype=np.int64)
+    found[order] = np.searchsorted(np.load(known, mmap_mode="r"), hashes.to_numpy()[order])
+    return found
+
+
+def _session_numbers(hashes: pl.Series, folder: Path) -> npt.NDArray[np.int32]:
+    """Numbers of sessions by their hashes: int32[n]."""
+    numbers = np.load(folder / "session_numbers.npy", mmap_mode="r")
+    found: npt.NDArray[np.int32] = numbers[_found(hashes, folder / "sessions.npy")]
+    return found
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:

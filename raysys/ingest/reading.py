@@ -18,6 +18,7 @@ import pyarrow as pa
 from raysys.datasets.files import ROWS, Block, Part, read
 from raysys.datasets.mapping import MENDED, UNPARSED, EventFiles, draft_events, draft_items
 from raysys.datasets.source import RECORD, Expand, Source
+from raysys.errors import UserError
 from raysys.ingest.aside import QUARANTINE, unread, write_quarantine
 from raysys.ingest.columns import COMPRESSED, DAY_MS, by_day, write_arrow
 from raysys.ingest.judging import apply_each, note
@@ -81,7 +82,11 @@ def read_pieces(
         if store.has(PIECES, piece.key):  # a worker that died may have done it
             continue
         drafts = _drafts(piece, source)
-        begun = list(islice(drafts, 2))
+        try:
+            begun = list(islice(drafts, 2))
+        except UserError:
+            keep()  # what was read before need not be read again
+            raise
         if len(begun) < 2:
             waiting.append((piece, begun))
             if sum(one.rows.height for _, blocks in waiting for one in blocks) >= ROWS:

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysys.datasets import text
 from raysys.datasets.source import Source
 from raysys.errors import UserError
 from raysys.ingest import pipeline, reading, settling
+from raysys.ingest.columns import read_arrow
 from raysys.ingest.impressions import ImpressionSettings
 from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.spread import InProcess
@@ -183,13 +185,25 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path, monkeypatch, afte
     same(went_on, shop.scratch())
 
 
-def test_a_failure_leaves_no_half_piece(tmp_path):
+def test_a_failure_leaves_no_half_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "CHUNK", 400)  # the fault is in a later block than the first
     shop = Shop(tmp_path)
     shop.log("a.csv", lines(0))
-    shop.log("b.csv", [f"e{i},u,i1,view,{START * 1000},1,1," for i in range(9)])
+    wrong = [f"e{i},u,i1,view,{START * 1000},1,1," for i in range(60)]
+    shop.log("b.csv", [*lines(1, 60), *wrong])
     with pytest.raises(UserError, match=r"time is not in seconds|set time\.unit to milliseconds"):
         shop.take()
     assert [p.name for p in (shop.store.root / "pieces").iterdir() if p.name[0] == "."] == []
+
+
+def test_what_was_read_before_a_failure_is_not_read_again(tmp_path):
+    shop = Shop(tmp_path)
+    shop.log("a.csv", lines(0, 60))  # the larger one comes first
+    shop.log("b.csv", [f"e{i},u,i1,view,{START * 1000},1,1," for i in range(9)])
+    with pytest.raises(UserError, match=r"time is not in seconds|set time\.unit to milliseconds"):
+        shop.take()
+    (kept,) = (shop.store.root / "pieces").iterdir()
+    assert read_arrow(kept / reading.EVENTS).height == 60
 
 
 day_files = st.dictionaries(
