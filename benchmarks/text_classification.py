@@ -1,7 +1,7 @@
 """Text classifiers on public reviews and titles: linear baselines, transformers, their blend.
 
-About twenty minutes on two cores; a part alone with its name: chinese, pricerunner,
-pseudo_labels, recommended, sentiment. Needs the data that RAYSYS_DATA names. Nothing is chosen on test texts.
+About twenty minutes on two cores; a part alone with its name: chinese, pricerunner, pseudo_labels,
+recommended, sentiment. Needs the data that RAYSYS_DATA names. Nothing is chosen on test texts.
 """
 
 from __future__ import annotations
