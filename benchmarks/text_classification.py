@@ -129,7 +129,7 @@ def cost_figures(trial: Trial, prefix: str, ours: str) -> list[Figure]:
         Figure(f"{prefix}_seconds", trial.seconds[ours], "s", reference="all members fitted"),
         Figure(
             f"{prefix}_examples_per_s",
-            trial.speed(ours),
+            trial.speed[ours, "test"],
             "texts/s",
             reference=f"labelled by {kept}",
         ),
