@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,30 @@ DATA = Path(os.environ.get("RAYSYS_DATA") or ROOT.parent / "shared" / "data")
 SETS = {"oa_mine": "oa_mine_train.jsonl", "ae_110k": "ae_110k_train.jsonl"}
 
 
-def read(name: str) -> tuple[pa.Table, list[set[tuple[str, str]]], int]:
-    """Titles with their spans, their (value, attribute) pairs, and how many values were missed."""
-    rows, pairs, missed = [], [], 0
+Pairs = set[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Titles:
+    """A data set.
+
+    Attributes:
+        table: titles with their spans, as `schema.LABELLED_TEXTS`.
+        pairs: of each title its (value, attribute).
+        asked: of each title the attributes that were annotated, if only as absent (n/a). Of others
+            nothing is known: a title may well say them.
+        missed: values that their title does not say.
+    """
+
+    table: pa.Table
+    pairs: list[Pairs]
+    asked: list[set[str]]
+    missed: int
+
+
+def read(name: str) -> Titles:
+    """One of `SETS`."""
+    rows, pairs, asked, missed = [], [], [], 0
     path = DATA / "entities" / SETS[name]
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         one = json.loads(line)
@@ -39,7 +61,9 @@ def read(name: str) -> tuple[pa.Table, list[set[tuple[str, str]]], int]:
             }
         )
         pairs.append({(v, k) for k, values in attributes.items() for v in values if v != "n/a"})
-    return pa.Table.from_pylist(rows, schema=schema.LABELLED_TEXTS), pairs, missed
+        asked.append(set(attributes))
+    table = pa.Table.from_pylist(rows, schema=schema.LABELLED_TEXTS)
+    return Titles(table, pairs, asked, missed)
 
 
 def folds(

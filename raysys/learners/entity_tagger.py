@@ -86,7 +86,7 @@ class EntityTaggerSettings(WordTaggerSettings):
     model: str = PACKAGED
     pooling: Pooling = "mean"
     training: TrainingSettings = TrainingSettings(
-        epochs=6, learning_rate=2e-4, head_learning_rate=2e-3, batch_size=16, trainable_layers=4
+        epochs=5, learning_rate=2e-4, head_learning_rate=2e-3, batch_size=16, trainable_layers=4
     )
 
 
