@@ -265,10 +265,10 @@ def _objective(
     material: _Material, settings: AnyObjective, model: str
 ) -> tuple[Objective, dict[str, int]]:
     """The objective, and what it has to learn from."""
-    _, tokenizer = open_model(model, where="model")
+    opened, tokenizer = open_model(model, where="model")
     seed = material.settings.seed
     if isinstance(settings, Texts):
-        train_on, held = material.pieces(tokenizer, _room(settings, Frame.of(tokenizer)))
+        train_on, held = material.pieces(tokenizer, _room(settings, Frame.of(tokenizer, opened)))
         counts = {"pieces": len(train_on), "tokens": len(train_on.ids), "held_out": len(held)}
         if isinstance(settings, MaskedSettings):
             return MaskedObjective(model, train_on, held, settings, seed), counts

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForMaskedLM, BertConfig, DistilBertConfig, RobertaConfig
 
 from raysys.errors import UserError
 from raysys.text.encoder import Encoder
@@ -27,7 +28,7 @@ from raysys.text.pretraining import (
 )
 from raysys.text.pretraining.causal import pack
 from raysys.text.pretraining.corpus import is_held_out, log_end, text_hashes
-from raysys.text.pretraining.masked import IGNORED, Masking
+from raysys.text.pretraining.masked import IGNORED, MaskedModel, Masking
 from raysys.text.pretraining.tokens import Frame
 from raysys.text.pretraining.words import word_numbers
 from raysys.text.training import TrainingSettings, train
@@ -150,6 +151,27 @@ def test_perplexity_of_masks_equals_a_computation_by_hand(bert: Path, tmp_path: 
     assert figures["perplexity"] == pytest.approx(math.exp(surprise / n), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                      intermediate_size=32, max_position_embeddings=40),
+        DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32),
+        BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                   intermediate_size=32),
+    ],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_the_head_reads_hidden_words_alone_as_it_reads_all(config):
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    ids = torch.randint(5, 50, (3, 9))
+    guessed = torch.rand(3, 9) < 0.3
+    with torch.inference_mode():
+        whole = model(input_ids=ids).logits[guessed]
+        found = MaskedModel(model)(ids, torch.ones_like(ids), guessed)
+    assert torch.allclose(found, whole, atol=1e-5)
+
+
 def test_masked_modelling_learns_and_its_folder_is_a_model(bert: Path, tmp_path: Path):
     train_on, held = _tokens(bert, tmp_path)
     steps = TrainingSettings(epochs=12, batch_size=16, learning_rate=8e-3)
@@ -222,8 +244,8 @@ def test_long_texts_become_pieces_and_no_character_is_lost(bert: Path, tmp_path:
 
 
 def test_a_frame_puts_the_marks_that_the_tokenizer_puts(bert: Path):
-    _, tokenizer = open_model(str(bert), where="model")
-    frame = Frame.of(tokenizer)
+    model, tokenizer = open_model(str(bert), where="model")
+    frame = Frame.of(tokenizer, model)
     one, two = (np.array(tokenizer(t, add_special_tokens=False)["input_ids"])
                 for t in ("milk", "soap lamp"))  # fmt: skip
     expected = tokenizer("milk", "soap lamp")

@@ -131,7 +131,7 @@ class ContrastiveObjective(Objective):
         self.seed = seed
         opened, tokenizer = open_model(model, where="model")
         check_length(opened, settings.max_tokens)
-        self.frame = Frame.of(tokenizer)
+        self.frame = Frame.of(tokenizer, opened)
         self.known = Known(pairs)
         self.rows = np.flatnonzero(~pairs.held_out)
         keys = pairs.source.astype(np.int64) * len(pairs.texts) + pairs.left

@@ -8,7 +8,7 @@ Masks are drawn anew each time a text comes up (RoBERTa, Liu et al. 2019, arXiv:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,8 @@ from raysys.text.training.objective import Tensors
 
 IGNORED = -100
 """Label of a token that is not guessed."""
+HEADS = ("cls", "lm_head")
+"""What heads are called that read states: those of BERT and its kin; of RoBERTa, XLM-R, MPNet."""
 TOKENS_A_BATCH = 4096
 """Of held-out texts side by side."""
 
@@ -130,22 +132,17 @@ class MaskedModel(nn.Module):
         given = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             given["token_type_ids"] = token_type_ids
-        return self.logits(self.hidden(given)[guessed], given, guessed)
+        return self.read(given)[1](guessed)
 
-    def hidden(self, given: dict[str, Tensor]) -> Tensor:
-        """States [b, t, d] of the last layer."""
-        found: Tensor = self.backbone(**given)[0]
-        return found
-
-    def logits(self, picked: Tensor, given: dict[str, Tensor], guessed: Tensor) -> Tensor:
-        """Logits [k, v] of picked states [k, d]."""
-        for name in ("cls", "lm_head"):  # BERT and ELECTRA-like; RoBERTa, XLM-R, MPNet
-            head = getattr(self.model, name, None)
-            if head is not None:
-                found: Tensor = head(picked)
-                return found
-        every: Tensor = self.model(**given).logits  # a head in parts: of all tokens then
-        return every[guessed]
+    def read(self, given: dict[str, Tensor]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """States [b, t, d] of the last layer, and what gives the logits of the tokens picked."""
+        heads = (getattr(self.model, name, None) for name in HEADS)
+        head = next((each for each in heads if each is not None), None)
+        if head is None:  # it lies in parts: of all tokens then
+            whole = self.model(**given, output_hidden_states=True)
+            return whole.hidden_states[-1], lambda picked: whole.logits[picked]
+        hidden: Tensor = self.backbone(**given)[0]
+        return hidden, lambda picked: head(hidden[picked])
 
 
 class MaskedObjective(Objective):
@@ -169,7 +166,7 @@ class MaskedObjective(Objective):
         self.settings = settings
         self.seed = seed
         opened, tokenizer = open_with_head("mlm", model, where="model")
-        self.frame = Frame.of(tokenizer)
+        self.frame = Frame.of(tokenizer, opened)
         self.masking = Masking.of(tokenizer, settings.share)
         check_length(opened, settings.max_tokens)
 

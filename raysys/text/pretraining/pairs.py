@@ -136,11 +136,10 @@ class PairModel(MaskedModel):
         given = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             given["token_type_ids"] = token_type_ids
-        hidden = self.hidden(given)
-        together = self.pair_head(hidden[:, 0])[:, 0]
         if guessed is None:
-            return together, None
-        return together, self.logits(hidden[guessed], given, guessed)
+            return self.pair_head(self.backbone(**given)[0][:, 0])[:, 0], None
+        hidden, logits = self.read(given)
+        return self.pair_head(hidden[:, 0])[:, 0], logits(guessed)
 
 
 class PairsObjective(Objective):
@@ -168,7 +167,7 @@ class PairsObjective(Objective):
         self.seed = seed
         opened, tokenizer = open_with_head("mlm", model, where="model")
         check_length(opened, settings.max_tokens)
-        self.frame = Frame.of(tokenizer)
+        self.frame = Frame.of(tokenizer, opened)
         self.masking = Masking.of(tokenizer, settings.masked)
         self.rows = np.flatnonzero(~pairs.held_out)
         self.negatives = Negatives(pairs, self.rows)

@@ -48,8 +48,8 @@ class Frame:
     special: tuple[int, ...]
 
     @classmethod
-    def of(cls, tokenizer: Any) -> Frame:
-        """As the tokenizer frames a pair of words."""
+    def of(cls, tokenizer: Any, model: Any) -> Frame:
+        """As the tokenizer frames a pair of words; typed if the model has types to tell by."""
         single = tokenizer("a", return_special_tokens_mask=True)
         begin, end = _marks(single["input_ids"], single["special_tokens_mask"])[::2]
         pair = tokenizer("a", "a", return_special_tokens_mask=True)
@@ -59,7 +59,8 @@ class Frame:
             begin=begin,
             between=between or end,  # a tokenizer that was taught no pairs
             end=end,
-            typed="token_type_ids" in tokenizer.model_input_names,
+            typed="token_type_ids" in tokenizer.model_input_names
+            and getattr(model.config, "type_vocab_size", 0) > 1,
             pad=0 if pad is None else int(pad),
             special=tuple(sorted(set(tokenizer.all_special_ids))),
         )
