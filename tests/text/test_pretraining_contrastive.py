@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,16 @@ def test_recall_is_what_ranking_by_hand_gives(bert: Path, pairs: Pairs, tmp_path
             hits = [int((scores >= vectors[t] @ vectors[left]).sum()) < 10 for t in own]
             recalls.append(np.mean(hits))
     assert figures["recall_at_10"] == pytest.approx(np.mean(recalls), abs=0.02)
+
+
+def test_workers_get_the_objective_and_make_the_same_batches(
+    bert: Path, pairs: Pairs, tmp_path: Path
+):
+    objective = _objective(bert, pairs, tmp_path)
+    objective.refresh(objective.build().eval(), 0)
+    sent = pickle.dumps(objective)
+    other = pickle.loads(sent)  # noqa: S301  as Ray does
+    rows = np.arange(9)
+    first, second = (each.collate(rows, np.random.default_rng(1)) for each in (objective, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert len(sent) < 50_000 + objective.mined.nbytes  # tokens stay in their files
