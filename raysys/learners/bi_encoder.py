@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,7 +216,7 @@ class BiEncoderLearner(TextLearner[BiEncoderSettings]):
             teacher=teacher,
             where=f"{self.name}.model",
         )
-        folder = context.scratch / f"{self.name}-{uuid.uuid4().hex[:8]}"
+        folder = context.scratch / self.name
         fitted = run_training(
             objective, settings.training, folder, seed=context.seed, resources=context.resources
         )

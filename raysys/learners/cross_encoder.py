@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from pathlib import Path
 from typing import ClassVar
 
@@ -158,7 +157,7 @@ class CrossEncoderLearner(TextLearner[CrossEncoderSettings]):
             temperature=settings.temperature,
             where=f"{self.name}.model",
         )
-        folder = context.scratch / f"{self.name}-{uuid.uuid4().hex[:8]}"
+        folder = context.scratch / self.name
         fitted = run_training(
             objective, settings.training, folder, seed=context.seed, resources=context.resources
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -210,7 +211,10 @@ class RelevanceBlendLearner(TextLearner[RelevanceBlendSettings]):
             models = []
             for number in range(settings.folds):
                 inside = np.flatnonzero(fold != number)
-                model = learner.fit(train.take(inside), validation, context)
+                # a scratch of its own: a member that was cut off goes on where it was
+                scratch = context.scratch / f"member={at}" / f"fold={number}"
+                here = replace(context, scratch=scratch)
+                model = learner.fit(train.take(inside), validation, here)
                 outside = np.flatnonzero(fold == number)
                 said = model.predict(train.take(outside))["grade"].to_numpy()
                 out_of_fold[at, outside] = said

@@ -81,8 +81,8 @@ class Pairs:
     """n pairs of distinct texts.
 
     Attributes:
-        queries: distinct queries, cleaned, in the order of their first pair.
-        items: distinct item texts, cleaned, in the order of their first pair.
+        queries: distinct queries, cleaned, each with a pair.
+        items: distinct item texts, cleaned, each with a pair.
         query: int64[n], row of `queries`.
         item: int64[n], row of `items`.
         grade: float32[n]; NaN where a table has none.
@@ -124,12 +124,14 @@ class Pairs:
         return queries[self.query] & items[self.item]
 
     def take(self, rows: Int64) -> Pairs:
-        """Some pairs, in the given order; texts stay as they are."""
+        """Some pairs, in the given order, and no other texts than theirs."""
+        some, query = np.unique(self.query[rows], return_inverse=True)
+        held, item = np.unique(self.item[rows], return_inverse=True)
         return Pairs(
-            self.queries,
-            self.items,
-            self.query[rows],
-            self.item[rows],
+            tuple(self.queries[at] for at in some),
+            tuple(self.items[at] for at in held),
+            query.astype(np.int64),
+            item.astype(np.int64),
             self.grade[rows],
             self.weight[rows],
         )

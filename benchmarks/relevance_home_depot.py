@@ -1,0 +1,413 @@
+"""Home Depot: relevance of products to unseen queries, from titles alone.
+
+Queries are cut into train, validation (early stopping, and which model is taken) and test.
+Members are fitted on folds of the training queries; what they say of the fold they did not see is
+a feature of the last trees.
+"""
+
+from __future__ import annotations
+
+import html
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from benchmarks.kept import Kept, Outcome
+from benchmarks.result import Figure
+from raysys import schema
+from raysys.evaluation.intervals import Bootstrap, Interval
+from raysys.learners.bi_encoder import BiEncoderLearner, BiEncoderSettings
+from raysys.learners.cross_encoder import CrossEncoderLearner, CrossEncoderSettings
+from raysys.learners.relevance_blend import fit_weights, folds_by_query
+from raysys.learners.relevance_trees import RelevanceTreesLearner, RelevanceTreesSettings
+from raysys.learners.text_protocol import TextContext
+from raysys.text.encoder import Encoder
+from raysys.text.models import PACKAGED
+from raysys.text.pairs import Pairs, ndcg_by_query
+from raysys.text.relevance_features import PairFeatures
+
+FOLDS, TREE_FOLDS = 2, 4
+CHUNK = 2000
+SIMPLE = (
+    "query_words", "item_words", "common_words", "coverage", "bm25", "letters_jaccard",
+    "cosine_typed",
+)  # fmt: skip
+"""The seven features of the baseline."""
+TREES = {"n_estimators": 800, "learning_rate": 0.03, "num_leaves": 31, "colsample": 0.3}
+ENCODERS = {
+    "cross_encoder": (CrossEncoderLearner, CrossEncoderSettings),
+    "bi_encoder": (BiEncoderLearner, BiEncoderSettings),
+}
+
+
+def read(path: Path, queries: int | None, seed: int = 0) -> pa.Table:
+    """`schema.LABELLED_PAIRS`; of so many queries only, if given."""
+    raw = pl.read_csv(path)
+    names = sorted(set(raw["search_term"]))
+    order = np.random.default_rng(seed).permutation(len(names))[:queries]
+    split = np.where(
+        np.arange(len(order)) < 0.72 * len(order),
+        "train",
+        np.where(np.arange(len(order)) < 0.8 * len(order), "validation", "test"),
+    )
+    of = {names[at]: str(part) for at, part in zip(order, split, strict=True)}
+    rows = raw.filter(pl.col("search_term").is_in(list(of))).to_dicts()
+    columns = {
+        "query": [row["search_term"] for row in rows],
+        "item_id": [str(row["product_uid"]) for row in rows],
+        "text": [html.unescape(row["product_title"]) for row in rows],
+        "grade": [row["relevance"] for row in rows],
+        "weight": [1.0] * len(rows),
+        "split": [of[row["search_term"]] for row in rows],
+    }
+    return pa.table(columns, schema=schema.LABELLED_PAIRS)
+
+
+@dataclass(frozen=True)
+class Said:
+    """Grades of the pairs of each split by one model."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+@dataclass(frozen=True)
+class Judge:
+    """RMSE and NDCG@10 (queries of five products or more, gain = relevance - 1), paired."""
+
+    pairs: Pairs
+
+    @property
+    def gain(self) -> np.ndarray:
+        return (self.pairs.grade - 1).astype(np.float32)
+
+    def ndcg(self, said: np.ndarray) -> np.ndarray:
+        """By query, NaN where it has too few products or none relevant."""
+        names, values = ndcg_by_query(said.astype(np.float32), self.gain, self.pairs.query)
+        size = np.bincount(self.pairs.query)[names]
+        return np.where(size >= 5, values, np.nan)
+
+    def rmse(self, said: np.ndarray) -> float:
+        return float(np.sqrt(np.mean((said - self.pairs.grade) ** 2)))
+
+    def rmse_of(self, said: np.ndarray, other: np.ndarray | None, draws: Bootstrap) -> Interval:
+        """Of one, or how much lower than another's, drawn by query."""
+        query = np.unique(self.pairs.query, return_inverse=True)[1]
+
+        def replicated(guess: np.ndarray) -> np.ndarray:
+            error = (guess - self.pairs.grade).astype(np.float64) ** 2
+            sums = np.stack([draws.sums(error, query), draws.sums(np.ones(len(error)), query)], 1)
+            totals = draws.replicate(sums)
+            return np.sqrt(totals[:, 0] / totals[:, 1])
+
+        if other is None:
+            return draws.interval(self.rmse(said), replicated(said))
+        return draws.interval(
+            self.rmse(other) - self.rmse(said), replicated(other) - replicated(said)
+        )
+
+
+class HomeDepot:
+    """All stages; each is kept."""
+
+    def __init__(
+        self, path: Path, kept: Kept, *, queries: int | None, workers: int, epochs: float,
+        members: Sequence[str], taught: int | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.kept, self.workers, self.epochs, self.seed = kept, workers, epochs, seed
+        self.members, self.taught = tuple(members), taught
+        self.about = {"queries": queries, "seed": seed}
+        table = read(path, queries, seed)
+        self.table = {
+            name: table.filter(pc.equal(table["split"], name))
+            for name in ("train", "validation", "test")
+        }
+        self.pairs = {name: Pairs.of(each) for name, each in self.table.items()}
+        self.fold = folds_by_query(self.pairs["train"], FOLDS, seed)
+        self.tree_fold = folds_by_query(self.pairs["train"], TREE_FOLDS, seed + 1)
+        self.seconds: dict[str, float] = {}
+        self.rate: dict[str, float] = {}
+
+    # ── features ─────────────────────────────────────────────────────────────────────────────
+
+    def features(self) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+        """Names and columns of every split; texts of all titles are known, grades are not read."""
+        catalogue = sorted({text for pairs in self.pairs.values() for text in pairs.items})
+        vectors = self.vectors(catalogue)
+        nothing = np.zeros(len(next(iter(vectors.values()))), dtype=np.float32)
+        learned: list[PairFeatures] = []
+
+        def encode(wanted: Sequence[str]) -> np.ndarray:
+            return np.stack([vectors.get(text, nothing) for text in wanted])
+
+        def learn() -> PairFeatures:
+            if not learned:
+                train = self.pairs["train"]
+                learned.append(PairFeatures.learn(train, catalogue, encode=encode, seed=self.seed))
+            return learned[0]
+
+        columns, seconds, names = {}, 0.0, np.empty(0)
+        for split, pairs in self.pairs.items():
+            parts = []
+            for at in range(0, len(pairs), 8 * CHUNK):
+                rows = np.arange(at, min(at + 8 * CHUNK, len(pairs)))
+
+                def run(
+                    pairs: Pairs = pairs, rows: np.ndarray = rows
+                ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+                    found = learn()
+                    return {
+                        "columns": found.of(pairs.take(rows)),
+                        "names": np.array(found.names),
+                    }, {}
+
+                outcome = self.kept.stage(f"features-{split}-{at:05d}", self.about, run)
+                parts.append(outcome["columns"])
+                seconds, names = seconds + outcome.seconds, outcome["names"]
+            columns[split] = np.concatenate(parts)
+        self.seconds["features"] = seconds
+        self.rate["features"] = sum(map(len, columns.values())) / max(seconds, 1e-9)
+        return tuple(str(name) for name in names), columns
+
+    def vectors(self, catalogue: list[str]) -> dict[str, np.ndarray]:
+        """Of titles and of queries, as typed and as put right, by the packaged MiniLM as it is."""
+        words = PairFeatures.learn(self.pairs["train"], catalogue, factors=0, seed=self.seed)
+        asked = [text for pairs in self.pairs.values() for text in pairs.queries]
+        asked = sorted({*asked, *(words.query(text).line for text in asked)} - {""})
+        return self._vectors(catalogue) | self._vectors(asked)
+
+    def _vectors(self, texts: list[str]) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        seconds = 0.0
+        encoder: list[Encoder] = []
+        for at in range(0, len(texts), CHUNK):
+            few = texts[at : at + CHUNK]
+
+            def run(few: list[str] = few) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+                if not encoder:
+                    encoder.append(Encoder.open(PACKAGED, 48, 1))
+                return {"vectors": encoder[0].encode(few).astype(np.float16)}, {}
+
+            outcome = self.kept.stage(f"vectors-{at:06d}", few, run)
+            seconds += outcome.seconds
+            found |= dict(zip(few, outcome["vectors"].astype(np.float32), strict=True))
+        self.seconds["vectors"] = self.seconds.get("vectors", 0.0) + seconds
+        self.rate["vectors"] = len(texts) / max(seconds, 1e-9)
+        return found
+
+    def trees(
+        self,
+        name: str,
+        columns: dict[str, np.ndarray],
+        names: Sequence[str],
+        **settings: object,
+    ) -> Said:
+        """Trees on given columns: out of fold on train, and the folds' mean elsewhere."""
+        about = {**self.about, "names": list(names), **TREES, **settings}
+        learner = RelevanceTreesLearner(RelevanceTreesSettings(**{**TREES, **settings}))
+        train, held = self.pairs["train"], self.pairs["validation"]
+
+        class Names:  # `fit_columns` reads no more of the features than their names
+            pass
+
+        features = Names()
+        features.names = tuple(names)  # type: ignore[attr-defined]
+
+        def run() -> tuple[dict[str, np.ndarray], dict[str, float]]:
+            said = {"train": np.empty(len(train), np.float32)}
+            for split in ("validation", "test"):
+                said[split] = np.zeros(len(self.pairs[split]), np.float32)
+            for number in range(TREE_FOLDS):
+                inside, outside = self.tree_fold != number, self.tree_fold == number
+                model = learner.fit_columns(
+                    features, train.take(np.flatnonzero(inside)), columns["train"][inside],
+                    held, columns["validation"], self.seed,
+                )  # type: ignore[arg-type]  # fmt: skip
+                said["train"][outside] = model.grades(columns["train"][outside])
+                for split in ("validation", "test"):
+                    said[split] += model.grades(columns[split]) / TREE_FOLDS
+            return said, {"pairs": float(len(train) * (TREE_FOLDS - 1))}
+
+        outcome = self.kept.stage(name, about, run)
+        self._took(name, outcome, outcome.told["pairs"])
+        return Said(outcome["train"], outcome["validation"], outcome["test"])
+
+    # ── transformers ─────────────────────────────────────────────────────────────────────────
+
+    def encoder(self, name: str) -> Said:
+        """A fine-tuned transformer: out of fold on train, and the folds' mean elsewhere."""
+        settings = self._settings(name)
+        jobs = [(name, settings, number) for number in range(FOLDS)]
+        if self.workers > 1:
+            with ProcessPoolExecutor(self.workers) as pool:
+                outcomes = list(pool.map(self._fold, jobs))
+        else:
+            outcomes = [self._fold(job) for job in jobs]
+        train = np.empty(len(self.pairs["train"]), np.float32)
+        for number, outcome in enumerate(outcomes):
+            train[self.fold == number] = outcome["train"]
+        self.seconds[name] = sum(outcome.seconds for outcome in outcomes)
+        self.rate[name] = float(np.mean([each.told["examples_per_s"] for each in outcomes]))
+        return Said(
+            train,
+            np.mean([outcome["validation"] for outcome in outcomes], axis=0),
+            np.mean([outcome["test"] for outcome in outcomes], axis=0),
+        )
+
+    def _settings(self, name: str) -> dict[str, object]:
+        training = {
+            "epochs": self.epochs,
+            "learning_rate": 1e-4,
+            "head_learning_rate": 1e-3 if name == "cross_encoder" else 1e-2,
+            "warm_up": 0.1,
+            "batch_size": 32 if name == "cross_encoder" else 6,
+            "checkpoint_every": {"seconds": 90},
+            "keep": "last",
+            "evaluate_every": {"epochs": 1000},
+        }
+        return {"training": training, "max_tokens": 48}
+
+    def _fold(self, job: tuple[str, dict[str, object], int]) -> Outcome:
+        """One model of a member, and what it says of everything it did not see."""
+        name, settings, number = job
+        about = {**self.about, **settings, "fold": number, "taught": self.taught}
+        learner, typed = ENCODERS[name]
+        folder = self.kept.scratch(f"{name}-{number}", about)
+        train = self.table["train"]
+        inside = np.flatnonzero(self.fold != number)
+        if self.taught is not None and len(inside) > self.taught:  # whole queries of them
+            share = self.taught / len(inside)
+            drawn = np.random.default_rng(self.seed).random(len(self.pairs["train"].queries))
+            inside = inside[drawn[self.pairs["train"].query[inside]] < share]
+
+        def fit() -> tuple[dict[str, np.ndarray], dict[str, float]]:
+            scratch = folder / "scratch"
+            scratch.mkdir(parents=True, exist_ok=True)
+            model = learner(typed(**settings)).fit(
+                train.take(inside),
+                self.table["validation"].slice(0, 0),
+                TextContext(scratch, seed=self.seed + number),
+            )
+            shutil.rmtree(folder / "model", ignore_errors=True)
+            (folder / "model").mkdir()
+            model.save(folder / "model")
+            fitted = model.fitted
+            told = {"examples_per_s": fitted.examples_per_s, "training_seconds": fitted.seconds}
+            return {}, {**told, "pairs": len(inside)}
+
+        outcome = self.kept.stage(f"{name}-{number}-fit", about, fit)
+        model = learner.model_class.load(folder / "model")
+        seconds = outcome.seconds
+        found = {}
+        outside = train.take(np.flatnonzero(self.fold == number))
+        for split, table in {**self.table, "train": outside}.items():
+            parts = []
+            for at in range(0, table.num_rows, CHUNK):
+                few = table.slice(at, CHUNK)
+
+                def say(few: pa.Table = few) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+                    return {"grade": model.predict(few)["grade"].to_numpy()}, {}
+
+                part = self.kept.stage(f"{name}-{number}-{split}-{at:05d}", about, say)
+                seconds += part.seconds
+                parts.append(part["grade"])
+            found[split] = np.concatenate(parts)
+        return Outcome(found, seconds, outcome.told)
+
+    def _took(self, name: str, outcome: Outcome, examples: float) -> None:
+        self.seconds[name] = outcome.seconds
+        self.rate[name] = examples / max(outcome.seconds, 1e-9)
+
+    # ── all together ─────────────────────────────────────────────────────────────────────────
+
+    def candidates(self) -> dict[str, Said]:
+        """Every model's grades, simple ones first."""
+        names, columns = self.features()
+        at = [names.index(name) for name in SIMPLE]
+        simple = {split: each[:, at] for split, each in columns.items()}
+        cosine = names.index("cosine_typed")
+        said = {
+            "minilm": Said(*(columns[split][:, cosine] for split in self.pairs)),
+            "simple_trees": self.trees("simple_trees", simple, SIMPLE),
+            "trees": self.trees("trees", columns, names),
+            "trees_ranking": self.trees("trees_ranking", columns, names, objective="lambdarank"),
+        }
+        members = {name: self.encoder(name) for name in self.members}
+        said |= members
+        if members:
+            wide = {
+                split: np.concatenate(
+                    [columns[split], *(getattr(each, split)[:, None] for each in members.values())],
+                    axis=1,
+                )
+                for split in self.pairs
+            }
+            said["blend_trees"] = self.trees("blend_trees", wide, (*names, *members))
+        stacked = [name for name in said if name not in ("minilm", "simple_trees")]
+        said["blend"] = self._blend([said[name] for name in stacked])
+        return said
+
+    def _blend(self, members: Sequence[Said]) -> Said:
+        """Non-negative weights, fitted on what was said out of fold."""
+        train = self.pairs["train"]
+        out_of_fold = np.stack([each.train for each in members])
+        weights = fit_weights(out_of_fold, train.grade, train.weight, ridge=1e-3, non_negative=True)
+
+        def joined(split: str) -> np.ndarray:
+            rows = np.stack([getattr(each, split) for each in members])
+            return (rows.T @ weights[:-1] + weights[-1]).clip(1, 3)
+
+        return Said(joined("train"), joined("validation"), joined("test"))
+
+    def figures(self) -> list[Figure]:
+        """Test figures of what is best on validation queries, beside the baselines'."""
+        said = self.candidates()
+        held, test = Judge(self.pairs["validation"]), Judge(self.pairs["test"])
+        draws = Bootstrap(np.unique(self.pairs["test"].query))
+        for name, each in said.items():
+            ndcg = [float(np.nanmean(j.ndcg(s))) for j, s in
+                    ((held, each.validation), (test, each.test))]  # fmt: skip
+            rmse = [held.rmse(each.validation), test.rmse(each.test)]
+            print(
+                f"{name:16s} NDCG@10 {ndcg[0]:.4f} {ndcg[1]:.4f}  RMSE {rmse[0]:.4f} {rmse[1]:.4f}"
+            )
+        ranks = max(said, key=lambda name: float(np.nanmean(held.ndcg(said[name].validation))))
+        guesses = min(
+            (name for name in said if name != "minilm"),
+            key=lambda name: held.rmse(said[name].validation),
+        )
+        rows = []
+
+        def add(name: str, found: Interval, unit: str, aim: str, reference: str) -> None:
+            rows.append(Figure(f"home_depot_{name}", found.value, unit, found.low, found.high,
+                               aim, reference))  # fmt: skip
+
+        n = int((~np.isnan(test.ndcg(said["minilm"].test))).sum())
+        if ranks in ("minilm", "simple_trees") or guesses == "simple_trees":
+            print("a simple baseline wins on validation, and is what is used")
+        one, other = test.ndcg(said[ranks].test), test.ndcg(said["minilm"].test)
+        add("ndcg10", draws.mean(one), "", "≥ .930", f"{ranks}; {n} unseen queries")
+        add("ndcg10_baseline", draws.mean(other), "", "", "MiniLM zero-shot")
+        add("ndcg10_gain", draws.difference(one, other), "", "> 0", "paired, drawn by query")
+        one, other = said[guesses].test, said["simple_trees"].test
+        pairs = len(self.pairs["test"])
+        add("rmse", test.rmse_of(one, None, draws), "", "≤ .450", f"{guesses}; {pairs} pairs")
+        add("rmse_baseline", test.rmse_of(other, None, draws), "", "", "LightGBM on 7 features")
+        add("rmse_gain", test.rmse_of(one, other, draws), "", "> 0", "paired, drawn by query")
+        for name, each in said.items():
+            if name in (*ENCODERS, "trees", "trees_ranking", "simple_trees"):
+                add(f"ndcg10_{name}", draws.mean(test.ndcg(each.test)), "", "", "alone")
+                add(f"rmse_{name}", test.rmse_of(each.test, None, draws), "", "", "alone")
+        for name, seconds in self.seconds.items():
+            rows.append(Figure(f"home_depot_{name}_seconds", round(seconds, 1), "s"))
+            what = "texts/s" if name == "vectors" else "pairs/s"
+            rows.append(Figure(f"home_depot_{name}_rate", round(self.rate[name], 1), what))
+        return rows

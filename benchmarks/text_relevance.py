@@ -1,0 +1,60 @@
+"""Relevance of products to unseen queries: Home Depot's judged pairs, and Icecat's full retrieval.
+
+About 40 minutes on two cores.
+
+Outcomes of stages are kept where `--keep` says, so that a run that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import relevance_icecat
+from benchmarks.kept import Kept
+from benchmarks.relevance_home_depot import ENCODERS, HomeDepot
+from benchmarks.result import ROOT
+from benchmarks.text_results import write_text_result
+
+DATA = Path(os.environ.get("RAYSYS_DATA", ROOT.parent / "shared" / "data"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", type=Path, help="folder for outcomes of stages")
+    parser.add_argument("--queries", type=int, help="of Home Depot, at most; all unless given")
+    parser.add_argument("--workers", type=int, default=2, help="folds fitted at a time")
+    parser.add_argument("--epochs", type=float, default=2.0, help="of the transformers")
+    parser.add_argument("--taught", type=int, help="pairs a transformer learns from, at most")
+    parser.add_argument("--members", nargs="*", default=list(ENCODERS), choices=list(ENCODERS))
+    parser.add_argument("--data", nargs="*", default=["icecat", "home_depot"])
+    parser.add_argument("--no-vectors", action="store_true", help="of Icecat, by MiniLM")
+    parser.add_argument("--dry", action="store_true", help="print figures, write nothing")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = Kept(arguments.keep or Path(scratch))
+        figures = []
+        if "icecat" in arguments.data:
+            figures += relevance_icecat.figures(
+                DATA / "search", kept, vectors=not arguments.no_vectors
+            )
+        if "home_depot" in arguments.data:
+            home_depot = HomeDepot(
+                DATA / "search" / "home_depot.csv.gz", kept, queries=arguments.queries,
+                workers=arguments.workers, epochs=arguments.epochs, members=arguments.members,
+                taught=arguments.taught,
+            )  # fmt: skip
+            figures += home_depot.figures()
+    if arguments.dry:
+        for figure in figures:
+            print(f"{figure.name:40s} {figure.value:.4f} [{figure.low}, {figure.high}]")
+        return
+    write_text_result(figures, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main()
