@@ -7,7 +7,6 @@ They take the place of lists and regular expressions that somebody would have to
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -40,32 +39,50 @@ class Match:
     way: int
 
 
-def keys(words: Sequence[str], spaced: bool) -> list[Key | None]:
-    """What stands for some units, in each of the ways; None: that way does not apply.
+class _Readings:
+    """A text's units as they are compared, in each way."""
 
-    Args:
-        words: the units.
-        spaced: whether there is white space between them: a shape is of one word.
-    """
-    lower = tuple(word.lower() for word in words)
-    digits = any(word[:1].isdigit() for word in words)
-    numbers: list[str] = []
-    for word in lower:
-        one = "0" if word[:1].isdigit() else word
-        if one == "0" and numbers[-2:] == ["0", "."]:
-            numbers.pop()  # a decimal is one number
-        else:
-            numbers.append(one)
-    shape: Key | None = None
-    if digits and not spaced and len(words) > 1:
-        shape = tuple(_shape(word) for word in words)
-    return [lower, tuple(numbers) if digits else None, shape]
+    def __init__(self, units: Units) -> None:
+        words = units.words
+        self.lower = [word.lower() for word in words]
+        self.shapes = [_shape(word) for word in words]
+        self.digits = [word[:1].isdigit() for word in words]
+        self.numbers_to = [0]  # how many of the units before each are numbers
+        self.gaps_to = [0]  # and how many have white space before them
+        for at, (start, _) in enumerate(units.pieces):
+            self.numbers_to.append(self.numbers_to[-1] + self.digits[at])
+            self.gaps_to.append(self.gaps_to[-1] + (start > 0 and units.text[start - 1].isspace()))
+
+    def begins(self, at: int) -> tuple[str, str, str]:
+        """The first part of every key that begins with a unit, by way."""
+        lower = self.lower[at]
+        return lower, "0" if self.digits[at] else lower, self.shapes[at]
+
+    def key(self, way: int, first: int, last: int) -> Key | None:
+        """What stands for some units; None: that way does not apply to them."""
+        if way == 0:
+            return tuple(self.lower[first:last])
+        if self.numbers_to[first] == self.numbers_to[last]:
+            return None
+        if way == 2:  # a shape is of one word of several units
+            one_word = self.gaps_to[first + 1] == self.gaps_to[last] and last - first > 1
+            return tuple(self.shapes[first:last]) if one_word else None
+        numbers: list[str] = []
+        for at in range(first, last):
+            one = "0" if self.digits[at] else self.lower[at]
+            if one == "0" and numbers[-2:] == ["0", "."]:
+                numbers.pop()  # a decimal is one number
+            else:
+                numbers.append(one)
+        return tuple(numbers)
 
 
 def _shape(word: str) -> str:
     if word[:1].isdigit():
         return "0"
-    return re.sub(r"[^\W\d_]+", "A" if word.isupper() else "a", word)
+    if not word[:1].isalpha():
+        return word
+    return "A" if word.isupper() else "a"
 
 
 @dataclass
@@ -97,11 +114,13 @@ class Gazetteer:
         """
         made, all_texts = cls(), list(texts)
         for units, spans in all_texts:
+            readings = _Readings(units)
             for first, last, label in spans:
                 if last - first > longest:
                     continue
                 made.longest = max(made.longest, last - first)
-                for way, key in enumerate(_keys(units, first, last)):
+                for way in range(len(WAYS)):
+                    key = readings.key(way, first, last)
                     if key is not None:
                         made.labelled[way].setdefault(key, Counter())[label] += 1
         if made.longest:
@@ -116,18 +135,13 @@ class Gazetteer:
 
     def _known(self, units: Units) -> Iterable[tuple[int, int, int, Key]]:
         """Every stretch of a text that some label has had: first, last, way, key."""
-        begins = self._begins()
-        words, n = units.words, len(units)
-        for first, word in enumerate(words):
-            lower = word.lower()
-            alike = (lower, "0" if word[:1].isdigit() else lower, _shape(word))
+        begins, readings, n = self._begins(), _Readings(units), len(units)
+        for first in range(n):
+            alike = readings.begins(first)
             ways = [way for way, begin in enumerate(alike) if begin in begins[way]]
-            if not ways:
-                continue
-            for last in range(first + 1, min(n, first + self.longest) + 1):
-                found = _keys(units, first, last)
+            for last in range(first + 1, min(n, first + self.longest) + 1) if ways else ():
                 for way in ways:
-                    key = found[way]
+                    key = readings.key(way, first, last)
                     if key is not None and key in self.labelled[way]:
                         yield first, last, way, key
 
@@ -152,8 +166,10 @@ class Gazetteer:
         self_seen: list[Counter[Key]] = [Counter(), Counter(), Counter()]
         if own is not None:
             self._see(units, self_seen)
+            readings = _Readings(units)
             for first, last, label in own:
-                for way, key in enumerate(_keys(units, first, last)):
+                for way in range(len(WAYS)):
+                    key = readings.key(way, first, last)
                     if key is not None:
                         self_said[way, key, label] += 1
         found = []
@@ -190,9 +206,3 @@ class Gazetteer:
                 made.labelled[way][tuple(key)] = Counter(labels)
                 made.seen[way][tuple(key)] = places
         return made
-
-
-def _keys(units: Units, first: int, last: int) -> list[Key | None]:
-    words = [units.text[start:end] for start, end in units.pieces[first:last]]
-    start, end = units.pieces[first][0], units.pieces[last - 1][1]
-    return keys(words, spaced=any(map(str.isspace, units.text[start:end])))
