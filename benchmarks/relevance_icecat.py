@@ -55,6 +55,13 @@ def texts_of(product: Mapping[str, object]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Names:
+    """All that `fit_columns` reads of features that are columns already."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Icecat:
     """Products, judgements and BM25 of every field.
 
@@ -143,50 +150,53 @@ def ordered(
 ) -> tuple[list[np.ndarray], float]:
     """Each query's candidates, put in order by trees that never saw it; and seconds."""
     names = list(shop.judged)
-
-    def run() -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        table = pa.table(
-            {
-                "query": [names[at] for at in query],
-                "text": [shop.texts["title"][at] for at in row],
-                "grade": np.array(
-                    [shop.judged[names[q]].get(int(r), 0) for q, r in zip(query, row, strict=True)],
-                    dtype=np.float32,
-                ),
-            }
-        )
-        pairs = Pairs.of(table)
-        features = PairFeatures.learn(pairs, shop.texts["title"], factors=64)
-        fields = {f"bm25_{field}": shop.scores[field][query, row] for field in FIELDS}
-        whole = {f"best_{field}": shop.scores[field].max(1)[query] for field in FIELDS}
-        shares = {
-            f"share_{field}": fields[f"bm25_{field}"] / np.maximum(whole[f"best_{field}"], 1e-6)
-            for field in FIELDS
+    table = pa.table(
+        {
+            "query": [names[at] for at in query],
+            "text": [shop.texts["title"][at] for at in row],
+            "grade": np.array(
+                [shop.judged[names[q]].get(int(r), 0) for q, r in zip(query, row, strict=True)],
+                dtype=np.float32,
+            ),
         }
-        more = {**fields, **shares, **extra}
-        columns = np.concatenate(
-            [features.of(pairs), np.stack(list(more.values()), axis=1)], axis=1
-        ).astype(np.float32)
-        said = np.zeros(len(pairs))
-        for seed in range(SEEDS):
-            fold = folds_by_query(pairs, FOLDS, seed)
+    )
+    pairs = Pairs.of(table)
+    fields = {f"bm25_{field}": shop.scores[field][query, row] for field in FIELDS}
+    shares = {
+        f"share_{field}": shop.scores[field][query, row]
+        / np.maximum(shop.scores[field].max(1)[query], 1e-6)
+        for field in FIELDS
+    }
+    more = {**fields, **shares, **extra}
+
+    def describe() -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        found = PairFeatures.learn(pairs, shop.texts["title"], factors=64)
+        return {"columns": found.of(pairs), "names": np.array(found.names)}, {"pairs": len(pairs)}
+
+    about = {"extra": list(extra), "n": len(query)}
+    described = kept.stage("icecat-features", about, describe)
+    columns = np.concatenate([described["columns"], np.stack(list(more.values()), axis=1)], axis=1)
+    features = Names(tuple(str(name) for name in described["names"]))
+    said, seconds = np.zeros(len(pairs)), described.seconds
+    for seed in range(SEEDS):
+
+        def fit(seed: int = seed) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+            fold, found = folds_by_query(pairs, FOLDS, seed), np.zeros(len(pairs))
             for number in range(FOLDS):
                 inside = np.flatnonzero(fold != number)
-                learner = RelevanceTreesLearner(RelevanceTreesSettings(**TREES))
-                model = learner.fit_columns(
+                model = RelevanceTreesLearner(RelevanceTreesSettings(**TREES)).fit_columns(
                     features, pairs.take(inside), columns[inside], None, None, seed, tuple(more)
-                )
-                said[fold == number] += model.grades(columns[fold == number])
-        return {"said": said}, {"pairs": len(pairs)}
+                )  # type: ignore[arg-type]
+                found[fold == number] = model.grades(columns[fold == number])
+            return {"said": found}, {}
 
-    about = {"trees": TREES, "extra": list(extra), "n": len(query), "seeds": SEEDS}
-    outcome = kept.stage("icecat-trees", about, run)
-    said = outcome["said"]
+        fitted = kept.stage(f"icecat-trees-{seed}", {**about, "trees": TREES}, fit)
+        said, seconds = said + fitted["said"], seconds + fitted.seconds
     rankings = []
     for number in range(len(names)):
         rows = np.flatnonzero(query == number)
         rankings.append(row[rows[np.argsort(-said[rows], kind="stable")]])
-    return rankings, outcome.seconds
+    return rankings, seconds
 
 
 def figures(folder: Path, kept: Kept, *, vectors: bool) -> list[Figure]:

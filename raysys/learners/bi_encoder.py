@@ -22,6 +22,7 @@ from raysys.learners.cross_encoder import (
     CrossEncoderSettings,
     judged,
     require_lists,
+    run_folder,
 )
 from raysys.learners.text_protocol import (
     PREDICTIONS,
@@ -216,7 +217,7 @@ class BiEncoderLearner(TextLearner[BiEncoderSettings]):
             teacher=teacher,
             where=f"{self.name}.model",
         )
-        folder = context.scratch / self.name
+        folder = run_folder(self.name, settings, context)
         fitted = run_training(
             objective, settings.training, folder, seed=context.seed, resources=context.resources
         )

@@ -5,6 +5,7 @@ For the few best of a list, or as the teacher of a bi-encoder that scores the ma
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -157,7 +158,7 @@ class CrossEncoderLearner(TextLearner[CrossEncoderSettings]):
             temperature=settings.temperature,
             where=f"{self.name}.model",
         )
-        folder = context.scratch / self.name
+        folder = run_folder(self.name, settings, context)
         fitted = run_training(
             objective, settings.training, folder, seed=context.seed, resources=context.resources
         )
@@ -168,6 +169,12 @@ class CrossEncoderLearner(TextLearner[CrossEncoderSettings]):
             known = held_out if held_out is not None else pairs
             line = fitted_line(scorer.scores(known)[0], known.grade, known.weight)
         return CrossEncoderModel(scorer, settings, scale, line, fitted)
+
+
+def run_folder(name: str, settings: Settings, context: TextContext) -> Path:
+    """Where a fit trains: the same for the same settings and seed, so that it can go on there."""
+    told = f"{settings.model_dump_json()} {context.seed}"
+    return context.scratch / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
 def judged(validation: pa.Table) -> Pairs | None:
