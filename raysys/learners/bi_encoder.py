@@ -205,6 +205,7 @@ class BiEncoderLearner(TextLearner[BiEncoderSettings]):
             settings.positive_from,
             settings.popularity_correction,
             settings.distillation if teacher is not None else 0.0,
+            settings.training.label_smoothing,
         )
         objective = BiEncoding(
             settings.model,

@@ -156,6 +156,7 @@ class CrossEncoderLearner(TextLearner[CrossEncoderSettings]):
             max_tokens=settings.max_tokens,
             list_size=settings.list_size,
             temperature=settings.temperature,
+            smoothing=settings.training.label_smoothing,
             where=f"{self.name}.model",
         )
         folder = run_folder(self.name, settings, context)

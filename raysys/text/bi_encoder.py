@@ -131,6 +131,7 @@ class Lesson:
         positive_from: place on the scale (0 … 1) from which a grade is a positive there.
         popularity_correction: 1 takes off an item's logit how often it is in a batch; 0 does not.
         distillation: weight of the differences to the teacher's; 0 without one.
+        smoothing: of the labels of `cross_entropy` and `ordinal`.
     """
 
     loss: Loss
@@ -140,6 +141,7 @@ class Lesson:
     positive_from: float
     popularity_correction: float
     distillation: float
+    smoothing: float = 0.0
 
 
 class BiEncoding(Objective):
@@ -235,9 +237,11 @@ class BiEncoding(Objective):
         target, weight, query = batch["target"], batch["weight"], pairs[0]
         match lesson.loss:
             case "cross_entropy":
-                total = losses.cross_entropy(scores, target, weight)
+                total = losses.cross_entropy(scores, target, weight, smoothing=lesson.smoothing)
             case "ordinal":
-                total = losses.ordinal(scores, batch["level"], thresholds, weight)
+                total = losses.ordinal(
+                    scores, batch["level"], thresholds, weight, smoothing=lesson.smoothing
+                )
             case "mse":
                 total = losses.mean_squared_error(torch.sigmoid(scores), target, weight)
             case "margin":

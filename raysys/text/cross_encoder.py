@@ -165,6 +165,7 @@ class CrossEncoding(Objective):
         max_tokens: read of a pair.
         list_size: of a query with more pairs, so many are drawn each time.
         temperature: of the grades' softmax in `listwise`; the grades lie between 0 and 1.
+        smoothing: of the labels of `cross_entropy` and `ordinal`.
         where: the setting that names the model.
     """
 
@@ -179,11 +180,13 @@ class CrossEncoding(Objective):
         max_tokens: int,
         list_size: int,
         temperature: float,
+        smoothing: float = 0.0,
         where: str = "cross_encoder.model",
     ) -> None:
         self.model, self.where = model, where
         self.scale, self.kind = scale, loss
         self.list_size, self.temperature = list_size, temperature
+        self.smoothing = smoothing
         backbone, tokenizer = open_model(model, where=where)
         max_tokens = min(max_tokens, longest_input(backbone) or max_tokens)
         self.tokens = pair_tokens(tokenizer, train, max_tokens)
@@ -237,9 +240,9 @@ class CrossEncoding(Objective):
         scores, thresholds = module(**{n: each for n, each in batch.items() if n not in about})
         match self.kind:
             case "cross_entropy":
-                return losses.cross_entropy(scores, target, weight)
+                return losses.cross_entropy(scores, target, weight, smoothing=self.smoothing)
             case "ordinal":
-                return losses.ordinal(scores, level, thresholds, weight)
+                return losses.ordinal(scores, level, thresholds, weight, smoothing=self.smoothing)
             case "mse":
                 return losses.mean_squared_error(torch.sigmoid(scores), target, weight)
             case "margin":

@@ -25,20 +25,29 @@ __all__ = [
 ]
 
 
-def cross_entropy(scores: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    scores: Tensor, target: Tensor, weight: Tensor | None = None, *, smoothing: float = 0.0
+) -> Tensor:
     """Binary cross-entropy with soft labels: a grade as the chance of being relevant.
 
     Args:
         scores: float32[b], logits.
         target: float32[b] in [0, 1]: the grade's place between the lowest and the highest.
         weight: float32[b]; None: all the same.
+        smoothing: share of each label that is taken for ½ (Szegedy et al. 2016).
     """
+    target = target * (1 - smoothing) + smoothing / 2
     each = functional.binary_cross_entropy_with_logits(scores, target, reduction="none")
     return _mean(each, weight)
 
 
 def ordinal(
-    scores: Tensor, level: Tensor, thresholds: Tensor, weight: Tensor | None = None
+    scores: Tensor,
+    level: Tensor,
+    thresholds: Tensor,
+    weight: Tensor | None = None,
+    *,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy of "is it above level k?" for every k, with one score and a threshold for each.
 
@@ -50,8 +59,10 @@ def ordinal(
         level: int64[b], 0 … k, the place of each grade among the sorted distinct grades.
         thresholds: float32[k], learned with the model.
         weight: float32[b]; None: all the same.
+        smoothing: as in `cross_entropy`, of each answer.
     """
     above = (level[:, None] > torch.arange(len(thresholds), device=level.device)).to(scores.dtype)
+    above = above * (1 - smoothing) + smoothing / 2
     logits = scores[:, None] - thresholds[None, :]
     each = functional.binary_cross_entropy_with_logits(logits, above, reduction="none").sum(1)
     return _mean(each, weight)

@@ -39,6 +39,15 @@ def test_ordinal_asks_one_question_a_threshold() -> None:
     assert expected.item() == pytest.approx(1 + p * 1 + q * 2)
 
 
+def test_smoothed_labels_lie_nearer_to_a_half() -> None:
+    scores = tensor([math.log(3), -1.0])
+    found = losses.cross_entropy(scores, tensor([1.0, 0.0]), smoothing=0.2)
+    assert found.item() == pytest.approx(losses.cross_entropy(scores, tensor([0.9, 0.1])).item())
+    found = losses.ordinal(tensor([0.5]), tensor([1]), tensor([-1.0, 2.0]), smoothing=0.2)
+    by_hand = 2 * log1pexp(-1.5) + 0.1 * 1.5 + 0.1 * 1.5
+    assert found.item() == pytest.approx(by_hand)
+
+
 def test_mean_squared_error_by_weight() -> None:
     found = losses.mean_squared_error(tensor([1.0, 3.0]), tensor([0.0, 1.0]), tensor([3.0, 1.0]))
     assert found.item() == pytest.approx((3 * 1 + 1 * 4) / 4)
