@@ -177,8 +177,8 @@ class BiEncoderLearner(TextLearner[BiEncoderSettings]):
         """See `TextLearner.fit`.
 
         Raises:
-            UserError: no pairs, one grade only, for a loss by list no query with two pairs, or a
-                teacher that learned other grades.
+            UserError: no pairs, one grade only, for a loss by list no query with two grades, or
+                no teacher in the folder.
         """
         pairs = trainable(train, where=self.name)
         scale = Scale.of(pairs.grade, where=self.name)
