@@ -213,7 +213,11 @@ def measure_titles(scratch: Path) -> list[Figure]:
     tables["test"] = sample(tables["test"], 1000, SEED)
     tables["validation"] = sample(tables["validation"], 100, SEED)
     training = TrainingSettings(
-        max_steps=120, batch_size=32, learning_rate=2e-4, checkpoint_every=None
+        max_steps=120,
+        batch_size=32,
+        learning_rate=1e-4,
+        head_learning_rate=1e-3,
+        checkpoint_every=None,
     )
     learned = masked(PACKAGED, texts, scratch / "masked", 32, training)
     settings = {

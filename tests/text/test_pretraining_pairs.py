@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from raysys import schema
 from raysys.errors import UserError
 from raysys.text.models import open_model, open_with_head
 from raysys.text.pretraining import (
@@ -18,6 +21,7 @@ from raysys.text.pretraining import (
     gather_pairs,
     tokenise,
 )
+from raysys.text.pretraining.behaviour import _Shop
 from raysys.text.pretraining.corpus import log_end
 from raysys.text.pretraining.known import Known
 from raysys.text.pretraining.pairs import HEAD, Negatives
@@ -64,12 +68,63 @@ def test_behaviour_is_counted_and_the_last_days_are_not_read(ingest: Path):
     assert len(often) < int((pairs.source == 2).sum())
 
 
-def test_next_items_are_those_within_the_window():
-    found = [
-        ("items", "a", "b", 0, 1, 0),
-        ("items", "a", "a", 0, 0, 0),
-        ("items", "a", "b", 0, 1, 0),
-    ]
+def _log(folder: Path, *sessions: tuple[str, ...]) -> Path:
+    """An ingested log: sessions of items by their letter; several letters: at once."""
+    letters = sorted({letter for session in sessions for step in session for letter in step})
+    items = [{"item_id": letter, "title": f"the {letter}"} for letter in letters]
+    events = [
+        {
+            "event_id": f"{number}-{at}-{letter}", "event_type": "click", "user_id": "u",
+            "item_id": letter, "timestamp": 1_000_000 * number + at, "session_id": f"s{number}",
+        }
+        for number, session in enumerate(sessions)
+        for at, step in enumerate(session)
+        for letter in step
+    ]  # fmt: skip
+    ingest = folder / "ingest"
+    (ingest / "events").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(items, schema=schema.ITEMS), ingest / "items.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(events, schema=schema.EVENTS), ingest / "events" / "part.parquet"
+    )
+    return ingest
+
+
+def _next(ingest: Path, **more: object) -> set[str]:
+    settings = {"sources": ["items"], "item": ["title"], "min_count": 1, **more}
+    found = _Shop(PairSettings.model_validate(settings), ingest, None).items()
+    return {left[-1] + right[-1] for _, left, right, *_ in found}
+
+
+def test_next_items_are_those_within_the_window(tmp_path: Path):
+    ingest = _log(tmp_path, ("a", "b", "b", "c", "d"))
+    assert _next(ingest, window=1) == {"ab", "bc", "cd"}
+    assert _next(ingest, window=2) == {"ab", "bc", "cd", "ac", "bd"}
+
+
+def test_of_a_basket_neither_is_first_and_sessions_are_apart(tmp_path: Path):
+    ingest = _log(tmp_path, ("ab", "c"), ("d", "e"))
+    assert _next(ingest, window=1) == {"ab", "ba", "bc", "de"}
+
+
+def test_rare_pairs_are_left_out_and_repeats_in_a_session_count_once(tmp_path: Path):
+    ingest = _log(tmp_path, ("a", "b", "a", "b"), ("c", "d"), ("c", "d"), ("d", "e"), ("d", "e"))
+    assert _next(ingest, window=1, min_count=2) == {"cd", "de"}
+
+
+def test_of_a_long_log_whole_sessions_are_drawn(tmp_path: Path):
+    ingest = _log(tmp_path, *[("a", "b") if at % 2 else ("c", "d") for at in range(400)])
+    settings = {"sources": ["items"], "item": ["title"], "held_out": 0.5, "max_events": 80}
+    shop = _Shop(PairSettings.model_validate({**settings, "min_count": 5}), ingest, None)
+    assert {(left, right) for _, left, right, *_ in shop.items()} == {
+        ("the a", "the b"), ("the c", "the d")
+    }  # fmt: skip
+    shop = _Shop(PairSettings.model_validate({**settings, "min_count": 60}), ingest, None)
+    assert shop.items() == []
+
+
+def test_the_same_pair_counts_once_and_a_text_is_not_its_own_pair():
+    found = [("items", *pair, 0, 1, 0) for pair in (("a", "b"), ("a", "a"), ("a", "b"))]
     pairs = Pairs.of(found, 0.5)
     assert len(pairs) == 1 and pairs.texts == ("a", "b")
 

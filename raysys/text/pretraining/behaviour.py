@@ -113,8 +113,10 @@ class Pairs:
             for text, item in ((left, item_left), (right, item_right)):
                 code = codes.setdefault(text, len(codes))
                 if code == len(items):
-                    items.append(item)
+                    items.append(NONE)
                     categories.append(NONE)
+                if items[code] == NONE:  # a query may read like an item
+                    items[code] = item
                 ends.append(code)
             if categories[ends[1]] == NONE:
                 categories[ends[1]] = category
