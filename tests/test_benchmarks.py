@@ -18,8 +18,10 @@ from benchmarks.events_at_scale import WORDS, _Block, base_year, make_log, one_d
 from benchmarks.measure import differences, fingerprint_events, measured
 from benchmarks.page import PAGE, PLOT, README, page, plot, readme, scale
 from benchmarks.result import RESULTS
+from benchmarks.text_data import divided
 from benchmarks.text_results import merge_text_results
 from raysys.config import load_settings
+from raysys.schema import LABELLED_TEXTS
 from raysys.stages.features import FeaturesSettings
 from raysys.stages.ingest import IngestSettings
 
@@ -90,6 +92,28 @@ def test_the_listing_knows_scripts_of_either_kind(tmp_path) -> None:
         ("one", "What one is.", "A minute."),
         ("two", "What two is.", "3 s on 2 cores of one"),
     ]
+
+
+def test_texts_are_divided_by_whole_groups_and_alike_in_labels() -> None:
+    rng = np.random.default_rng(0)
+    group = rng.integers(0, 400, 3000)
+    rows = pl.DataFrame({
+        "text_id": [str(at) for at in range(3000)],
+        "text": [f"text {at}" for at in range(3000)],
+        "label": np.where(group % 10 == 0, "rare", "common"),
+        "group": group.astype(str),
+    })  # fmt: skip
+    tables = divided(rows, 1)
+    assert sum(map(len, tables.values())) == 3000
+    seen = [set(table["group"].to_pylist()) for table in tables.values()]
+    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    for share, (name, table) in zip((0.8, 0.1, 0.1), tables.items(), strict=True):
+        assert len(table) / 3000 == pytest.approx(share, abs=0.03)
+        rare = table["label"].to_pylist().count("rare") / len(table)
+        assert rare == pytest.approx((rows["label"] == "rare").mean(), abs=0.04)
+        assert table.schema == LABELLED_TEXTS and set(table["split"].to_pylist()) == {name}
+    assert divided(rows, 1)["test"].equals(tables["test"])
+    assert not divided(rows, 2)["test"].equals(tables["test"])
 
 
 def at_scale(**values: float) -> list[dict]:
