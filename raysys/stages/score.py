@@ -231,8 +231,8 @@ def _on_ray(
         num_cpus=0.25,
         compute=TaskPoolStrategy(size=max(1, int(cpus / 2))),
     ).map_batches(
-        _Scoring,
-        fn_constructor_args=(job,),
+        # as an attribute of the class: Ray warns of arguments that lie in its object store
+        type("Scoring", (_Scoring,), {"job": job}),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=own,
@@ -347,9 +347,10 @@ class _Reading:
 class _Scoring:
     """Holds the model; writes what it says of each piece."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.bundle = TextBundle.load(job.bundle)
+    job: Job
+
+    def __init__(self) -> None:
+        self.bundle = TextBundle.load(self.job.bundle)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._score(piece) for piece in batch.to_pylist()])

@@ -1,0 +1,278 @@
+"""`/v1/text/*` over real models: typed answers, problems that say how to mend, pinned bundles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from raysys.config import parse_settings
+from raysys.errors import UserError
+from raysys.registry import Registry
+from raysys.serving.app import http_app, settle
+from raysys.serving.args import ServeArgs
+from raysys.serving.service import Service
+from raysys.serving.text_api import MAX_TEXT, MAX_TEXTS
+from raysys.stages import text as stage
+from raysys.stages.deploy import DeploySettings, plan
+from raysys.storage import Workspace
+from tests.stages import texts
+
+TASKS = ("classify", "entities", "sentiment", "relevance")
+TREES = {"relevance_trees": {"vectors": None}}
+LINEAR = {"tfidf_classifier": {"costs": [3.0]}}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A registry with a bundle of each task."""
+    folder = tmp_path_factory.mktemp("texts")
+    found = Workspace(folder / "ws")
+    written: dict[str, tuple[Path, dict[str, Any]]] = {
+        "classify": (texts.write_titles(folder / "t.csv", 150), LINEAR),
+        "sentiment": (texts.write_reviews(folder / "r.csv", 150), LINEAR),
+        "entities": (texts.write_attributes(folder / "a.jsonl", 120), {"gazetteer_tagger": {}}),
+        "relevance": (texts.write_judgements(folder / "j.csv"), TREES),
+    }
+    for task, (path, learners) in written.items():
+        stage.run(texts.settings_of(task, path, learners), found)
+    return found
+
+
+def args(workspace: Workspace, *tasks: str, **more: Any) -> ServeArgs:
+    names = {task: f"text-{task}" for task in tasks}
+    content = {"registry": str(workspace.registry), "bundle": None, "text": names, **more}
+    return parse_settings(ServeArgs, content, where="test")
+
+
+@pytest.fixture(scope="module")
+def client(workspace: Workspace) -> Iterator[TestClient]:
+    service = Service(settle(args(workspace, *TASKS)))
+    cold = TestClient(http_app(service), raise_server_exceptions=False)
+    assert cold.get("/readyz").status_code == 503
+    service.warm_up()
+    with TestClient(http_app(service), raise_server_exceptions=False) as warm:
+        yield warm
+
+
+def ask(client: TestClient, task: str, **body: Any) -> dict[str, Any]:
+    response = client.post(f"/v1/text/{task}", json=body)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    assert set(answer) == {"request_id", "bundle", "took_ms", "results"}
+    assert len(answer["results"]) == len(body["texts"])
+    return answer
+
+
+def refuse(client: TestClient, task: str, status: int, **body: Any) -> dict[str, Any]:
+    response = client.post(f"/v1/text/{task}", json=body)
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert problem["instance"] == f"/v1/text/{task}"
+    return problem
+
+
+def test_classes_come_with_probabilities_best_first(client: TestClient) -> None:
+    answer = ask(client, "classify", texts=["acme oat milk 7", "royal rye bread 3"], choices=5)
+    assert [result["label"] for result in answer["results"]] == ["dairy > milk", "bakery > bread"]
+    for result in answer["results"]:
+        shares = [choice["probability"] for choice in result["choices"]]
+        assert shares == sorted(shares, reverse=True) and len(shares) == 5
+        assert 0 < result["probability"] <= 1
+    few = ask(client, "classify", texts=["acme oat milk 7"], choices=0)
+    assert few["results"][0]["choices"] == []
+
+
+def test_reviews_have_a_mood_and_a_rating(client: TestClient) -> None:
+    sent = ["fresh lovely milk", "stale broken soap"]
+    good, bad = ask(client, "sentiment", texts=sent)["results"]
+    assert (good["label"], bad["label"]) == ("positive", "negative")
+    assert 1 <= bad["rating"] < good["rating"] <= 5
+
+
+def test_spans_have_offsets_of_characters(client: TestClient) -> None:
+    text = "🛒 Acme cheddar cheese, 3 g"
+    spans = ask(client, "entities", texts=[text, ""])["results"][0]["spans"]
+    found = {span["label"]: span for span in spans}
+    assert found["brand"]["text"] == "Acme"
+    for span in spans:
+        assert text[span["start"] : span["end"]] == span["text"]
+
+
+def test_texts_are_graded_and_placed_for_a_query(client: TestClient) -> None:
+    results = ask(
+        client, "relevance", query="oat milk", texts=["acme hand soap", "north oat milk", "x"]
+    )["results"]
+    assert sorted(result["position"] for result in results) == [1, 2, 3]
+    assert results[1]["position"] == 1 and results[1]["grade"] > results[0]["grade"]
+
+
+def test_an_empty_text_is_answered(client: TestClient) -> None:
+    assert ask(client, "classify", texts=["", "  "])["results"][0]["label"] is not None
+    assert ask(client, "entities", texts=[""])["results"] == [{"spans": []}]
+
+
+def test_all_of_the_largest_request_is_answered_in_order(client: TestClient) -> None:
+    sent = ["acme oat milk", "royal rye bread"] * (MAX_TEXTS // 2)
+    labels = [result["label"] for result in ask(client, "classify", texts=sent)["results"]]
+    assert labels == ["dairy > milk", "bakery > bread"] * (MAX_TEXTS // 2)
+    long = ask(client, "classify", texts=["oat milk " * (MAX_TEXT // 9)])
+    assert long["results"][0]["label"] == "dairy > milk"
+
+
+@pytest.mark.parametrize(
+    ("task", "body", "path"),
+    [
+        ("classify", {"texts": []}, "body.texts"),
+        ("classify", {}, "body.texts"),
+        ("classify", {"texts": ["a"] * (MAX_TEXTS + 1)}, "body.texts"),
+        ("entities", {"texts": ["a", "x" * (MAX_TEXT + 1)]}, "body.texts.1"),
+        ("sentiment", {"texts": ["a", None]}, "body.texts.1"),
+        ("sentiment", {"texts": ["a"], "text": "b"}, "body.text"),
+        ("classify", {"texts": ["a"], "choices": 6}, "body.choices"),
+        ("relevance", {"texts": ["a"]}, "body.query"),
+        ("relevance", {"texts": ["a"], "query": "  "}, "body.query"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    client: TestClient, task: str, body: dict[str, Any], path: str
+) -> None:
+    problem = refuse(client, task, 422, **body)
+    assert path in [error["path"] for error in problem["errors"]]
+
+
+some = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+
+
+@some
+@given(
+    task=st.sampled_from(TASKS),
+    body=st.fixed_dictionaries(
+        {},
+        optional={
+            "texts": st.lists(st.text(max_size=60), max_size=5) | values,
+            "query": st.text(max_size=20) | values,
+            "choices": st.integers(-1, 7) | values,
+        },
+    ),
+)
+def test_no_request_is_a_fault_of_the_server(client: TestClient, task: str, body: Any) -> None:
+    response = client.post(
+        f"/v1/text/{task}",
+        content=json.dumps(body).encode(),
+        headers={"content-type": "application/json"},
+    )
+    assert response.status_code in (200, 422), response.text
+
+
+def test_a_deployment_without_the_task_says_how_to_add_one(workspace: Workspace) -> None:
+    service = Service(settle(args(workspace, "entities")))
+    service.warm_up()
+    client = TestClient(http_app(service), raise_server_exceptions=False)
+    problem = refuse(client, "classify", 404, texts=["a"])
+    assert problem["type"] == "urn:raysys:problem:no-such-task"
+    assert "raysys text fit" in problem["detail"] and "text-classify" in problem["detail"]
+    ready = client.get("/readyz").json()
+    assert ready["bundle"] is None
+    assert ready["text"] == {"entities": Registry(workspace.registry).resolve("text-entities")}
+    for call, body in (
+        ("recommend", {"user_id": "u"}),
+        ("search", {"query": "milk"}),
+        ("rank", {"query": "milk", "item_ids": ["1"]}),
+    ):
+        response = client.post(f"/v1/{call}", json=body)
+        assert response.status_code == 404
+        assert response.json()["type"] == "urn:raysys:problem:no-ranking"
+
+
+def test_ranking_and_texts_live_in_one_deployment(
+    registry: Registry, workspace: Workspace, tmp_path: Path
+) -> None:
+    """One registry with both kinds of bundle: text bundles are copied beside the champion."""
+    source = Registry(workspace.registry).path("text-classify")
+    target = registry.bundles / source.name
+    if not target.exists():
+        target.symlink_to(source)
+    content = {
+        "registry": str(registry.root),
+        "clock": "log_end",
+        "text": {"classify": source.name},
+    }
+    service = Service(settle(parse_settings(ServeArgs, content, where="test")))
+    service.warm_up()
+    client = TestClient(http_app(service), raise_server_exceptions=False)
+    assert client.post("/v1/recommend", json={"user_id": "u1", "k": 3}).status_code == 200
+    assert ask(client, "classify", texts=["acme oat milk"])["bundle"] == source.name
+    ready = client.get("/readyz").json()
+    assert ready["bundle"] == registry.resolve("champion") and ready["items"] > 0
+    target.unlink()
+
+
+def test_a_pointer_is_pinned_when_deployed(workspace: Workspace) -> None:
+    settled = settle(args(workspace, "classify"))
+    bundle = Registry(workspace.registry).resolve("text-classify")
+    assert settled.pinned_text == {"classify": bundle} and settled.pinned is None
+    config = {
+        "applications": [
+            {
+                "name": "raysys",
+                "import_path": "raysys.serving.app:build",
+                "args": args(workspace, "classify").model_dump(mode="json"),
+            }
+        ]
+    }
+    planned, ranking = plan(parse_settings(DeploySettings, config, where="x.yaml"), workspace)
+    assert ranking == ""
+    assert planned["applications"][0]["args"]["pinned_text"] == {"classify": bundle}
+    assert yaml.safe_dump(planned)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"text": {"entities": "text-classify"}}, "was fitted for classify"),
+        ({"text": {"classify": "text-nothing"}}, "no bundle 'text-nothing'"),
+        ({"text": {"classfy": "text-classify"}}, "did you mean 'classify'"),
+        ({"bundle": None}, "a bundle that ranks, or text tasks"),
+        ({"bundle": "text-classify"}, "of a text task and ranks nothing"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(
+    workspace: Workspace, content: dict[str, Any], said: str
+) -> None:
+    content = {"registry": str(workspace.registry), "bundle": None, **content}
+    with pytest.raises(UserError, match=said):
+        Service(settle(parse_settings(ServeArgs, content, where="test")))
+
+
+def test_a_damaged_bundle_is_not_served(workspace: Workspace, tmp_path: Path) -> None:
+    folder = Registry(workspace.registry).path("text-sentiment")
+    file = next(path for path in (folder / "model").iterdir() if path.suffix == ".json")
+    content = file.read_bytes()
+    file.chmod(0o644)
+    try:
+        file.write_bytes(content + b" ")
+        with pytest.raises(UserError, match="changed after the bundle was published"):
+            Service(settle(args(workspace, "sentiment")))
+    finally:
+        file.write_bytes(content)
+
+
+def test_the_api_page_knows_the_routes(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {f"/v1/text/{task}" for task in TASKS} <= set(paths)
