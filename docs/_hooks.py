@@ -30,15 +30,22 @@ _MARK = re.compile(r"^<!-- (settings|yaml|figures): (\S.*) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill a page's marks."""
-    return _MARK.sub(lambda mark: _FILL[mark[1]](mark[2]), markdown)
+    """Fill a page's marks; a settings model that several hold is shown once."""
+    seen: set[type[BaseModel]] = set()
+
+    def fill(mark: re.Match[str]) -> str:
+        if mark[1] == "settings":
+            return settings_tables(mark[2], seen)
+        return _FILL[mark[1]](mark[2])
+
+    return _MARK.sub(fill, markdown)
 
 
-def settings_tables(target: str) -> str:
-    """Markdown tables of a settings model and of every model it holds, each once."""
+def settings_tables(target: str, seen: set[type[BaseModel]] | None = None) -> str:
+    """Markdown tables of a settings model and of every model it holds, less those in `seen`."""
     module, _, name = target.partition(":")
     waiting: list[type[BaseModel]] = [getattr(import_module(module), name)]
-    seen: set[type[BaseModel]] = set()
+    seen = set() if seen is None else seen
     parts = []
     while waiting:
         model = waiting.pop(0)
@@ -70,7 +77,7 @@ def figures(target: str) -> str:
     return "\n".join(lines)
 
 
-_FILL = {"settings": settings_tables, "yaml": yaml_file, "figures": figures}
+_FILL = {"yaml": yaml_file, "figures": figures}
 
 
 def _table(model: type[BaseModel]) -> str:

@@ -260,7 +260,7 @@ def test_what_the_standard_library_writes_comes_back(tmp_path_factory, table):
 def test_objects_keep_the_quotes_in_their_texts(tmp_path):
     """An object is text as JSON writes it, so what is quoted in it stays escaped."""
     rows = [{"id": n, "a": {"size": {'17"': n}, "name": "a\\b"}} for n in range(600)]
-    rows[300]["a"] = "[plain] text with a \\ and \"quotes\""
+    rows[300]["a"] = '[plain] text with a \\ and "quotes"'
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     files = TableFiles(paths=(str(path),), columns={"a": "a"}, keys=("a",))

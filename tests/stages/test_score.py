@@ -1,0 +1,229 @@
+"""`raysys score`: every row of every file is answered or put aside, once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+import yaml
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
+
+from raysys.cli import app
+from raysys.cluster import ray_session
+from raysys.config import parse_settings
+from raysys.errors import UserError
+from raysys.registry import Registry
+from raysys.serving.app import http_app, settle
+from raysys.serving.args import ServeArgs
+from raysys.serving.service import Service
+from raysys.stages import score
+from raysys.stages import text as fitting
+from raysys.stages.score import ScoreSettings
+from raysys.storage import Workspace, read_manifest
+from tests.stages import texts
+
+LINEAR = {"tfidf_classifier": {"costs": [3.0]}}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    folder = tmp_path_factory.mktemp("score")
+    found = Workspace(folder / "ws")
+    path = texts.write_titles(folder / "titles.csv", 150)
+    fitting.run(texts.settings_of("classify", path, LINEAR), found)
+    return found
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """Files that agree on the column of the text and on nothing else."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.csv").write_text(
+        "title,label\nacme oat milk,mine\n,\nroyal rye bread,mine\nx,y,z\n"
+    )
+    rows = [{"title": "north cola soda", "n": 7}, {"title": " "}, {"title": "hand soap"}]
+    (folder / "b.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n")
+    pl.DataFrame({"title": [f"oat milk {n}" for n in range(70)], "n": range(70)}).write_parquet(
+        folder / "c.parquet", row_group_size=20
+    )
+    return folder
+
+
+class InProcess:
+    """What `score` asks of Ray Data, here and now, so that most tests need no cluster."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> None:
+        self.scored: list[str] = []
+
+        def on_ray(job: Any, settings: Any, done: Any, states: Any) -> int:
+            reading = score._Reading(job)
+            scoring = type("Scoring", (score._Scoring,), {"job": job})()
+            rows = 0
+            for number in list(range(len(job.parts)))[:most]:
+                arrived = score._Arrived()
+                pieces = [pa.table(piece) for piece in reading(pa.table({"number": [number]}))]
+                for piece in reversed(pieces):  # in any order
+                    for told in scoring(piece).to_pylist():
+                        arrived.add(told)
+                        rows += told["rows"]
+                assert arrived.complete
+                part = job.parts[number]
+                key = score._key(part)
+                done[key] = score._settle(job.output, part, arrived, states[key])
+                self.scored.append(part.label)
+            if most is not None:
+                raise KeyboardInterrupt
+            return rows
+
+        monkeypatch.setattr(score, "_on_ray", on_ray)
+
+
+def settings_of(inputs: Path, output: Path, **more: Any) -> ScoreSettings:
+    content = {
+        "bundle": "text-classify", "paths": f"{inputs}/*", "output": str(output), **more
+    }  # fmt: skip
+    return parse_settings(ScoreSettings, content, where="test")
+
+
+def predictions(output: Path) -> pl.DataFrame:
+    found = [pl.read_parquet(path) for path in sorted((output / "predictions").glob("*.parquet"))]
+    return pl.concat(found, how="diagonal_relaxed")
+
+
+def test_every_row_is_answered_beside_its_own_columns_or_put_aside(
+    workspace: Workspace, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    InProcess(monkeypatch)
+    manifest = score.run(settings_of(inputs, tmp_path / "out", piece=16), workspace)
+    assert manifest.counts == {
+        "files": 3, "rows": 74, "aside": 4, "aside.empty_text": 2, "aside.line_does_not_parse": 2
+    }  # fmt: skip
+    said = predictions(tmp_path / "out")
+    assert said.height == 74 and said.select("_file", "_row").is_unique().all()
+    milk = said.filter((pl.col("_file") == "a.csv") & (pl.col("_row") == 1)).row(0, named=True)
+    assert milk["label"] == "mine" and milk["predicted_label"] == "dairy > milk"
+    assert milk["predicted_choices"][0]["label"] == "dairy > milk"
+    numbers = said.filter(pl.col("_file") == "c.parquet")["n"].cast(pl.Int64)
+    assert sorted(numbers) == list(range(70))
+    aside = pl.concat(map(pl.read_parquet, (tmp_path / "out" / "quarantine").glob("*.parquet")))
+    assert sorted(aside["reason"]) == ["empty_text"] * 2 + ["line_does_not_parse"] * 2
+    assert not (tmp_path / "out" / ".work").exists()
+
+
+def test_a_run_that_was_cut_off_goes_on_and_new_or_changed_files_are_scored(
+    workspace: Workspace, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, output = settings_of(inputs, tmp_path / "out"), tmp_path / "out"
+    InProcess(monkeypatch, most=2)
+    with pytest.raises(KeyboardInterrupt):
+        score.run(settings, workspace)
+    assert not (output / "manifest.json").exists()
+    rest = InProcess(monkeypatch)
+    first = score.run(settings, workspace)
+    assert rest.scored == ["c.parquet"] and first.counts["rows"] == 74
+    assert score.run(settings, workspace).created == first.created
+    (inputs / "d.csv").write_text("title\nred apple\n")
+    (inputs / "a.csv").write_text("title\nred apple\ngreen apple\nplum tomato\n")
+    again = InProcess(monkeypatch)
+    second = score.run(settings, workspace)
+    assert sorted(again.scored) == ["a.csv", "d.csv"]
+    assert second.counts["rows"] == 74 - 2 + 3 + 1 == predictions(output).height
+
+
+def test_a_folder_of_other_things_is_left_alone(
+    workspace: Workspace, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    InProcess(monkeypatch)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="holds other things"):
+        score.run(settings_of(inputs, tmp_path / "mine"), workspace, force=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    output = tmp_path / "out"
+    score.run(settings_of(inputs, output), workspace)
+    other = settings_of(inputs, output, text=["title", "title"])
+    with pytest.raises(UserError, match="predictions of another text"):
+        score.run(other, workspace)
+    score.run(other, workspace, force=True)
+    assert predictions(output).height == 74
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"bundle": "text-moods"}, "no bundle 'text-moods'"),
+        ({"text": ["headline"]}, "no column 'headline'"),
+        ({"paths": "/nowhere/*.csv"}, "no such file"),
+        ({"piece": 0}, "piece: 0"),
+    ],
+)
+def test_what_cannot_be_scored_is_said(
+    workspace: Workspace, inputs: Path, tmp_path: Path, more: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        score.run(settings_of(inputs, tmp_path / "out", **more), workspace)
+
+
+def test_the_command_says_which_option_lacks() -> None:
+    done = CliRunner().invoke(app, ["score", "--bundle", "text-classify"])
+    assert done.exit_code == 2 and "--input" in done.output
+
+
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    with ray_session():
+        yield
+
+
+@pytest.mark.slow
+def test_from_files_to_an_endpoint(tmp_path: Path, inputs: Path, cluster: None) -> None:
+    """The commands as a person types them: fit, score twice, then ask over HTTP."""
+    path = texts.write_titles(tmp_path / "titles.csv", 150)
+    content = {
+        "task": "classify",
+        "sources": {
+            "kind": "files",
+            "paths": str(path),
+            "text": "title",
+            "label": ["department", "category"],
+        },
+        "learners": LINEAR,
+    }
+    (tmp_path / "text.yaml").write_text(yaml.safe_dump(content))
+    ws = tmp_path / "ws"
+    command = [sys.executable, "-m", "raysys", "text", "fit"]
+    command += ["--config", str(tmp_path / "text.yaml"), "--workspace", str(ws)]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "macro F1" in done.stderr and "published: text-classify" in done.stderr
+    options = ["--bundle", "text-classify", "-i", f"{inputs}/*", "-o", str(tmp_path / "out")]
+    scored = CliRunner().invoke(app, ["score", *options, "--workspace", str(ws)])
+    assert scored.exit_code == 0, scored.output
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.counts["rows"] == 74 and manifest.counts["aside"] == 4
+    (inputs / "d.csv").write_text("title\nred apple\n")
+    assert CliRunner().invoke(app, ["score", *options, "--workspace", str(ws)]).exit_code == 0
+    said = predictions(tmp_path / "out")
+    assert said.height == 75
+    args = ServeArgs.model_validate(
+        {"registry": str(ws / "registry"), "bundle": None, "text": {"classify": "text-classify"}}
+    )
+    service = Service(settle(args))
+    service.warm_up()
+    asked = said.filter(pl.col("_file") != "c.parquet")
+    answer = TestClient(http_app(service)).post(
+        "/v1/text/classify", json={"texts": asked["title"].to_list()}
+    )
+    results = answer.json()["results"]
+    assert [result["label"] for result in results] == asked["predicted_label"].to_list()
+    assert answer.json()["bundle"] == Registry(ws / "registry").resolve("text-classify")
