@@ -71,7 +71,7 @@ class WordTaggerSettings(Settings):
     longest: int = Field(16, ge=1, le=64)
     dropout: float = Field(0.3, ge=0, lt=1)
     training: TrainingSettings = TrainingSettings(
-        epochs=8, learning_rate=2e-3, batch_size=16, weight_decay=0.01
+        epochs=6, learning_rate=5e-3, batch_size=16, weight_decay=0.01
     )
 
 
@@ -86,7 +86,7 @@ class EntityTaggerSettings(WordTaggerSettings):
     model: str = PACKAGED
     pooling: Pooling = "mean"
     training: TrainingSettings = TrainingSettings(
-        epochs=5, learning_rate=2e-4, head_learning_rate=2e-3, batch_size=16, trainable_layers=4
+        epochs=5, learning_rate=2e-4, head_learning_rate=5e-3, batch_size=16, trainable_layers=4
     )
 
 
