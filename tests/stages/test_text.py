@@ -167,9 +167,7 @@ def test_a_baseline_that_wins_is_used_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against a transformer of the same quality the baseline serves: it costs less."""
-    monkeypatch.setitem(
-        learners.TEXT_LEARNERS, "costly", "tests.stages.test_text:CostlyClassifier"
-    )
+    monkeypatch.setitem(learners.TEXT_LEARNERS, "costly", "tests.stages.test_text:CostlyClassifier")
     path = texts.write_titles(tmp_path / "a.csv", 150)
     settings = texts.settings_of(
         "classify", path, {"costly": QUICK["tfidf_classifier"], **QUICK}, blend=False
