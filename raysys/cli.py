@@ -179,6 +179,18 @@ def tune(
 
 
 @app.command()
+def compress(
+    config: Config = PRESET,
+    workspace: Folder = WORKSPACE,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a bundle's transformer smaller and faster, within a stated loss."""
+    _run("compress", config, workspace, force=force, quiet=quiet, verbose=verbose)
+
+
+@app.command()
 def evaluate(
     config: Config = PRESET,
     workspace: Folder = WORKSPACE,
@@ -329,6 +341,8 @@ def _run(
             folder = getattr(Workspace(workspace), stage, workspace)
             if hasattr(module, "folder_of"):  # a stage with a folder for each of its outcomes
                 folder = module.folder_of(settings, Workspace(workspace))
+            if hasattr(module, "show"):  # a stage with a table of its own
+                module.show(folder, console)
             terminal.show_manifest(console, manifest, folder)
             if hasattr(module, "show"):  # a stage that has more to say than counts
                 module.show(manifest, console)

@@ -44,7 +44,18 @@ if TYPE_CHECKING:
     from raysys.retrieval.search import Search
 
 SAFE = frozenset(
-    {".arrow", ".json", ".npy", ".parquet", ".safetensors", ".txt", ".ubj", ".usearch", ".yaml"}
+    {
+        ".arrow",
+        ".json",
+        ".npy",
+        ".onnx",
+        ".parquet",
+        ".safetensors",
+        ".txt",
+        ".ubj",
+        ".usearch",
+        ".yaml",
+    }
 )
 """What a bundle may hold: formats whose readers run no code of the file."""
 

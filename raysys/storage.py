@@ -83,6 +83,11 @@ class Workspace:
         return self.root / "registry"
 
     @property
+    def compress(self) -> Path:
+        """What smaller and faster models cost and lose: HTML and JSON, one folder a learner."""
+        return self.root / "compress"
+
+    @property
     def evaluate(self) -> Path:
         """The report on the last period: HTML and JSON."""
         return self.root / "evaluate"

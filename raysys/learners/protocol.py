@@ -22,7 +22,16 @@ from raysys.config import Settings
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 
-__all__ = ["Context", "Float32", "Learner", "Model", "Report", "Resources", "TextEncoder"]
+__all__ = [
+    "Compressible",
+    "Context",
+    "Float32",
+    "Learner",
+    "Model",
+    "Report",
+    "Resources",
+    "TextEncoder",
+]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -81,6 +90,23 @@ class TextEncoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> Float32:
         """Vectors of free texts: float32[len(texts), d], unit rows."""
+
+
+@runtime_checkable
+class Compressible(Protocol):
+    """What a model offers when its vectors of items can be kept in fewer bytes, or made anew.
+
+    Attributes:
+        vector_bytes: that its vectors take.
+    """
+
+    vector_bytes: int
+
+    def reencoded(self, items: npt.NDArray[np.int32]) -> Model:
+        """This model, with the vectors of some items as its encoder says them now."""
+
+    def quantised(self, kind: str, *, seed: int = 0) -> Model:
+        """This model, with vectors kept as one of `text.compression.vectors.KINDS`."""
 
 
 S = TypeVar("S", bound=Settings)

@@ -29,6 +29,7 @@ from raysys.learners.protocol import Context, Float32, Learner, Model, Report
 from raysys.learners.training import run_configs, threads_of, trained
 from raysys.learners.validation import require_positives
 from raysys.text.augment.settings import Augmentation
+from raysys.text.compression.vectors import Kind, QuantisedVectors, quantise
 from raysys.text.histories import PAD, history_codes
 from raysys.text.items import ItemTexts, item_texts
 
@@ -100,7 +101,7 @@ class TwoTowerModel(Model):
 
     Args:
         texts: of the catalogue it scores.
-        vectors: float32[len(texts), d], unit rows, in the order of `texts.distinct`.
+        vectors: unit rows, in the order of `texts.distinct`: float32[len(texts), d], or quantised.
         user_side: what turns a history into scores.
         settings: as fitted.
         encoder: a folder with the fine-tuned transformer, which is opened at the first `encode`;
@@ -112,7 +113,7 @@ class TwoTowerModel(Model):
     def __init__(
         self,
         texts: ItemTexts,
-        vectors: Float32,
+        vectors: Float32 | QuantisedVectors,
         user_side: UserSide,
         settings: TwoTowerSettings,
         encoder: Path | Encoder,
@@ -120,7 +121,9 @@ class TwoTowerModel(Model):
         augmented: Mapping[str, int] | None = None,
     ) -> None:
         self.texts = texts
-        self.vectors = vectors
+        if not isinstance(vectors, QuantisedVectors):
+            vectors = quantise(vectors, "float32")
+        self.kept = vectors
         self.user_side = user_side
         self.settings = settings
         self.head = head
@@ -130,9 +133,36 @@ class TwoTowerModel(Model):
         self._opening = threading.Lock()
 
     @property
+    def vectors(self) -> Float32:
+        """Of every text: float32[len(texts), d], unit rows (nearly, where they are quantised)."""
+        return self.kept.decode()
+
+    @property
+    def vector_bytes(self) -> int:
+        """See `Compressible`."""
+        return self.kept.nbytes
+
+    def reencoded(self, items: Int32) -> TwoTowerModel:
+        """See `Compressible.reencoded`."""
+        codes = np.unique(self.texts.codes[items])
+        vectors = self.vectors.copy()
+        vectors[codes] = self.encode([self.texts.distinct[code] for code in codes])
+        return self._with(vectors)
+
+    def quantised(self, kind: Kind, *, seed: int = 0) -> TwoTowerModel:
+        """See `Compressible.quantised`."""
+        return self._with(quantise(self.vectors, kind, seed=seed))
+
+    def _with(self, vectors: Float32 | QuantisedVectors) -> TwoTowerModel:
+        return TwoTowerModel(
+            self.texts, vectors, self.user_side, self.settings, self._encoder, self.head,
+            self.augmented,
+        )  # fmt: skip
+
+    @property
     def item_vectors(self) -> Float32:
         """See `TextEncoder`. Made anew at each call: of 90,000 items they weigh 140 MB."""
-        return self.vectors[self.texts.codes]
+        return self.kept.decode(self.texts.codes)
 
     @property
     def encoder(self) -> Encoder:
@@ -154,6 +184,12 @@ class TwoTowerModel(Model):
     def _interests(self) -> Float32:
         """Each text's vector as a part of a history: float32[len(texts), d]."""
         return self.user_side.interests(self.vectors)
+
+    def _interests_of(self, codes: Int32) -> Float32:
+        """Interests of some texts; looked up, unless vectors are kept small to save memory."""
+        if self.kept.kind == "float32":
+            return self._interests[codes]
+        return self.user_side.interests(self.kept.decode(codes))
 
     @cached_property
     def _projected(self) -> Float32:
@@ -196,8 +232,8 @@ class TwoTowerModel(Model):
         found = np.empty(len(codes), dtype=np.float32)
         for row, held in enumerate(history):
             a, b = offsets[row], offsets[row + 1]
-            interests = self._interests[held[held != PAD]]
-            found[a:b] = self.user_side.score(interests, self.vectors[codes[a:b]])
+            interests = self._interests_of(held[held != PAD])
+            found[a:b] = self.user_side.score(interests, self.kept.decode(codes[a:b]))
         return found
 
     def _head_scores(
@@ -219,19 +255,21 @@ class TwoTowerModel(Model):
             self._encoder.save(folder / ENCODER)
         side = self.user_side
         arrays = {
-            "vectors": self.vectors,
+            "vectors": self.kept.codes,
             "turn": side.turn,
             "age": side.age,
             "common": side.common,
         }
         if self.head is not None:
             arrays |= self.head.arrays()
+        arrays |= {f"vectors.{n}": each for n, each in self.kept.arrays().items() if n != "codes"}
         save_file({name: np.ascontiguousarray(each) for name, each in arrays.items()},
                   folder / VECTORS)  # fmt: skip
         write_json(folder / TEXTS, self.texts.distinct)
         settings = self.settings.model_dump(mode="json")
         content = {"settings": settings, "sharpness": side.sharpness, "reads": self.requires}
-        write_json(folder / META, {**content, "augmented": self.augmented})
+        content |= {"augmented": self.augmented, "vectors": self.kept.kind}
+        write_json(folder / META, content)
 
     @classmethod
     def load(cls, folder: Path, catalogue: Catalogue) -> TwoTowerModel:
@@ -248,16 +286,23 @@ class TwoTowerModel(Model):
         user_side = UserSide(arrays["turn"], arrays["age"], arrays["common"], meta["sharpness"])
         head = Head.of(tuple(meta["reads"]), arrays) if settings.head else None
         encoder, augmented = folder / ENCODER, meta.get("augmented")
-        model = cls(texts, arrays["vectors"], user_side, settings, encoder, head, augmented)
+        kept = QuantisedVectors.of(
+            meta.get("vectors", "float32"),
+            {"codes": arrays["vectors"]}
+            | {
+                n.removeprefix("vectors."): a for n, a in arrays.items() if n.startswith("vectors.")
+            },
+        )
+        model = cls(texts, kept, user_side, settings, encoder, head, augmented)
         if list(texts.distinct) != known:
             place = {text: at for at, text in enumerate(known)}
-            vectors = np.zeros((len(texts), arrays["vectors"].shape[1]), dtype=np.float32)
+            codes = np.zeros((len(texts), kept.codes.shape[1]), dtype=kept.codes.dtype)
             gained = [at for at, text in enumerate(texts.distinct) if text not in place]
-            kept = [at for at, text in enumerate(texts.distinct) if text in place]
-            vectors[kept] = arrays["vectors"][[place[texts.distinct[at]] for at in kept]]
+            there = [at for at, text in enumerate(texts.distinct) if text in place]
+            codes[there] = kept.codes[[place[texts.distinct[at]] for at in there]]
             if gained:
-                vectors[gained] = model.encode([texts.distinct[at] for at in gained])
-            model.vectors = vectors
+                codes[gained] = kept.encoded(model.encode([texts.distinct[at] for at in gained]))
+            model.kept = kept.with_codes(codes)
         return model
 
 

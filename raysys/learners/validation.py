@@ -53,12 +53,18 @@ class NDCG:
 
     def __call__(self, scores: npt.NDArray[np.floating]) -> float:
         """Mean NDCG@k, 0 … 1; 0 when no request has anything relevant."""
+        each = self.each(scores)
+        some = ~np.isnan(each)
+        return float(each[some].mean()) if some.any() else 0.0
+
+    def each(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """NDCG@k of every request: float64[r]; NaN where nothing is relevant."""
         padded = np.full(self._shape, -np.inf)
         padded[self._group, self._rows] = scores
         top = np.argsort(-padded, axis=1, kind="stable")[:, : self._k]
         found = np.take_along_axis(self._gain, top, axis=1) @ self._discount
-        some = self._ideal > 0
-        return float((found[some] / self._ideal[some]).mean()) if some.any() else 0.0
+        with np.errstate(invalid="ignore"):
+            return np.where(self._ideal > 0, found / self._ideal, np.nan)
 
 
 def require_positives(examples: Examples) -> None:

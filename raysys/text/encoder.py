@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from raysys.errors import UserError
+from raysys.text.compression.runtime import RuntimeBackbone
 from raysys.text.models import layers_of, longest_input, open_model, readable
 
 TOKENS_PER_BATCH = 4096
@@ -146,6 +147,8 @@ class Encoder:
             UserError: see `models.open_model`.
         """
         transformer, tokenizer = open_model(model, where="two_tower.model")
+        if isinstance(transformer, RuntimeBackbone):
+            trainable_layers = -1  # it runs as a whole
         return cls(transformer, tokenizer, max_tokens, trainable_layers)
 
     def save(self, folder: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from raysys.errors import UserError
+from raysys.text.compression.runtime import is_compressed, open_compressed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -223,6 +224,8 @@ def readable(text: str, max_tokens: int) -> str:
 def _open(auto: Any, model: str, where: str) -> Opened:
     """Model and tokenizer, checked each and together."""
     folder = model_folder(model, where=where)
+    if is_compressed(folder):
+        return _compressed(auto, folder, model, where)
     config = _config(folder, model, where)
     _require_weights(folder, model, where)
     tokenizer = _tokenizer(folder, model, where)
@@ -241,6 +244,19 @@ def _open(auto: Any, model: str, where: str) -> Opened:
     if found.config.pad_token_id is None:
         found.config.pad_token_id = tokenizer.pad_token_id
     return found.eval(), tokenizer
+
+
+def _compressed(auto: Any, folder: Path, model: str, where: str) -> Opened:
+    """A backbone that another program than PyTorch runs."""
+    from transformers import AutoModel
+
+    if auto is not AutoModel:
+        raise _refused(
+            model, "it is compressed, and cannot be trained", where,
+            "give the model that it was made of",
+        )  # fmt: skip
+    found: Any = open_compressed(folder)
+    return found.eval(), _tokenizer(folder, model, where)
 
 
 def _config(folder: Path, model: str, where: str) -> Any:

@@ -1,0 +1,362 @@
+"""`raysys compress`: the cheapest way to run a bundle's transformer within a stated loss."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+from rich.console import Console
+from rich.table import Table
+
+from raysys.config import Settings, StageSettings
+from raysys.errors import UserError
+from raysys.progress import task
+from raysys.registry import Registry
+from raysys.report import Report, new_figure
+from raysys.stages.compressible import Quality, RankingSubject, Subject
+from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
+from raysys.text.compression.distil import HiddenStateDistillation
+from raysys.text.compression.export import VARIANTS, export, missing, write_onnx
+from raysys.text.compression.probe import Cost, cost_of
+from raysys.text.compression.vectors import KINDS, Kind
+from raysys.text.models import layers_of, open_model
+from raysys.text.training import TrainingSettings, train
+
+logger = logging.getLogger("raysys")
+
+WHOLE = "torch_fp32"
+
+
+class DistilSettings(Settings):
+    """Students with fewer layers.
+
+    Attributes:
+        layers: one student for each number of layers; empty: none.
+        texts: most texts of the shop that they are taught on.
+        max_tokens: read of each.
+        training: how.
+    """
+
+    layers: tuple[int, ...] = (3,)
+    texts: int = Field(20_000, ge=2)
+    max_tokens: int = Field(32, ge=4, le=512)
+    training: TrainingSettings = TrainingSettings(epochs=2, learning_rate=2e-4, batch_size=64)
+
+
+class CompressSettings(StageSettings):
+    """The YAML of `raysys compress`.
+
+    Attributes:
+        bundle: a pointer such as `champion`, or a bundle's id.
+        learner: whose transformer; null: the first that has one.
+        variants: ways to run it that are tried, of those in the reference; those whose packages
+            are missing are left out, and said.
+        distil: students that are tried beside the whole model, each in every variant.
+        vectors: ways to keep vectors of items that are tried.
+        largest_loss: of the measure on validation, as a share of it.
+        shapes: batches that are timed, as [texts, tokens]; by the first the cheapest is chosen.
+        threads: of the program that runs the model.
+        requests: of the validation fold, that quality is measured on.
+        pointer: that is pointed at the new bundle; null: the one named by `bundle`, if it is one.
+        seed: of distillation and draws.
+    """
+
+    kind_name: ClassVar[str] = "compress"
+
+    bundle: str = "champion"
+    learner: str | None = None
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    distil: DistilSettings = DistilSettings()
+    vectors: tuple[Kind, ...] = KINDS
+    largest_loss: float = Field(0.005, ge=0, lt=1)
+    shapes: tuple[tuple[int, int], ...] = ((1, 16), (32, 32))
+    threads: int = Field(1, ge=1)
+    requests: int = Field(400, ge=10)
+    pointer: str | None = None
+    seed: int = Field(0, ge=0)
+
+    @field_validator("variants")
+    @classmethod
+    def _known(cls, variants: tuple[str, ...]) -> tuple[str, ...]:
+        for name in variants:
+            if name not in VARIANTS:
+                raise ValueError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
+        return tuple(dict.fromkeys((WHOLE, *variants)))
+
+    @field_validator("shapes")
+    @classmethod
+    def _some(cls, shapes: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        if not shapes or any(min(shape) < 1 or shape[1] > 512 for shape in shapes):
+            raise ValueError("one or more of [texts, tokens], from 1; at most 512 tokens")
+        return shapes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to run the transformer, or to keep the vectors, and what came of it.
+
+    Attributes:
+        name: of the variant, after the number of layers where there are fewer.
+        quality: on validation.
+        loss: share of the whole model's quality that is lost, with its interval.
+        cost: None for vectors.
+        size_mb: of the weights, or of the vectors.
+        folder: of the transformer; None for vectors.
+    """
+
+    name: str
+    quality: Quality
+    loss: tuple[float, float, float]
+    cost: Cost | None
+    size_mb: float
+    folder: Path | None = None
+
+    @property
+    def latency(self) -> float:
+        """Milliseconds of the first shape."""
+        assert self.cost is not None
+        return next(iter(self.cost.milliseconds.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "quality": self.quality.value,
+            "loss": dict(zip(("value", "low", "high"), self.loss, strict=True)),
+            "size_mb": round(self.size_mb, 2),
+            **({} if self.cost is None else asdict(self.cost)),
+        }
+
+
+def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
+    """Measure every variant, publish the cheapest good one, point at it.
+
+    Writes `report.html`, `compress.json` and the manifest into `workspace.compress`.
+
+    Raises:
+        UserError: no such bundle, nothing in it to compress, no packages to compress with.
+    """
+    registry = Registry(workspace.registry)
+    planned = Manifest(
+        stage="compress",
+        inputs={"bundle": registry.resolve(settings.bundle)},
+        settings=settings.model_dump(mode="json"),
+    )
+    folder = workspace.compress
+    if not force and (folder / "manifest.json").is_file():
+        done = read_manifest(folder)
+        is_ours = done.figures.get("bundle") == planned.inputs["bundle"]  # what we published
+        if is_done(folder, planned) or (is_ours and done.settings == planned.settings):
+            return done
+    started = time.monotonic()
+    subject = RankingSubject(
+        workspace, settings.bundle, settings.learner, settings.requests, settings.seed
+    )
+    with replacing(folder) as fresh:
+        work = fresh / "work"
+        work.mkdir()
+        rows = _transformers(settings, subject, work)
+        kept = _vectors(settings, subject) if settings.vectors and subject.vector_kinds() else []
+        chosen = cheapest(rows, settings.largest_loss, lambda row: row.latency)
+        small = cheapest(kept, settings.largest_loss, lambda row: row.size_mb) if kept else None
+        note: dict[str, object] = {
+            "transformer": chosen.to_dict(),
+            **({} if small is None else {"vectors": small.to_dict()}),
+            "measure": subject.measure,
+            "of": planned.inputs["bundle"],
+        }
+        with task("compress: bundle") as publishing:
+            assert chosen.folder is not None
+            learner = _with_encoder(subject, chosen.folder, work / "chosen")
+            bundle = subject.publish(learner, None if small is None else small.name, note)
+            pointer = settings.pointer or (
+                settings.bundle if settings.bundle in registry.pointers() else None
+            )
+            if pointer is not None:
+                registry.point(pointer, bundle)
+            publishing.note = bundle
+        shutil.rmtree(work)
+        planned.seconds = time.monotonic() - started
+        planned.counts = {"variants": len(rows), "vectors": len(kept)}
+        planned.figures = {"bundle": bundle, "pointer": pointer, **note}
+        content = {
+            "measure": subject.measure,
+            "largest_loss": settings.largest_loss,
+            "transformers": [row.to_dict() for row in rows],
+            "vectors": [row.to_dict() for row in kept],
+            "chosen": {"transformers": chosen.name, "vectors": small and small.name},
+        }
+        write_atomic(fresh / "compress.json", json.dumps(content, indent=1) + "\n")
+        write_report(settings, subject.measure, rows, kept, (chosen, small), fresh)
+        planned.write(fresh)
+    return planned
+
+
+def cheapest(rows: Sequence[Row], largest_loss: float, cost: Callable[[Row], float]) -> Row:
+    """The row of least cost among those that lose no more than the stated share.
+
+    The first row is the whole model, which loses nothing.
+    """
+    good = [row for row in rows if row.loss[0] <= largest_loss]
+    return min(good or rows[:1], key=lambda row: (cost(row), row.size_mb))
+
+
+def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> list[Row]:
+    """The whole model first, then every student in every variant."""
+    whole = subject.learner / subject.encoder
+    students = {"": whole}
+    there = len(layers_of(open_model(str(whole), where="bundle")[0]))
+    for layers in settings.distil.layers:
+        if layers < there:
+            students[f"{layers}_layers_"] = _distilled(settings, subject, layers, work)
+    able = [name for name in settings.variants if not missing(VARIANTS[name])]
+    for name in settings.variants:
+        if name not in able:
+            logger.warning(
+                f"{name} is left out: it needs {', '.join(missing(VARIANTS[name]))} "
+                "(pip install 'raysys[compress]')"
+            )
+    rows: list[Row] = []
+    with task("compress: variants", len(students) * len(able)) as measuring:
+        for prefix, folder in students.items():
+            backbone, tokenizer = open_model(str(folder), where="bundle")
+            onnx = work / f"{prefix}whole.onnx"
+            if any(VARIANTS[name].backend != "torch" for name in able):
+                write_onnx(backbone, onnx)
+            for name in able:
+                place = work / f"{prefix}{name}"
+                export(backbone, tokenizer, name, place, onnx=onnx)
+                try:
+                    cost = cost_of(place, settings.shapes, threads=settings.threads)
+                except UserError as error:
+                    logger.warning(f"{name} is left out: {error}")
+                    measuring.advance()
+                    continue
+                quality = subject.quality(_with_encoder(subject, place, work / "judged"))
+                base = rows[0].quality if rows else quality
+                loss = quality.loss_to(base, settings.seed)
+                rows.append(Row(prefix + name, quality, loss, cost, cost.disk_mb, place))
+                measuring.advance()
+    return rows
+
+
+def _distilled(settings: CompressSettings, subject: Subject, layers: int, work: Path) -> Path:
+    """A student's folder."""
+    distil = settings.distil
+    teacher, tokenizer = open_model(str(subject.learner / subject.encoder), where="bundle")
+    objective = HiddenStateDistillation(
+        teacher, tokenizer, layers, subject.texts(distil.texts), max_tokens=distil.max_tokens
+    )
+    with task(f"compress: distil to {layers} layers") as distilling:
+        fitted = train(objective, distil.training, work / f"student-{layers}", seed=settings.seed)
+        distilling.note = f"cosine {fitted.figures['cosine']:.4f}"
+    return fitted.folder
+
+
+def _with_encoder(subject: Subject, transformer: Path, place: Path) -> Path:
+    """A copy of the learner's folder with another transformer in it."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(subject.learner, place, ignore=lambda folder, names: (
+        names if Path(folder) == subject.learner / subject.encoder else []
+    ))  # fmt: skip
+    shutil.copytree(transformer, place / subject.encoder, dirs_exist_ok=True)
+    return place
+
+
+def _vectors(settings: CompressSettings, subject: Subject) -> list[Row]:
+    """Whole vectors first, then every other way to keep them."""
+    rows: list[Row] = []
+    kinds = tuple(dict.fromkeys(("float32", *settings.vectors)))
+    with task("compress: vectors", len(kinds)) as measuring:
+        for kind in kinds:
+            quality, size = subject.vector_quality(kind)
+            base = rows[0].quality if rows else quality
+            rows.append(
+                Row(kind, quality, quality.loss_to(base, settings.seed), None, size / 2**20)
+            )
+            measuring.advance()
+    return rows
+
+
+def show(folder: Path, console: Console) -> None:
+    """The table of a finished run, for the terminal."""
+    content = json.loads((folder / "compress.json").read_text(encoding="utf-8"))
+    for kind in ("transformers", "vectors"):
+        rows = content[kind]
+        if not rows:
+            continue
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for at, header in enumerate(_headers(content["measure"], rows[0])):
+            table.add_column(header, justify="left" if at == 0 else "right", no_wrap=True)
+        for row in rows:
+            picked = row["name"] == content["chosen"][kind]
+            table.add_row(*_cells(row), style="bold" if picked else "")
+        console.print(table)
+
+
+def _headers(measure: str, row: Mapping[str, Any]) -> list[str]:
+    shapes = [f"ms {shape}" for shape in row.get("milliseconds", {})]
+    memory = ["memory MB"] if shapes else []
+    return ["", measure, "loss", "95% interval", *shapes, *memory, "size MB"]
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    loss = row["loss"]
+    cells = [row["name"], f"{row['quality']:.4f}", f"{loss['value']:+.2%}",
+             f"{loss['low']:+.2%} to {loss['high']:+.2%}"]  # fmt: skip
+    cells += [f"{spent:.1f}" for spent in row.get("milliseconds", {}).values()]
+    cells += [f"{row['memory_mb']:.0f}"] if "memory_mb" in row else []
+    return [*cells, f"{row['size_mb']:.1f}"]
+
+
+def write_report(
+    settings: CompressSettings,
+    measure: str,
+    rows: Sequence[Row],
+    kept: Sequence[Row],
+    chosen: tuple[Row, Row | None],
+    folder: Path,
+) -> None:
+    """`report.html`: quality against cost, and the tables."""
+    best, small = chosen
+    shape = f"{settings.shapes[0][0]} × {settings.shapes[0][1]}"
+    whole = rows[0].latency / max(best.latency, 1e-9)
+    page = Report(
+        "Compression",
+        f"{best.name} answers {whole:.1f} times as fast as the whole model and loses "
+        f"{best.loss[0]:.2%} of {measure}, of {settings.largest_loss:.2%} allowed.",
+    )
+    box = page.section("Transformer")
+    figure, axes = new_figure(height=3.6)
+    for row in rows:
+        size = 140 if row is best else 50
+        axes.scatter(row.latency, row.quality.value, s=size, zorder=3,
+                     color="#0b7a75" if row is best else "#8aa0ad")  # fmt: skip
+        axes.annotate(row.name, (row.latency, row.quality.value), fontsize=8,
+                      xytext=(6, 4), textcoords="offset points")  # fmt: skip
+    axes.axhline(
+        rows[0].quality.value * (1 - settings.largest_loss), color="#b4472e", lw=1, ls="--"
+    )
+    axes.set_xscale("log")
+    axes.set_xlabel(f"milliseconds a batch of {shape} tokens, {settings.threads} threads")
+    axes.set_ylabel(measure)
+    box.plot(figure, "Below the broken line more is lost than is allowed. The chosen one is large.")
+    dicts = [row.to_dict() for row in rows]
+    box.table(_headers(measure, dicts[0]), [_cells(each) for each in dicts], [rows.index(best)])
+    box.note(
+        "Quality: on the validation fold, with the items' vectors made anew by the variant. "
+        "Milliseconds: median, in a process of its own; memory: what opening and running it added."
+    )
+    if kept:
+        box = page.section("Vectors of items")
+        dicts = [row.to_dict() for row in kept]
+        strong = [kept.index(small)] if small is not None else []
+        box.table(_headers(measure, dicts[0]), [_cells(each) for each in dicts], strong)
+    page.write(folder / "report.html")

@@ -1,0 +1,205 @@
+"""What `raysys compress` works on: a learner in a bundle, how to judge it, how to publish it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from raysys.catalogue import Catalogue
+from raysys.errors import UserError
+from raysys.features.examples import Examples
+from raysys.learners import load_model
+from raysys.learners.protocol import Compressible, Model
+from raysys.learners.validation import NDCG
+from raysys.registry import BundleManifest, Registry
+from raysys.storage import MANIFEST, Workspace, read_manifest
+from raysys.text.compression.runtime import RUNTIME
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good a model is on validation.
+
+    Attributes:
+        each: float64[n], of every request (or text); its mean is the model's.
+    """
+
+    each: npt.NDArray[np.float64]
+
+    @property
+    def value(self) -> float:
+        """The mean."""
+        return float(np.nanmean(self.each))
+
+    def loss_to(self, other: Quality, seed: int) -> tuple[float, float, float]:
+        """How much less than `other`'s, as a share of it, with its 95% interval (paired draws)."""
+        whole, mine = other.each, self.each
+        rng = np.random.default_rng(seed)
+        draws = rng.integers(0, len(whole), (1000, len(whole)))
+        means = np.nanmean(whole[draws], axis=1)
+        shares = 1 - np.nanmean(mine[draws], axis=1) / np.where(means > 0, means, np.nan)
+        low, high = np.nanpercentile(shares, [2.5, 97.5])
+        return 1 - self.value / other.value, float(low), float(high)
+
+
+class Subject(Protocol):
+    """A learner with a transformer inside.
+
+    Attributes:
+        measure: what `quality` is the mean of.
+        encoder: the transformer's folder, below `learner`.
+        learner: the learner's folder in the bundle.
+    """
+
+    measure: str
+    encoder: Path
+    learner: Path
+
+    def texts(self, limit: int) -> list[str]:
+        """Unlabelled texts to distil on, at most so many."""
+
+    def quality(self, learner: Path) -> Quality:
+        """Of the learner in a folder, with its transformer as it is there."""
+
+    def vector_kinds(self) -> bool:
+        """Whether it keeps vectors of items."""
+
+    def vector_quality(self, kind: str) -> tuple[Quality, int]:
+        """With its vectors kept as `kind`; and their bytes."""
+
+    def publish(self, learner: Path, kind: str | None, note: dict[str, object]) -> str:
+        """A new bundle with the learner of a folder and such vectors; returns its id."""
+
+
+class RankingSubject:
+    """A learner of a ranking bundle, judged by its own NDCG@10 on the validation fold.
+
+    Where its transformer is judged, the vectors of all items that are ranked are made by it, though
+    the bundle keeps those of the whole transformer: what is lost when both sides are the small
+    one's bounds what is lost when the query's is.
+
+    Args:
+        workspace: with features that the bundle was trained on.
+        bundle: a pointer or an id.
+        name: of the learner; null: the first that has a transformer.
+        requests: of the validation fold, drawn at random.
+        seed: of the draw.
+
+    Raises:
+        UserError: nothing in the bundle to compress, or no features.
+    """
+
+    measure = "NDCG@10"
+
+    def __init__(
+        self, workspace: Workspace, bundle: str, name: str | None, requests: int, seed: int
+    ) -> None:
+        self.registry = Registry(workspace.registry)
+        self.id = self.registry.resolve(bundle)
+        self.manifest: BundleManifest = self.registry.verify(self.id)
+        self.folder = self.registry.path(self.id)
+        self.name, self.encoder = _with_transformer(self.folder / "learners", name, self.id)
+        self.learner = self.folder / "learners" / self.name
+        self.catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
+        fold = int(read_manifest(workspace.features).figures["folds"]["validation"])
+        batch = Examples(workspace.features, (fold,)).batch()
+        chosen = np.random.default_rng(seed).permutation(batch.n_requests)[:requests]
+        self.batch = batch.take_requests(np.sort(chosen))
+        self.ndcg = NDCG(self.batch)
+        self.seed = seed
+
+    def texts(self, limit: int) -> list[str]:
+        """Those of the catalogue."""
+        distinct = sorted(set(self.catalogue.texts))
+        if len(distinct) <= limit:
+            return distinct
+        drawn = np.random.default_rng(self.seed).choice(len(distinct), limit, replace=False)
+        return [distinct[at] for at in np.sort(drawn)]
+
+    def quality(self, learner: Path) -> Quality:
+        """See `Subject`."""
+        model = load_model(self.name, learner, self.catalogue)
+        if isinstance(model, Compressible):
+            shown = [self.batch.item, *self.batch.history]
+            model = model.reencoded(np.unique(np.concatenate(shown)).astype(np.int32))
+        return self._judged(model)
+
+    def vector_kinds(self) -> bool:
+        """See `Subject`."""
+        return hasattr(load_model(self.name, self.learner, self.catalogue), "quantised")
+
+    def vector_quality(self, kind: str) -> tuple[Quality, int]:
+        """See `Subject`."""
+        model = load_model(self.name, self.learner, self.catalogue)
+        assert isinstance(model, Compressible)
+        small = model.quantised(kind, seed=self.seed)
+        assert isinstance(small, Compressible)
+        return self._judged(small), small.vector_bytes
+
+    def publish(self, learner: Path, kind: str | None, note: dict[str, object]) -> str:
+        """See `Subject`."""
+
+        def write(fresh: Path) -> None:
+            shutil.copytree(self.folder, fresh, dirs_exist_ok=True)
+            (fresh / MANIFEST).unlink()
+            place = fresh / "learners" / self.name
+            shutil.rmtree(place)
+            place.mkdir()
+            model = load_model(self.name, learner, self.catalogue)
+            if kind is not None and isinstance(model, Compressible):
+                model = model.quantised(kind, seed=self.seed)
+            model.save(place)
+
+        return self.registry.publish(
+            write,
+            name_hint=self.id.rpartition("-")[0] or self.id,
+            surface=self.manifest.surface,
+            learners=self.manifest.learners,
+            data=self.manifest.data,
+            settings=self.manifest.settings,
+            figures={**self.manifest.figures, "compressed": {self.name: note}},
+        )
+
+    def _judged(self, model: Model) -> Quality:
+        return Quality(self.ndcg.each(model.score(self.batch)))
+
+
+def _with_transformer(root: Path, name: str | None, bundle: str) -> tuple[str, Path]:
+    """Name of a learner, and its transformer's folder relative to the learner's."""
+    found = {
+        folder.name: transformer.relative_to(folder)
+        for folder in sorted(root.iterdir())
+        for transformer in transformers_in(folder)
+    }
+    if name is None and found:
+        return next(iter(found.items()))
+    if name is None or name not in found:
+        there = ", ".join(found) or "none of its learners has one"
+        raise UserError(
+            f"no transformer to compress in {'the bundle' if name is None else name}",
+            where=f"bundle {bundle}",
+            mend=f"learners with a transformer: {there}",
+        )
+    return name, found[name]
+
+
+def transformers_in(folder: Path) -> list[Path]:
+    """Folders of whole Hugging Face models below a learner's folder.
+
+    Raises:
+        UserError: the transformer is compressed already.
+    """
+    places = sorted(path.parent for path in folder.rglob("config.json"))
+    for place in places:
+        if (place / RUNTIME).is_file():
+            raise UserError(
+                "its transformer is compressed already",
+                where=str(place),
+                mend="roll back to the bundle it was made of, or name that one's id",
+            )
+    return [place for place in places if any(place.glob("model*.safetensors"))]

@@ -1,0 +1,161 @@
+"""A bundle's transformer made smaller: what is measured, what is chosen, what is served after."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from raysys.config import parse_settings
+from raysys.errors import UserError
+from raysys.learners.two_tower import TwoTower
+from raysys.registry import Registry
+from raysys.stages import compress, train
+from raysys.stages.compress import CompressSettings, Row, cheapest
+from raysys.stages.compressible import Quality
+from raysys.storage import Workspace
+from raysys.text.compression.probe import Cost
+from tests.stages.workspace import write_features
+from tests.text.tiny import write_tiny_bert
+
+TOWER = {"text": ["title", "category", "brand"], "steps": 20, "batch_size": 16, "max_tokens": 16,
+         "learning_rate": 3e-3}  # fmt: skip
+
+
+def settings(**content: object) -> CompressSettings:
+    quick = {"epochs": 4, "learning_rate": 2e-3}
+    content = {
+        "variants": ["torch_bf16"],
+        "distil": {"layers": [1], "training": quick},
+        "vectors": ["scalar", "product"],
+        "shapes": [[1, 8], [4, 16]],
+        "requests": 60,
+        "largest_loss": 0.05,
+        **content,
+    }
+    return parse_settings(CompressSettings, content, where="test")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A trained bundle; towers are fitted in this process, which needs no Ray."""
+    workspace = write_features(tmp_path_factory.mktemp("workspace"))
+    bert = str(write_tiny_bert(tmp_path_factory.mktemp("bert")))
+    content = {"learners": {"popular": {}, "two_tower": {"model": bert, **TOWER}}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "ray_session", contextlib.nullcontext)
+        patch.setattr(
+            TwoTower, "fit_folds", lambda self, folds, c: [self.fit_local(x, c) for x in folds]
+        )
+        train.run(parse_settings(train.TrainSettings, content, where="test"), workspace)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def run(workspace: Workspace) -> dict[str, object]:
+    before = Registry(workspace.registry).resolve("champion")
+    manifest = compress.run(settings(), workspace)
+    return {"before": before, "manifest": manifest}
+
+
+def test_it_measures_students_and_variants(workspace: Workspace, run: dict[str, object]) -> None:
+    content = json.loads((workspace.compress / "compress.json").read_text())
+    names = [row["name"] for row in content["transformers"]]
+    assert names == ["torch_fp32", "torch_bf16", "1_layers_torch_fp32", "1_layers_torch_bf16"]
+    whole, half = content["transformers"][:2]
+    assert whole["loss"]["value"] == 0 and whole["size_mb"] > 1.5 * half["size_mb"]
+    assert set(whole["milliseconds"]) == {"1x8", "4x16"} and min(whole["milliseconds"].values()) > 0
+    kept = {row["name"]: row["size_mb"] for row in content["vectors"]}
+    assert list(kept) == ["float32", "scalar", "product"]
+    assert kept["scalar"] < kept["float32"]
+    page = (workspace.compress / "report.html").read_text()
+    assert "1_layers_torch_bf16" in page and "<svg" in page
+    assert not (workspace.compress / "work").exists()
+
+
+def test_the_new_champion_is_whole_and_scores_alike(
+    workspace: Workspace, run: dict[str, object]
+) -> None:
+    registry = Registry(workspace.registry)
+    after = registry.resolve("champion")
+    assert after != run["before"]
+    manifest = registry.verify(after)
+    chosen = json.loads((workspace.compress / "compress.json").read_text())["chosen"]
+    note = manifest.figures["compressed"]["two_tower"]
+    assert note["transformer"]["name"] == chosen["transformers"]
+    assert note["vectors"]["name"] == chosen["vectors"] and note["of"] == run["before"]
+    old, new = registry.load(str(run["before"])), registry.load(after)
+    texts = ["dairy milk", "frozen pizza"]
+    towers = [bundle.learners["two_tower"] for bundle in (old, new)]
+    one, two = (tower.encode(texts) for tower in towers)  # type: ignore[attr-defined]
+    assert (one * two).sum(1) == pytest.approx(1, abs=0.1)
+    # the items' vectors are those of the whole transformer, in fewer bytes
+    near = (towers[0].item_vectors * towers[1].item_vectors).sum(1)  # type: ignore[attr-defined]
+    assert near == pytest.approx(1, abs=0.05)
+    assert towers[1].vector_bytes < towers[0].vector_bytes  # type: ignore[attr-defined]
+    registry.rollback("champion")
+    assert registry.resolve("champion") == run["before"]
+    registry.point("champion", after)
+
+
+def test_a_second_run_finds_it_done(workspace: Workspace, run: dict[str, object]) -> None:
+    again = compress.run(settings(), workspace)
+    assert again.figures["bundle"] == run["manifest"].figures["bundle"]  # type: ignore[attr-defined]
+
+
+def test_what_is_compressed_is_not_compressed_again(
+    workspace: Workspace, run: dict[str, object]
+) -> None:
+    with pytest.raises(UserError, match="compressed already"):
+        compress.run(settings(seed=1), workspace)
+
+
+def test_it_prints_a_table(workspace: Workspace, run: dict[str, object]) -> None:
+    out = io.StringIO()
+    compress.show(workspace.compress, Console(file=out, width=120))
+    lines = out.getvalue().splitlines()
+    assert "NDCG@10" in lines[0] and "ms 1x8" in lines[0]
+    assert any(line.startswith("1_layers_torch_bf16") for line in lines)
+
+
+def test_learners_without_a_transformer_are_named(workspace: Workspace) -> None:
+    with pytest.raises(UserError, match="two_tower"):
+        compress.run(settings(learner="popular", bundle="champion"), workspace)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"variants": ["onnx_int4"]}, "no variant 'onnx_int4'"),
+        ({"vectors": ["float8"]}, "vectors"),
+        ({"shapes": []}, "texts, tokens"),
+        ({"largest_loss": 1}, "less than 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(content: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settings(**content)
+
+
+def row(name: str, value: float, ms: float, best: float = 0.5) -> Row:
+    quality = Quality(np.full(10, value))
+    loss = quality.loss_to(Quality(np.full(10, best)), 0)
+    return Row(name, quality, loss, Cost({"1x8": ms}, 1.0, ms), ms, Path())
+
+
+def test_the_cheapest_within_the_loss_is_chosen() -> None:
+    rows = [
+        row("whole", 0.5, 10),
+        row("close", 0.499, 5),
+        row("far", 0.4, 1),
+        row("slow", 0.51, 20),
+    ]
+    assert cheapest(rows, 0.005, lambda each: each.latency).name == "close"
+    assert cheapest(rows, 0.0, lambda each: each.latency).name == "whole"
+    assert cheapest(rows, 0.25, lambda each: each.latency).name == "far"
+    assert rows[2].loss == pytest.approx((0.2, 0.2, 0.2))
