@@ -63,6 +63,7 @@ def run(workspace: Workspace) -> dict[str, object]:
     return {"before": before, "manifest": manifest}
 
 
+@pytest.mark.slow
 def test_it_measures_students_and_variants(workspace: Workspace, run: dict[str, object]) -> None:
     content = json.loads((workspace.compress / "compress.json").read_text())
     names = [row["name"] for row in content["transformers"]]
@@ -78,6 +79,7 @@ def test_it_measures_students_and_variants(workspace: Workspace, run: dict[str, 
     assert not (workspace.compress / "work").exists()
 
 
+@pytest.mark.slow
 def test_the_new_champion_is_whole_and_scores_alike(
     workspace: Workspace, run: dict[str, object]
 ) -> None:
@@ -103,11 +105,13 @@ def test_the_new_champion_is_whole_and_scores_alike(
     registry.point("champion", after)
 
 
+@pytest.mark.slow
 def test_a_second_run_finds_it_done(workspace: Workspace, run: dict[str, object]) -> None:
     again = compress.run(settings(), workspace)
     assert again.figures["bundle"] == run["manifest"].figures["bundle"]  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_what_is_compressed_is_not_compressed_again(
     workspace: Workspace, run: dict[str, object]
 ) -> None:
@@ -115,6 +119,7 @@ def test_what_is_compressed_is_not_compressed_again(
         compress.run(settings(seed=1), workspace)
 
 
+@pytest.mark.slow
 def test_it_prints_a_table(workspace: Workspace, run: dict[str, object]) -> None:
     out = io.StringIO()
     compress.show(workspace.compress, Console(file=out, width=120))
@@ -123,6 +128,7 @@ def test_it_prints_a_table(workspace: Workspace, run: dict[str, object]) -> None
     assert any(line.startswith("1_layers_torch_bf16") for line in lines)
 
 
+@pytest.mark.slow
 def test_learners_without_a_transformer_are_named(workspace: Workspace) -> None:
     with pytest.raises(UserError, match="two_tower"):
         compress.run(settings(learner="popular", bundle="champion"), workspace)

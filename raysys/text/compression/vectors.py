@@ -94,13 +94,15 @@ class QuantisedVectors:
         return cls(kind, **{name: arrays[name] for name in arrays})  # type: ignore[arg-type]
 
 
-def quantise(vectors: Float32, kind: Kind, *, parts: int = 48, seed: int = 0) -> QuantisedVectors:
+def quantise(
+    vectors: Float32, kind: Kind, *, parts: int | None = None, seed: int = 0
+) -> QuantisedVectors:
     """Vectors float32[n, d] in fewer bytes.
 
     Args:
         vectors: float32[n, d].
         kind: see the module.
-        parts: of `product`, sub-vectors and so bytes a vector; must divide d.
+        parts: of `product`, sub-vectors and so bytes a vector; must divide d. None: about d / 8.
         seed: of the k-means.
 
     Raises:
@@ -117,6 +119,7 @@ def quantise(vectors: Float32, kind: Kind, *, parts: int = 48, seed: int = 0) ->
         kept = QuantisedVectors(kind, empty, low=low.astype(np.float32), step=step)
         return kept.with_codes(kept.encoded(vectors))
     if kind == "product":
+        parts = parts or _divisor(vectors.shape[1], vectors.shape[1] // 8)
         kept = QuantisedVectors(kind, empty, centres=_centres(vectors, parts, seed))
         return kept.with_codes(kept.encoded(vectors))
     raise UserError(f"no vectors {kind!r}", mend=f"choose among {', '.join(KINDS)}")
@@ -128,7 +131,7 @@ def _centres(vectors: Float32, parts: int, seed: int) -> Float32:
 
     n, d = vectors.shape
     if d % parts:
-        near = max(p for p in range(1, parts + 1) if d % p == 0)
+        near = _divisor(d, parts)
         raise UserError(f"{parts} parts do not divide {d} dimensions", mend=f"take {near}, say")
     rng = np.random.default_rng(seed)
     some = vectors[rng.choice(n, FITTED_ON, replace=False)] if n > FITTED_ON else vectors
@@ -146,6 +149,11 @@ def _centres(vectors: Float32, parts: int, seed: int) -> Float32:
             )
             centres[part] = fitted.fit(columns).cluster_centers_
     return centres
+
+
+def _divisor(d: int, most: int) -> int:
+    """The largest divisor of d up to `most`."""
+    return max(part for part in range(1, max(most, 1) + 1) if d % part == 0)
 
 
 def _nearest(points: Float32, centres: Float32) -> npt.NDArray[np.uint8]:

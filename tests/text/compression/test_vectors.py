@@ -60,6 +60,12 @@ def test_new_vectors_join_by_the_same_centres() -> None:
         assert near.mean() > 0.85
 
 
+def test_sub_vectors_have_about_eight_numbers() -> None:
+    assert quantise(some(300, 32), "product").codes.shape == (300, 4)
+    assert quantise(some(300, 27), "product").codes.shape == (300, 3)
+    assert quantise(some(300, 5), "product").codes.shape == (300, 1)
+
+
 def test_the_same_seed_gives_the_same_codes() -> None:
     one, two = (quantise(some(), "product", parts=6, seed=3) for _ in range(2))
     assert np.array_equal(one.codes, two.codes)
