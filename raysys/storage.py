@@ -84,7 +84,7 @@ class Workspace:
 
     @property
     def compress(self) -> Path:
-        """What smaller and faster models cost and lose: HTML and JSON, one folder a learner."""
+        """What smaller and faster models cost and lose: HTML and JSON, one folder a bundle."""
         return self.root / "compress"
 
     @property

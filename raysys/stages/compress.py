@@ -18,9 +18,9 @@ from rich.table import Table
 from raysys.config import Settings, StageSettings
 from raysys.errors import UserError
 from raysys.progress import task
-from raysys.registry import Registry
+from raysys.registry import TEXT, Registry
 from raysys.report import Report, new_figure
-from raysys.stages.compressible import Quality, RankingSubject, Subject
+from raysys.stages.compressible import Quality, RankingSubject, Subject, TextSubject
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
 from raysys.text.compression.distil import HiddenStateDistillation
 from raysys.text.compression.export import VARIANTS, export, missing, write_onnx
@@ -54,8 +54,8 @@ class CompressSettings(StageSettings):
     """The YAML of `raysys compress`.
 
     Attributes:
-        bundle: a pointer such as `champion`, or a bundle's id.
-        learner: whose transformer; null: the first that has one.
+        bundle: a pointer such as `champion` or `text-sentiment`, or a bundle's id.
+        learner: of a ranking bundle, whose transformer; null: the first that has one.
         variants: ways to run it that are tried, of those in the reference; those whose packages
             are missing are left out, and said.
         distil: students that are tried beside the whole model, each in every variant.
@@ -63,7 +63,8 @@ class CompressSettings(StageSettings):
         largest_loss: of the measure on validation, as a share of it.
         shapes: batches that are timed, as [texts, tokens]; by the first the cheapest is chosen.
         threads: of the program that runs the model.
-        requests: of the validation fold, that quality is measured on.
+        requests: of the validation fold, that quality is measured on; of a text task ten times
+            as many texts.
         pointer: that is pointed at the new bundle; null: the one named by `bundle`, if it is one.
         seed: of distillation and draws.
     """
@@ -138,7 +139,7 @@ class Row:
 def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
     """Measure every variant, publish the cheapest good one, point at it.
 
-    Writes `report.html`, `compress.json` and the manifest into `workspace.compress`.
+    Writes `report.html`, `compress.json` and the manifest into `folder_of`.
 
     Raises:
         UserError: no such bundle, nothing in it to compress, no packages to compress with.
@@ -149,16 +150,14 @@ def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False
         inputs={"bundle": registry.resolve(settings.bundle)},
         settings=settings.model_dump(mode="json"),
     )
-    folder = workspace.compress
+    folder = folder_of(settings, workspace)
     if not force and (folder / "manifest.json").is_file():
         done = read_manifest(folder)
         is_ours = done.figures.get("bundle") == planned.inputs["bundle"]  # what we published
         if is_done(folder, planned) or (is_ours and done.settings == planned.settings):
             return done
     started = time.monotonic()
-    subject = RankingSubject(
-        workspace, settings.bundle, settings.learner, settings.requests, settings.seed
-    )
+    subject = _subject(settings, workspace, registry)
     with replacing(folder) as fresh:
         work = fresh / "work"
         work.mkdir()
@@ -197,6 +196,20 @@ def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False
         write_report(settings, subject.measure, rows, kept, (chosen, small), fresh)
         planned.write(fresh)
     return planned
+
+
+def folder_of(settings: CompressSettings, workspace: Workspace) -> Path:
+    """Where the outcome lies."""
+    return workspace.compress / settings.bundle
+
+
+def _subject(settings: CompressSettings, workspace: Workspace, registry: Registry) -> Subject:
+    """A ranking bundle's learner, or a text task."""
+    if registry.verify(settings.bundle).surface == TEXT:
+        return TextSubject(workspace, settings.bundle, 10 * settings.requests, settings.seed)
+    return RankingSubject(
+        workspace, settings.bundle, settings.learner, settings.requests, settings.seed
+    )
 
 
 def cheapest(rows: Sequence[Row], largest_loss: float, cost: Callable[[Row], float]) -> Row:

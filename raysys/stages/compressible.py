@@ -3,41 +3,58 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from raysys.catalogue import Catalogue
+from raysys.datasets.splits import components
 from raysys.errors import UserError
+from raysys.evaluation.text_judge import TextJudge, TextVerdict
 from raysys.features.examples import Examples
 from raysys.learners import load_model
 from raysys.learners.protocol import Compressible, Model
+from raysys.learners.text import load_text_model
 from raysys.learners.validation import NDCG
-from raysys.registry import BundleManifest, Registry
+from raysys.registry import MODEL_FOLDER, BundleManifest, Registry
+from raysys.stages.text import ROWS, TextSettings, folder_of, tables_of
 from raysys.storage import MANIFEST, Workspace, read_manifest
 from raysys.text.compression.runtime import RUNTIME
 
 
+class Quality(Protocol):
+    """How good a model is on validation; more is better."""
+
+    @property
+    def value(self) -> float:
+        """Of the measure."""
+
+    def loss_to(self, other: Any, seed: int) -> tuple[float, float, float]:
+        """How much less than `other`'s, as a share of it, with its 95% interval (paired draws)."""
+
+
 @dataclass(frozen=True)
-class Quality:
-    """How good a model is on validation.
+class MeanQuality:
+    """A measure that is a mean over requests.
 
     Attributes:
-        each: float64[n], of every request (or text); its mean is the model's.
+        each: float64[n], of every request; NaN where it says nothing.
     """
 
     each: npt.NDArray[np.float64]
 
     @property
     def value(self) -> float:
-        """The mean."""
+        """See `Quality`."""
         return float(np.nanmean(self.each))
 
-    def loss_to(self, other: Quality, seed: int) -> tuple[float, float, float]:
-        """How much less than `other`'s, as a share of it, with its 95% interval (paired draws)."""
+    def loss_to(self, other: MeanQuality, seed: int) -> tuple[float, float, float]:
+        """See `Quality.loss_to`."""
         whole, mine = other.each, self.each
         rng = np.random.default_rng(seed)
         draws = rng.integers(0, len(whole), (1000, len(whole)))
@@ -45,6 +62,30 @@ class Quality:
         shares = 1 - np.nanmean(mine[draws], axis=1) / np.where(means > 0, means, np.nan)
         low, high = np.nanpercentile(shares, [2.5, 97.5])
         return 1 - self.value / other.value, float(low), float(high)
+
+
+@dataclass(frozen=True)
+class JudgedQuality:
+    """The criterion of a text task.
+
+    Attributes:
+        verdict: on the texts of `judge`.
+        judge: draws for its intervals.
+    """
+
+    verdict: TextVerdict
+    judge: TextJudge
+
+    @property
+    def value(self) -> float:
+        """See `Quality`."""
+        return self.verdict.figures[self.judge.criterion].value
+
+    def loss_to(self, other: JudgedQuality, seed: int) -> tuple[float, float, float]:
+        """See `Quality.loss_to`."""
+        gain = self.judge.gain(self.verdict, other.verdict)
+        whole = max(other.value, 1e-9)
+        return -gain.value / whole, -gain.high / whole, -gain.low / whole
 
 
 class Subject(Protocol):
@@ -155,18 +196,108 @@ class RankingSubject:
                 model = model.quantised(kind, seed=self.seed)
             model.save(place)
 
-        return self.registry.publish(
-            write,
-            name_hint=self.id.rpartition("-")[0] or self.id,
-            surface=self.manifest.surface,
-            learners=self.manifest.learners,
-            data=self.manifest.data,
-            settings=self.manifest.settings,
-            figures={**self.manifest.figures, "compressed": {self.name: note}},
-        )
+        return _publish(self.registry, self.manifest, write, {self.name: note})
 
     def _judged(self, model: Model) -> Quality:
-        return Quality(self.ndcg.each(model.score(self.batch)))
+        return MeanQuality(self.ndcg.each(model.score(self.batch)))
+
+
+class TextSubject:
+    """A text task's bundle, judged by its criterion on the validation rows.
+
+    Args:
+        workspace: in which `raysys text fit` published the bundle.
+        bundle: a pointer or an id.
+        rows: of the validation split at most, drawn at random (whole queries, for relevance).
+        seed: of the draw.
+
+    Raises:
+        UserError: nothing in the bundle to compress, or the rows it was fitted on are gone.
+    """
+
+    def __init__(self, workspace: Workspace, bundle: str, rows: int, seed: int) -> None:
+        self.registry = Registry(workspace.registry)
+        self.id = self.registry.resolve(bundle)
+        self.manifest: BundleManifest = self.registry.verify(self.id)
+        self.folder = self.registry.path(self.id)
+        self.learner = self.folder / MODEL_FOLDER
+        found = transformers_in(self.learner)
+        if not found:
+            raise UserError(
+                "no transformer to compress in the bundle",
+                where=f"bundle {self.id}",
+                mend="its chosen learner counts words, which is small and fast already",
+            )
+        self.encoder = found[0].relative_to(self.learner)
+        settings = TextSettings(**self.manifest.settings)
+        path = folder_of(settings, workspace) / ROWS
+        if not path.is_file():
+            raise UserError(
+                "the texts that the bundle was fitted on are not there",
+                where=str(path),
+                mend="run `raysys text fit` with the same --workspace again",
+            )
+        every = pl.read_parquet(path)
+        self.train = every.filter(pl.col("split") == "train")
+        held = every.filter(pl.col("split") == "validation")
+        unit = components(held, settings.task)
+        order = np.random.default_rng(seed).permutation(int(unit.max(initial=-1)) + 1)
+        sizes = np.cumsum(np.bincount(unit)[order])
+        taken = order[: max(1, int(np.searchsorted(sizes, rows, side="right")))]
+        keep = np.isin(unit, taken)
+        least = float(self.train["grade"].min()) if settings.task == "relevance" else 0.0  # type: ignore[arg-type]
+        self.truth = tables_of(settings.task, held.filter(pl.Series(keep)))["validation"]
+        self.judge = TextJudge(settings.task, self.truth, unit[keep], least_grade=least, seed=seed)
+        self.measure = self.judge.criterion
+        self.asked = ["query", "text"] if settings.task == "relevance" else ["text"]
+
+    def texts(self, limit: int) -> list[str]:
+        """Those of the train rows, labels unread."""
+        return self.train["text"].unique(maintain_order=True).head(limit).to_list()
+
+    def quality(self, learner: Path) -> Quality:
+        """See `Subject`."""
+        model = load_text_model(learner)
+        return JudgedQuality(
+            self.judge.verdict(model.predict(self.truth.select(self.asked))), self.judge
+        )
+
+    def vector_kinds(self) -> bool:
+        """It keeps none."""
+        return False
+
+    def vector_quality(self, kind: str) -> tuple[Quality, int]:
+        """It keeps none."""
+        raise ValueError("a text task has no vectors of items")
+
+    def publish(self, learner: Path, kind: str | None, note: dict[str, object]) -> str:
+        """See `Subject`."""
+
+        def write(fresh: Path) -> None:
+            shutil.copytree(self.folder, fresh, dirs_exist_ok=True)
+            (fresh / MANIFEST).unlink()
+            shutil.rmtree(fresh / MODEL_FOLDER)
+            shutil.copytree(learner, fresh / MODEL_FOLDER)
+
+        return _publish(self.registry, self.manifest, write, {self.manifest.surface: note})
+
+
+def _publish(
+    registry: Registry,
+    manifest: BundleManifest,
+    write: Callable[[Path], None],
+    compressed: dict[str, object],
+) -> str:
+    """Another bundle of the same causes."""
+    return registry.publish(
+        write,
+        name_hint=manifest.id.rpartition("-")[0] or manifest.id,
+        surface=manifest.surface,
+        learners=manifest.learners,
+        data=manifest.data,
+        settings=manifest.settings,
+        figures={**manifest.figures, "compressed": compressed},
+    )
 
 
 def _with_transformer(root: Path, name: str | None, bundle: str) -> tuple[str, Path]:

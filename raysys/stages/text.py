@@ -164,7 +164,7 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
     started = time.monotonic()
     work = _working_folder(folder, planned, force)
     read, divided = _rows(settings, found)
-    tables = _tables(settings.task, divided.rows)
+    tables = tables_of(settings.task, divided.rows)
     with _cluster_if_wanted(settings):
         fits = {
             name: _fit(name, learner, tables, settings, work) for name, learner in learners.items()
@@ -258,7 +258,7 @@ def locate(text: str, values: Mapping[str, Sequence[str]]) -> tuple[list[dict[st
     return [vars(span) for span in located.spans], len(located.missed)
 
 
-def _tables(kind: Task, rows: pl.DataFrame) -> dict[str, pa.Table]:
+def tables_of(kind: Task, rows: pl.DataFrame) -> dict[str, pa.Table]:
     """By split, `LABELLED_TEXTS` or `LABELLED_PAIRS`."""
     target = schema.LABELLED_PAIRS if kind == "relevance" else schema.LABELLED_TEXTS
     if kind == "relevance":
@@ -408,7 +408,7 @@ def judge(
             predicted = fit.model.predict(tables[split].select(asked))
             verdicts[split][name] = judging.verdict(predicted)
             parts.append(_beside(tables[split], predicted))
-        said[name] = pa.concat_tables(parts)
+        said[name] = pa.concattables_of(parts)
         advance()
     criterion = CRITERION[settings.task]
     value = {name: v.figures[criterion].value for name, v in verdicts["validation"].items()}

@@ -8,18 +8,20 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from rich.console import Console
 
 from raysys.config import parse_settings
 from raysys.errors import UserError
 from raysys.learners.two_tower import TwoTower
-from raysys.registry import Registry
-from raysys.stages import compress, train
+from raysys.registry import Registry, TextBundle
+from raysys.stages import compress, text, train
 from raysys.stages.compress import CompressSettings, Row, cheapest
-from raysys.stages.compressible import Quality
+from raysys.stages.compressible import MeanQuality
 from raysys.storage import Workspace
 from raysys.text.compression.probe import Cost
+from tests.stages import texts
 from tests.stages.workspace import write_features
 from tests.text.tiny import write_tiny_bert
 
@@ -65,7 +67,7 @@ def run(workspace: Workspace) -> dict[str, object]:
 
 @pytest.mark.slow
 def test_it_measures_students_and_variants(workspace: Workspace, run: dict[str, object]) -> None:
-    content = json.loads((workspace.compress / "compress.json").read_text())
+    content = json.loads(((workspace.compress / "champion") / "compress.json").read_text())
     names = [row["name"] for row in content["transformers"]]
     assert names == ["torch_fp32", "torch_bf16", "1_layers_torch_fp32", "1_layers_torch_bf16"]
     whole, half = content["transformers"][:2]
@@ -74,9 +76,9 @@ def test_it_measures_students_and_variants(workspace: Workspace, run: dict[str, 
     kept = {row["name"]: row["size_mb"] for row in content["vectors"]}
     assert list(kept) == ["float32", "scalar", "product"]
     assert kept["scalar"] < kept["float32"]
-    page = (workspace.compress / "report.html").read_text()
+    page = ((workspace.compress / "champion") / "report.html").read_text()
     assert "1_layers_torch_bf16" in page and "<svg" in page
-    assert not (workspace.compress / "work").exists()
+    assert not ((workspace.compress / "champion") / "work").exists()
 
 
 @pytest.mark.slow
@@ -87,7 +89,7 @@ def test_the_new_champion_is_whole_and_scores_alike(
     after = registry.resolve("champion")
     assert after != run["before"]
     manifest = registry.verify(after)
-    chosen = json.loads((workspace.compress / "compress.json").read_text())["chosen"]
+    chosen = json.loads(((workspace.compress / "champion") / "compress.json").read_text())["chosen"]
     note = manifest.figures["compressed"]["two_tower"]
     assert note["transformer"]["name"] == chosen["transformers"]
     assert note["vectors"]["name"] == chosen["vectors"] and note["of"] == run["before"]
@@ -122,10 +124,50 @@ def test_what_is_compressed_is_not_compressed_again(
 @pytest.mark.slow
 def test_it_prints_a_table(workspace: Workspace, run: dict[str, object]) -> None:
     out = io.StringIO()
-    compress.show(workspace.compress, Console(file=out, width=120))
+    compress.show((workspace.compress / "champion"), Console(file=out, width=120))
     lines = out.getvalue().splitlines()
     assert "NDCG@10" in lines[0] and "ms 1x8" in lines[0]
     assert any(line.startswith("1_layers_torch_bf16") for line in lines)
+
+
+@pytest.fixture(scope="module")
+def titles(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A text task whose chosen learner is a transformer."""
+    folder = tmp_path_factory.mktemp("titles")
+    bert = str(write_tiny_bert(folder / "bert"))
+    learner = {"model": bert, "max_tokens": 16, "training": {"epochs": 3, "learning_rate": 3e-3}}
+    path = texts.write_titles(folder / "titles.csv", 200)
+    workspace = Workspace(folder / "ws")
+    text.run(texts.settings_of("classify", path, {"text_classifier": learner}), workspace)
+    return workspace
+
+
+@pytest.mark.slow
+def test_a_text_task_is_compressed_too(titles: Workspace) -> None:
+    registry = Registry(titles.registry)
+    before = registry.resolve("text-classify")
+    half = settings(bundle="text-classify", variants=["torch_bf16"], distil={"layers": []})
+    manifest = compress.run(half, titles)
+    content = json.loads((titles.compress / "text-classify" / "compress.json").read_text())
+    assert content["measure"] == "macro_f1" and content["vectors"] == []
+    assert [row["name"] for row in content["transformers"]] == ["torch_fp32", "torch_bf16"]
+    after = registry.resolve("text-classify")
+    assert after == manifest.figures["bundle"] != before
+    rows = pl.read_parquet(titles.text / "text-classify" / "rows.parquet").select("text").to_arrow()
+    said = [TextBundle.load(registry.path(name)).model.predict(rows) for name in (before, after)]
+    same = np.mean(
+        [a == b for a, b in zip(*(each["label"].to_pylist() for each in said), strict=True)]
+    )
+    assert same > 0.9
+
+
+@pytest.mark.slow
+def test_a_task_without_a_transformer_says_so(titles: Workspace, tmp_path: Path) -> None:
+    path = texts.write_titles(tmp_path / "a.csv", 150)
+    quick = {"tfidf_classifier": {"costs": [3.0]}}
+    text.run(texts.settings_of("classify", path, quick, name="words"), titles)
+    with pytest.raises(UserError, match="counts words"):
+        compress.run(settings(bundle="words"), titles)
 
 
 @pytest.mark.slow
@@ -149,8 +191,8 @@ def test_settings_that_cannot_work_are_named(content: dict[str, object], message
 
 
 def row(name: str, value: float, ms: float, best: float = 0.5) -> Row:
-    quality = Quality(np.full(10, value))
-    loss = quality.loss_to(Quality(np.full(10, best)), 0)
+    quality = MeanQuality(np.full(10, value))
+    loss = quality.loss_to(MeanQuality(np.full(10, best)), 0)
     return Row(name, quality, loss, Cost({"1x8": ms}, 1.0, ms), ms, Path())
 
 
