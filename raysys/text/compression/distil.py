@@ -152,8 +152,10 @@ class HiddenStateDistillation(Objective):
             ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
             wanted = self.teacher.to(device)(input_ids=ids, attention_mask=mask)[0]
             found = module(ids, mask)
-            errors.append(_error(found, wanted, mask))
-            cosines.append(nn.functional.cosine_similarity(mean(found, mask), mean(wanted, mask)))
+            errors.append(_error(found, wanted, mask).detach())
+            cosines.append(
+                nn.functional.cosine_similarity(mean(found.detach(), mask), mean(wanted, mask))
+            )
         return {
             "hidden_state_error": float(torch.cat(errors).mean()),
             "cosine": float(torch.cat(cosines).mean()),

@@ -62,7 +62,7 @@ class QuantisedVectors:
         codes = self.codes[rows]
         if self.centres is not None:
             parts = np.arange(self.centres.shape[0])
-            return self.centres[parts[None, :], codes].reshape(len(codes), -1)
+            return self.centres[parts[None, :], codes].reshape(len(codes), self.width)
         if self.low is not None and self.step is not None:
             return (self.low + codes.astype(np.float32) * self.step).astype(np.float32)
         return codes.astype(np.float32, copy=False)

@@ -52,7 +52,7 @@ def test_teaching_brings_it_closer(tmp_path: Path) -> None:
     teacher, tokenizer = open_model(str(write_tiny_bert(tmp_path / "t", layers=4)), where="model")
     objective = HiddenStateDistillation(teacher, tokenizer, 1, TEXTS, max_tokens=8)
     before = objective.evaluate(objective.build().eval())
-    settings = TrainingSettings(epochs=12, learning_rate=5e-3, batch_size=32, dropout=0)
+    settings = TrainingSettings(epochs=6, learning_rate=5e-3, batch_size=32, dropout=0)
     fitted = train(objective, settings, tmp_path / "student", seed=1)
     after = fitted.figures
     assert after["hidden_state_error"] < 0.5 * before["hidden_state_error"]

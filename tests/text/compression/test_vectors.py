@@ -12,7 +12,7 @@ from raysys.errors import UserError
 from raysys.text.compression.vectors import KINDS, QuantisedVectors, quantise
 
 
-def some(n: int = 2000, d: int = 24) -> np.ndarray:
+def some(n: int = 1000, d: int = 24) -> np.ndarray:
     """Unit vectors around a few centres, as those of texts are."""
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(20, d))[rng.integers(0, 20, n)] + 0.4 * rng.normal(size=(n, d))
@@ -21,7 +21,7 @@ def some(n: int = 2000, d: int = 24) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("kind", "cosine", "share"),
-    [("float32", 1, 1), ("float16", 0.99999, 0.5), ("scalar", 0.999, 0.26), ("product", 0.9, 0.3)],
+    [("float32", 1, 1), ("float16", 0.99999, 0.5), ("scalar", 0.999, 0.26), ("product", 0.9, 0.35)],
 )
 def test_they_come_back_close_and_smaller(kind: str, cosine: float, share: float) -> None:
     vectors = some()
@@ -31,8 +31,9 @@ def test_they_come_back_close_and_smaller(kind: str, cosine: float, share: float
     near = (back * vectors).sum(1) / np.linalg.norm(back, axis=1)
     assert near.mean() >= cosine - 1e-6
     assert kept.nbytes <= share * vectors.nbytes
-    rows = np.array([5, 1999, 5])
+    rows = np.array([5, 999, 5])
     assert np.array_equal(kept.decode(rows), back[rows])
+    assert kept.decode(rows[:0]).shape == (0, 24)
     again = QuantisedVectors.of(kept.kind, kept.arrays())
     assert np.array_equal(again.decode(), back) and again.width == 24
     assert np.array_equal(kept.encoded(vectors), kept.codes)
@@ -53,10 +54,10 @@ def test_few_distinct_sub_vectors_are_kept_exactly() -> None:
 def test_new_vectors_join_by_the_same_centres() -> None:
     vectors = some()
     for kind in KINDS:
-        kept = quantise(vectors[:1500], kind, parts=6)
-        grown = kept.with_codes(np.concatenate([kept.codes, kept.encoded(vectors[1500:])]))
-        back = grown.decode(slice(1500, None))
-        near = (back * vectors[1500:]).sum(1) / np.linalg.norm(back, axis=1)
+        kept = quantise(vectors[:700], kind, parts=6)
+        grown = kept.with_codes(np.concatenate([kept.codes, kept.encoded(vectors[700:])]))
+        back = grown.decode(slice(700, None))
+        near = (back * vectors[700:]).sum(1) / np.linalg.norm(back, axis=1)
         assert near.mean() > 0.85
 
 
