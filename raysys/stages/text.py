@@ -408,7 +408,7 @@ def judge(
             predicted = fit.model.predict(tables[split].select(asked))
             verdicts[split][name] = judging.verdict(predicted)
             parts.append(_beside(tables[split], predicted))
-        said[name] = pa.concattables_of(parts)
+        said[name] = pa.concat_tables(parts)
         advance()
     criterion = CRITERION[settings.task]
     value = {name: v.figures[criterion].value for name, v in verdicts["validation"].items()}

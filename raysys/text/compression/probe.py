@@ -91,7 +91,7 @@ def _measure(folder: Path, shapes: Sequence[Sequence[int]], threads: int) -> Cos
             milliseconds[f"{texts}x{tokens}"] = round(1000 * statistics.median(spent), 3)
     grown = process.memory_info().rss - before
     disk = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    return Cost(milliseconds, round(grown / 2**20, 1), round(disk / 2**20, 1))
+    return Cost(milliseconds, round(grown / 2**20, 1), round(disk / 2**20, 3))
 
 
 def main() -> None:
