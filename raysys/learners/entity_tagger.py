@@ -35,7 +35,7 @@ from raysys.text.reader import Reader, labelled, require_spans, spans_in_units
 from raysys.text.span_probabilities import FLOOR, Candidate, apart, candidates
 from raysys.text.spans import Span, label_counts, spans_of
 from raysys.text.tags import Lost, Scheme, Tags
-from raysys.text.training import TrainingSettings, train
+from raysys.text.training import Fitted, TrainingSettings, train
 from raysys.text.units import Splitter, Units
 
 FILE = "tagger.json"
@@ -103,6 +103,8 @@ class EntityModel(TextModel):
     """
 
     task = "entities"
+    fitted: Fitted | None = None
+    """How training went; None after `load`."""
 
     def __init__(
         self,
@@ -273,9 +275,12 @@ class _Tagger(TextLearner[S], Generic[S]):
             settings.longest,
         )  # fmt: skip
         folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir=context.scratch))
-        train(objective, settings.training, folder, seed=context.seed, resources=context.resources)
+        fitted = train(
+            objective, settings.training, folder, seed=context.seed, resources=context.resources
+        )
         network, reader, tags = load_network(folder)
         model = EntityModel(reader, network, tags, settings.longest)
+        model.fitted = fitted
         model.calibrate(validation)
         return model
 

@@ -43,7 +43,7 @@ from raysys.learners.text_reader import (
 )
 from raysys.text.models import PACKAGED, longest_input, open_model
 from raysys.text.scratch import ScratchSettings, make_model
-from raysys.text.training import TrainingSettings
+from raysys.text.training import Fitted, TrainingSettings
 from raysys.text.training import train as run_training
 
 log = logging.getLogger("raysys")
@@ -93,6 +93,9 @@ class TextClassifierModel(LabelModel):
         max_tokens: what is read of each text.
         center: mean and standard deviation of ratings, which the network tells in standard units.
     """
+
+    fitted: Fitted | None = None
+    """How training went; None after `load`."""
 
     def __init__(
         self,
@@ -180,6 +183,7 @@ class TextClassifier(TextLearner[TextClassifierSettings]):
             _reach(reader.backbone, settings.max_tokens),
             objective.center,
         )
+        model.fitted = fitted
         if len(held):
             logits, _ = read(model.reader, objective.held, model.outputs)
             model.labelling = labelling.calibrated(logits, held, settings.thresholds)
