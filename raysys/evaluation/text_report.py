@@ -36,6 +36,7 @@ NAMES = {
 
 _CONFUSED = 16  # labels in the matrix
 _LABELS = 60  # in the table
+_PACE = ("step", "epoch", "learning_rate")  # of a history: where it stood, not how well
 _SPANS = ("spans", "predicted_spans")
 _ENDS = ("value", "low", "high")
 _LONG = 220  # characters of a text that an example shows
@@ -213,7 +214,7 @@ def _curves(page: Report, evaluation: TextEvaluation) -> None:
         return
     section = page.section("Learning curves")
     for name, history in told.items():
-        keys = [key for key in history[0] if key not in ("step", "epoch", "seconds")]
+        keys = [key for key in history[0] if key not in _PACE]
         figure, axes = new_figure(9, 2.6)
         for key, colour in zip(keys, COLOURS, strict=False):
             points = [(e.get("step", at), e[key]) for at, e in enumerate(history) if key in e]
