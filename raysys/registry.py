@@ -232,7 +232,9 @@ class Registry:
             raise UserError(
                 f"no bundle {bundle_id!r}",
                 where=str(self.root),
-                mend=f"there are: {', '.join(known)}" if known else "run `raysys train` first",
+                mend=f"there are: {', '.join(known)}"
+                if known
+                else "publish one first: `raysys train`, or `raysys text fit` for a text task",
             )
         return bundle_id
 

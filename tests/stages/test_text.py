@@ -216,3 +216,17 @@ class CostlyClassifier(type(make_text_learner("tfidf_classifier", {}))):  # type
 
     name = "costly"
     family = "transformer"
+
+
+@pytest.mark.slow
+def test_fits_run_through_ray_train_where_resources_say_so(tmp_path: Path) -> None:
+    path = texts.write_attributes(tmp_path / "a.jsonl", 80)
+    quick = {"word_tagger": {"training": {"epochs": 2}}, **GAZETTEER}
+    resources = {"word_tagger": {"workers": 1, "cpus_per_worker": 1}}
+    workspace = Workspace(tmp_path / "ws")
+    done = text.run(
+        texts.settings_of("entities", path, quick, learner_resources=resources), workspace
+    )
+    assert set(done.figures["test"]) == set(quick)
+    page = (workspace.text / "text-entities" / "report.html").read_text(encoding="utf-8")
+    assert "Learning curves" in page
