@@ -176,10 +176,12 @@ class Registry:
             }
             (fresh / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             target = self.bundles / bundle_id
-            if target.exists():  # the same content: only a whole one may be kept
-                verify(target)
-            else:
+            try:
                 fresh.rename(target)
+            except OSError:  # the same content is there: only a whole one may be kept
+                if not target.exists():
+                    raise
+                verify(target)
         return bundle_id
 
     def point(self, name: str, bundle_id: str) -> None:
