@@ -22,8 +22,8 @@ NAMES = {
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
     "accuracy": "accuracy",
-    "accuracy_level_1": "accuracy, top level",
-    "accuracy_level_2": "accuracy, 2 levels",
+    "accuracy_level_1": "top level",
+    "accuracy_level_2": "two levels",
     "precision": "precision",
     "recall": "recall",
     "answered": "answered",
@@ -121,8 +121,8 @@ def conclusion(
     value, low, high = (np.nan if end is None else end for end in ends)
     told = f"{NAMES[criterion]} {value:+.4f} on the test, 95%: {low:+.4f} to {high:+.4f}"
     if chosen == baseline:
-        lead = f"The simple baseline {chosen} wins on validation and is used"
-        return f"{lead} (over {against}: {told})."
+        lead = f"The simple baseline {chosen} wins and is used: on validation nothing is better"
+        return f"{lead} by more than a standard error (over {against}: {told})."
     kind = "the baseline " if against == baseline else ""
     if low > 0:
         return f"{chosen} beats {kind}{against}, and chance does not explain it ({told})."

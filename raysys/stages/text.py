@@ -57,6 +57,7 @@ SIMPLE = ("baseline", "tree")
 
 _COLUMNS = 4  # figures in the terminal's table
 _WIDE = 160
+_ENDS_APART = 3.92  # standard errors between the ends of a 95% interval
 
 
 class TextSettings(StageSettings):
@@ -414,8 +415,7 @@ def judge(
     value = {name: v.figures[criterion].value for name, v in verdicts["validation"].items()}
     simple = [name for name, fit in fits.items() if fit.family in SIMPLE]
     baseline = max(simple, key=value.__getitem__) if simple else None
-    # where they are level the simpler one serves: it costs less
-    chosen = max(value, key=lambda name: (value[name], name == baseline))
+    chosen = _simplest(value, fits, verdicts["validation"], judges["validation"])
     others = [name for name in value if name != chosen]
     against = baseline if chosen != baseline else max(others, key=value.__getitem__, default=None)
     gain = None
@@ -425,6 +425,28 @@ def judge(
     return Outcome(
         criterion, chosen, baseline, verdicts["validation"], verdicts["test"], gain, against, said
     )
+
+
+def _simplest(
+    value: Mapping[str, float],
+    fits: Mapping[str, Fit],
+    verdicts: Mapping[str, TextVerdict],
+    judging: TextJudge,
+) -> str:
+    """The best of the cheapest kind that comes within a standard error of the best learner.
+
+    The rule of one standard error (Breiman et al., CART, 1984), of the paired difference.
+    """
+    best = max(value, key=value.__getitem__)
+    for families in (SIMPLE, ("transformer",)):
+        level = []
+        for name in (name for name, fit in fits.items() if fit.family in families):
+            behind = judging.gain(verdicts[best], verdicts[name])
+            if behind.value <= (behind.high - behind.low) / _ENDS_APART:
+                level.append(name)
+        if level:
+            return max(level, key=value.__getitem__)
+    return best
 
 
 def _of(unit: npt.NDArray[np.int64], rows: pl.DataFrame, split: str) -> npt.NDArray[np.int64]:
@@ -494,7 +516,8 @@ def show(manifest: Manifest, console: Console) -> None:
         style = "bold" if name == chosen else ""
         table.add_row(escape(name), *cells, f"{figures['seconds'][name]:.1f} s", style=style)
     # elsewhere than on a terminal nothing says how wide a line may be
-    console.print(table, width=None if console.is_terminal else _WIDE)
+    wide = console if console.is_terminal else Console(file=console.file, width=_WIDE)
+    wide.print(table)
     said = conclusion(chosen, figures["baseline"], figures["against"], figures["gain"], criterion)
     console.print(escape(said), style="bold green", soft_wrap=True)
     for note in figures["notes"]:

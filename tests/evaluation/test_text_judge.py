@@ -164,5 +164,5 @@ def test_the_conclusion_names_the_winner_and_whether_it_is_chance() -> None:
 
     assert "beats the baseline small, and chance does not explain it" in said(0.01)
     assert "chance may explain" in said(-0.01)
-    assert "simple baseline small wins" in said(-0.01, chosen="small", against="big")
+    assert "simple baseline small wins and is used" in said(-0.01, chosen="small", against="big")
     assert "only learner" in conclusion("big", None, None, None, "macro_f1")

@@ -8,14 +8,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from raysys import schema
 from raysys.config import PRESETS, load_settings
 from raysys.errors import UserError
+from raysys.evaluation.text_judge import TextJudge
 from raysys.learners import text as learners
 from raysys.learners.text import make_text_learner
+from raysys.learners.text_protocol import PREDICTIONS
 from raysys.registry import Registry, TextBundle
 from raysys.stages import text
 from raysys.stages.text import TextSettings, show
@@ -181,6 +186,37 @@ def test_a_baseline_that_wins_is_used_and_that_is_said(
     shown = console.file.getvalue()
     assert "The simple baseline tfidf_classifier wins" in shown
     assert done.figures["bundle"] in shown and "costly" in shown
+
+
+@pytest.mark.parametrize(
+    ("baseline", "transformer", "blend", "chosen"),
+    [
+        (0.70, 0.71, 0.71, "baseline"),  # a hair's breadth is luck
+        (0.70, 0.95, 0.95, "transformer"),
+        (0.50, 0.70, 0.95, "blend"),
+        (0.90, 0.60, 0.60, "baseline"),
+    ],
+)
+def test_the_cheapest_that_is_as_good_is_chosen(
+    baseline: float, transformer: float, blend: float, chosen: str
+) -> None:
+    n = 400
+    truth = ["a", "b"] * (n // 2)
+    rows = [{"text_id": str(at), "text": "t", "label": name, "split": "validation"}
+            for at, name in enumerate(truth)]  # fmt: skip
+    judging = TextJudge(
+        "classify", pa.Table.from_pylist(rows, schema.LABELLED_TEXTS), np.arange(n), resamples=300
+    )
+    verdicts = {}
+    quality = {"baseline": baseline, "transformer": transformer, "blend": blend}
+    for at, (name, share) in enumerate(quality.items()):
+        good = np.random.default_rng(at).permutation(n) < share * n
+        said = [t if right else "ab"[t == "a"] for t, right in zip(truth, good, strict=True)]
+        told = [{"label": s, "probability": 1.0, "choices": [{"label": s, "probability": 1.0}]}
+                for s in said]  # fmt: skip
+        verdicts[name] = judging.verdict(pa.Table.from_pylist(told, PREDICTIONS["classify"]))
+    fits = {name: text.Fit(None, name, 0.0, []) for name in quality}  # type: ignore[arg-type]
+    assert text._simplest(quality, fits, verdicts, judging) == chosen
 
 
 @pytest.mark.parametrize(
