@@ -140,6 +140,26 @@ def test_a_run_that_was_cut_off_goes_on_and_new_or_changed_files_are_scored(
     assert second.counts["rows"] == 74 - 2 + 3 + 1 == predictions(output).height
 
 
+def test_pairs_are_graded_and_one_without_a_query_goes_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    InProcess(monkeypatch)
+    path = texts.write_judgements(tmp_path / "judged.csv")
+    ws = Workspace(tmp_path / "ws")
+    fitting.run(texts.settings_of("relevance", path, {"relevance_trees": {"vectors": None}}), ws)
+    (tmp_path / "in.csv").write_text(
+        "search,title\noat milk,acme oat milk\n,acme oat milk\noat milk,hand soap\n"
+    )
+    settings = settings_of(
+        tmp_path, tmp_path / "out", bundle="text-relevance", paths=str(tmp_path / "in.csv"),
+        query="search",
+    )  # fmt: skip
+    counts = score.run(settings, ws).counts
+    assert counts["rows"] == 2 and counts["aside.empty_query"] == 1
+    good, bad = predictions(tmp_path / "out")["predicted_grade"]
+    assert good > bad
+
+
 def test_a_folder_of_other_things_is_left_alone(
     workspace: Workspace, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
