@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +28,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Kept:
-    """A folder of outcomes; a stage with other settings is another stage."""
+    """A folder of outcomes; a stage with other settings is another stage.
+
+    Attributes:
+        folder: where they lie.
+        spared: seconds of the stages that an earlier run went through.
+    """
 
     folder: Path
+    spared: list[float] = field(default_factory=list)
 
     def scratch(self, name: str, settings: object) -> Path:
         """A folder for what a stage needs to go on when it was cut off."""
@@ -53,7 +59,10 @@ class Kept:
             np.savez(path, **arrays)
             about.write_text(json.dumps({"seconds": seconds, "told": dict(told)}))
             print(f"{name}: {seconds:.0f} s {dict(told)}", flush=True)
-        content = json.loads(about.read_text())
+            content = json.loads(about.read_text())
+        else:
+            content = json.loads(about.read_text())
+            self.spared.append(content["seconds"])
         with np.load(path) as found:
             return Outcome(dict(found), content["seconds"], content["told"])
 

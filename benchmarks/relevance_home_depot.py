@@ -391,15 +391,22 @@ class HomeDepot:
                                aim, reference))  # fmt: skip
 
         n = int((~np.isnan(test.ndcg(said["minilm"].test))).sum())
+        fitted = f"fitted on {len(self.pairs['train'])} pairs"
         if ranks in ("minilm", "simple_trees") or guesses == "simple_trees":
             print("a simple baseline wins on validation, and is what is used")
         one, other = test.ndcg(said[ranks].test), test.ndcg(said["minilm"].test)
-        add("ndcg10", draws.mean(one), "", "≥ .930", f"{ranks}; {n} unseen queries")
+        add("ndcg10", draws.mean(one), "", "≥ .930", f"{ranks}; {n} unseen queries, {fitted}")
         add("ndcg10_baseline", draws.mean(other), "", "", "MiniLM zero-shot")
         add("ndcg10_gain", draws.difference(one, other), "", "> 0", "paired, drawn by query")
         one, other = said[guesses].test, said["simple_trees"].test
         pairs = len(self.pairs["test"])
-        add("rmse", test.rmse_of(one, None, draws), "", "≤ .450", f"{guesses}; {pairs} pairs")
+        add(
+            "rmse",
+            test.rmse_of(one, None, draws),
+            "",
+            "≤ .450",
+            f"{guesses}; {pairs} pairs, {fitted}",
+        )
         add("rmse_baseline", test.rmse_of(other, None, draws), "", "", "LightGBM on 7 features")
         add("rmse_gain", test.rmse_of(one, other, draws), "", "> 0", "paired, drawn by query")
         for name, each in said.items():
