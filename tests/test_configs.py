@@ -49,7 +49,9 @@ def stage_settings(stage: str):
 @pytest.mark.parametrize("path", files(), ids=str)
 def test_it_loads(path):
     match kind(path):
-        case "ingest" | "features" | "train" | "evaluate" | "text" | "pretrain" as stage:
+        case (
+            "ingest" | "features" | "train" | "evaluate" | "text" | "pretrain" | "compress"
+        ) as stage:
             load_settings(stage_settings(stage), ROOT / path)
         case "tune":
             settings = load_settings(stage_settings("tune"), ROOT / path)
