@@ -133,6 +133,7 @@ class HomeDepot:
         self.pairs = {name: Pairs.of(each) for name, each in self.table.items()}
         self.fold = folds_by_query(self.pairs["train"], FOLDS, seed)
         self.tree_fold = folds_by_query(self.pairs["train"], TREE_FOLDS, seed + 1)
+        self.encoded = 0
         self.seconds: dict[str, float] = {}
         self.rate: dict[str, float] = {}
 
@@ -200,7 +201,8 @@ class HomeDepot:
             seconds += outcome.seconds
             found |= dict(zip(few, outcome["vectors"].astype(np.float32), strict=True))
         self.seconds["vectors"] = self.seconds.get("vectors", 0.0) + seconds
-        self.rate["vectors"] = len(texts) / max(seconds, 1e-9)
+        self.encoded += len(texts)
+        self.rate["vectors"] = self.encoded / max(self.seconds["vectors"], 1e-9)
         return found
 
     def trees(
