@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raysys.errors import UserError, missing_extra
+from raysys.retrieval.segmentation import cutter
 
 Kind = Literal["words", "letters", "characters", "jieba_words"]
 Language = Literal["spaced", "solid"]
@@ -169,14 +170,11 @@ def _vectoriser(kind: Kind, low: int, high: int) -> Any:
 
 def _jieba() -> Callable[[str], list[str]]:
     """What cuts Chinese into words."""
-    try:
-        import jieba
-    except ImportError:
-        raise missing_extra("jieba", "chinese") from None
-    jieba.setLogLevel(logging.WARNING)
-    jieba.initialize()
+    words = cutter()
+    if words is None:
+        raise missing_extra("jieba", "chinese")
 
     def cut(text: str) -> list[str]:
-        return [word for word in jieba.lcut(text) if not word.isspace()]
+        return [word for word in words(text) if not word.isspace()]
 
     return cut

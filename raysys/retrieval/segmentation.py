@@ -14,7 +14,7 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any, Final
@@ -62,6 +62,15 @@ def search_words(run: str) -> list[str]:
         return list(run)
     words = (word for part in _parts(run) for word in _jieba().cut_for_search(part, HMM=True))
     return [*(word for word in words if len(word) > 1), *run]
+
+
+def cutter() -> Callable[[str], list[str]] | None:
+    """What cuts any text into words, Chinese ones by the dictionary, and stops, spaces and all else
+    between them; None without jieba, which is said once."""
+    if not is_there():
+        return None
+    cut: Callable[[str], list[str]] = _jieba().lcut
+    return cut
 
 
 def warm(words: Iterable[str]) -> None:

@@ -180,4 +180,4 @@ def test_workers_get_the_objective_and_make_the_same_batches(
     rows = np.arange(9)
     first, second = (each.collate(rows, np.random.default_rng(1)) for each in (objective, other))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert len(sent) < 50_000 + objective.mined.nbytes  # tokens stay in their files
+    assert len(sent) < 100_000 + objective.mined.nbytes  # tokens stay in their files

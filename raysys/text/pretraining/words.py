@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import cache
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from raysys.retrieval.segmentation import cutter
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 """Scripts whose words no space divides, and that jieba knows how to cut."""
@@ -19,15 +17,9 @@ HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]
 Cut = Callable[[str], list[str]]
 
 
-@cache
 def segmenter() -> Cut | None:
     """What cuts Chinese into words; None where jieba is not installed: a character is a word."""
-    try:
-        jieba: Any = import_module("jieba")
-    except ImportError:
-        return None
-    jieba.setLogLevel(logging.WARNING)
-    return lambda text: list(jieba.cut(text))
+    return cutter()
 
 
 def word_numbers(
