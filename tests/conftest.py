@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -17,3 +18,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # sort is stable
+
+
+def pytest_collection_finish() -> None:
+    """One thread for tiny models: several would wait for each other longer than they work."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
