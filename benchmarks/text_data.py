@@ -74,7 +74,7 @@ def divided(rows: pl.DataFrame, seed: int) -> dict[str, pa.Table]:
         else pa.nulls(len(table), field.type)
         for field in schema.LABELLED_TEXTS
     ]
-    whole = pa.table(columns, names=schema.LABELLED_TEXTS.names)
+    whole = pa.table(columns, schema=schema.LABELLED_TEXTS)
     return {name: whole.filter(pa.array(place == at)) for at, name in enumerate(SPLITS)}
 
 

@@ -170,6 +170,8 @@ def test_constraints_pin_every_requirement_and_nothing_of_one_machine():
         wanted.extend(extra)
     for requirement in wanted:
         name = re.match(r"[A-Za-z0-9-]+", requirement)[0].lower()
+        if name == "raysys":  # an extra of ours, whose packages are listed where it stands
+            continue
         assert name in pins, f"{name} is not pinned: run `make pins`"
     assert not [name for name, version in pins.items() if "+" in version or "nvidia" in name]
     assert pins["xgboost"] == pins["xgboost-cpu"]
