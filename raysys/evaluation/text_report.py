@@ -181,21 +181,25 @@ def _learners(page: Report, evaluation: TextEvaluation) -> None:
         key=lambda name: -evaluation.validation[name].figures[evaluation.criterion].value,
     )
     keys = list(dict.fromkeys(k for name in names for k in evaluation.test[name].figures))
-    rows = []
-    for name in names:
-        figures = evaluation.test[name].figures
-        valid = evaluation.validation[name].figures[evaluation.criterion].value
-        cells = [_told(figures[key]) if key in figures else "" for key in keys]
-        seconds = f"{evaluation.seconds[name]:.1f}"
-        rows.append([name, evaluation.families[name], f"{valid:.4f}", *cells, seconds])
-    heads = [NAMES.get(key, key.replace("_", " ")) for key in keys]
-    criterion = f"{NAMES[evaluation.criterion]}, validation"
+    criterion = NAMES[evaluation.criterion]
+    verdicts = [evaluation.test[name].figures for name in names]
+    valid = [evaluation.validation[name].figures[evaluation.criterion].value for name in names]
+    rows: list[list[str]] = [
+        [f"{criterion}, validation", *(f"{value:.4f}" for value in valid)],
+        *(
+            [
+                NAMES.get(key, key.replace("_", " ")),
+                *(_told(figures[key]) if key in figures else "" for figures in verdicts),
+            ]
+            for key in keys
+        ),
+        ["seconds to fit", *(f"{evaluation.seconds[name]:.1f}" for name in names)],
+        ["family", *(evaluation.families[name] for name in names)],
+    ]
     section = page.section("Learners on the test")
-    section.table(
-        ["learner", "family", criterion, *heads, "seconds to fit"],
-        rows,
-        strong=[names.index(evaluation.chosen)],
-    )
+    # figures down, learners across: there are many of those and few of these
+    section.table(["", *names], rows, strong=[1 + keys.index(evaluation.criterion)])
+    section.text(f"Published: {evaluation.chosen}.")
     section.note(
         "95% bootstrap intervals; texts of one group, or pairs of one query, are drawn together."
     )
@@ -268,7 +272,7 @@ def _short(name: str) -> str:
 
 
 def _reliability(section: Section, found: Reliability) -> None:
-    figure, axes = new_figure(5, 3.4)
+    figure, axes = new_figure(9, 3.4)
     axes.plot([0, 1], [0, 1], color=COLOURS[5], linewidth=1)
     axes.plot(found.promised, found.true, marker="o", color=COLOURS[0])
     axes.set_xlabel("probability that was promised")
@@ -283,6 +287,8 @@ def _examples(section: Section, evaluation: TextEvaluation, verdict: TextVerdict
     said = _test(evaluation.said)
     at = np.flatnonzero(verdict.wrong)
     section.text(f"{len(at):,} of {said.num_rows:,} rows of the test.")
+    if not len(at):
+        return
     if evaluation.task == "relevance":
         error = np.abs(said["predicted_grade"].to_numpy() - said["grade"].to_numpy())
         at = at[np.argsort(-error[at], kind="stable")][: evaluation.examples]
