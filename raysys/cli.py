@@ -341,8 +341,6 @@ def _run(
             folder = getattr(Workspace(workspace), stage, workspace)
             if hasattr(module, "folder_of"):  # a stage with a folder for each of its outcomes
                 folder = module.folder_of(settings, Workspace(workspace))
-            if hasattr(module, "show"):  # a stage with a table of its own
-                module.show(folder, console)
             terminal.show_manifest(console, manifest, folder)
             if hasattr(module, "show"):  # a stage that has more to say than counts
                 module.show(manifest, console)

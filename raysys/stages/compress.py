@@ -184,7 +184,6 @@ def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False
         shutil.rmtree(work)
         planned.seconds = time.monotonic() - started
         planned.counts = {"variants": len(rows), "vectors": len(kept)}
-        planned.figures = {"bundle": bundle, "pointer": pointer, **note}
         content = {
             "measure": subject.measure,
             "largest_loss": settings.largest_loss,
@@ -192,6 +191,7 @@ def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False
             "vectors": [row.to_dict() for row in kept],
             "chosen": {"transformers": chosen.name, "vectors": small and small.name},
         }
+        planned.figures = {"bundle": bundle, "pointer": pointer, **content}
         write_atomic(fresh / "compress.json", json.dumps(content, indent=1) + "\n")
         write_report(settings, subject.measure, rows, kept, (chosen, small), fresh)
         planned.write(fresh)
@@ -298,34 +298,37 @@ def _vectors(settings: CompressSettings, subject: Subject) -> list[Row]:
     return rows
 
 
-def show(folder: Path, console: Console) -> None:
-    """The table of a finished run, for the terminal."""
-    content = json.loads((folder / "compress.json").read_text(encoding="utf-8"))
+def show(manifest: Manifest, console: Console) -> None:
+    """All that was tried, the chosen ones bold; and where it went."""
+    content = manifest.figures
     for kind in ("transformers", "vectors"):
         rows = content[kind]
         if not rows:
             continue
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for at, header in enumerate(_headers(content["measure"], rows[0])):
+        for at, header in enumerate(_headers(content["measure"], rows[0], memory=False)):
             table.add_column(header, justify="left" if at == 0 else "right", no_wrap=True)
         for row in rows:
             picked = row["name"] == content["chosen"][kind]
-            table.add_row(*_cells(row), style="bold" if picked else "")
+            table.add_row(*_cells(row, memory=False), style="bold" if picked else "")
         console.print(table)
+    name = f"{content['pointer']} → " if content["pointer"] else ""
+    console.print(f"  published: {name}{content['bundle']}")
 
 
-def _headers(measure: str, row: Mapping[str, Any]) -> list[str]:
+def _headers(measure: str, row: Mapping[str, Any], *, memory: bool = True) -> list[str]:
     shapes = [f"ms {shape}" for shape in row.get("milliseconds", {})]
-    memory = ["memory MB"] if shapes else []
-    return ["", measure, "loss", "95% interval", *shapes, *memory, "size MB"]
+    grown = ["MB used"] if memory and shapes else []
+    return ["", measure, "loss, 95%", *shapes, *grown, "MB"]
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: Mapping[str, Any], *, memory: bool = True) -> list[str]:
     loss = row["loss"]
-    cells = [row["name"], f"{row['quality']:.4f}", f"{loss['value']:+.2%}",
-             f"{loss['low']:+.2%} to {loss['high']:+.2%}"]  # fmt: skip
+    low, high = 100 * loss["low"], 100 * loss["high"]
+    told = f"{loss['value']:+.1%} ({low:+.1f} to {high:+.1f})"
+    cells = [row["name"], f"{row['quality']:.4f}", told]
     cells += [f"{spent:.1f}" for spent in row.get("milliseconds", {}).values()]
-    cells += [f"{row['memory_mb']:.0f}"] if "memory_mb" in row else []
+    cells += [f"{row['memory_mb']:.0f}"] if memory and "memory_mb" in row else []
     return [*cells, f"{row['size_mb']:.1f}"]
 
 
@@ -348,17 +351,21 @@ def write_report(
     )
     box = page.section("Transformer")
     figure, axes = new_figure(height=3.6)
-    for row in rows:
-        size = 140 if row is best else 50
-        axes.scatter(row.latency, row.quality.value, s=size, zorder=3,
-                     color="#0b7a75" if row is best else "#8aa0ad")  # fmt: skip
+    for at, row in enumerate(sorted(rows, key=lambda row: row.latency)):
+        picked = row is best
+        axes.scatter(row.latency, row.quality.value, s=140 if picked else 50, zorder=3,
+                     color="#0b7a75" if picked else "#8aa0ad")  # fmt: skip
+        below = -16 * (at % 2)  # neighbours on one height would write over each other
         axes.annotate(row.name, (row.latency, row.quality.value), fontsize=8,
-                      xytext=(6, 4), textcoords="offset points")  # fmt: skip
+                      xytext=(6, 6 + below), textcoords="offset points")  # fmt: skip
     axes.axhline(
         rows[0].quality.value * (1 - settings.largest_loss), color="#b4472e", lw=1, ls="--"
     )
     axes.set_xscale("log")
-    axes.set_xlabel(f"milliseconds a batch of {shape} tokens, {settings.threads} threads")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.margins(x=0.12, y=0.12)
+    axes.set_xlabel(f"milliseconds a batch of {shape} tokens, threads: {settings.threads}")
     axes.set_ylabel(measure)
     box.plot(figure, "Below the broken line more is lost than is allowed. The chosen one is large.")
     dicts = [row.to_dict() for row in rows]

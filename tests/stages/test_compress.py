@@ -19,7 +19,7 @@ from raysys.registry import Registry, TextBundle
 from raysys.stages import compress, text, train
 from raysys.stages.compress import CompressSettings, Row, cheapest
 from raysys.stages.compressible import MeanQuality
-from raysys.storage import Workspace
+from raysys.storage import Workspace, read_manifest
 from raysys.text.compression.probe import Cost
 from tests.stages import texts
 from tests.stages.workspace import write_features
@@ -127,10 +127,12 @@ def test_what_is_compressed_is_not_compressed_again(
 @pytest.mark.slow
 def test_it_prints_a_table(workspace: Workspace, run: dict[str, object]) -> None:
     out = io.StringIO()
-    compress.show((workspace.compress / "champion"), Console(file=out, width=120))
+    manifest = read_manifest(workspace.compress / "champion")
+    compress.show(manifest, Console(file=out, width=120))
     lines = out.getvalue().splitlines()
     assert "NDCG@10" in lines[0] and "ms 1x8" in lines[0]
     assert any(line.startswith("1_layers_torch_bf16") for line in lines)
+    assert f"published: champion → {manifest.figures['bundle']}" in out.getvalue()
 
 
 @pytest.fixture(scope="module")
