@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -284,8 +285,9 @@ class _Tagger(TextLearner[S], Generic[S]):
         model.calibrate(validation)
         return model
 
+    @abstractmethod
     def _plan(self, tags: Tags) -> NetworkPlan:
-        raise NotImplementedError
+        """The network that the settings ask for."""
 
 
 class WordTagger(_Tagger[WordTaggerSettings]):
