@@ -62,7 +62,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "raysys needs Python 3.11, 3.12 or 3.13 with its venv module" \
 	  "(Debian: apt install python3-venv), or name one: make PYTHON=/path/to/python" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@set -e; extra=cpu; index=; size="0.9 GB to download, 3.3 GB on disk"; \
+	@set -e; extra=cpu; index=; size="0.9 GB to download, 3.4 GB on disk"; \
 	if nvidia-smi -L >/dev/null 2>&1; then \
 	  extra=gpu; size="3.4 GB to download"; \
 	elif [ "$$(uname -s)" = Linux ] && $(BIN)/python -c "import urllib.request as web; \
