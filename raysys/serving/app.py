@@ -29,10 +29,12 @@ from raysys.serving.api import (
     SearchRequest,
 )
 from raysys.serving.args import ServeArgs
+from raysys.serving.pages import ServiceAnswers
 from raysys.serving.problems import Problem, ProblemBody, handle_problems
 from raysys.serving.profile import Profile
 from raysys.serving.service import Service
 from raysys.serving.text_routes import add_text_routes
+from raysys.web import storefront
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -130,6 +132,8 @@ def http_app(service: Service) -> FastAPI:
         """Whether it answers well, and from which bundle; 503 until it is warm."""
         return service.readiness()
 
+    if service.args.pages.storefront and service.args.bundle is not None:
+        app.include_router(storefront(ServiceAnswers(service), service.args.pages.name))
     _serve_docs(app)
     return app
 

@@ -56,6 +56,18 @@ class TextArgs(Settings):
         return {task: name for task, name in self if name is not None}
 
 
+class PagesArgs(Settings):
+    """Pages for people, beside the calls.
+
+    Attributes:
+        storefront: the shop's pages at /.
+        name: of the shop, on its pages.
+    """
+
+    storefront: bool = False
+    name: Annotated[str, Field(min_length=1, max_length=60)] = "raysys shop"
+
+
 class ServeArgs(Settings):
     """Arguments of `raysys.serving.app:build`.
 
@@ -75,6 +87,7 @@ class ServeArgs(Settings):
         search: lists for a query.
         text: text tasks that are served as well.
         pinned_text: task → id of the bundle, as `pinned`.
+        pages: pages for people.
     """
 
     registry: str = "runs/demo/registry"
@@ -88,6 +101,7 @@ class ServeArgs(Settings):
     search: SearchArgs = SearchArgs()
     text: TextArgs = TextArgs()
     pinned_text: dict[str, str] = {}
+    pages: PagesArgs = PagesArgs()
 
     @model_validator(mode="after")
     def _something(self) -> ServeArgs:

@@ -1,0 +1,97 @@
+"""The system behind the web pages: the calls of HTTP, answered in process from one replica."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from raysys.catalogue import Catalogue
+from raysys.serving import api
+from raysys.serving.problems import Problem
+from raysys.serving.service import Service
+from raysys.web.answers import Refused
+
+Recorder = Callable[[Sequence[dict[str, Any]]], Awaitable[bool]]
+
+_MODELS: dict[str, str] = {
+    "recommend": "RecommendRequest",
+    "search": "SearchRequest",
+    "rank": "RankRequest",
+    "similar": "SimilarRequest",
+}
+_LOOKED_AT = 2000
+
+
+class ServiceAnswers:
+    """`web.Answers` over a service.
+
+    Args:
+        service: of this replica.
+        recorder: takes events; None: this deployment takes none.
+    """
+
+    def __init__(self, service: Service, recorder: Recorder | None = None) -> None:
+        self._service, self._recorder = service, recorder
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Every item of the bundle."""
+        return self._service.catalogue
+
+    @cached_property
+    def calls(self) -> frozenset[str]:
+        """Those of `ask` that the service has."""
+        return frozenset(name for name in _MODELS if hasattr(self._service, name))
+
+    @cached_property
+    def _known(self) -> list[str]:
+        """Users, those with the longest history first."""
+        features = self._service.bundle.features
+        users = list(features.users[:_LOOKED_AT])
+        length = [len(features.history(features.user_number(user), 50)) for user in users]
+        order = sorted(range(len(users)), key=lambda at: -length[at])
+        return [users[at] for at in order]
+
+    def users(self, count: int) -> list[str]:
+        """Ids of users that much is known of."""
+        return self._known[:count]
+
+    async def ask(self, call: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The JSON that POST /v1/CALL answers to a body.
+
+        Raises:
+            Refused: the call is answered with a problem.
+        """
+        arrived = time.perf_counter()
+        if call not in self.calls:
+            raise Refused(404, f"this deployment has no call {call!r}")
+        model: type[BaseModel] = getattr(api, _MODELS[call])
+        answer = getattr(self._service, call)
+        try:
+            asked = model.model_validate(body)
+            given = await self._service.run(lambda: answer(asked, arrived))
+        except ValidationError as error:
+            raise Refused(422, str(error)) from None
+        except Problem as problem:
+            raise Refused(problem.status, problem.detail) from None
+        said: dict[str, Any] = given.model_dump(mode="json")
+        return said
+
+    async def profile(self, user_id: str) -> dict[str, Any] | None:
+        """The JSON of GET /v1/users/USER_ID/profile; None if nothing is known."""
+        try:
+            given = await self._service.run(lambda: self._service.profile(user_id))
+        except Problem:
+            return None
+        said: dict[str, Any] = given.model_dump(mode="json")
+        return said
+
+    async def record(self, events: Sequence[dict[str, Any]]) -> bool:
+        """Take events as POST /v1/events does; False where this deployment takes none."""
+        if self._recorder is None:
+            return False
+        return await self._recorder(events) if events else True

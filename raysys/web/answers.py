@@ -1,0 +1,49 @@
+"""What the pages ask of the system behind them: the calls of HTTP's version 1, in process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from raysys.catalogue import Catalogue
+
+
+class Refused(Exception):  # noqa: N818  it is an answer, though not the one hoped for
+    """A call was answered with a problem.
+
+    Args:
+        status: of HTTP.
+        detail: what is wrong and how to mend it.
+    """
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+
+
+class Answers(Protocol):
+    """The system behind the pages; serving has the one that answers from a bundle."""
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Every item of the shop."""
+
+    @property
+    def calls(self) -> frozenset[str]:
+        """Those of `ask` that there are."""
+
+    def users(self, count: int) -> list[str]:
+        """Ids of users that much is known of."""
+
+    async def ask(self, call: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The JSON that POST /v1/CALL answers to a body.
+
+        Raises:
+            Refused: the call is answered with a problem.
+        """
+
+    async def profile(self, user_id: str) -> dict[str, Any] | None:
+        """The JSON of GET /v1/users/USER_ID/profile; None if nothing is known."""
+
+    async def record(self, events: Sequence[dict[str, Any]]) -> bool:
+        """Take events as POST /v1/events does; False where this deployment takes none."""

@@ -1,0 +1,249 @@
+"""The shop: search as you type, item pages, a cart; what visitors do comes back as events."""
+
+# No `from __future__ import annotations` here: FastAPI reads the annotations of the routes.
+import asyncio
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+
+from raysys.web.answers import Answers, Refused
+from raysys.web.pages import Pages
+from raysys.web.shelf import FACETS, Shelf, card_of, facets_of, price_of, shelf_of
+from raysys.web.visit import Visit, form_of
+
+HOME_K, BESIDE_K, SEARCH_K = 12, 6, 24
+SHOPPERS = 12
+
+
+def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
+    """Routes of the shop's pages: /, /search, /item/ID, /cart and the forms between them.
+
+    Every list is an answer of the calls that HTTP offers, with its reasons; visitors without
+    script can do all but search as they type. A visitor is a cookie.
+
+    Args:
+        shop: the system behind the pages.
+        name: of the shop, on every page.
+    """
+    router = APIRouter(include_in_schema=False)
+    pages = Pages(name)
+
+    async def listed(heading: str, call: str, body: dict[str, Any]) -> Shelf | None:
+        """The shelf of a call; None where there is nothing to show."""
+        try:
+            answer = await shop.ask(call, {**body, "explain": True})
+        except Refused:
+            return None
+        shelf = shelf_of(shop.catalogue, heading, answer)
+        return shelf if shelf.cards else None
+
+    def page(visit: Visit, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+        shoppers = shop.users(SHOPPERS)
+        if not visit.is_new and visit.user not in shoppers:
+            shoppers = [visit.user, *shoppers]
+        response = pages.render(template, status, visit=visit, shoppers=shoppers, **values)
+        visit.keep(response)
+        return response
+
+    @router.get("/")
+    async def home(request: Request) -> HTMLResponse:
+        visit = Visit.of(request)
+        who = {"user_id": visit.user, "session_id": visit.session}
+        heading = "Liked by everybody" if visit.is_new else "For you"
+        asked = [listed(heading, "recommend", {**who, "place": "home", "k": HOME_K})]
+        known = [item for item in visit.seen if shop.catalogue.number(item) is not None]
+        if known:
+            body = {**who, "place": "item", "item_ids": known, "k": BESIDE_K}
+            asked.append(listed("Goes with what you looked at", "recommend", body))
+        shelves = [shelf for shelf in await asyncio.gather(*asked) if shelf]
+        profile = None if visit.is_new else await shop.profile(visit.user)
+        return page(visit, "home.html", shelves=shelves, profile=profile)
+
+    @router.get("/search")
+    async def search(
+        request: Request,
+        q: Annotated[str, Query(max_length=1000)] = "",
+        fragment: bool = False,
+    ) -> HTMLResponse:
+        visit = Visit.of(request)
+        wanted = {name: request.query_params.getlist(name)[:20] for name in FACETS}
+        wanted = {name: values for name, values in wanted.items() if any(values)}
+        prices = _prices(request.query_params)
+        values: dict[str, Any] = {"q": q, "facets": [], "shelf": None, "prices": prices}
+        if q.strip():
+            body = {
+                "query": q.strip(), "k": SEARCH_K,
+                "user_id": visit.user, "session_id": visit.session,
+            }  # fmt: skip
+            filters = {**wanted, **prices}
+            shelf = await listed(f"“{q.strip()}”", "search", body | _filtered(filters))
+            values["shelf"] = shelf
+            whole = shelf if not filters else await listed("", "search", body)
+            ids = [card.item_id for card in whole.cards] if whole else []
+            values["facets"] = facets_of(shop.catalogue, ids, wanted)
+            if not fragment:
+                await shop.record([visit.event("search", query=q.strip())])
+        return page(visit, "results.html" if fragment else "search.html", **values)
+
+    @router.get("/item/{item_id:path}")
+    async def item(request: Request, item_id: str) -> HTMLResponse:
+        visit = Visit.of(request)
+        number = shop.catalogue.number(item_id)
+        if number is None:
+            return page(visit, "missing.html", 404, item_id=item_id)
+        row = shop.catalogue.row(number)
+        visit = visit.looked_at(item_id)
+        who = {"user_id": visit.user, "session_id": visit.session}
+        body = {**who, "place": "item", "item_ids": [item_id], "k": BESIDE_K}
+        asked = [listed("Goes well with it", "recommend", body)]
+        if "similar" in shop.calls:
+            similar = {**who, "item_id": item_id, "k": BESIDE_K}
+            asked.append(listed("Similar items", "similar", similar))
+        shelves = [shelf for shelf in await asyncio.gather(*asked) if shelf]
+        came = _joined(request.query_params)
+        events = [visit.event("view", item_id=item_id, **came)]
+        if came:  # a link in a list; its own id, so that a page loaded again is not a second click
+            once = f"{visit.session}-{came.get('request_id', '')}-{item_id}-click"
+            events.append(visit.event("click", item_id=item_id, **came) | {"event_id": once})
+        await shop.record(events)
+        facts = [
+            (name, row[name])
+            for name in ("department", "category", "subcategory", "brand", "size")
+            if row[name]
+        ]
+        return page(
+            visit, "item.html", card=card_of(shop.catalogue, item_id), facts=facts,
+            description=row["description"], shelves=shelves, came=came,
+            kept="kept" in request.query_params,
+        )  # fmt: skip
+
+    @router.get("/cart")
+    async def cart(request: Request, bought: int = 0) -> HTMLResponse:
+        visit = Visit.of(request)
+        cards = [card for held in visit.cart if (card := card_of(shop.catalogue, held))]
+        shelves = []
+        if cards:
+            body = {
+                "user_id": visit.user, "session_id": visit.session, "place": "cart",
+                "item_ids": [card.item_id for card in cards], "k": BESIDE_K,
+            }  # fmt: skip
+            shelf = await listed("Goes with your cart", "recommend", body)
+            shelves = [shelf] if shelf else []
+        total = _total(shop, [card.item_id for card in cards])
+        return page(visit, "cart.html", cards=cards, total=total, shelves=shelves, bought=bought)
+
+    @router.post("/cart")
+    async def change(request: Request) -> Response:
+        visit, form = Visit.of(request), await form_of(request)
+        item_id, action = form.get("item_id", ""), form.get("action", "add")
+        events, place = [], "/cart"
+        if action == "remove":
+            visit = visit.without(item_id)
+        elif action == "buy":
+            order = visit.event("purchase")["event_id"]
+            held = [each for each in visit.cart if shop.catalogue.number(each) is not None]
+            events = [visit.event("purchase", order_id=order, **_sale(shop, each)) for each in held]
+            visit = Visit(visit.user, visit.session, (), visit.seen)
+            place = f"/cart?bought={len(events)}"
+        elif shop.catalogue.number(item_id) is not None:
+            kind = "favorite" if action == "favorite" else "cart"
+            events = [visit.event(kind, **_sale(shop, item_id), **_joined(form))]
+            if kind == "cart":
+                visit = visit.with_item(item_id)
+            else:
+                place = f"/item/{quote(item_id, safe='')}?kept=1"
+        await shop.record(events)
+        response = RedirectResponse(place, 303)
+        visit.keep(response)
+        return response
+
+    @router.post("/visitor")
+    async def switch(request: Request) -> Response:
+        user = (await form_of(request)).get("user", "")[:200]
+        response = RedirectResponse("/", 303)
+        Visit.begin(user or None).keep(response)
+        return response
+
+    @router.post("/seen")
+    async def seen(request: Request) -> Response:
+        """Impressions: what of a list came into view, as the page's script reports."""
+        visit, raw = Visit.of(request), await request.body()
+        try:
+            events = [_impression(visit, each) for each in json.loads(raw)[:100]]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return Response(status_code=400)
+        taken = await shop.record(events)
+        return Response(status_code=204 if taken else 202)
+
+    @router.get("/assets/{name}")
+    async def asset(name: str) -> Response:
+        kinds = {"shop.css": "text/css", "shop.js": "text/javascript"}
+        if name not in kinds:
+            return Response(status_code=404)
+        content = (files("raysys.web") / "static" / name).read_bytes()
+        headers = {"Cache-Control": "public, max-age=300"}
+        return Response(content, media_type=kinds[name], headers=headers)
+
+    return router
+
+
+def _filtered(filters: Mapping[str, Any]) -> dict[str, Any]:
+    return {"filters": dict(filters)} if filters else {}
+
+
+def _prices(params: Mapping[str, str]) -> dict[str, float]:
+    """`min_price` and `max_price`, where they are numbers that make sense."""
+    found = {}
+    for name in ("min_price", "max_price"):
+        try:
+            value = float(params.get(name, ""))
+        except ValueError:
+            continue
+        if 0 <= value < float("inf"):
+            found[name] = value
+    return found
+
+
+def _sale(shop: Answers, item_id: str) -> dict[str, Any]:
+    """What an event says of an item's price."""
+    number = shop.catalogue.number(item_id)
+    row = {} if number is None else shop.catalogue.row(number)
+    said = {"item_id": item_id, "quantity": 1}
+    if row.get("price") is not None and row.get("currency"):
+        said |= {"price": row["price"], "currency": row["currency"]}
+    return said
+
+
+def _total(shop: Answers, item_ids: list[str]) -> str:
+    """The sum of the prices that are known, in the first currency."""
+    rows = [shop.catalogue.row(n) for n in map(shop.catalogue.number, item_ids) if n is not None]
+    priced = [row for row in rows if row["price"] is not None]
+    if not priced:
+        return ""
+    currency = priced[0]["currency"]
+    total = sum(float(str(row["price"])) for row in priced if row["currency"] == currency)
+    return price_of({"price": total, "currency": currency})
+
+
+def _joined(said: Mapping[str, str]) -> dict[str, Any]:
+    """`request_id` and `position` of a list, from a link's or form's fields."""
+    found: dict[str, Any] = {}
+    if said.get("request"):
+        found["request_id"] = said["request"][:200]
+    position = said.get("position", "")
+    if position.isdigit() and 0 < int(position) <= 1000:
+        found["position"] = int(position)
+    return found
+
+
+def _impression(visit: Visit, said: Mapping[str, Any]) -> dict[str, Any]:
+    """One item of a list that came into view; the same one, told twice, has one id."""
+    fields = _joined({name: str(said.get(name, "")) for name in ("request", "position")})
+    item_id = str(said["item"])[:200]
+    once = f"{visit.session}-{fields.get('request_id', '')}-{item_id}-impression"
+    return visit.event("impression", item_id=item_id, **fields) | {"event_id": once}

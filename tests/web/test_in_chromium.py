@@ -1,0 +1,112 @@
+"""The shop in a real browser: typing, buying, a phone's screen, and what axe says of it."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from tests.web.conftest import Recorded
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed (Debian: apt install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def address(pages: FastAPI) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(pages, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 20
+    while not (server.started and server.servers):
+        assert time.monotonic() < until, "uvicorn did not start"
+        time.sleep(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+def serious(page: Page) -> list[Any]:
+    """What axe holds to be serious or worse."""
+    from axe_core_python.sync_playwright import Axe
+
+    found = Axe().run(page)["violations"]
+    return [(each["id"], each["nodes"][0]["html"]) for each in found
+            if each["impact"] in ("serious", "critical")]  # fmt: skip
+
+
+def test_a_visit(browser: Browser, address: str, events: Recorded) -> None:
+    context = browser.new_context(bypass_csp=False)
+    page = context.new_page()
+    broken: list[str] = []
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.on("console", lambda said: broken.append(said.text) if said.type == "error" else None)
+
+    page.goto(address)
+    page.locator("#user").select_option(index=1)
+    page.wait_for_selector("text=What we know of")
+
+    page.locator("#q").press_sequentially("bread", delay=20)
+    page.wait_for_selector("h1:has-text('items for “bread”')")
+    assert page.url.endswith("/search?q=bread")
+    first = page.locator(".card").first
+    first.locator("summary").click()
+    assert first.locator("dd").first.is_visible()
+
+    first.locator("a").click()
+    page.wait_for_selector("text=Add to cart")
+    page.click("text=Add to cart")
+    page.wait_for_selector("text=Together")
+    assert page.locator(".basket b").inner_text() == "1"
+    page.click("button:has-text('Buy')")
+    page.wait_for_selector("text=Bought: 1 item")
+
+    shown = events.told("impression")
+    assert shown and all(event["request_id"] and event["position"] for event in shown)
+    for kind in ("view", "click", "cart", "purchase"):
+        assert len(events.told(kind)) == 1, kind
+    assert not broken
+    context.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_page_can_be_used_by_everybody(browser: Browser, address: str, width: int) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 844}, bypass_csp=True)
+    page = context.new_page()
+    page.goto(address)
+    item = page.locator(".card a").first.get_attribute("href")
+    for path in (
+        "/",
+        "/search?q=bread",
+        "/search?q=zzzz&min_price=900",
+        item,
+        "/cart",
+        "/item/none",
+    ):
+        page.goto(f"{address}{path}")
+        assert not serious(page), path
+        overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert overflow <= 0, f"{path} is {overflow} pixels too wide at {width}"
+    context.close()

@@ -1,0 +1,166 @@
+"""The shop's pages without a browser: what is on them, and what visitors' steps become."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysys.serving.service import Service
+from raysys.web.visit import Visit
+from tests.web.conftest import Recorded
+
+
+class Tags(HTMLParser):
+    """Start tags with their attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def having(self, attribute: str) -> list[str]:
+        return [str(attrs[attribute]) for _, attrs in self.found if attribute in attrs]
+
+
+def items(html: str) -> list[str]:
+    return Tags(html).having("data-item")
+
+
+def test_home_recommends_to_everybody_and_personally(visitor: TestClient, service: Service) -> None:
+    new = visitor.get("/")
+    assert new.status_code == 200 and "Liked by everybody" in new.text
+    assert len(items(new.text)) == 12 and "Why this" in new.text
+    shoppers = re.findall(r'<option value="(u\d+)"', new.text)
+    assert len(shoppers) == 12
+    lists = []
+    for user in shoppers[:3]:
+        page = visitor.post("/visitor", data={"user": user})
+        assert f"What we know of {user}" in page.text and "For you" in page.text
+        lists.append(items(page.text))
+    assert lists[0] != lists[1] != lists[2]
+
+
+def test_search_filters_and_says_what_there_is(visitor: TestClient, service: Service) -> None:
+    page = visitor.get("/search", params={"q": "bread"})
+    found = items(page.text)
+    assert found
+    facets = re.findall(r'name="brand" value="([^"]+)"', page.text)
+    narrowed = visitor.get("/search", params={"q": "bread", "brand": facets[0]})
+    brand = {service.catalogue.row(service.catalogue.number(each) or 0)["brand"]
+             for each in items(narrowed.text)}  # fmt: skip
+    assert brand == {facets[0]}
+    assert f'value="{facets[0]}" checked' in narrowed.text
+    assert facets[-1] in narrowed.text  # the other choices stay
+    fragment = visitor.get("/search", params={"q": "bread", "fragment": 1})
+    assert "<html" not in fragment.text and items(fragment.text) == found
+
+
+def test_nothing_found_is_said(visitor: TestClient) -> None:
+    page = visitor.get("/search", params={"q": "bread", "min_price": 1e9})
+    assert page.status_code == 200 and "Nothing found for “bread”" in page.text
+    assert "Type what you are looking for" in visitor.get("/search").text
+
+
+def test_what_visitors_do_becomes_events(visitor: TestClient, events: Recorded) -> None:
+    user = re.findall(r'<option value="(u\d+)"', visitor.get("/").text)[0]
+    home = visitor.post("/visitor", data={"user": user})
+    link = next(href for href in Tags(home.text).having("href") if "request=" in href)
+    page = visitor.get(link)
+    visitor.get(link)  # loaded again
+    item_id = link.split("/item/")[1].split("?")[0]
+    request = re.search(r"request=(\w+)", link)
+    assert request
+    for _ in range(2):
+        said = [{"item": item_id, "request": request[1], "position": "1"}]
+        assert visitor.post("/seen", content=json.dumps(said)).status_code == 204
+    visitor.get("/search", params={"q": "rye"})
+    hidden = {"item_id": item_id, "request": request[1], "position": "1"}
+    assert f'name="request" value="{request[1]}"' in page.text
+    visitor.post("/cart", data={**hidden, "action": "favorite"})
+    cart = visitor.post("/cart", data={**hidden, "action": "add"})
+    assert "Goes with your cart" in cart.text and "Together" in cart.text
+    bought = visitor.post("/cart", data={"action": "buy"})
+    assert "Bought: 1 item." in bought.text and "Together" not in bought.text
+
+    assert {event["user_id"] for event in events} == {user}
+    assert len({event["session_id"] for event in events}) == 1
+    for kind in ("impression", "click"):
+        told = events.told(kind)
+        assert len(told) == 2 and len({event["event_id"] for event in told}) == 1
+        assert told[0]["request_id"] == request[1] and told[0]["position"] >= 1
+    assert [event["query"] for event in events.told("search")] == ["rye"]
+    for kind in ("view", "favorite", "cart", "purchase"):
+        assert {event["item_id"] for event in events.told(kind)} == {item_id}, kind
+    assert events.told("cart")[0]["request_id"] == request[1]
+    assert events.told("purchase")[0]["price"] > 0 and events.told("purchase")[0]["order_id"]
+
+
+def test_a_cart_is_kept_and_things_can_be_taken_out(visitor: TestClient, service: Service) -> None:
+    two = [str(each) for each in service.catalogue.ids[:2]]
+    for item_id in [*two, two[0]]:
+        page = visitor.post("/cart", data={"item_id": item_id, "action": "add"})
+    assert page.text.count('value="remove"') == 2
+    page = visitor.post("/cart", data={"item_id": two[0], "action": "remove"})
+    assert page.text.count('value="remove"') == 1
+    assert (
+        "Nothing in it yet"
+        in visitor.post("/cart", data={"item_id": two[1], "action": "remove"}).text
+    )
+
+
+@pytest.mark.parametrize("body", ["", "{", "[1]", '{"item": 1}', '[{"position": "x"}]', "null"])
+def test_what_a_script_garbles_is_refused(visitor: TestClient, events: Recorded, body: str) -> None:
+    assert visitor.post("/seen", content=body).status_code == 400
+    assert not events
+
+
+def test_an_unknown_item_is_a_page_too(visitor: TestClient) -> None:
+    for name in ("nothing", "a/b", "<script>alert(1)</script>", "%00"):
+        page = visitor.get(f"/item/{name}")
+        assert page.status_code == 404 and "No such item" in page.text
+        assert "<script>alert" not in page.text
+
+
+def test_what_visitors_type_is_text(visitor: TestClient) -> None:
+    page = visitor.get("/search", params={"q": '"><script>alert(1)</script>'})
+    assert "<script>alert" not in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert page.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "cookie", ["", "nonsense", "e30=", base64.b64encode(b'{"cart": 3}').decode()]
+)
+def test_a_cookie_that_was_tampered_with_begins_a_visit(pages, cookie: str) -> None:
+    assert TestClient(pages, cookies={"visit": cookie}).get("/").status_code == 200
+
+
+@given(st.lists(st.text(max_size=300), max_size=70))
+def test_a_cookie_always_fits(ids: list[str]) -> None:
+    visit = Visit.begin("somebody")
+    for item_id in ids:
+        visit = visit.with_item(item_id).looked_at(item_id)
+
+    class Jar:
+        def set_cookie(self, name: str, value: str, **_: object) -> None:
+            self.value = value
+
+    jar = Jar()
+    visit.keep(jar)  # type: ignore[arg-type]
+    assert len(jar.value) <= 4000
+
+
+def test_no_page_is_heavy(visitor: TestClient) -> None:
+    sizes = [len(visitor.get(f"/assets/{name}").content) for name in ("shop.css", "shop.js")]
+    assert sum(sizes) < 20_000
+    assert visitor.get("/assets/../visit.py").status_code == 404
