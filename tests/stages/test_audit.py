@@ -92,6 +92,7 @@ def command(workspace: Workspace, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "raysys", *line], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @test_columns.WAYS
 def test_features_of_every_kind_are_sound_however_examples_are_chosen(tmp_path, more) -> None:
     """Windows, rates, last things, vectors, sessions, queries, state that ages: all of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -86,6 +87,7 @@ class InProcess:
             return rows
 
         monkeypatch.setattr(score, "_on_ray", on_ray)
+        monkeypatch.setattr(score, "ray_session", contextlib.nullcontext)
 
 
 def settings_of(inputs: Path, output: Path, **more: Any) -> ScoreSettings:
