@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.result import Figure, write_result
 from raysys.config import find_config, load_settings
+from raysys.registry import Registry
 from raysys.stages.compress import CompressSettings, run
 from raysys.storage import Workspace
 
@@ -71,6 +72,9 @@ def main() -> None:
         for name in ("features", "ingest"):
             (place / name).symlink_to((arguments.workspace / name).resolve())
         shutil.copytree(arguments.workspace / "registry", place / "registry")
+        bundle = Registry(place / "registry").verify(settings.bundle)
+        for note in bundle.figures.get("compressed", {}).values():
+            settings = settings.model_copy(update={"bundle": note["of"]})  # the whole one
         manifest = run(settings, Workspace(place))
     write_result("compression", figures_of(manifest.figures), time.monotonic() - started)
 

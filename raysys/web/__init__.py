@@ -1,6 +1,19 @@
 """Pages of a shop and of its operators: rendered here, answered by the same calls as HTTP's."""
 
-from raysys.web.answers import Answers
+from raysys.web.answers import Answers, Refused
+from raysys.web.console import console
+from raysys.web.operations import BundleFacts, CallFacts, DeploymentFacts, Operations
+from raysys.web.pages import assets
 from raysys.web.storefront import storefront
 
-__all__ = ["Answers", "storefront"]
+__all__ = [
+    "Answers",
+    "BundleFacts",
+    "CallFacts",
+    "DeploymentFacts",
+    "Operations",
+    "Refused",
+    "assets",
+    "console",
+    "storefront",
+]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Any
 
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 HEADERS = {
@@ -17,6 +19,26 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+
+
+_KINDS = {"css": "text/css", "js": "text/javascript"}
+
+
+def assets() -> APIRouter:
+    """Route of the pages' styles and scripts: /assets/NAME."""
+    router = APIRouter(include_in_schema=False)
+    folder = files("raysys.web") / "static"
+    contents = {each.name: each.read_bytes() for each in folder.iterdir()}
+
+    @router.get("/assets/{name}")
+    async def asset(name: str) -> Response:
+        if name not in contents:
+            return Response(status_code=404)
+        headers = {"Cache-Control": "public, max-age=300", "X-Content-Type-Options": "nosniff"}
+        kind = _KINDS[name.rpartition(".")[2]]
+        return Response(contents[name], media_type=kind, headers=headers)
+
+    return router
 
 
 class Pages:

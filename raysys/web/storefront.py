@@ -4,7 +4,6 @@
 import asyncio
 import json
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -179,15 +178,6 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             return Response(status_code=400)
         taken = await shop.record(events)
         return Response(status_code=204 if taken else 202)
-
-    @router.get("/assets/{name}")
-    async def asset(name: str) -> Response:
-        kinds = {"shop.css": "text/css", "shop.js": "text/javascript"}
-        if name not in kinds:
-            return Response(status_code=404)
-        content = (files("raysys.web") / "static" / name).read_bytes()
-        headers = {"Cache-Control": "public, max-age=300"}
-        return Response(content, media_type=kinds[name], headers=headers)
 
     return router
 

@@ -11,7 +11,7 @@ from raysys import learners
 from raysys.serving.args import ServeArgs
 from raysys.serving.pages import ServiceAnswers
 from raysys.serving.service import Service
-from raysys.web import storefront
+from raysys.web import assets, storefront
 from tests.serving import shop
 
 
@@ -42,6 +42,7 @@ def events() -> Recorded:
 @pytest.fixture
 def pages(service: Service, events: Recorded) -> FastAPI:
     app = FastAPI()
+    app.include_router(assets())
     app.include_router(storefront(ServiceAnswers(service, events.take), "Corner Shop"))
     return app
 
