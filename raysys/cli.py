@@ -270,6 +270,15 @@ def score(
     _run("score", config, workspace, options, force=force, quiet=quiet, verbose=verbose)
 
 
+benchmark_app = typer.Typer(help="Rank files of public formats; settings chosen within a budget.")
+app.add_typer(benchmark_app, name="benchmark")
+
+
+@benchmark_app.callback()
+def benchmark() -> None:
+    """Rank files of public formats; settings chosen within a budget."""
+
+
 @app.command()
 def deploy(
     config: Config = "serve_configs/local.yaml",
