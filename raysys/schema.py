@@ -182,3 +182,21 @@ LABELLED_PAIRS: Final = pa.schema(
         pa.field("split", pa.string(), nullable=False),  # all pairs of a query are in one
     ]
 )
+
+EXPOSURES = pa.schema(
+    [
+        pa.field("request_id", pa.string(), nullable=False),
+        pa.field("experiment", pa.string(), nullable=False),
+        pa.field("arm", pa.string(), nullable=False),
+        pa.field("user_id", pa.string(), nullable=False),  # the id that was drawn
+        pa.field("timestamp", TIMESTAMP, nullable=False),
+        pa.field("surface", pa.string()),
+        pa.field("bundle", pa.string()),  # id of the bundle that answered
+        pa.field("propensity", pa.float64(), nullable=False),  # of the arm, in (0, 1]
+        pa.field("forced", pa.bool_(), nullable=False),  # a tester's override
+        pa.field(
+            "attributes", pa.map_(pa.string(), pa.string())
+        ),  # by which effects are told apart
+    ]
+)
+"""One row a served request and experiment; the first of a user is when the user came in."""
