@@ -1,0 +1,439 @@
+"""The event log of one node: segments on its disk, appended to by all its processes.
+
+Whoever appends holds a lock of the operating system's, which a killed process lets go. Under it:
+look the ids up, write one block, sync it, take note of the ids, move the end. A process that dies
+between sync and end leaves a block that the next one finds behind the end, and takes over: nobody
+was told of it, but who sends it again is told, rightly, that it is there.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import errno
+import fcntl
+import itertools
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from raysys.errors import UserError
+from raysys.eventlog import blocks
+from raysys.eventlog.entries import (
+    Appended,
+    Entry,
+    LogUnavailable,
+    NewEntry,
+    Outcome,
+)
+from raysys.eventlog.group import GroupCommit
+from raysys.eventlog.head import Head, SharedHead, this_boot
+from raysys.eventlog.ids import DAY_MS, SharedIds, remove_all
+from raysys.eventlog.rolled import Rolled
+from raysys.eventlog.settings import LogSettings
+
+log = logging.getLogger("raysys")
+
+_POLL_S: Final = 0.01  # between looks at what other processes appended
+_OPEN: Final = 8  # segments kept open for reading
+_PLACES: Final = 64  # places where reads ended that are kept
+
+
+class LocalLog:
+    """See `EventLog`.
+
+    Args:
+        folder: of the log, on a disk of this machine; made if it is not there.
+        settings: size of segments, of the queue, and how long ids are known.
+
+    Raises:
+        UserError: the folder cannot be written to.
+        LogUnavailable: the disk is full.
+    """
+
+    def __init__(self, folder: Path, settings: LogSettings) -> None:
+        self.folder, self.settings = folder, settings
+        self._boot = this_boot()
+        self._threads = threading.Lock()
+        self._news = threading.Condition()
+        self._ids: SharedIds | None = None
+        self._writing: tuple[int, int] | None = None  # segment and its descriptor
+        self._reading: dict[int, int] = {}
+        self._places: dict[int, tuple[int, int]] = {}
+        self._readers = threading.Lock()
+        self._trusted = False
+        try:
+            (folder / "positions").mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+            self._head = SharedHead(folder / "head")
+        except OSError as error:
+            raise UserError(
+                f"the event log cannot be opened: {error.strerror}",
+                where=str(folder),
+                mend="give a folder of a local disk that the server may write to (events.path)",
+            ) from None
+        with self._locked(), _in_our_words(folder):
+            self._state()
+        self._group = GroupCommit(self._write, settings.queue_events)
+
+    def submit(self, entries: Sequence[NewEntry]) -> Future[Appended]:
+        """See `EventLog`."""
+        return self._group.submit(entries)
+
+    def append(self, entries: Sequence[NewEntry]) -> Appended:
+        """See `EventLog`."""
+        return self.submit(entries).result()
+
+    def end(self) -> int:
+        """See `EventLog`."""
+        head = self._head.read()
+        return head.end if head is not None else 0
+
+    def first(self) -> int:
+        """See `EventLog`."""
+        return next(iter(blocks.segments(self.folder)), self.end() + 1)
+
+    def read(self, after: int, limit: int = 10_000) -> list[Entry]:
+        """See `EventLog`."""
+        end, found = self.end(), list[Entry]()
+        with self._readers, _in_our_words(self.folder):
+            place = self._seek(after) if after < end else None
+            while place is not None and len(found) < limit:
+                segment, start = place
+                read = blocks.entries_at(self._opened(segment), start)
+                if read is None:
+                    place = self._beyond(segment, start, found[-1].offset if found else after, end)
+                    continue
+                block, entries = read
+                if block.first > end:
+                    break  # durable perhaps, but not said to be
+                found += [entry for entry in entries if entry.offset > after]
+                place = (segment, block.end)
+                self._remember(block.last, place)
+                if block.last >= end:
+                    break
+        return found
+
+    def wait(self, after: int, timeout_s: float) -> bool:
+        """See `EventLog`."""
+        deadline = time.monotonic() + timeout_s
+        while self.end() <= after:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            with self._news:
+                self._news.wait(min(left, _POLL_S))
+        return True
+
+    def position(self, consumer: str) -> int:
+        """See `EventLog`."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return int((self.folder / "positions" / _named(consumer)).read_text())
+        return 0
+
+    def commit(self, consumer: str, offset: int) -> None:
+        """See `EventLog`."""
+        path = self.folder / "positions" / _named(consumer)
+        with _in_our_words(self.folder):
+            fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+            with fresh.open("w") as file:
+                file.write(str(offset))
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
+            blocks.sync_folder(path.parent)
+
+    def drop(self, until: int) -> int:
+        """See `EventLog`; whole segments go, never the one that is written to."""
+        with self._locked(), _in_our_words(self.folder):
+            there = blocks.segments(self.folder)
+            gone = 0
+            for first, following in itertools.pairwise(there):
+                if following - 1 > until:
+                    break
+                blocks.segment_path(self.folder, first).unlink()
+                gone += following - first
+            return gone
+
+    @contextlib.contextmanager
+    def exclusively(self, name: str) -> Iterator[bool]:
+        """See `EventLog`."""
+        file = os.open(self.folder / f"{_named(name)}.lock", os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            os.close(file)  # which lets the lock go
+
+    def close(self) -> None:
+        """See `EventLog`."""
+        self._group.close()
+        with self._threads, self._readers:
+            if self._ids is not None:
+                self._ids.close()
+                self._ids = None
+            for file in [*self._reading.values(), *([self._writing[1]] if self._writing else [])]:
+                os.close(file)
+            self._reading, self._writing = {}, None
+            os.close(self._lock)
+
+    # --- appending, all under the lock
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._threads:  # the system's lock knows processes, not threads
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _write(self, batches: Sequence[Sequence[NewEntry]]) -> list[Appended]:
+        with self._locked(), _in_our_words(self.folder):
+            head = self._state()
+            ids = self._ids
+            assert ids is not None  # `_state` sees to it
+            whole = [entry for batch in batches for entry in batch]
+            digests = [entry.digest for entry in whole]
+            known = ids.known(digests) if whole else np.empty(0, np.bool_)
+            seen: set[bytes] = set()
+            fresh: list[NewEntry] = []
+            outcomes: list[Outcome] = []
+            for entry, digest, there in zip(whole, digests, known, strict=True):
+                again = bool(there) or digest in seen
+                outcomes.append("duplicate" if again else "accepted")
+                if not again:
+                    seen.add(digest)
+                    fresh.append(entry)
+            if fresh:
+                head = self._commit(head, fresh)
+        with self._news:
+            self._news.notify_all()
+        appended, at = [], 0
+        for batch in batches:
+            appended.append(Appended(outcomes[at : at + len(batch)], head.end))
+            at += len(batch)
+        return appended
+
+    def _commit(self, head: Head, fresh: Sequence[NewEntry]) -> Head:
+        """Write one block and move the end behind it."""
+        head = self._roomy(head, len(fresh))
+        data = blocks.packed(fresh, head.end + 1, time.time_ns() // 1_000_000)
+        size = self.settings.segment_mb << 20
+        segment, start = head.segment, head.byte
+        if not segment or start + len(data) > os.fstat(self._segment(segment)).st_size:
+            segment, start = head.end + 1, 0
+            blocks.make_segment(self.folder, segment, max(size, len(data)))
+        file = self._segment(segment)
+        written = 0
+        while written < len(data):
+            written += os.pwrite(file, data[written:], start + written)
+        os.fdatasync(file)
+        block = blocks.Block(start, start + len(data), head.end + 1, len(fresh))
+        return self._take(replace(head, segment=segment), block, fresh)
+
+    def _take(self, head: Head, block: blocks.Block, entries: Sequence[NewEntry]) -> Head:
+        """Take note of a durable block: its ids first, then the end."""
+        assert self._ids is not None
+        days = np.array([entry.timestamp // DAY_MS for entry in entries], dtype=np.int64)
+        until = np.maximum(0, days + self.settings.remember_days)
+        new = self._ids.add([entry.digest for entry in entries], until)
+        head = replace(head, end=block.last, last=block.start, byte=block.end, ids=head.ids + new)
+        self._head.write(head)
+        return head
+
+    def _roomy(self, head: Head, more: int) -> Head:
+        """Make the index of ids anew where it has no room."""
+        ids = self._ids
+        assert ids is not None
+        if not ids.is_full(head.ids, more):
+            return head
+        fresh, held = ids.grown(head.ids, more, time.time_ns() // 1_000_000 // DAY_MS)
+        head = replace(head, generation=fresh.generation, ids=held)
+        self._head.write(head)
+        self._ids = fresh
+        ids.remove()
+        return head
+
+    def _state(self) -> Head:
+        """Where the log ends; after a restart or damage found out by reading it."""
+        head = self._head.read()
+        if head is None or head.boot != self._boot or not (self._trusted or self._holds(head)):
+            head = self._recovered(head)
+        self._trusted = True
+        if self._ids is None or self._ids.generation != head.generation:
+            if self._ids is not None:
+                self._ids.close()
+            self._ids = SharedIds(self.folder, head.generation)
+        return self._adopted(head)
+
+    def _holds(self, head: Head) -> bool:
+        """Whether the files are as the head says: it may have been copied, or they damaged."""
+        if not (self.folder / f"ids-{head.generation}.bin").exists():
+            return False
+        if not head.segment:
+            return not blocks.segments(self.folder)
+        if not blocks.segment_path(self.folder, head.segment).exists():
+            return False
+        block = blocks.block_at(self._segment(head.segment), head.last)
+        return block is not None and (block.end, block.last) == (head.byte, head.end)
+
+    def _adopted(self, head: Head) -> Head:
+        """Take over what somebody wrote who was killed before saying so."""
+        while True:
+            segment, start = head.segment, head.byte
+            found = blocks.entries_at(self._segment(segment), start) if segment else None
+            if found is None:
+                segment, start = head.end + 1, 0
+                if not blocks.segment_path(self.folder, segment).exists():
+                    return head
+                found = blocks.entries_at(self._segment(segment), start)
+            if found is None or found[0].first != head.end + 1:
+                return head
+            os.fdatasync(self._segment(segment))  # it may have been killed before that too
+            block, entries = found
+            head = self._roomy(head, len(entries))
+            head = self._take(replace(head, segment=segment), block, _again(entries))
+
+    def _recovered(self, before: Head | None) -> Head:
+        """Read all segments: where the log ends, and the index of ids made anew."""
+        began = time.monotonic()
+        generation = before.generation + 1 if before else 1
+        remove_all(self.folder)
+        if self._ids is not None:
+            self._ids.close()
+        self._ids = SharedIds(self.folder, generation)
+        rolled = Rolled(self.folder)
+        head = Head(self._boot, generation=generation, damaged=before.damaged if before else 0)
+        today = time.time_ns() // 1_000_000 // DAY_MS
+        for digests, until in rolled.ids(self.settings.remember_days, today):
+            head = self._roomy(head, len(digests))
+            head = replace(head, ids=head.ids + self._ids.add(digests, until))
+        damaged, end = 0, rolled.last()
+        there = blocks.segments(self.folder)
+        for first in there:
+            if first > end + 1:
+                damaged += 1
+                log.error("%s: entries %d to %d are not there", self.folder, end + 1, first - 1)
+            head = replace(head, segment=first, byte=0, last=0, end=max(end, first - 1))
+            file = self._segment(first)
+            for found in blocks.scan(file):
+                if isinstance(found, int):
+                    damaged += found
+                    continue
+                read = blocks.entries_at(file, found.start)
+                assert read is not None  # it was whole a moment ago
+                head = self._roomy(head, found.entries)
+                head = self._take(head, found, _again(read[1]))
+            end = head.end
+        head = replace(head, end=max(end, head.end), damaged=head.damaged + damaged)
+        if (
+            head.segment
+            and head.end > rolled.last()
+            and blocks.peek(self._segment(head.segment), head.byte)
+        ):
+            log.warning("%s: its last write was cut off; nobody was told of it", self.folder)
+        if before is not None and before.boot == self._boot and before.end > head.end:
+            damaged += 1
+            log.error(
+                "%s: acknowledged events %d to %d are damaged and lost",
+                self.folder, head.end + 1, before.end,
+            )  # fmt: skip
+            head = replace(head, end=before.end)  # no offset is given twice
+        if damaged:
+            log.error("%s: %d damaged bytes were left out", self.folder, damaged)
+            if head.segment:  # begin a new one: what lies behind damage is not written over
+                head = replace(head, segment=0, byte=0, last=0)
+        self._head.write(head)
+        if there:
+            seconds = time.monotonic() - began
+            log.info("%s: read again up to %d in %.1f s", self.folder, head.end, seconds)
+        return head
+
+    def _segment(self, first: int) -> int:
+        """Descriptor of the segment that is written to."""
+        if self._writing is None or self._writing[0] != first:
+            if self._writing is not None:
+                os.close(self._writing[1])
+                self._writing = None
+            path = blocks.segment_path(self.folder, first)
+            self._writing = (first, os.open(path, os.O_RDWR))
+        return self._writing[1]
+
+    # --- reading, under a lock of its own
+
+    def _seek(self, after: int) -> tuple[int, int] | None:
+        """Segment and byte where the entry after an offset is, or what comes next."""
+        if after in self._places:
+            place = self._places[after]
+            if blocks.segment_path(self.folder, place[0]).exists():
+                return place
+        there = blocks.segments(self.folder)
+        if not there:
+            return None
+        segment = there[max(0, bisect.bisect_right(there, after + 1) - 1)]
+        file, start = self._opened(segment), 0
+        while (block := blocks.peek(file, start)) is not None and block.last <= after:
+            start = block.end
+        return segment, start
+
+    def _beyond(self, segment: int, start: int, read: int, end: int) -> tuple[int, int] | None:
+        """Where to go on when no block begins here: the next segment, or behind damage."""
+        following = next((s for s in blocks.segments(self.folder) if s > segment), None)
+        if following == read + 1:
+            return following, 0
+        whole = blocks.next_block(self._opened(segment), start)
+        if whole is not None and whole.first <= end:
+            log.error("%s: entries %d to %d are damaged", self.folder, read + 1, whole.first - 1)
+            return segment, whole.start
+        return None if following is None else (following, 0)
+
+    def _opened(self, segment: int) -> int:
+        if segment not in self._reading:
+            while len(self._reading) >= _OPEN:
+                os.close(self._reading.pop(next(iter(self._reading))))
+            path = blocks.segment_path(self.folder, segment)
+            self._reading[segment] = os.open(path, os.O_RDONLY)
+        return self._reading[segment]
+
+    def _remember(self, after: int, place: tuple[int, int]) -> None:
+        self._places[after] = place
+        if len(self._places) > _PLACES:
+            del self._places[next(iter(self._places))]
+
+
+def _again(entries: Sequence[Entry]) -> list[NewEntry]:
+    """Entries as they were appended."""
+    return [
+        NewEntry(e.body["event_id"], e.body["timestamp"], e.kind, e.body, e.quarantined)
+        for e in entries
+    ]
+
+
+def _named(consumer: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", consumer):
+        raise ValueError(f"{consumer!r} is no name of a consumer")
+    return consumer
+
+
+@contextlib.contextmanager
+def _in_our_words(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise LogUnavailable(f"the disk that holds {folder} is full") from error
+        raise LogUnavailable(f"{folder}: {error.strerror or error}") from error
