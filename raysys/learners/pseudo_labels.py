@@ -23,7 +23,13 @@ from raysys.config import Settings
 from raysys.errors import UserError
 from raysys.learners.label_model import LabelModel, Scores
 from raysys.learners.text import FILE as LEARNER
-from raysys.learners.text import load_text_model, make_text_learner, save_text_model
+from raysys.learners.text import (
+    TEXT_LEARNERS,
+    load_text_model,
+    make_text_learner,
+    save_text_model,
+    text_learner_class,
+)
 from raysys.learners.text_labels import Codes, LabelTask, read_training
 from raysys.learners.text_protocol import Task, TextContext, TextLearner
 
@@ -95,6 +101,11 @@ class PseudoLabels(TextLearner[PseudoLabelSettings]):
     family: ClassVar[str] = "baseline"
     settings_model: ClassVar[type[Settings]] = PseudoLabelSettings
     model_class: ClassVar[type[PseudoLabelModel]] = PseudoLabelModel
+
+    def __init__(self, settings: PseudoLabelSettings) -> None:
+        super().__init__(settings)
+        if settings.learner in TEXT_LEARNERS:  # as dear as what it wraps; fit refuses the others
+            self.family = text_learner_class(settings.learner).family  # type: ignore[misc]
 
     def fit(self, train: pa.Table, validation: pa.Table, context: TextContext) -> PseudoLabelModel:
         """See `TextLearner.fit`."""

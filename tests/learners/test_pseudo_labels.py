@@ -88,3 +88,10 @@ def test_without_validation_labels_nobody_can_tell(tmp_path) -> None:
     learner = make_text_learner("pseudo_labels", {})
     with pytest.raises(UserError, match="no validation labels"):
         learner.fit(titles(60, "train", 0), titles(0, "validation", 0), TextContext(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("learner", "family"), [("tfidf_classifier", "baseline"), ("text_classifier", "transformer")]
+)
+def test_it_is_as_dear_as_what_it_wraps(learner: str, family: str) -> None:
+    assert make_text_learner("pseudo_labels", {"learner": learner}).family == family
