@@ -16,13 +16,12 @@ shows in nearly every request.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from raysys.features.alteration import (
     DAY_MS,
@@ -34,35 +33,15 @@ from raysys.features.alteration import (
     appeared,
     invented,
 )
-from raysys.features.chosen import Block, Chooser
-from raysys.features.columns import replay_in_memory
+from raysys.features.audit_outcome import CANDIDATES, Audit, Difference, Float32, Leak, moved
+from raysys.features.audit_subject import Answer, Engine, Subject, replayed
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
-from raysys.features.plan import CoVisitation as CoVisitationFeature
-from raysys.features.plan import ShownPosition
-from raysys.features.read import (
-    CandidateRows,
-    OfRequest,
-    feature_columns,
-    position_column,
-    promotion_column,
-)
-from raysys.features.replay import Retrieval, choose_candidates
 from raysys.progress import task
-from raysys.retrieval.covisitation import CoVisitation
-from raysys.retrieval.popular import Popular
 from raysys.schema import EVENT_TYPES
-
-Float32 = npt.NDArray[np.float32]
-Int32 = npt.NDArray[np.int32]
-
-CANDIDATES: Final = "(candidates)"
-"""Stands beside the features: the list that retrieval proposes must not know the future either."""
 
 _ENOUGH: Final = 5  # requests that leak, after which no more are tried
 _NARROWED: Final = 2  # leaks whose events are looked for
-_BEFORE: Final = 5_000  # events before a request that a replay on trial is given
-_OWN: Final = 2_000  # of the user's own, further back
 _SHOWN: Final = 5  # events of a leak that are told one by one
 _HORIZONS: Final = {
     "at the same moment": 1,
@@ -71,241 +50,6 @@ _HORIZONS: Final = {
     "of the 28 days after": 28 * DAY_MS,
     "up to the end of the log": 1 << 60,
 }
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a replay says at a request.
-
-    Attributes:
-        features: float32[n, f] of the request's items.
-        candidates: int32[m], what retrieval proposed, in its order.
-    """
-
-    features: Float32
-    candidates: Int32
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is audited: a log, a plan that runs over it, and requests.
-
-    Attributes:
-        make: an empty state of the plan, with promotions.
-        events: the whole log, in time order.
-        requests: in time order.
-        neighbourhood: the co-visitation of a moment (UTC ms), from events before it only.
-        history: items of a user that a request reads (the setting of the features stage).
-        written: by request number what the features stage wrote of the request's items:
-            float32[n, f]; None where nothing is to be compared.
-    """
-
-    make: Callable[[], LiveFeatures]
-    events: EventColumns
-    requests: Sequence[Drawn]
-    neighbourhood: Callable[[int], CoVisitation]
-    history: int
-    written: dict[int, Float32] | None = None
-
-    def until(self, request: Drawn) -> int:
-        """How many events lie strictly before a request."""
-        return int(np.searchsorted(self.events.time, request.time, side="left"))
-
-    def read(self, live: LiveFeatures, request: Drawn) -> Float32:
-        """Features from a state as it is."""
-        live.covisitation = self.neighbourhood(request.time)
-        live.as_of = request.time - 1
-        return live.batch(
-            *(request.user, request.items, request.time, request.store_id, request.week),
-            history=self.history,
-            session=request.session,
-            query=request.query,
-            positions=request.positions,
-        ).features
-
-    def state_at(self, request: Drawn) -> LiveFeatures:
-        """A new state, fed with everything before a request."""
-        live = self.make()
-        live.apply(self.events.slice(0, self.until(request)))
-        return live
-
-    def before(self, request: Drawn) -> EventColumns:
-        """What was last before a request, and what its user did before: in time order."""
-        until = self.until(request)
-        start = max(0, until - _BEFORE)
-        own = np.flatnonzero(self.events.user[:start] == request.user)[-_OWN:]
-        return self.events.take(np.concatenate([own, np.arange(start, until)]))
-
-
-Engine = Callable[[Subject, EventColumns, Drawn], Answer]
-"""The way from a log to features that is put to the test: given events, of which some lie at or
-after the request, and the request."""
-
-
-def replayed(subject: Subject, events: EventColumns, request: Drawn) -> Answer:
-    """What the features stage's own replay makes of the events: candidates, then their columns."""
-    near = subject.neighbourhood(request.time)
-    live, chosen = subject.make(), _Chosen()
-    sold = _sold(live, events, request)
-    retrieval = Retrieval([(request.time, near)], lambda day: sold, subject.history)
-    store = live.store_number(request.store_id)
-    frame = pl.DataFrame(
-        {"request": [request.number], "user": [request.user], "time": [request.time],
-         "store": [store]},
-        schema={"request": pl.Int32, "user": pl.Int32, "time": pl.Int64, "store": pl.Int32},
-    )  # fmt: skip
-    nothing = {"request": pl.Int32, "item": pl.Int32, "label": pl.Float32}
-    blocks = [Block(0, request.fold, request.time, request.time + 1)]
-    relevant = pl.DataFrame(schema=nothing)
-    choose_candidates(live, iter([events]), frame, relevant, retrieval, blocks, chosen)
-    rows = _rows_of(request, int(chosen.requests["store"][0]))
-    live = subject.make()
-    stats = replay_in_memory(live, events, rows)
-    week = live.promotions.last_week if request.week is None else request.week
-    history = np.array(chosen.requests["history"][0], dtype=np.int32)
-
-    def of_request(feature: OfRequest) -> Any:
-        if isinstance(feature, ShownPosition):
-            return np.nan if request.positions is None else position_column(request.positions)
-        if isinstance(feature, CoVisitationFeature):
-            return near.score(history[: feature.history], request.items)
-        flags = live.promotions.of(request.items, int(rows.store[0]), week)
-        return promotion_column(feature, flags)
-
-    where = CandidateRows(
-        *(rows.user, request.items, rows.time, rows.store, rows.session, rows.query)
-    )
-    features = feature_columns(live, where, stats, of_request)
-    return Answer(features, chosen.rows["item"].to_numpy())
-
-
-class _Chosen(Chooser):
-    """Keeps what is chosen instead of writing it."""
-
-    def __init__(self) -> None:
-        self.requests = self.rows = pl.DataFrame()
-
-    def write(self, requests: pl.DataFrame, rows: pl.DataFrame) -> None:
-        self.requests, self.rows = requests, rows
-
-
-def _rows_of(request: Drawn, store: int) -> EventColumns:
-    """The request's items as reads of a replay."""
-    n = len(request.items)
-    of = {"user": request.user, "store": store, "session": request.session, "query": request.query}
-    return EventColumns(
-        **{name: np.full(n, number, dtype=np.int32) for name, number in of.items()},
-        item=request.items,
-        time=np.full(n, request.time, dtype=np.int64),
-        kind=np.zeros(n, dtype=np.int8),
-        quantity=np.full(n, np.nan),
-        price=np.full(n, np.nan),
-        order=np.zeros(n, dtype=np.int64),
-    )
-
-
-def _sold(live: LiveFeatures, events: EventColumns, request: Drawn) -> Popular:
-    """What sells, by the events before the request's midnight: what the stage finds once a day."""
-    items = events.item[(events.time < request.time // DAY_MS * DAY_MS) & (events.item >= 0)]
-    counts = np.bincount(items, minlength=len(live.catalogue)).astype(np.float64)
-    return Popular(counts, live.codes["category"])
-
-
-@dataclass
-class Leak:
-    """A feature that knew what it could not know.
-
-    Attributes:
-        feature: its name.
-        request, request_id, user, time: where; number, id, number, UTC ms.
-        item: number of the item; -1 when the list of candidates moved.
-        how: a key of `KINDS`; `appeared`: the value differs as soon as there is a future; `read`:
-            even without one the replay differs from a state that reads.
-        before: the value on the log that the other is compared with.
-        after: the value on the altered log.
-        values: how many values of the feature moved, over all requests and alterations.
-        events: of the smallest future found that does it, first the earliest.
-        n_events: how many these are; 0 when they were not looked for.
-    """
-
-    feature: str
-    request: int
-    request_id: str
-    user: int
-    time: int
-    item: int
-    how: str
-    before: float
-    after: float
-    values: int = 1
-    events: list[dict[str, Any]] = field(default_factory=list)
-    n_events: int = 0
-
-
-@dataclass
-class Difference:
-    """A feature whose written value is not the one that follows from the past.
-
-    Attributes:
-        feature, request, request_id, user, time, item: as in `Leak`.
-        written: as the features stage wrote it; recomputed: from the past alone.
-        values: how many values of the feature differ.
-        explained: which later events counted in would give what was written; empty: none found.
-    """
-
-    feature: str
-    request: int
-    request_id: str
-    user: int
-    time: int
-    item: int
-    written: float
-    recomputed: float
-    values: int = 1
-    explained: str = ""
-
-
-@dataclass
-class Audit:
-    """What came of it.
-
-    Attributes:
-        names: the features.
-        requests: drawn; shuffled: of these, tried against altered futures.
-        values: values of a feature that were looked at in each of the questions.
-        leaks, differences: the first of each feature, by name.
-        reacts: share of the requests in which events just before move a feature: float64[f].
-        constant: whether a feature has one value in all that was drawn: bool[f].
-        compared: whether written examples were compared.
-        stopped: whether altering ended early because enough had leaked.
-    """
-
-    names: tuple[str, ...]
-    requests: int = 0
-    shuffled: int = 0
-    values: int = 0
-    leaks: dict[str, Leak] = field(default_factory=dict)
-    differences: dict[str, Difference] = field(default_factory=dict)
-    reacts: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    constant: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
-    compared: bool = False
-    stopped: bool = False
-
-    @property
-    def sound(self) -> bool:
-        """Whether nothing leaks and nothing written differs."""
-        return not self.leaks and not self.differences
-
-    def verdict(self, name: str) -> str:
-        """`leaks`, `differs` (from what was written), `constant`, `no event` moves it, or `ok`."""
-        at = self.names.index(name)
-        if name in self.leaks:
-            return "leaks"
-        if name in self.differences:
-            return "differs"
-        if self.constant[at]:
-            return "constant"
-        return "ok" if self.reacts[at] > 0 else "no event"
 
 
 def audit(
@@ -329,12 +73,6 @@ def audit(
     outcome.reacts = _reactions(subject, seed)
     _futures(subject, outcome, engine, seed, horizon)
     return outcome
-
-
-def moved(one: Float32, other: Float32) -> npt.NDArray[np.bool_]:
-    """Where two arrays differ in a bit; NaN equals NaN."""
-    same = one.view(np.int32) == other.view(np.int32)
-    return ~(same | (np.isnan(one) & np.isnan(other)))
 
 
 def _walk(subject: Subject, live: LiveFeatures, name: str) -> Iterator[tuple[int, int, Drawn]]:

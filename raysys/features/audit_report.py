@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from raysys.features.alteration import KINDS
-from raysys.features.audit import CANDIDATES, Audit, Difference, Leak
+from raysys.features.audit_outcome import CANDIDATES, Audit, Difference, Leak
 from raysys.features.drift import LARGE, MODERATE, Drift, counts
 from raysys.report import COLOURS, Report, Section, new_figure
 from raysys.storage import write_atomic

@@ -13,15 +13,9 @@ from typing import Any, Final
 import polars as pl
 
 from raysys import schema
+from raysys.datasets.drafting import draft_items, draft_users
 from raysys.datasets.files import find, read
-from raysys.datasets.mapping import (
-    ATTRIBUTES,
-    ItemFiles,
-    UserFiles,
-    draft_items,
-    draft_users,
-    polars_type,
-)
+from raysys.datasets.mapping import ATTRIBUTES, ItemFiles, UserFiles, polars_type
 from raysys.datasets.source import RECORD, Expand, Source
 from raysys.ingest.aside import QUARANTINE, unread, write_quarantine
 from raysys.ingest.columns import read_arrow, write_arrow

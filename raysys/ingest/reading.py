@@ -15,8 +15,9 @@ from typing import Any, Final
 import polars as pl
 import pyarrow as pa
 
+from raysys.datasets.drafting import draft_events, draft_items
 from raysys.datasets.files import ROWS, Block, Part, read
-from raysys.datasets.mapping import MENDED, UNPARSED, EventFiles, draft_events, draft_items
+from raysys.datasets.mapping import MENDED, UNPARSED, EventFiles
 from raysys.datasets.source import RECORD, Expand, Source
 from raysys.errors import UserError
 from raysys.ingest.aside import QUARANTINE, unread, write_quarantine

@@ -8,12 +8,9 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,19 +28,18 @@ from raysys.datasets.splits import (
     SPLITS,
     Divided,
     SplitSettings,
-    components,
     distinct,
     divide,
     sampled,
 )
-from raysys.evaluation.text_judge import CRITERION, TextJudge, TextVerdict
 from raysys.evaluation.text_report import NAMES, TextEvaluation, conclusion, write_text_report
 from raysys.learners.label_model import LabelModel
 from raysys.learners.text import load_text_model, make_text_learner, save_text_model
 from raysys.learners.text_blend import blend
-from raysys.learners.text_protocol import Task, TextContext, TextLearner, TextModel
+from raysys.learners.text_protocol import Task, TextContext, TextLearner
 from raysys.progress import task
 from raysys.registry import TEXT, Registry, write_text
+from raysys.stages.text_judging import Fit, Outcome, judge
 from raysys.stages.train import ResourceSettings
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
 from raysys.text.spans import attributes_to_spans
@@ -52,12 +48,9 @@ log = logging.getLogger("raysys")
 
 ROWS = "rows.parquet"
 BLEND = "text_blend"
-SIMPLE = ("baseline", "tree")
-"""Families that a transformer has to beat: they cost a hundredth of it."""
 
 _COLUMNS = 4  # figures in the terminal's table
 _WIDE = 160
-_ENDS_APART = 3.92  # standard errors between the ends of a 95% interval
 
 
 class TextSettings(StageSettings):
@@ -113,23 +106,6 @@ class TextSettings(StageSettings):
     def title(self) -> str:
         """Name of folder and pointer."""
         return self.name or f"text-{self.task}"
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A fitted learner.
-
-    Attributes:
-        model: pure, thread-safe.
-        family: that of the learner, or `blend`.
-        seconds: that fitting took.
-        history: of its evaluations while it was trained; empty where there were none.
-    """
-
-    model: TextModel
-    family: str
-    seconds: float
-    history: list[dict[str, float]]
 
 
 def folder_of(settings: TextSettings, workspace: Workspace) -> Path:
@@ -330,134 +306,6 @@ def _blended(fits: Mapping[str, Fit], tables: Mapping[str, pa.Table], work: Path
     shutil.rmtree(folder, ignore_errors=True)
     save_text_model(BLEND, model, folder)
     return {BLEND: Fit(model, "blend", time.monotonic() - began, [])}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What judging came to.
-
-    Attributes:
-        criterion: by which learners were compared.
-        chosen: the learner whose model is published.
-        baseline: the best baseline on validation; None where there is none.
-        validation, test: verdicts by learner.
-        gain: of the criterion on the test, the chosen one over the best baseline (or, where the
-            baseline was chosen, over the best other).
-        against: what `gain` compares with.
-        said: predictions for validation and test by learner, with what was true.
-        judge: of the test.
-    """
-
-    criterion: str
-    chosen: str
-    baseline: str | None
-    validation: Mapping[str, TextVerdict]
-    test: Mapping[str, TextVerdict]
-    gain: dict[str, float | None] | None
-    against: str | None
-    said: Mapping[str, pa.Table]
-
-    def figures(self) -> dict[str, Any]:
-        """For manifests."""
-
-        def told(verdicts: Mapping[str, TextVerdict]) -> dict[str, Any]:
-            return {
-                name: {key: figure.to_dict() for key, figure in verdict.figures.items()}
-                for name, verdict in verdicts.items()
-            }
-
-        return {
-            "criterion": self.criterion,
-            "chosen": self.chosen,
-            "baseline": self.baseline,
-            "gain": self.gain,
-            "against": self.against,
-            "validation": told(self.validation),
-            "test": told(self.test),
-        }
-
-
-def judge(
-    settings: TextSettings,
-    rows: pl.DataFrame,
-    tables: Mapping[str, pa.Table],
-    fits: Mapping[str, Fit],
-    advance: Any = lambda: None,
-) -> Outcome:
-    """Choose on validation, judge on test."""
-    unit = components(rows, settings.task)
-    least = 0.0
-    if settings.task == "relevance":
-        least = float(np.min(tables["train"]["grade"].to_numpy()))
-    judges = {
-        name: TextJudge(
-            settings.task,
-            tables[name],
-            _of(unit, rows, name),
-            least_grade=least,
-            resamples=settings.resamples,
-            seed=settings.seed,
-        )
-        for name in ("validation", "test")
-    }
-    asked = ["query", "text"] if settings.task == "relevance" else ["text"]
-    verdicts: dict[str, dict[str, TextVerdict]] = {"validation": {}, "test": {}}
-    said: dict[str, pa.Table] = {}
-    for name, fit in fits.items():
-        parts = []
-        for split, judging in judges.items():
-            predicted = fit.model.predict(tables[split].select(asked))
-            verdicts[split][name] = judging.verdict(predicted)
-            parts.append(_beside(tables[split], predicted))
-        said[name] = pa.concat_tables(parts)
-        advance()
-    criterion = CRITERION[settings.task]
-    value = {name: v.figures[criterion].value for name, v in verdicts["validation"].items()}
-    simple = [name for name, fit in fits.items() if fit.family in SIMPLE]
-    baseline = max(simple, key=value.__getitem__) if simple else None
-    chosen = _simplest(value, fits, verdicts["validation"], judges["validation"])
-    others = [name for name in value if name != chosen]
-    against = baseline if chosen != baseline else max(others, key=value.__getitem__, default=None)
-    gain = None
-    if against is not None:
-        test = verdicts["test"]
-        gain = judges["test"].gain(test[chosen], test[against]).to_dict()
-    return Outcome(
-        criterion, chosen, baseline, verdicts["validation"], verdicts["test"], gain, against, said
-    )
-
-
-def _simplest(
-    value: Mapping[str, float],
-    fits: Mapping[str, Fit],
-    verdicts: Mapping[str, TextVerdict],
-    judging: TextJudge,
-) -> str:
-    """The best of the cheapest kind that comes within a standard error of the best learner.
-
-    The rule of one standard error (Breiman et al., CART, 1984), of the paired difference.
-    """
-    best = max(value, key=value.__getitem__)
-    for families in (SIMPLE, ("transformer",)):
-        level = []
-        for name in (name for name, fit in fits.items() if fit.family in families):
-            behind = judging.gain(verdicts[best], verdicts[name])
-            if behind.value <= (behind.high - behind.low) / _ENDS_APART:
-                level.append(name)
-        if level:
-            return max(level, key=value.__getitem__)
-    return best
-
-
-def _of(unit: npt.NDArray[np.int64], rows: pl.DataFrame, split: str) -> npt.NDArray[np.int64]:
-    return unit[(rows["split"] == split).to_numpy()]
-
-
-def _beside(truth: pa.Table, predicted: pa.Table) -> pa.Table:
-    """What was true and, as `predicted_…`, what was said."""
-    for name in predicted.column_names:
-        truth = truth.append_column(f"predicted_{name}", predicted[name])
-    return truth
 
 
 def _counts(read: labelled.Labelled, divided: Divided, aside: pl.DataFrame) -> dict[str, int]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import polars as pl
 from hypothesis import strategies as st
 
+from raysys.datasets.drafting import draft_events
 from raysys.datasets.files import find, read
-from raysys.datasets.mapping import draft_events
 from raysys.datasets.source import RECORD
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raysys.datasets.drafting import draft_events
 from raysys.datasets.files import find, fingerprint, read, split
-from raysys.datasets.mapping import UNPARSED, EventFiles, ItemFiles, draft_events
+from raysys.datasets.mapping import UNPARSED, EventFiles, ItemFiles
 from raysys.errors import UserError
 
 COLUMNS = {"item_id": "a"}

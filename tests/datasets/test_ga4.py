@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from raysys.datasets.drafting import draft_items
 from raysys.datasets.files import find, read
 from raysys.datasets.ga4 import GA4Source, source
-from raysys.datasets.mapping import UNPARSED, draft_items
+from raysys.datasets.mapping import UNPARSED
 from raysys.errors import UserError
 from tests.datasets.importing import FIXTURES, JSON, LINES, all_of, events_of, records, table, write
 

@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 
 from raysys.config import find_config, load_settings, parse_settings
+from raysys.datasets.drafting import draft_events
 from raysys.datasets.files import find, read
 from raysys.datasets.importer import counted, listed_text, moments, pick, place, settled, unroll
-from raysys.datasets.mapping import draft_events
 from raysys.datasets.source import RECORD
 from raysys.errors import UserError
 from raysys.ingest.judging import apply

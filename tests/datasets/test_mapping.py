@@ -5,15 +5,8 @@ import pytest
 
 from raysys import schema
 from raysys.config import parse_settings
-from raysys.datasets.mapping import (
-    UNPARSED,
-    EventFiles,
-    UserFiles,
-    check_columns,
-    draft_events,
-    draft_items,
-    draft_users,
-)
+from raysys.datasets.drafting import draft_events, draft_items, draft_users
+from raysys.datasets.mapping import UNPARSED, EventFiles, UserFiles, check_columns
 from raysys.errors import UserError
 
 COLUMNS = {"user_id": "u", "item_id": "i", "event_type": "what", "timestamp": "t"}

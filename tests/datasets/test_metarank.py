@@ -6,8 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raysys.config import parse_settings
+from raysys.datasets.drafting import draft_items
 from raysys.datasets.files import find, read
-from raysys.datasets.mapping import UNPARSED, draft_items
+from raysys.datasets.mapping import UNPARSED
 from raysys.datasets.metarank import MetarankSource, source
 from raysys.errors import UserError
 from tests.datasets.importing import (

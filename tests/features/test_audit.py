@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys.features.alteration import KINDS, Drawn, Shop, alter, appeared
-from raysys.features.audit import CANDIDATES, Answer, Subject, audit, replayed
+from raysys.features.audit import audit
+from raysys.features.audit_outcome import CANDIDATES
+from raysys.features.audit_subject import Answer, Subject, replayed
 from raysys.features.log import EventColumns
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.schema import EVENT_TYPES

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys.config import parse_settings
-from raysys.datasets.mapping import EventFiles, ItemFiles, draft_events
+from raysys.datasets.drafting import draft_events
+from raysys.datasets.mapping import EventFiles, ItemFiles
 from raysys.errors import UserError
 from raysys.ingest.bots import SIGNALS
 from raysys.ingest.currencies import CODES

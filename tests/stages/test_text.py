@@ -22,7 +22,7 @@ from raysys.learners import text as learners
 from raysys.learners.text import make_text_learner
 from raysys.learners.text_protocol import PREDICTIONS
 from raysys.registry import Registry, TextBundle
-from raysys.stages import text
+from raysys.stages import text, text_judging
 from raysys.stages.text import TextSettings, show
 from raysys.storage import Workspace, read_manifest
 from tests.stages import texts
@@ -215,8 +215,8 @@ def test_the_cheapest_that_is_as_good_is_chosen(
         told = [{"label": s, "probability": 1.0, "choices": [{"label": s, "probability": 1.0}]}
                 for s in said]  # fmt: skip
         verdicts[name] = judging.verdict(pa.Table.from_pylist(told, PREDICTIONS["classify"]))
-    fits = {name: text.Fit(None, name, 0.0, []) for name in quality}  # type: ignore[arg-type]
-    assert text._simplest(quality, fits, verdicts, judging) == chosen
+    fits = {name: text_judging.Fit(None, name, 0.0, []) for name in quality}  # type: ignore[arg-type]
+    assert text_judging._simplest(quality, fits, verdicts, judging) == chosen
 
 
 @pytest.mark.parametrize(
