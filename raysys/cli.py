@@ -279,6 +279,67 @@ def benchmark() -> None:
     """Rank files of public formats; settings chosen within a budget."""
 
 
+Minutes = Annotated[float, typer.Option("--minutes", min=0.05, help="All of it may take.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Write the figures here, too.")]
+
+
+@benchmark_app.command()
+def sessions(
+    train: Annotated[Path, typer.Argument(help="JSON lines: a session each, in time order.")],
+    test: Annotated[Path, typer.Argument(help="JSON lines: session so far and label each.")],
+    minutes: Minutes = 60,
+    seed: Seed = 0,
+    out: Out = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """The next click among all items: P@20 and MRR@20."""
+    options = {"minutes": minutes, "seed": seed}
+    _benchmark("sessions", (train, test), options, out, quiet=quiet, verbose=verbose)
+
+
+@benchmark_app.command()
+def sequences(
+    file: Annotated[Path, typer.Argument(help="Lines: user item item …, in time order.")],
+    attributes: Annotated[
+        Path | None,
+        typer.Option("--attributes", help="JSON; STEM_attributes.json beside it if left out."),
+    ] = None,
+    minutes: Minutes = 60,
+    seed: Seed = 0,
+    out: Out = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Each user's last item among all items: HIT@10 and NDCG@10."""
+    options = {"attributes": attributes, "minutes": minutes, "seed": seed}
+    _benchmark("sequences", (file,), options, out, quiet=quiet, verbose=verbose)
+
+
+def _benchmark(
+    name: str,
+    files: tuple[Path, ...],
+    options: dict[str, Any],
+    out: Path | None,
+    *,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Run a benchmark and print its figures as JSON."""
+    import json
+
+    from raysys import terminal
+    from raysys.storage import write_atomic
+
+    with terminal.session(quiet=quiet, verbose=verbose):
+        report = import_module(f"raysys.stages.benchmark_{name}").run(*files, **options)
+        text = json.dumps(report, indent=2) + "\n"
+        typer.echo(text, nl=False)
+        if out is not None:
+            write_atomic(out, text)
+
+
 @app.command()
 def deploy(
     config: Config = "serve_configs/local.yaml",
