@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -45,6 +46,10 @@ class ColumnModel(Model):
             counts = np.nan_to_num(batch.column(self.tie_break), nan=0.0, posinf=1e9).clip(0)
             scores = scores + TIE * counts / (1 + counts)  # any count fits into [0, TIE)
         return scores.astype(np.float32)
+
+    def contributions(self, batch: Batch) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
+        """See `Explainable`; the tie-break is counted to its column."""
+        return (self.column,), self.score(batch)[:, None].astype(np.float64)
 
     def save(self, folder: Path) -> None:
         """See `Model.save`."""

@@ -57,6 +57,11 @@ class LightGBMModel(TreeModel):
         scores = self.booster.predict(rows, raw_score=True, num_threads=1)
         return np.asarray(scores, dtype=np.float64)
 
+    def shap(self, rows: Float32) -> npt.NDArray[np.floating]:
+        """See `TreeModel.shap`."""
+        parts = self.booster.predict(rows, raw_score=True, pred_contrib=True, num_threads=1)
+        return np.asarray(parts, dtype=np.float64)
+
     def importance(self) -> dict[str, float]:
         """See `TreeModel.importance`."""
         gain = self.booster.feature_importance("gain")

@@ -25,6 +25,7 @@ from raysys.features.examples import Examples
 __all__ = [
     "Compressible",
     "Context",
+    "Explainable",
     "Float32",
     "Learner",
     "Model",
@@ -90,6 +91,17 @@ class TextEncoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> Float32:
         """Vectors of free texts: float32[len(texts), d], unit rows."""
+
+
+@runtime_checkable
+class Explainable(Protocol):
+    """What a model offers when it can say what each input added to a score."""
+
+    def contributions(self, batch: Batch) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
+        """Names of what was read, and what each added: float64[n, names].
+
+        A row sums to its score less a number that all rows share.
+        """
 
 
 @runtime_checkable

@@ -239,6 +239,18 @@ class TreeModel(Model):
         """Scores of float32[n, len(requires)] rows, in this thread; safe in many at once."""
 
     @abstractmethod
+    def shap(self, rows: Float32) -> npt.NDArray[np.floating]:
+        """What each column of float32[n, f] adds to each score, then what all share: [n, f + 1].
+
+        Tree SHAP (Lundberg, Erion & Lee 2018, arXiv:1802.03888), by the trees' own paths.
+        """
+
+    def contributions(self, batch: Batch) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
+        """See `Explainable`."""
+        rows = np.ascontiguousarray(batch.columns(self.requires))
+        return self.requires, np.asarray(self.shap(rows), dtype=np.float64)[:, :-1]
+
+    @abstractmethod
     def importance(self) -> dict[str, float]:
         """Total gain of each feature, in the units of the loss."""
 

@@ -221,6 +221,18 @@ class TwoTowerModel(Model):
                 list(pool.map(score_some, starts))
         return scores
 
+    def contributions(self, batch: Batch) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
+        """See `Explainable`: features, the towers, and the text with and without the history."""
+        history = history_codes(batch.history, self.texts, self.settings.history)
+        codes = self.texts.codes[batch.item]
+        tower = self.tower_scores(codes, batch.offsets, history)
+        if self.head is None:
+            return ("towers",), tower[:, None].astype(np.float64)
+        columns = np.concatenate([batch.columns(self.requires), tower[:, None]], axis=1)
+        users = np.repeat(mean_of_history(self._projected, history), batch.sizes, axis=0)
+        names = (*self.requires, "towers", "text", "text_by_history")
+        return names, self.head.contributions(columns, self._projected[codes], users)
+
     def tower_scores(self, codes: Int32, offsets: Int64, history: Int32) -> Float32:
         """Of the towers alone: a soft maximum of cosines, plus what everybody wants: float32[n].
 

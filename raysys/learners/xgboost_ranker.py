@@ -87,6 +87,11 @@ class XGBoostModel(TreeModel):
         """See `TreeModel.predict`; `inplace_predict` skips the copy into a DMatrix."""
         return self.booster.inplace_predict(rows, predict_type="margin", validate_features=False)
 
+    def shap(self, rows: Float32) -> npt.NDArray[np.floating]:
+        """See `TreeModel.shap`."""
+        data = _xgboost().DMatrix(rows, nthread=1)
+        return self.booster.predict(data, pred_contribs=True, validate_features=False)
+
     def importance(self) -> dict[str, float]:
         """See `TreeModel.importance`."""
         gain = self.booster.get_score(importance_type="total_gain")
