@@ -431,10 +431,12 @@ def write_search(folder: Path, catalogue: Catalogue, encoder: TextEncoder | None
         catalogue: its texts are what can be found.
         encoder: a fitted learner that places texts and items in one space; None: words only.
     """
+    from raysys.retrieval.lexical import FIELD_WEIGHTS
     from raysys.retrieval.search import Search
 
     folder.mkdir(parents=True, exist_ok=True)
-    Search.build(catalogue.texts, encoder).save(folder)
+    fields = {name: catalogue.table[name].to_pylist() for name in FIELD_WEIGHTS}
+    Search.build(catalogue.texts, encoder, fields).save(folder)
 
 
 def verify(folder: Path) -> BundleManifest:

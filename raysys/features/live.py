@@ -42,6 +42,7 @@ from raysys.features.sessions import Sessions
 from raysys.features.state import Feed, States
 from raysys.features.table import DAY_MS, Table
 from raysys.features.vocabulary import Vocabulary
+from raysys.retrieval.allowed import Allowed
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.retrieval.merge import Candidates, merge
 from raysys.retrieval.popular import Popular
@@ -244,7 +245,12 @@ class LiveFeatures:
         return int(table.read(records, self.as_of).moments[0])
 
     def candidates(
-        self, user: int, timestamp: int, limit: int = 10_000, seeds: Int32 | None = None
+        self,
+        user: int,
+        timestamp: int,
+        limit: int = 10_000,
+        seeds: Int32 | None = None,
+        allowed: Allowed | None = None,
     ) -> Candidates:
         """Items worth scoring for a user at a moment, from all sources.
 
@@ -254,18 +260,20 @@ class LiveFeatures:
             limit: most candidates.
             seeds: items the moment is about (a basket, a product page); they are not proposed,
                 and co-visitation starts from them instead of the user's history.
+            allowed: the only items that may be proposed: each source looks on for as many as its
+                size says; None: all.
         """
         sizes = self.settings
         popular = self._popular_at(timestamp)
-        owned = self._owned(user, timestamp, sizes.owned)
+        owned = self._owned(user, timestamp, sizes.owned, allowed)
         about = self.history(user, sizes.seeds) if seeds is None else seeds
         proposals = {
             "owned": owned,
-            "covisitation": self.covisitation.near(about, sizes.covisitation)[0],
+            "covisitation": self.covisitation.near(about, sizes.covisitation, allowed)[0],
             "category": popular.in_categories(
-                self._favourites(user, about, timestamp), sizes.category
+                self._favourites(user, about, timestamp), sizes.category, allowed
             ),
-            "popular": popular.top(sizes.popular),
+            "popular": popular.top(sizes.popular, allowed),
         }
         if seeds is not None:
             proposals = {k: v[~np.isin(v, seeds)] for k, v in proposals.items()}
@@ -359,10 +367,14 @@ class LiveFeatures:
         """Offer what sells as another state saw it, on the given day (moment ÷ one day)."""
         self._popular, self._popular_day = popular, day
 
-    def _owned(self, user: int, timestamp: int, limit: int) -> Int32:
+    def _owned(
+        self, user: int, timestamp: int, limit: int, allowed: Allowed | None = None
+    ) -> Int32:
         """The user's own items by their longest-lived decayed count, then the newest."""
         table = self.tables["user_item"]
         records = table.members(user, timestamp)
+        if allowed is not None:
+            records = records[allowed.items[table.second(records)]]
         counts = table.read(records, timestamp).counts
         order = np.lexsort((records, -table.times[records, 2], -counts[-1]))[:limit]
         return table.second(records[order]).astype(np.int32)

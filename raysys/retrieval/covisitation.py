@@ -14,6 +14,7 @@ import numpy.typing as npt
 from numba import njit
 from safetensors.numpy import load_file, save_file
 
+from raysys.retrieval.allowed import Allowed
 from raysys.retrieval.baskets import Baskets, count_items
 
 Int32 = npt.NDArray[np.int32]
@@ -83,15 +84,28 @@ class CoVisitation:
         )
         return cls(neighbours, scores)
 
-    def near(self, seeds: Int32, limit: int) -> tuple[Int32, Float32]:
+    def near(
+        self, seeds: Int32, limit: int, allowed: Allowed | None = None
+    ) -> tuple[Int32, Float32]:
         """Items near several seeds, best first, seeds left out.
+
+        Args:
+            seeds: int32[s].
+            limit: most items.
+            allowed: the only items that may be found; None: all.
 
         Returns:
             int32[m] and their summed scores float32[m], m ≤ limit.
         """
         if not len(seeds):
             return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
-        return _near(np.asarray(seeds, dtype=np.int32), self.neighbours, self.scores, limit)
+        seeds = np.asarray(seeds, dtype=np.int32)
+        if allowed is None:
+            return _near(seeds, self.neighbours, self.scores, limit)
+        every = len(seeds) * self.neighbours.shape[1]
+        items, scores = _near(seeds, self.neighbours, self.scores, every)
+        kept = allowed.items[items]
+        return items[kept][:limit], scores[kept][:limit]
 
     def offer_requests(
         self,

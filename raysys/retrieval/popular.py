@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from raysys.retrieval.allowed import Allowed
+
 Int32 = npt.NDArray[np.int32]
 
 
@@ -64,13 +66,19 @@ class Popular:
         popular._take(arrays["items"], arrays["by_category"], arrays["sizes"])
         return popular
 
-    def top(self, limit: int) -> Int32:
-        """The most popular items: int32[≤ limit]."""
-        return self.items[:limit]
+    def top(self, limit: int, allowed: Allowed | None = None) -> Int32:
+        """The most popular items (of those allowed): int32[≤ limit]."""
+        items = self.items if allowed is None else allowed.keep(self.items)
+        return items[:limit]
 
-    def in_categories(self, categories: Int32, limit: int) -> Int32:
-        """The most popular of several categories, taking turns: int32[≤ limit]."""
+    def in_categories(self, categories: Int32, limit: int, allowed: Allowed | None = None) -> Int32:
+        """The most popular (of those allowed) of several categories, taking turns: int32[≤ limit].
+
+        Of each category as many are kept as `per_category` said.
+        """
         lists = [self._by_category[code] for code in categories if code >= 0]
+        if allowed is not None:
+            lists = [allowed.keep(items) for items in lists]
         if not lists:
             return np.empty(0, dtype=np.int32)
         rank = np.concatenate([np.arange(len(items)) for items in lists])

@@ -1,15 +1,16 @@
-"""Finds items for a query: by words and by meaning, the two fused."""
+"""Finds items for a query, or like another: by words, by meaning and by behaviour, fused."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from raysys.retrieval.allowed import Allowed
 from raysys.retrieval.fuse import Hits, best, fuse
 from raysys.retrieval.lexical import LexicalIndex
 from raysys.retrieval.vector import VectorIndex
@@ -28,24 +29,35 @@ class QueryEncoder(Protocol):
         """Vectors of free texts: float32[len(texts), d], unit rows."""
 
 
+SOURCES: Final = ("words", "meaning", "covisitation")
+
+
 @dataclass(frozen=True)
 class Found:
-    """Items found for a query, best first.
+    """Items found, best first.
 
     Attributes:
         items: int32[n].
         relevance: float32[n], 1 for the best, falling; comparable within one search only.
-        by_words: bool[n], found by their words.
-        by_meaning: bool[n], found by their vectors.
+        sources: uint8[n], bit i set when `SOURCES[i]` found the item.
     """
 
     items: npt.NDArray[np.int32]
     relevance: npt.NDArray[np.float32]
-    by_words: npt.NDArray[np.bool_]
-    by_meaning: npt.NDArray[np.bool_]
+    sources: npt.NDArray[np.uint8]
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def by_words(self) -> npt.NDArray[np.bool_]:
+        """bool[n], found by their words."""
+        return self.sources & 1 > 0
+
+    @property
+    def by_meaning(self) -> npt.NDArray[np.bool_]:
+        """bool[n], found by their vectors."""
+        return self.sources & 2 > 0
 
 
 class Search:
@@ -70,10 +82,15 @@ class Search:
         self._spread()
 
     @classmethod
-    def build(cls, texts: Sequence[str], encoder: QueryEncoder | None = None) -> Search:
-        """Index the texts of all items, in item order."""
+    def build(
+        cls,
+        texts: Sequence[str],
+        encoder: QueryEncoder | None = None,
+        fields: Mapping[str, Sequence[str | None]] | None = None,
+    ) -> Search:
+        """Index the texts of all items, in item order; fields as `LexicalIndex.build` has them."""
         vectors = VectorIndex.build(encoder.item_vectors) if encoder is not None else None
-        return cls(LexicalIndex.build(texts), vectors, encoder)
+        return cls(LexicalIndex.build(texts, fields), vectors, encoder)
 
     def set_prior(self, prior: npt.NDArray[np.float32]) -> None:
         """How much each item is wanted by all, float32[n_items]: orders items of equal text."""
@@ -82,43 +99,90 @@ class Search:
 
     def _spread(self) -> None:
         """Prepare the lists of items that have a row's text, most wanted first."""
-        self._by_text = _Members(self.lexical.row_of_item, self._prior)
-        self._by_vector = (
+        self._of_text = _Members(self.lexical.row_of_item, self._prior)
+        self._of_vector = (
             _Members(self.vectors.row_of_item, self._prior) if self.vectors is not None else None
         )
 
-    def find(self, query: str, limit: int, allowed: npt.NDArray[np.bool_] | None = None) -> Found:
+    def find(
+        self,
+        query: str,
+        limit: int,
+        allowed: Allowed | None = None,
+        *,
+        meaning: bool = True,
+    ) -> Found:
         """Up to `limit` items for a query; none if it has no known word and there is no encoder.
 
         Args:
             query: free text.
             limit: most items.
-            allowed: bool[n_items], the only items that may be found; None: all.
+            allowed: the only items that may be found; None: all.
+            meaning: whether to encode the query, which takes longest, and look by its vector too.
         """
-        texts = self.lexical.find(query, _TEXTS_A_SEARCH)
-        words = self._by_text.items(texts)
-        meaning = _NOTHING
-        if self.vectors is not None and self.encoder is not None and self._by_vector is not None:
-            near = self.vectors.find(self.encoder.encode([query])[0], _TEXTS_A_SEARCH)
-            meaning = self._by_vector.items(near)
-        if allowed is not None:
-            words, meaning = (
-                (items[allowed[items]], ranks[allowed[items]]) for items, ranks in (words, meaning)
-            )
-        fused = fuse([words, meaning])
+        rankings = [self._by_words(query, limit, allowed), _NOTHING]
+        if meaning and self.vectors is not None and self.encoder is not None:
+            vector = self.encoder.encode([query])[0]
+            rankings[1] = self._by_vector(vector, limit, allowed)
+        return self._fuse(rankings, limit)
+
+    def similar(
+        self,
+        item: int,
+        text: str,
+        near: npt.NDArray[np.int32],
+        limit: int,
+        allowed: Allowed | None = None,
+    ) -> Found:
+        """Up to `limit` items like one: by its words, by its vector, and what goes with it.
+
+        Args:
+            item: its number; it is not found itself.
+            text: its own.
+            near: int32[m], items that are bought with it, best first.
+            limit: most items.
+            allowed: the only items that may be found, `near` as well; None: all.
+        """
+        allowed = allowed or Allowed(np.ones(len(self.lexical.row_of_item), dtype=bool))
+        allowed = allowed.without([item])
+        rankings = [self._by_words(text, limit, allowed), _NOTHING]
+        if self.vectors is not None:
+            vector = self.vectors.vectors[self.vectors.row_of_item[item]]
+            if vector.any():
+                rankings[1] = self._by_vector(vector, limit, allowed)
+        bought = allowed.keep(near)
+        rankings.append((bought, np.arange(1, len(bought) + 1, dtype=np.int32)))
+        return self._fuse(rankings, limit)
+
+    def _by_words(self, query: str, limit: int, allowed: Allowed | None) -> _Ranking:
+        rows = None if allowed is None else allowed.rows(self.lexical.row_of_item)
+        texts = self.lexical.find(query, max(limit, _TEXTS_A_SEARCH), rows)
+        return self._of_text.items(texts, allowed)
+
+    def _by_vector(
+        self, vector: npt.NDArray[np.float32], limit: int, allowed: Allowed | None
+    ) -> _Ranking:
+        assert self.vectors is not None and self._of_vector is not None
+        rows = None if allowed is None else allowed.rows(self.vectors.row_of_item)
+        near = self.vectors.find(vector, max(limit, _TEXTS_A_SEARCH), rows)
+        return self._of_vector.items(near, allowed)
+
+    def _fuse(self, rankings: Sequence[_Ranking], limit: int) -> Found:
+        fused = fuse(rankings)
         if self._prior is not None:  # equal relevance is the rule among items of one text
             order = np.lexsort((fused.rows, -self._prior[fused.rows], -fused.scores))[:limit]
             top = Hits(fused.rows[order], fused.scores[order])
         else:
             top = best(fused.rows, fused.scores, limit)
-        return Found(
-            items=top.rows,
-            relevance=top.scores / top.scores[0] if len(top) else top.scores,
-            by_words=np.isin(top.rows, words[0]),
-            by_meaning=np.isin(top.rows, meaning[0]),
-        )
+        sources = np.zeros(len(top), np.uint8)
+        for bit, (items, _) in enumerate(rankings):
+            sources |= np.isin(top.rows, items).astype(np.uint8) << np.uint8(bit)
+        relevance = top.scores / top.scores[0] if len(top) else top.scores
+        return Found(top.rows, relevance, sources)
 
-    def relevance(self, query: str, items: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    def relevance(
+        self, query: str, items: npt.NDArray[np.int32], *, meaning: bool = True
+    ) -> npt.NDArray[np.float32]:
         """How well given items fit a query, fused as in `find`: float32[n], 1 best, 0 not."""
         places = np.arange(len(items), dtype=np.int32)
         rankings = []
@@ -128,7 +192,7 @@ class Search:
             matching = own > 0
             hits = best(places[matching], own[matching], len(items))
             rankings.append((hits.rows, hits.ranks))
-        if self.vectors is not None and self.encoder is not None:
+        if meaning and self.vectors is not None and self.encoder is not None:
             vectors = self.vectors.vectors[self.vectors.row_of_item[items]]
             hits = best(places, vectors @ self.encoder.encode([query])[0], len(items))
             rankings.append((hits.rows, hits.ranks))
@@ -163,17 +227,33 @@ class _Members:
         self._members = np.lexsort((numbers, -wanted, row_of_item)).astype(np.int32)
         counts = np.bincount(row_of_item) if len(row_of_item) else np.zeros(0, np.int64)
         self._starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
-        self._counts = np.minimum(counts, _ITEMS_A_TEXT)
+        self._counts = counts
 
-    def items(self, hits: Hits) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    def items(self, hits: Hits, allowed: Allowed | None) -> _Ranking:
         """Items of the rows found, and the rank of the row that each one has."""
         if not len(hits):
             return _NOTHING
         counts = self._counts[hits.rows]
-        ends = np.cumsum(counts)
-        within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
-        places = np.repeat(self._starts[hits.rows], counts) + within
-        return self._members[places], np.repeat(hits.ranks, counts)
+        if allowed is None:
+            counts = np.minimum(counts, _ITEMS_A_TEXT)
+        within = _within(counts)
+        members = self._members[np.repeat(self._starts[hits.rows], counts) + within]
+        row = np.repeat(np.arange(len(hits)), counts)
+        if allowed is not None:  # of each row as many, but of those that may be shown
+            kept = allowed.items[members]
+            members, row = members[kept], row[kept]
+            first = _within(np.bincount(row, minlength=len(hits))) < _ITEMS_A_TEXT
+            members, row = members[first], row[first]
+        return members, hits.ranks[row]
 
+
+def _within(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """0, 1, … of each of several groups side by side."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+
+
+_Ranking = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
+"""Items and the rank of each, from 1."""
 
 _NOTHING = (np.empty(0, np.int32), np.empty(0, np.int32))

@@ -14,6 +14,9 @@ from raysys.retrieval.fuse import Hits, best
 EXACT_UP_TO = 50_000
 """Vectors up to which comparing all (8 ms at 384 dimensions, one core) beats a graph's misses."""
 
+_WALK_AT_MOST = 20
+"""A graph of which more than one in so many is asked for is slower than comparing."""
+
 _TOGETHER = 1024  # queries that are compared at a time: 200 MB of scores at most
 
 
@@ -24,6 +27,7 @@ class VectorIndex:
         vectors: float32[m, d], unit rows, each once.
         row_of_item: int32[n_items], the vector that each item has.
         graph: HNSW over the rows (Malkov & Yashunin 2018); None: compare all.
+        exact_up_to: compare all where no more rows than these may be found.
     """
 
     def __init__(
@@ -31,10 +35,13 @@ class VectorIndex:
         vectors: npt.NDArray[np.float32],
         row_of_item: npt.NDArray[np.int32],
         graph: Index | None = None,
+        *,
+        exact_up_to: int = EXACT_UP_TO,
     ) -> None:
         self.vectors = vectors
         self.row_of_item = row_of_item
         self._graph = graph
+        self._exact_up_to = exact_up_to
 
     @classmethod
     def build(
@@ -48,10 +55,21 @@ class VectorIndex:
             graph = Index(ndim=vectors.shape[1], metric="ip", dtype="f32", connectivity=32)
             graph.add(np.arange(len(vectors), dtype=np.uint64), vectors)
             graph.expansion_search = 256  # recall over speed: it stays far below a millisecond
-        return cls(vectors, row_of_item, graph)
+        return cls(vectors, row_of_item, graph, exact_up_to=exact_up_to)
 
-    def find(self, query: npt.NDArray[np.float32], limit: int) -> Hits:
+    def find(
+        self,
+        query: npt.NDArray[np.float32],
+        limit: int,
+        allowed: npt.NDArray[np.bool_] | None = None,
+    ) -> Hits:
         """Rows of the vectors nearest to float32[d], with their inner products.
+
+        Args:
+            query: float32[d].
+            limit: most rows.
+            allowed: bool[m], the only rows that may be found; None: all. The graph cannot skip the
+                others, so as many more are asked of it, and all compared where they are few.
 
         Raises:
             ValueError: the query has another number of dimensions.
@@ -62,10 +80,39 @@ class VectorIndex:
             return Hits.none()
         if self._graph is None:
             scores = self.vectors @ query
-            return best(np.arange(len(scores), dtype=np.int32), scores, limit)
-        matches = self._graph.search(query, min(limit, len(self.vectors)))
+            rows = np.arange(len(scores), dtype=np.int32)
+            if allowed is not None:
+                rows, scores = rows[allowed], scores[allowed]
+            return best(rows, scores, limit)
+        if allowed is not None:
+            return self._find_allowed(query, limit, allowed)
+        return self._walk(query, min(limit, len(self.vectors)))
+
+    def _walk(self, query: npt.NDArray[np.float32], limit: int) -> Hits:
+        """What the graph finds."""
+        assert self._graph is not None
+        matches = self._graph.search(query, limit)
         rows = matches.keys.astype(np.int32)
         return best(rows, self.vectors[rows] @ query, limit)
+
+    def _find_allowed(
+        self, query: npt.NDArray[np.float32], limit: int, allowed: npt.NDArray[np.bool_]
+    ) -> Hits:
+        possible = np.flatnonzero(allowed).astype(np.int32)
+        limit = min(limit, len(possible))
+        wanted = int(1.5 * limit * len(self.vectors) / max(1, len(possible))) + 16
+        while len(possible) > self._exact_up_to and wanted < len(self.vectors) // _WALK_AT_MOST:
+            found = self._walk(query, wanted)
+            kept = allowed[found.rows]
+            if int(kept.sum()) >= limit:
+                return Hits(found.rows[kept][:limit], found.scores[kept][:limit])
+            wanted *= 4  # what is allowed lies far from the query
+        parts = [
+            self.vectors[possible[at : at + _TOGETHER * 16]] @ query
+            for at in range(0, len(possible), _TOGETHER * 16)
+        ]
+        scores = np.concatenate([*parts, np.empty(0, np.float32)])
+        return best(possible, scores, limit)
 
     def find_many(
         self, queries: npt.NDArray[np.float32], limit: int

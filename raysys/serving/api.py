@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from fastapi import Header
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MAX_ITEM_IDS = 500
@@ -15,7 +16,24 @@ ItemIds = Annotated[list[Id], Field(max_length=MAX_ITEM_IDS)]
 K = Annotated[
     int, Field(ge=1, strict=True, description="Length of the list, at most the server's k_max.")
 ]
-Explain = Annotated[bool, Field(description="Say why: sources, features, scores, milliseconds.")]
+Explain = Annotated[
+    bool, Field(description="Say why: sources, features, scores, policy, milliseconds.")
+]
+Deadline = Annotated[
+    float | None,
+    Header(
+        alias="X-Deadline-Ms",
+        gt=0,
+        le=60_000,
+        allow_inf_nan=False,
+        description="Milliseconds after which the answer is of no use: who would not be done by "
+        "then is left out.",
+    ),
+]
+Urgency = Annotated[
+    Literal["normal", "background"],
+    Header(alias="X-Priority", description="background: all others go first."),
+]
 
 
 class _Request(BaseModel):
@@ -34,6 +52,9 @@ class Filters(_Request):
     manufacturer: Annotated[list[Id], Field(max_length=100)] | None = None
     min_price: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     max_price: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    in_stock: Annotated[
+        bool, Field(description="Only what is in stock, where the deployment is told.")
+    ] = False
 
 
 class RecommendRequest(_Request):
@@ -80,6 +101,19 @@ class SearchRequest(_Request):
     explain: Explain = False
 
 
+class SimilarRequest(_Request):
+    """Items like one, ordered for a user where one is given."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"item_id": "1082185", "k": 10}]})
+
+    item_id: Id
+    user_id: Id | None = None
+    session_id: Id | None = None
+    filters: Filters | None = None
+    k: K = 10
+    explain: Explain = False
+
+
 class RankRequest(_Request):
     """The caller's own items, all of them ranked, for a query or a user."""
 
@@ -109,15 +143,25 @@ class Why(BaseModel):
     base_scores: dict[str, float] = Field(description="What every learner says.")
     ensemble_score: float | None = None
     probability: float | None = Field(None, description="Of being bought, calibrated.")
-    relevance: float | None = Field(None, description="To the query, 1 for the best.")
+    relevance: float | None = Field(None, description="To query or item, 1 for the best.")
     features: dict[str, float | None] = Field(description="null: knows nothing.")
+    moved_by: dict[str, float] = Field(
+        {},
+        description="What set it apart from the other candidates, the strongest first: features, "
+        "by their contributions to all learners, in standard deviations of the ensemble.",
+    )
+    contributions: dict[str, dict[str, float]] = Field(
+        {}, description="The same for every learner, in its own units."
+    )
+    policy: list[str] = Field([], description="What the policy did to it.")
+    propensity: float = Field(1.0, description="With which it came here, given those above it.")
 
 
 class ListedItem(BaseModel):
     """One item of an answer."""
 
     item_id: str
-    score: float | None = Field(description="Higher is better, within one answer; null: unknown.")
+    score: float | None = Field(description="Of the ranking, within one answer; null: unknown.")
     position: int = Field(description="1 for the first.")
     why: Why | None = Field(None, exclude_if=lambda why: why is None)
 
@@ -128,9 +172,16 @@ class Explanation(BaseModel):
     place: str
     timestamp: int = Field(description="UTC ms at which features were read.")
     n_candidates: int
+    by_source: dict[str, int] = Field(description="Candidates by who proposed them.")
+    understood: dict[str, list[str]] = Field(
+        {}, description="Words of the query that are not known, and what they were taken for."
+    )
     fallback: str = Field(description="Which of the ensemble's combinations answered.")
     weights: dict[str, float] = Field(description="Shares of the learners in it.")
     policy: dict[str, Any]
+    cache: str = Field(
+        description="How the same request without explain would be known: hit, stale, miss; off."
+    )
     milliseconds: dict[str, float] = Field(description="By stage.")
 
 
@@ -142,7 +193,12 @@ class ListAnswer(BaseModel):
     bundle: str = Field(description="Id of the bundle that answered.")
     arm: str = Field(description="The name by which that bundle was chosen.")
     degraded: bool = Field(description="Whether something was left out; see left_out.")
-    left_out: list[str] = Field([], description="Learners that failed or missed the deadline.")
+    left_out: list[str] = Field(
+        [], description="Learners, or the search by meaning, that failed or missed the deadline."
+    )
+    reasons: dict[str, str] = Field(
+        {}, description="Why each was left out: deadline, failed, not finite."
+    )
     cold_start: bool = Field(description="Whether nothing was known of the user.")
     unknown_item_ids: list[str] = Field([], description="Items that the catalogue lacks.")
     took_ms: float

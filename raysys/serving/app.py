@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import FastAPI, Path, Request
+from fastapi import FastAPI, Path
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
@@ -20,15 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raysys import __version__
 from raysys.registry import Registry
-from raysys.serving.api import (
-    Health,
-    ListAnswer,
-    RankRequest,
-    Readiness,
-    RecommendRequest,
-    SearchRequest,
-)
+from raysys.serving.api import Health, Readiness
 from raysys.serving.args import ServeArgs
+from raysys.serving.asking import Context
+from raysys.serving.list_routes import add_list_routes
 from raysys.serving.pages import ServiceAnswers
 from raysys.serving.problems import Problem, ProblemBody, handle_problems
 from raysys.serving.profile import Profile
@@ -89,36 +84,14 @@ def http_app(service: Service) -> FastAPI:
     app.add_middleware(Arrival)
     handle_problems(app)
 
-    @app.post("/v1/recommend", tags=["lists"], summary="A list without a query")
-    async def recommend(asked: RecommendRequest, request: Request) -> ListAnswer:
-        """A list for a user or a session: home page, beside an item, or with a cart.
-
-        An unknown user gets what sells, or what goes with `item_ids`, and `cold_start: true`.
-        """
-        arrived = request.state.arrived
-        return await service.run(lambda: service.recommend(asked, arrived))
-
-    @app.post("/v1/search", tags=["lists"], summary="A list for a query")
-    async def search(asked: SearchRequest, request: Request) -> ListAnswer:
-        """Items for a query, by words and meaning, ordered for the user where one is given."""
-        arrived = request.state.arrived
-        return await service.run(lambda: service.search(asked, arrived))
-
-    @app.post("/v1/rank", tags=["lists"], summary="The caller's own items, ranked")
-    async def rank(asked: RankRequest, request: Request) -> ListAnswer:
-        """The caller's own items, all of them, ranked for a query or a user.
-
-        Items that the catalogue lacks come last with `score: null`, and in `unknown_item_ids`.
-        """
-        arrived = request.state.arrived
-        return await service.run(lambda: service.rank(asked, arrived))
+    add_list_routes(app, service)
 
     @app.get("/v1/users/{user_id}/profile", tags=["users"], summary="What is known of a user")
     async def profile(
         user_id: Annotated[str, Path(min_length=1, max_length=200)],
     ) -> Profile:
         """What is known of a user, with its evidence."""
-        return await service.run(lambda: service.profile(user_id))
+        return await service.run(lambda: service.profile(user_id), Context(time.perf_counter()))
 
     add_text_routes(app, service)
 

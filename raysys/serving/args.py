@@ -9,7 +9,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from raysys.config import Settings
+from raysys.serving.cache import CacheArgs
+from raysys.serving.exposures import ExposureArgs
 from raysys.serving.policy import PolicyArgs
+from raysys.serving.stock import StockArgs
 
 
 class ListArgs(Settings):
@@ -34,6 +37,19 @@ class SearchArgs(ListArgs):
 
     relevance_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     personal_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class SimilarArgs(ListArgs):
+    """Of items like another: how likeness and taste weigh against each other.
+
+    Attributes:
+        similarity_weight: of how alike the items are (words, vectors and what goes with it, fused).
+        personal_weight: of how well it fits the user (the ensemble, 0 to 1 among the candidates).
+    """
+
+    candidates: Annotated[int, Field(ge=1, le=5000)] = 150
+    similarity_weight: Annotated[float, Field(ge=0, le=1)] = 0.7
+    personal_weight: Annotated[float, Field(ge=0, le=1)] = 0.3
 
 
 class TextArgs(Settings):
@@ -81,10 +97,17 @@ class ServeArgs(Settings):
             the bundle, which is right for a historical log.
         k_max: the longest list that may be asked for.
         threads: requests that one replica works on at once.
-        deadline_ms: learners whose turn comes later than this after the request arrived are left
-            out, and the answer says so; null: wait for all.
+        max_waiting: requests that wait for one of the threads; beyond that the least urgent is
+            refused with 503 and Retry-After. Search goes first, background calls last.
+        deadline_ms: milliseconds after the request arrived by which the answer should be there;
+            learners that would not be done by then, as their last runs say, are left out, and the
+            answer says so. A request may say its own (`X-Deadline-Ms`). null: wait for all.
         recommend: lists without a query.
         search: lists for a query.
+        similar: lists of items like another.
+        stock: where it is told what is in stock; null: all is.
+        cache: how long scores are kept for the same request; null: not at all.
+        exposures: where it is recorded what was shown to whom; null: nowhere.
         text: text tasks that are served as well.
         pinned_text: task → id of the bundle, as `pinned`.
         pages: pages for people.
@@ -96,9 +119,14 @@ class ServeArgs(Settings):
     clock: Literal["wall", "log_end"] = "wall"
     k_max: Annotated[int, Field(ge=1, le=1000)] = 100
     threads: Annotated[int, Field(ge=1, le=64)] = 2
+    max_waiting: Annotated[int, Field(ge=1, le=10_000)] = 64
     deadline_ms: Annotated[float, Field(gt=0, le=60_000)] | None = None
     recommend: ListArgs = ListArgs()
     search: SearchArgs = SearchArgs()
+    similar: SimilarArgs = SimilarArgs()
+    stock: StockArgs | None = None
+    cache: CacheArgs | None = None
+    exposures: ExposureArgs | None = None
     text: TextArgs = TextArgs()
     pinned_text: dict[str, str] = {}
     pages: PagesArgs = PagesArgs()
@@ -109,8 +137,19 @@ class ServeArgs(Settings):
             raise ValueError("bundle: give a bundle that ranks, or text tasks, or both")
         return self
 
+    def of(self, surface: str) -> ListArgs:
+        """Those of one surface's lists."""
+        return {"recommend": self.recommend, "search": self.search, "similar": self.similar}[
+            surface
+        ]
+
     @property
     def registry_path(self) -> Path:
         """The registry's folder; see `registry`."""
-        path = Path(self.registry).expanduser()
-        return path if path.is_absolute() else Path(os.environ.get("RAYSYS_HOME", ".")) / path
+        return at_home(self.registry)
+
+
+def at_home(path: str) -> Path:
+    """A path of a serve config: a relative one lies under RAYSYS_HOME, else in this folder."""
+    found = Path(path).expanduser()
+    return found if found.is_absolute() else Path(os.environ.get("RAYSYS_HOME", ".")) / found

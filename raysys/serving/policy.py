@@ -1,100 +1,306 @@
-"""What is done with a ranking before it is shown: leave out, and keep kinds from crowding."""
+"""What is done with a ranking before it is shown, as configuration, and how it is looked up."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from raysys.catalogue import Catalogue
 from raysys.config import Settings
+from raysys.retrieval.search import Search
+from raysys.serving.slots import Explore, Slots
 
 Int32 = npt.NDArray[np.int32]
+Column = Literal["department", "category", "subcategory", "brand", "manufacturer", "title"]
+DAY_MS = 86_400_000
+
+
+def _utc(value: object) -> object:
+    """A moment without a zone is meant in UTC; YAML reads 2026-11-27 as a day."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if hasattr(value, "hour"):
+        return value if value.tzinfo else value.replace(tzinfo=UTC)  # type: ignore[attr-defined]
+    if hasattr(value, "year"):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)  # type: ignore[attr-defined]
+    return value
+
+
+When = Annotated[datetime, BeforeValidator(_utc)]
+
+
+class Dated(Settings):
+    """Something that counts for a while.
+
+    Attributes:
+        starts: from when on, UTC where no zone is given; null: always.
+        ends: until when, itself left out; null: for good.
+    """
+
+    starts: When | None = None
+    ends: When | None = None
+
+    def counts(self, now: int) -> bool:
+        """Whether it counts at a moment in UTC ms."""
+        after = self.starts is None or now >= self.starts.timestamp() * 1000
+        return after and (self.ends is None or now < self.ends.timestamp() * 1000)
+
+
+class Pin(Dated):
+    """An item that has a place of its own, as far as filters, stock and exclusions let it.
+
+    Attributes:
+        item_id: which.
+        position: where, from 1.
+        queries: only for these queries, however they are typed; empty: on every list.
+    """
+
+    item_id: str
+    position: Annotated[int, Field(ge=1, le=100)]
+    queries: list[str] = []
+
+
+class Boost(Dated):
+    """Items that stand higher, or lower, than they would.
+
+    Attributes:
+        item_ids: which; or
+        column, values: all with one of the values in a column of the catalogue.
+        by: how much is added to a score, in parts of the list's own span: 1 lifts the worst
+            candidate to the best, -1 does the opposite.
+    """
+
+    item_ids: list[str] = []
+    column: Column | None = None
+    values: list[str] = []
+    by: Annotated[float, Field(ge=-10, le=10)]
+
+    @model_validator(mode="after")
+    def _something(self) -> Boost:
+        if bool(self.item_ids) == (self.column is not None):
+            raise ValueError("give item_ids, or column and values")
+        if self.column is not None and not self.values:
+            raise ValueError("give the values of the column")
+        return self
+
+
+class Diversity(Settings):
+    """Maximal marginal relevance (Carbonell & Goldstein 1998): each place goes to the candidate
+    with the most of λ · score - (1 - λ) · likeness to the most alike item above it.
+
+    Attributes:
+        relevance: λ; scores count from 0 to 1 within the list.
+        by: what likeness is: the cosine of `vectors`, where the bundle has some, or the share of
+            these columns with the same value.
+    """
+
+    relevance: Annotated[float, Field(ge=0, le=1)] = 0.7
+    by: Literal["vectors"] | Annotated[list[Column], Field(min_length=1)] = "vectors"
+
+
+class Exploration(Settings):
+    """Now and then something else, so that one can learn what it would have brought.
+
+    At each position, with probability `share`, the item is drawn among the next `depth` candidates
+    instead of being the next. Every shown item comes with its propensity.
+
+    Attributes:
+        share: probability, at each position; 1: always, which is Plackett-Luce.
+        from_position: positions before it are left alone.
+        depth: candidates, from the next one on, that are drawn from.
+        temperature: draw by softmax of score ÷ this, in standard deviations of the candidates'
+            scores; null: all alike.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    from_position: Annotated[int, Field(ge=1, le=1000)] = 1
+    depth: Annotated[int, Field(ge=2, le=1000)] = 20
+    temperature: Annotated[float, Field(gt=0)] | None = None
 
 
 class PolicyArgs(Settings):
-    """What may be shown.
+    """What may be shown, and in which order.
 
     A grocer's customers buy the same things again, so nothing bought is left out by default; a
     shop that sells a thing once sets `exclude_bought`.
 
     Attributes:
         exclude_bought: leave out what the user has in the history that the bundle keeps.
+        exclude_bought_days: leave out what the user got within so many days; null: nothing.
         exclude_items: item ids that are never shown.
         at_most: most items of one value of a column in a list, such as {category: 4}. What goes
             beyond comes after everything else, so a list is never cut short by it.
+        boosted: items that stand higher or lower than they would.
+        pinned: items with a place of their own.
+        diversity: keep a list from being all alike; null: best score first.
+        exploration: show something else now and then; null: never.
     """
 
     exclude_bought: bool = False
+    exclude_bought_days: Annotated[float, Field(gt=0)] | None = None
     exclude_items: Annotated[list[str], Field(max_length=100_000)] = []
-    at_most: dict[
-        Literal["department", "category", "subcategory", "brand", "manufacturer", "title"],
-        Annotated[int, Field(ge=1, le=1000)],
-    ] = {}
+    at_most: dict[Column, Annotated[int, Field(ge=1, le=1000)]] = {}
+    boosted: Annotated[list[Boost], Field(max_length=1000)] = []
+    pinned: Annotated[list[Pin], Field(max_length=1000)] = []
+    diversity: Diversity | None = None
+    exploration: Exploration | None = None
 
 
 @dataclass(frozen=True)
-class Policy:
-    """A policy with its columns looked up once.
+class Arrangement:
+    """A list as it is shown.
 
     Attributes:
+        shown: int[≤ k], positions in the pool, in order.
+        propensities: float64[≤ k], probability with which each item came to its place, given those
+            above it; 1 where nothing was left to chance. Their product is the list's.
+        scores: float32[n] of the pool, boosted.
+        steps: position in the pool -> what the policy did to the item.
+    """
+
+    shown: npt.NDArray[np.intp]
+    propensities: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float32]
+    steps: dict[int, list[str]] = field(default_factory=dict)
+
+
+class Policy:
+    """A policy with its columns and items looked up once.
+
+    Args:
         args: as configured.
-        caps: column -> most items of one value.
-        codes: column -> int32[n_items], -1 where missing, of the capped columns.
+        catalogue: ids that it does not have are ignored.
+        search: of the bundle, for its vectors.
+
+    Attributes:
         never: bool[n_items], items that are never shown.
     """
 
-    args: PolicyArgs
-    caps: dict[str, int]
-    codes: dict[str, Int32]
-    never: npt.NDArray[np.bool_] = field(repr=False)
+    def __init__(self, args: PolicyArgs, catalogue: Catalogue, search: Search) -> None:
+        self.args = args
+        self.never = np.zeros(len(catalogue), dtype=bool)
+        self.never[_numbers(args.exclude_items, catalogue)] = True
+        self._caps = [(str(n), catalogue.codes(n)[0], most) for n, most in args.at_most.items()]
+        self._boosts = [(boost, _boosted(boost, catalogue)) for boost in args.boosted]
+        self._pins = [
+            (pin, number, {_plain(query) for query in pin.queries})
+            for pin in args.pinned
+            if (number := catalogue.number(pin.item_id)) is not None
+        ]
+        self._vectors = None
+        self._alike: list[Int32] = []
+        if args.diversity is not None:
+            self._vectors = search.vectors if args.diversity.by == "vectors" else None
+            columns = ["category"] if args.diversity.by == "vectors" else args.diversity.by
+            self._alike = [catalogue.codes(name)[0] for name in columns]
 
-    @classmethod
-    def of(cls, args: PolicyArgs, catalogue: Catalogue) -> Policy:
-        """Look the policy's columns up in the catalogue; ids it does not have are ignored."""
-        codes: dict[str, Int32] = {name: catalogue.codes(name)[0] for name in args.at_most}
-        never = np.zeros(len(catalogue), dtype=bool)
-        numbers = [catalogue.number(item_id) for item_id in args.exclude_items]
-        never[[number for number in numbers if number is not None]] = True
-        return cls(args, {str(name): most for name, most in args.at_most.items()}, codes, never)
+    def bought_since(self, now: int) -> int | None:
+        """From which moment on (UTC ms) what the user got is left out; None: nothing is."""
+        if self.args.exclude_bought:
+            return 0
+        days = self.args.exclude_bought_days
+        return None if days is None else int(now - days * DAY_MS)
 
-    def allows(self, items: Int32, bought: Int32) -> npt.NDArray[np.bool_]:
-        """Which candidates may be shown: bool[n].
+    def pins(self, now: int, query: str | None) -> dict[int, int]:
+        """Position (from 1) -> item number, of the pins that count; the first of one place."""
+        text = None if query is None else _plain(query)
+        found: dict[int, int] = {}
+        for pin, number, queries in self._pins:
+            if pin.counts(now) and (not queries or text in queries) and not self.never[number]:
+                found.setdefault(pin.position, number)
+        return found
+
+    def arrange(
+        self,
+        items: Int32,
+        scores: npt.NDArray[np.float32],
+        k: int,
+        *,
+        now: int = 0,
+        query: str | None = None,
+        seed: int = 0,
+    ) -> Arrangement:
+        """The k candidates to show; the same arguments give the same list.
+
+        Best score first, equal scores in the order given, as far as the policy has no other wish.
 
         Args:
-            items: the candidates.
-            bought: the user's history.
+            items: int32[n], the pool.
+            scores: float32[n].
+            k: length of the list.
+            now: UTC ms, for what is dated.
+            query: as typed.
+            seed: of the exploration.
         """
-        allowed = ~self.never[items]
-        if self.args.exclude_bought:
-            allowed &= ~np.isin(items, bought)
-        return allowed
+        steps: dict[int, list[str]] = {}
+        boosted = self._boost(items, scores, now, steps)
+        order = np.argsort(-boosted, kind="stable")
+        pins = self.pins(now, query) if self._pins else {}
+        args = self.args
+        if not (self._caps or pins or args.diversity or args.exploration):
+            shown = order[:k]
+            return Arrangement(shown, np.ones(len(shown)), boosted, steps)
+        ranked = items[order]
+        place = {int(item): at for at, item in enumerate(ranked)} if pins else {}
+        slots = Slots(
+            boosted[order],
+            pins={at - 1: place[item] for at, item in pins.items() if item in place},
+            caps=[(name, codes[ranked], most) for name, codes, most in self._caps],
+            relevance=args.diversity.relevance if args.diversity else 1.0,
+            vectors=self._vectors_of(ranked),
+            alike=[codes[ranked] for codes in self._alike],
+            explore=_explore(args.exploration),
+        )
+        filled = slots.fill(k, seed)
+        for at, notes in filled.notes.items():
+            steps.setdefault(int(order[at]), []).extend(notes)
+        return Arrangement(order[filled.chosen], filled.propensities, boosted, steps)
 
-    def choose(self, items: Int32, scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.intp]:
-        """Positions of the k candidates to show, in order: int[≤ k].
+    def _boost(
+        self, items: Int32, scores: npt.NDArray[np.float32], now: int, steps: dict[int, list[str]]
+    ) -> npt.NDArray[np.float32]:
+        counting = [(boost.by, mask) for boost, mask in self._boosts if boost.counts(now)]
+        if not counting or not len(items):
+            return scores
+        span = float(scores.max() - scores.min()) or 1.0
+        boosted = scores.copy()
+        for by, mask in counting:
+            meant = mask[items]
+            boosted[meant] += np.float32(by * span)
+            for at in np.flatnonzero(meant).tolist():
+                steps.setdefault(at, []).append(f"boosted by {by:g} of the span")
+        return boosted
 
-        Best score first, equal scores in the order given; those that exceed a cap come last.
-        """
-        order = np.argsort(-scores, kind="stable")
-        if not self.codes:
-            return order[:k]
-        shown: list[int] = []
-        surplus: list[int] = []
-        seen: dict[tuple[str, int], int] = {}
-        for position in order.tolist():
-            item = int(items[position])
-            # where a column is missing nothing is known to crowd
-            keys = [(name, int(codes[item])) for name, codes in self.codes.items()]
-            keys = [key for key in keys if key[1] >= 0]
-            if any(seen.get(key, 0) >= self.caps[key[0]] for key in keys):
-                surplus.append(position)
-                continue
-            for key in keys:
-                seen[key] = seen.get(key, 0) + 1
-            shown.append(position)
-            if len(shown) == k:
-                break
-        return np.array((shown + surplus)[:k], dtype=np.intp)
+    def _vectors_of(self, items: Int32) -> npt.NDArray[np.float32] | None:
+        index = self._vectors
+        return None if index is None else index.vectors[index.row_of_item[items]]
+
+
+def _explore(args: Exploration | None) -> Explore | None:
+    if args is None:
+        return None
+    return Explore(args.share, args.from_position - 1, args.depth, args.temperature)
+
+
+def _numbers(item_ids: list[str], catalogue: Catalogue) -> list[int]:
+    found = [catalogue.number(item_id) for item_id in item_ids]
+    return [number for number in found if number is not None]
+
+
+def _boosted(boost: Boost, catalogue: Catalogue) -> npt.NDArray[np.bool_]:
+    """Which items a boost means: bool[n_items]."""
+    mask = np.zeros(len(catalogue), dtype=bool)
+    if boost.column is None:
+        mask[_numbers(boost.item_ids, catalogue)] = True
+        return mask
+    codes, labels = catalogue.codes(boost.column)
+    return np.isin(codes, [code for code, label in enumerate(labels) if label in boost.values])
+
+
+def _plain(query: str) -> str:
+    return " ".join(query.lower().split())

@@ -29,7 +29,7 @@ class Replica:
     """
 
     def __init__(self, args: dict[str, Any]) -> None:
-        self.service = Service(ServeArgs.model_validate(args))
+        self.service = Service(ServeArgs.model_validate(args), on_ray=True)
         self.service.warm_up()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from raysys.catalogue import Catalogue
 from raysys.registry import Bundle, Registry
+from raysys.serving import cache as caching
 from raysys.serving.api import (
     Explanation,
     Filters,
@@ -23,16 +22,34 @@ from raysys.serving.api import (
     Readiness,
     RecommendRequest,
     SearchRequest,
-    Why,
+    SimilarRequest,
 )
-from raysys.serving.args import ServeArgs
+from raysys.serving.args import ServeArgs, at_home
+from raysys.serving.asking import ABOUT_ITEMS, Ask, Context, Ranking, Watch, new_request_id
+from raysys.serving.cache import Cache
+from raysys.serving.exposures import ExposureLog, inputs_bytes, pool_bytes
+from raysys.serving.filters import Permissions, key_of
+from raysys.serving.metrics import Metrics
+from raysys.serving.policy import Arrangement
 from raysys.serving.problems import FieldError, Problem, invalid
 from raysys.serving.profile import Profile, profile_of
-from raysys.serving.ranker import ABOUT_ITEMS, Ask, Mask, Ranker, Ranking
+from raysys.serving.ranker import Ranker, shares
+from raysys.serving.stock import Stock
 from raysys.serving.text import TextService
+from raysys.serving.versions import Versions
+from raysys.serving.why import by_source, whys
+from raysys.serving.workers import BACKGROUND, Workers
 
 log = logging.getLogger("raysys")
 T = TypeVar("T")
+ListRequest = RecommendRequest | SearchRequest | SimilarRequest | RankRequest
+
+_SURFACES: dict[type[ListRequest], str] = {
+    RecommendRequest: "recommend",
+    SearchRequest: "search",
+    SimilarRequest: "similar",
+    RankRequest: "rank",
+}
 
 
 class Service:
@@ -40,21 +57,36 @@ class Service:
 
     Args:
         args: the deployment's.
+        on_ray: hand counts on to Ray's metrics.
+
+    Attributes:
+        versions: of what is known of users and sessions: who changes the state raises them.
+        metrics: counts of what was answered, and how.
 
     Raises:
         UserError: no such bundle, or a damaged one.
     """
 
-    def __init__(self, args: ServeArgs) -> None:
+    def __init__(self, args: ServeArgs, *, on_ray: bool = False) -> None:
         self.args = args
+        self.metrics = Metrics(on_ray=on_ray)
+        self.versions = Versions()
         self._bundle: Bundle | None = None
         if args.bundle is not None:
             self._bundle = Registry(args.registry_path).load(args.pinned or args.bundle)
             self.ranker = Ranker(self._bundle, args)
+            catalogue = self._bundle.features.catalogue
+            stock = None if args.stock is None else Stock(args.stock, catalogue)
+            self.permissions = Permissions(self._bundle.features, self.ranker.policies, stock)
+        self._cache = None if args.cache is None else Cache(args.cache, self.metrics)
+        self._exposures = None
+        if args.exposures is not None and self._bundle is not None:
+            folder = at_home(args.exposures.folder)
+            self._exposures = ExposureLog(args.exposures, folder, args, self.metrics)
         self.text = TextService(args)
         self.loaded_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.ready = False
-        self._pool = ThreadPoolExecutor(args.threads, thread_name_prefix="answer")
+        self.workers = Workers(args.threads, args.max_waiting)
 
     @property
     def bundle(self) -> Bundle:
@@ -73,6 +105,18 @@ class Service:
         """Its items."""
         return self.bundle.features.catalogue
 
+    def bump(self, user_id: str | None = None, session_id: str | None = None) -> None:
+        """The state has counted an event of a user or session: their next list is made afresh.
+
+        To be called after the state has changed, never before.
+        """
+        self.versions.bump(user_id, session_id)
+
+    def now(self) -> int:
+        """UTC ms at which features are read, by the deployment's clock."""
+        as_of = self.bundle.features.as_of
+        return as_of if self.args.clock == "log_end" else max(_now(), as_of)
+
     def warm_up(self) -> None:
         """Answer real requests, so that the first user does not pay for compiling and caching."""
         self.text.warm_up()
@@ -84,21 +128,47 @@ class Service:
         began = time.perf_counter()
         users = self.bundle.features.users[:3]
         text = next((text for text in self.catalogue.texts if text), "warm")
-        without_deadline = float("inf")  # arrived later than any deadline: nobody is left out
+        query = text.split(",")[0][:100] or "warm"
+        items = [str(item) for item in self.catalogue.ids[:100]]
+        asked: list[ListRequest] = []
         for user_id in [*users, "a stranger"]:
-            asked = RecommendRequest(user_id=user_id, k=1)
-            self.recommend(asked, without_deadline)
-            query = text.split(",")[0][:100] or "warm"
-            self.search(SearchRequest(query=query, user_id=user_id, k=1), without_deadline)
+            asked += [
+                RecommendRequest(user_id=user_id, k=1),
+                SearchRequest(query=query, user_id=user_id, k=1),
+            ]
+            if items:
+                asked += [
+                    SimilarRequest(item_id=items[0], user_id=user_id, k=1),
+                    RankRequest(item_ids=items, user_id=user_id),
+                ]
+        for request in asked:
+            ask, _ = self.asking(request, Context(float("inf")))
+            self.ranker.arrange(self.ranker.scored(ask), ask)
         log.info("%s warmed up in %.1f s", self.bundle.id, time.perf_counter() - began)
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Do blocking work off the event loop, at most `threads` pieces at once."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+    async def run(self, work: Callable[[], T], context: Context | None = None) -> T:
+        """Do blocking work off the event loop, at most `threads` pieces at once.
+
+        Raises:
+            Problem: 503, too many wait.
+        """
+        priority = BACKGROUND if context is None else context.priority
+        until = float("inf") if context is None else self._until(context)
+        try:
+            return await asyncio.wrap_future(self.workers.submit(work, priority, until))
+        except Problem as problem:
+            if problem.status == 503:
+                self.metrics.count("raysys_shed", kind=problem.kind)
+            raise
 
     def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the threads; what was recorded is written."""
+        self.workers.close()
+        if self._cache is not None:
+            self._cache.close()
+        if self._exposures is not None:
+            self._exposures.close()
+        self.metrics.close()
 
     def readiness(self) -> Readiness:
         """What answers here.
@@ -124,75 +194,6 @@ class Service:
             loaded_at=self.loaded_at,
         )
 
-    def recommend(self, asked: RecommendRequest, arrived: float) -> ListAnswer:
-        """Answer POST /v1/recommend.
-
-        Raises:
-            Problem: k out of range; nothing in view that the shop knows.
-        """
-        self._check_k(asked.k)
-        seeds, unknown = self._known(asked.item_ids)
-        if asked.place in ABOUT_ITEMS and not len(seeds):
-            raise self._unknown_items(asked.item_ids)
-        user = self._user(asked.user_id)
-        ask = Ask(
-            user=user,
-            k=asked.k,
-            arrived=arrived,
-            seeds=seeds,
-            place=asked.place,
-            allowed=self._allowed(asked.filters),
-            session=self._session(user, asked.session_id),
-        )
-        ranking = self.ranker.recommend(ask)
-        return self._answer(ranking, ask, asked.explain, unknown, surface="recommend")
-
-    def search(self, asked: SearchRequest, arrived: float) -> ListAnswer:
-        """Answer POST /v1/search.
-
-        Raises:
-            Problem: k out of range.
-        """
-        self._check_k(asked.k)
-        user = self._user(asked.user_id)
-        ask = Ask(
-            user=user,
-            k=asked.k,
-            arrived=arrived,
-            place="search",
-            allowed=self._allowed(asked.filters),
-            session=self._session(user, asked.session_id),
-            query=self.bundle.features.query_number(asked.query),
-        )
-        ranking = self.ranker.search(asked.query, ask)
-        return self._answer(ranking, ask, asked.explain, [], surface="search")
-
-    def rank(self, asked: RankRequest, arrived: float) -> ListAnswer:
-        """Answer POST /v1/rank; unknown items come last, without a score.
-
-        Raises:
-            Problem: the shop knows none of the items.
-        """
-        items, unknown = self._known(asked.item_ids)
-        if not len(items):
-            raise self._unknown_items(asked.item_ids)
-        user = self._user(asked.user_id)
-        ask = Ask(
-            user=user,
-            k=len(items),
-            arrived=arrived,
-            place="rank",
-            session=self._session(user, asked.session_id),
-            query=self.bundle.features.query_number(asked.query),
-        )
-        ranking = self.ranker.rank(items, asked.query, ask)
-        answer = self._answer(ranking, ask, asked.explain, unknown, surface=None)
-        answer.items += [
-            ListedItem(item_id=item_id, score=None, position=position)
-            for position, item_id in enumerate(unknown, start=len(items) + 1)
-        ]
-        return answer
-
     def profile(self, user_id: str) -> Profile:
         """Answer GET /v1/users/{id}/profile.
 
@@ -200,106 +201,226 @@ class Service:
             Problem: nothing is known of the user.
         """
         try:
-            return profile_of(self.bundle.features, user_id, self.ranker.now(), self.bundle.id)
+            return profile_of(self.bundle.features, user_id, self.now(), self.bundle.id)
         except KeyError:
             error = FieldError(path="path.user_id", message="no such user", value=user_id[:80])
             detail = "nothing is known of this user: no event of theirs is in the log"
             raise Problem(404, "unknown-user", detail, [error]) from None
 
-    def _answer(
-        self,
-        ranking: Ranking,
-        ask: Ask,
-        explain: bool,
-        unknown: list[str],
-        *,
-        surface: str | None,
-    ) -> ListAnswer:
-        ids = self.catalogue.ids[ranking.items]
-        listed = [
-            ListedItem(
-                item_id=item_id,
-                score=round(float(ranking.scores[at]), 6),
-                position=position,
-                why=_why(ranking, int(at)) if explain else None,
-            )
-            for position, (item_id, at) in enumerate(zip(ids, ranking.shown, strict=True), start=1)
+    def answer(self, asked: ListRequest, context: Context) -> ListAnswer:
+        """Answer POST /v1/recommend, /v1/search, /v1/similar or /v1/rank.
+
+        Raises:
+            Problem: k out of range; the shop knows none of the items that the list is about.
+        """
+        ask, unknown = self.asking(asked, context)
+        watch = Watch()
+        ranking, told = self._ranking(ask, asked)
+        watch.skip()
+        arranged = self.ranker.arrange(ranking, ask)
+        watch.lap("policy")
+        items = self._listed(ranking, arranged, asked.explain)
+        items += [
+            ListedItem.model_construct(item_id=item_id, score=None, position=position, why=None)
+            for position, item_id in enumerate(unknown, start=len(items) + 1)
+            if ask.surface == "rank"
         ]
-        return ListAnswer(
-            request_id=uuid.uuid4().hex,
-            items=listed,
+        explanation = None
+        if asked.explain:
+            watch.lap("explain")
+            laps = {**ranking.milliseconds, **watch.laps}
+            explanation = self._explain(ranking, ask, told, laps)
+        took = max(0.0, (time.perf_counter() - context.arrived) * 1000)
+        self._note(ask, asked, ranking, arranged, told, took)
+        return ListAnswer.model_construct(
+            request_id=ask.request_id,
+            items=items,
             bundle=self.bundle.id,
             arm=self.args.bundle or "",
-            degraded=bool(ranking.left_out),
-            left_out=ranking.left_out,
+            degraded=bool(ranking.reasons),
+            left_out=list(ranking.reasons),
+            reasons=dict(ranking.reasons),
             cold_start=ask.user < 0,
             unknown_item_ids=unknown,
-            took_ms=round(max(0.0, (time.perf_counter() - ask.arrived) * 1000), 2),
-            explanation=self._explain(ranking, ask, surface) if explain else None,
+            took_ms=round(took, 2),
+            explanation=explanation,
         )
 
-    def _explain(self, ranking: Ranking, ask: Ask, surface: str | None) -> Explanation:
-        policy = self.ranker.policies[surface].args.model_dump() if surface else {}
-        combination = self.bundle.ensemble.fallbacks.get(ranking.fallback)
-        shares = combination.share if combination else {}
+    def asking(self, asked: ListRequest, context: Context) -> tuple[Ask, list[str]]:
+        """A request in numbers, and the items that it names and nobody knows.
+
+        Raises:
+            Problem: see `answer`.
+        """
+        surface = _SURFACES[type(asked)]
+        features = self.bundle.features
+        named = [asked.item_id] if isinstance(asked, SimilarRequest) else []
+        named = asked.item_ids if isinstance(asked, RecommendRequest | RankRequest) else named
+        seeds, unknown = self._known(named)
+        place = asked.place if isinstance(asked, RecommendRequest) else surface
+        if not len(seeds) and (surface in ("rank", "similar") or place in ABOUT_ITEMS):
+            raise self._unknown_items(named, surface)
+        k = len(seeds) if isinstance(asked, RankRequest) else asked.k
+        if not isinstance(asked, RankRequest) and k > self.args.k_max:
+            raise invalid("body.k", f"must be from 1 to {self.args.k_max}", k)
+        text = asked.query if isinstance(asked, SearchRequest | RankRequest) else None
+        user = -1 if asked.user_id is None else features.user_number(asked.user_id)
+        at, now = context.at or _now(), self.now()
+        filters = () if isinstance(asked, RankRequest) else _filters(asked.filters)
+        allowed = None
+        if surface != "rank":  # all of the caller's own are wanted back
+            allowed = self.permissions.allowed(surface, filters, user, now)
+        ask = Ask(
+            surface=surface,
+            user=user,
+            k=k,
+            now=now,
+            at=at,
+            request_id=context.request_id or new_request_id(at),
+            until=self._until(context),
+            seeds=seeds,
+            place=place,
+            filters=filters,
+            allowed=allowed,
+            session=features.sessions.number(user, asked.session_id),
+            query=features.query_number(text),
+            text=text,
+        )
+        return ask, unknown
+
+    def _ranking(self, ask: Ask, asked: ListRequest) -> tuple[Ranking, str]:
+        """Scored candidates, and how the cache knew them."""
+        cache = self._cache
+        if cache is None or ask.surface == "rank":
+            return self.ranker.scored(ask), "off"
+        key = caching.key_of(
+            self.bundle.id,
+            ask.surface,
+            (ask.user, self.versions.of(asked.user_id, asked.session_id)),
+            (ask.session, ask.query, ask.text, ask.place, ask.seeds.tolist()),
+            (ask.filters, self.permissions.version, max(ask.k, self._pool_size(ask))),
+        )
+        if asked.explain:  # what led to the scores is not kept
+            return self.ranker.scored(ask), cache.peek(key)
+        ranking, told = cache.get(key, lambda: self.ranker.scored(ask))
+        self.metrics.count("raysys_cache", result=told)
+        return ranking, told
+
+    def _pool_size(self, ask: Ask) -> int:
+        return self.args.of(ask.surface).candidates
+
+    def _listed(self, ranking: Ranking, arranged: Arrangement, explain: bool) -> list[ListedItem]:
+        shown = arranged.shown
+        ids = self.catalogue.ids[ranking.pool.items[shown]].tolist()
+        scores = arranged.scores[shown].astype(np.float64).round(6).tolist()
+        reasons = whys(ranking, arranged, self.bundle) if explain else [None] * len(ids)
+        return [
+            # nothing here comes from outside: checking each field would cost more than the policy
+            ListedItem.model_construct(item_id=item, score=score, position=place, why=why)
+            for place, (item, score, why) in enumerate(
+                zip(ids, scores, reasons, strict=True), start=1
+            )
+        ]
+
+    def _explain(
+        self, ranking: Ranking, ask: Ask, told: str, laps: dict[str, float]
+    ) -> Explanation:
+        understood = {} if ask.text is None else self.bundle.search.lexical.understood(ask.text)
         return Explanation(
             place=ask.place,
             timestamp=ranking.timestamp,
             n_candidates=len(ranking.pool.items),
+            by_source=by_source(ranking),
+            understood=understood,
             fallback=ranking.fallback,
-            weights={name: round(share, 4) for name, share in shares.items()},
-            policy=policy,
-            milliseconds=ranking.milliseconds,
+            weights={name: round(s, 4) for name, s in shares(ranking, self.bundle).items()},
+            policy=self.ranker.policies[ask.surface].args.model_dump(mode="json"),
+            cache=told,
+            milliseconds=laps,
         )
 
-    def _check_k(self, k: int) -> None:
-        if k > self.args.k_max:
-            raise invalid("body.k", f"must be from 1 to {self.args.k_max}", k)
+    def _note(
+        self,
+        ask: Ask,
+        asked: ListRequest,
+        ranking: Ranking,
+        arranged: Arrangement,
+        told: str,
+        took: float,
+    ) -> None:
+        """Count the answer, and have it recorded who was shown what."""
+        self.metrics.count(
+            "raysys_answers", surface=ask.surface, degraded=str(bool(ranking.reasons)).lower()
+        )
+        for name, reason in ranking.reasons.items():
+            self.metrics.count("raysys_left_out", member=name, reason=reason)
+        exposures = self._exposures
+        if exposures is None:
+            return
+        state = self.versions.state
 
-    def _user(self, user_id: str | None) -> int:
-        return -1 if user_id is None else self.bundle.features.user_number(user_id)
+        def record() -> dict[str, Any]:
+            batch = ranking.batch if exposures.wants_inputs(ask) else None
+            items = ranking.pool.items[arranged.shown]
+            return {
+                "request_id": ask.request_id,
+                "timestamp": ask.at,
+                "surface": ask.surface,
+                "place": ask.place,
+                "user_id": asked.user_id,
+                "session_id": asked.session_id,
+                "query": ask.text,
+                "filters": _json_of(getattr(asked, "filters", None)),
+                "bundle": self.bundle.id,
+                "arm": self.args.bundle or "",
+                "settings": exposures.settings,
+                "features_at": ranking.timestamp,
+                "state": state,
+                "item_ids": self.catalogue.ids[items].tolist(),
+                "scores": arranged.scores[arranged.shown],
+                "propensities": arranged.propensities,
+                "fallback": ranking.fallback,
+                "left_out": list(ranking.reasons),
+                "cache": told,
+                "cold_start": ask.user < 0,
+                "took_ms": took,
+                "request": asked.model_dump_json(exclude_none=True),
+                "pool": pool_bytes(ranking),
+                "inputs": None if batch is None else inputs_bytes(batch),
+            }
 
-    def _session(self, user: int, session_id: str | None) -> int:
-        return self.bundle.features.sessions.number(user, session_id)
+        exposures.note(record)
+
+    def _until(self, context: Context) -> float:
+        """`time.perf_counter()` at which the answer has to be there."""
+        deadline = context.deadline_ms or self.args.deadline_ms
+        return float("inf") if deadline is None else context.arrived + deadline / 1000
 
     def _known(self, item_ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
         """Numbers of the known items, each once, in order: int32[m]; and the unknown ids."""
-        numbers = {item_id: self.catalogue.number(item_id) for item_id in item_ids}
+        number = self.catalogue.number
+        numbers = {item_id: number(item_id) for item_id in item_ids}
         known = [number for number in numbers.values() if number is not None]
         unknown = [item_id for item_id, number in numbers.items() if number is None]
         return np.array(known, dtype=np.int32), unknown
 
-    def _unknown_items(self, item_ids: Sequence[str]) -> Problem:
+    def _unknown_items(self, item_ids: Sequence[str], surface: str) -> Problem:
+        field = "body.item_id" if surface == "similar" else "body.item_ids.{}"
         errors = [
-            FieldError(path=f"body.item_ids.{i}", message="no such item", value=item_id[:80])
+            FieldError(path=field.format(i), message="no such item", value=item_id[:80])
             for i, item_id in enumerate(item_ids[:20])
         ]
         detail = f"the catalogue of bundle {self.bundle.id} has none of the items"
         return Problem(404, "unknown-item", detail, errors)
 
-    def _allowed(self, filters: Filters | None) -> Mask | None:
-        if filters is None:
-            return None
-        given = filters.model_dump(exclude_none=True)
-        low, high = given.pop("min_price", 0.0), given.pop("max_price", np.inf)
-        return self.ranker.filter(given, low, high)
+
+def _filters(filters: Filters | None) -> Any:
+    return () if filters is None else key_of(filters.model_dump(exclude_defaults=True))
 
 
-def _why(ranking: Ranking, at: int) -> Why:
-    """What led to one candidate's place."""
-    ensemble = ranking.ensemble
-    features: dict[str, float | None] = {}
-    if ranking.batch is not None:
-        row = ranking.batch.features[at]
-        features = {
-            name: round(float(value), 6) if np.isfinite(value) else None
-            for name, value in zip(ranking.batch.names, row, strict=True)
-        }
-    return Why(
-        sources=ranking.pool.sources_of(at),
-        base_scores={name: round(float(s[at]), 6) for name, s in ranking.base.items()},
-        ensemble_score=round(float(ensemble.score[at]), 6) if ensemble else None,
-        probability=round(float(ensemble.probability[at]), 6) if ensemble else None,
-        relevance=None if ranking.relevance is None else round(float(ranking.relevance[at]), 6),
-        features=features,
-    )
+def _json_of(filters: Filters | None) -> str | None:
+    return None if filters is None else filters.model_dump_json(exclude_defaults=True)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

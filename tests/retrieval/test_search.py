@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raysys.retrieval.allowed import Allowed
 from raysys.retrieval.lexical import words
 from raysys.retrieval.search import Search
 
@@ -53,9 +54,9 @@ def test_an_encoder_finds_something_for_unknown_words(search: Search) -> None:
 
 
 def test_only_allowed_items_are_found(search: Search) -> None:
-    allowed = np.array([False, True, False, False, True, False])
+    allowed = Allowed(np.array([False, True, False, False, True, False]))
     assert set(search.find("milk", 10, allowed).items.tolist()) == {1, 4}
-    assert len(search.find("milk", 10, np.zeros(6, bool))) == 0
+    assert len(search.find("milk", 10, Allowed(np.zeros(6, bool)))) == 0
 
 
 def test_relevance_of_given_items(search: Search) -> None:

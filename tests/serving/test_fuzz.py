@@ -27,13 +27,14 @@ fields: dict[str, st.SearchStrategy[Any]] = {
     "query": texts | values,
     "place": st.sampled_from(["home", "item", "cart"]) | values,
     "item_ids": st.lists(texts, max_size=5) | values,
+    "item_id": texts | values,
     "filters": st.dictionaries(columns, st.lists(texts, max_size=3) | values, max_size=2) | values,
     "k": st.integers(-2, 60) | values,
     "explain": st.booleans() | values,
     "surprise": values,
 }
 bodies = st.fixed_dictionaries({}, optional=fields) | values
-calls = st.sampled_from(["recommend", "search", "rank"])
+calls = st.sampled_from(["recommend", "search", "similar", "rank"])
 
 
 def check(response: Any) -> None:
@@ -67,9 +68,12 @@ def test_any_sensible_request(client: TestClient, call: str, body: dict[str, Any
     known = {
         "recommend": {"user_id", "item_ids", "k", "explain"},
         "search": {"user_id", "query", "k", "explain"},
+        "similar": {"user_id", "k", "explain"},
         "rank": {"user_id", "query", "item_ids", "explain"},
     }
     sent = {name: value for name, value in body.items() if name in known[call]}
+    if call == "similar":
+        sent["item_id"] = "i00003"
     response = client.post(f"/v1/{call}", json=sent)
     check(response)
     if call != "rank":

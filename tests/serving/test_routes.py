@@ -18,6 +18,7 @@ ANSWER = {
     "arm",
     "degraded",
     "left_out",
+    "reasons",
     "cold_start",
     "unknown_item_ids",
     "took_ms",
@@ -364,6 +365,7 @@ def test_openapi_tells_of_every_route_and_of_problems(client: TestClient) -> Non
     assert set(schema["paths"]) == {
         "/v1/recommend",
         "/v1/search",
+        "/v1/similar",
         "/v1/rank",
         "/v1/users/{user_id}/profile",
         *(f"/v1/text/{task}" for task in ("classify", "sentiment", "entities", "relevance")),
@@ -384,6 +386,7 @@ def test_a_learner_that_fails_or_is_late_is_left_out(
     monkeypatch.setattr(service.bundle.learners["hashed_words"], "score", broken)
     answer = ask(TestClient(http_app(service)), "recommend", user_id="u1", explain=True)
     assert answer["degraded"] and answer["left_out"] == ["hashed_words"]
+    assert answer["reasons"] == {"hashed_words": "failed"}
     assert answer["explanation"]["fallback"] == "no_transformer" and answer["items"]
     monkeypatch.undo()
 
@@ -394,7 +397,9 @@ def test_a_learner_that_fails_or_is_late_is_left_out(
         ("rank", {"item_ids": ["i00001", "i00002"]}),
     ):
         answer = ask(TestClient(http_app(hasty)), call, user_id="u1", explain=True, **more)
-        assert set(answer["left_out"]) == set(service.bundle.learners)
+        left_out = set(answer["left_out"]) - ({"meaning"} if call == "search" else set())
+        assert left_out == set(service.bundle.learners)
+        assert set(answer["reasons"].values()) == {"deadline"}
         assert answer["items"] and answer["explanation"]["fallback"] == "retrieval"
 
 
