@@ -74,7 +74,7 @@ class Slots:
         notes: dict[int, list[str]] = {}
         for place in range(min(k, n)):
             at, propensity = self.pins.get(place, -1), 1.0
-            if at >= 0:
+            if at >= 0 and free[at]:
                 notes.setdefault(at, []).append(f"pinned to position {place + 1}")
             else:
                 open_to = free & ~reserved
