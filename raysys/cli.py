@@ -353,6 +353,26 @@ def deploy(
 
 
 @app.command()
+def replay(
+    request_id: Annotated[str, typer.Argument(help="Of the answer.")],
+    exposures: Annotated[
+        Path, typer.Option("--exposures", "-e", help="Folder that the serve config names.")
+    ] = Path("runs/exposures"),
+    registry: Annotated[
+        Path | None, typer.Option("--registry", help="Where the bundle lies now, if it moved.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Give a recorded answer again, and say whether it is the same."""
+    from raysys import terminal
+
+    with terminal.session():
+        stage = import_module("raysys.stages.replay")
+        same = stage.run(request_id, exposures, registry, machine=as_json)
+    raise typer.Exit(0 if same else 1)
+
+
+@app.command()
 def demo(
     workspace: Folder = DEMO_WORKSPACE,
     exit_after_check: Annotated[

@@ -202,6 +202,7 @@ def _lean(ranking: Ranking) -> Ranking:
         timestamp=ranking.timestamp,
         scores=ranking.scores,
         fallback=ranking.fallback,
+        relevance=ranking.relevance,
     )
 
 
@@ -218,6 +219,8 @@ def _encode(ranking: Ranking) -> bytes:
             np.uint8,
         ),
     }
+    if ranking.relevance is not None:
+        arrays["relevance"] = np.ascontiguousarray(ranking.relevance, dtype=np.float32)
     return save(arrays)
 
 
@@ -226,5 +229,11 @@ def _decode(content: bytes) -> tuple[Ranking, float]:
     arrays = load(content)
     names, timestamp, fallback, made = json.loads(arrays["facts"].tobytes())
     pool = Candidates(arrays["items"], arrays["sources"], tuple(names))
-    ranking = Ranking(pool, int(timestamp), scores=arrays["scores"], fallback=str(fallback))
+    ranking = Ranking(
+        pool,
+        int(timestamp),
+        scores=arrays["scores"],
+        fallback=str(fallback),
+        relevance=arrays.get("relevance"),
+    )
     return ranking, max(0.0, time.time() - made)
