@@ -352,6 +352,66 @@ def deploy(
     _run("deploy", config, workspace, force=force, quiet=quiet, verbose=verbose)
 
 
+key_app = typer.Typer(help="API keys of a served application: create, list, revoke.")
+app.add_typer(key_app, name="key")
+
+KeysFile = Annotated[
+    Path | None, typer.Option("--keys", help="File of the keys; keys.json in the workspace.")
+]
+
+
+@key_app.callback()
+def key() -> None:
+    """API keys of a served application: create, list, revoke."""
+
+
+@key_app.command("create")
+def key_create(
+    name: Annotated[str, typer.Argument(help="Whose it is, such as storefront.")],
+    role: Annotated[list[str], typer.Option("--role", help="read, events or admin; repeatable.")],
+    days: Annotated[float | None, typer.Option("--days", help="Until it expires.")] = None,
+    per_second: Annotated[
+        int | None, typer.Option("--per-second", min=1, help="Requests that it may send.")
+    ] = None,
+    keys: KeysFile = None,
+    workspace: Folder = WORKSPACE,
+) -> None:
+    """Make a key and show it, once."""
+    from raysys import terminal
+    from raysys.stages import keys as stage
+
+    with terminal.session():
+        stage.create(keys or workspace / stage.FILE, name, role, days, per_second)
+
+
+@key_app.command("list")
+def key_list(
+    keys: KeysFile = None,
+    workspace: Folder = WORKSPACE,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """List keys, never the secrets."""
+    from raysys import terminal
+    from raysys.stages import keys as stage
+
+    with terminal.session():
+        stage.show(keys or workspace / stage.FILE, as_json=as_json)
+
+
+@key_app.command("revoke")
+def key_revoke(
+    key: Annotated[str, typer.Argument(help="Its id, or a name: then all keys of that name.")],
+    keys: KeysFile = None,
+    workspace: Folder = WORKSPACE,
+) -> None:
+    """Refuse a key from now on."""
+    from raysys import terminal
+    from raysys.stages import keys as stage
+
+    with terminal.session():
+        stage.revoke(keys or workspace / stage.FILE, key)
+
+
 @app.command()
 def replay(
     request_id: Annotated[str, typer.Argument(help="Of the answer.")],

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from fastapi import Header
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 MAX_ITEM_IDS = 500
 MAX_QUERY = 1000
 
-Id = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Query = Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY, strip_whitespace=True)]
+_PLAIN = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f]*$"
+
+
+def _plain(text: str) -> str:
+    if not re.fullmatch(_PLAIN, text):
+        raise ValueError("holds a control character")
+    return text
+
+
+_Plain = (AfterValidator(_plain), Field(json_schema_extra={"pattern": _PLAIN}))
+Id = Annotated[str, StringConstraints(min_length=1, max_length=200), *_Plain]
+Query = Annotated[
+    str, StringConstraints(min_length=1, max_length=MAX_QUERY, strip_whitespace=True), *_Plain
+]
 ItemIds = Annotated[list[Id], Field(max_length=MAX_ITEM_IDS)]
 K = Annotated[
     int, Field(ge=1, strict=True, description="Length of the list, at most the server's k_max.")

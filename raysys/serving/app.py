@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import FastAPI, Path
+from fastapi import FastAPI, Path, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
@@ -20,9 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raysys import __version__
 from raysys.registry import Registry
+from raysys.serving.access import with_roles
 from raysys.serving.api import Health, Readiness
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Context
+from raysys.serving.edge import minimal, policy_for, protect
 from raysys.serving.list_routes import add_list_routes
 from raysys.serving.pages import ServiceAnswers
 from raysys.serving.problems import Problem, ProblemBody, handle_problems
@@ -61,7 +63,12 @@ def settle(args: ServeArgs) -> ServeArgs:
         task: known.resolve(args.pinned_text.get(task, name))
         for task, name in args.text.named().items()
     }
-    update = {"registry": str(registry), "pinned": pinned, "pinned_text": texts}
+    update = {
+        "registry": str(registry),
+        "pinned": pinned,
+        "pinned_text": texts,
+        "auth": args.auth.settled(),
+    }
     return args.model_copy(update=update)
 
 
@@ -82,6 +89,7 @@ def http_app(service: Service) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(Arrival)
+    protect(app, service.args)
     handle_problems(app)
 
     add_list_routes(app, service)
@@ -101,13 +109,13 @@ def http_app(service: Service) -> FastAPI:
         return Health()
 
     @app.get("/readyz", tags=["operations"], summary="Readiness, and what answers")
-    async def readyz() -> Readiness:
+    async def readyz(request: Request) -> Readiness:
         """Whether it answers well, and from which bundle; 503 until it is warm."""
-        return service.readiness()
+        return minimal(service.readiness(), request)
 
     if service.args.pages.storefront and service.args.bundle is not None:
         app.include_router(storefront(ServiceAnswers(service), service.args.pages.name))
-    _serve_docs(app)
+    _serve_docs(app, service.args)
     return app
 
 
@@ -148,24 +156,27 @@ class _TooLarge(BaseException):
     """Not an Exception: FastAPI turns those into a 400 while it reads the body."""
 
 
-def _serve_docs(app: FastAPI) -> None:
+def _serve_docs(app: FastAPI, args: ServeArgs) -> None:
     """Swagger UI at /docs from files that are installed: it works without the internet."""
     assets = files("fastapi_offline") / "static"
     app.mount("/docs-assets", StaticFiles(directory=str(assets)), name="docs-assets")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
+        page = get_swagger_ui_html(
             openapi_url="openapi.json",  # relative: right behind any prefix
             title="raysys: HTTP API",
             swagger_js_url="docs-assets/swagger-ui-bundle.js",
             swagger_css_url="docs-assets/swagger-ui.css",
             swagger_favicon_url="docs-assets/favicon.png",
         )
+        own = "style-src 'self' 'unsafe-inline'; img-src 'self' data:"  # Swagger UI's icons
+        page.headers["Content-Security-Policy"] = policy_for(bytes(page.body).decode(), own)
+        return page
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _with_problems(
+            schema = _with_problems(
                 get_openapi(
                     title=app.title,
                     version=app.version,
@@ -173,6 +184,7 @@ def _serve_docs(app: FastAPI) -> None:
                     routes=app.routes,
                 )
             )
+            app.openapi_schema = with_roles(schema, open_to_all=args.auth.keys is None)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]

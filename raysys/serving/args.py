@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +9,7 @@ from pydantic import Field, model_validator
 
 from raysys.config import Settings
 from raysys.serving.cache import CacheArgs
+from raysys.serving.edge_args import AuthArgs, LimitArgs, Origin, under_home
 from raysys.serving.exposures import ExposureArgs
 from raysys.serving.policy import PolicyArgs
 from raysys.serving.stock import StockArgs
@@ -111,6 +111,9 @@ class ServeArgs(Settings):
         text: text tasks that are served as well.
         pinned_text: task → id of the bundle, as `pinned`.
         pages: pages for people.
+        auth: who may call.
+        limits: how often one key may call.
+        cors_origins: pages whose scripts may call from browsers, such as `https://shop.example`.
     """
 
     registry: str = "runs/demo/registry"
@@ -130,6 +133,9 @@ class ServeArgs(Settings):
     text: TextArgs = TextArgs()
     pinned_text: dict[str, str] = {}
     pages: PagesArgs = PagesArgs()
+    auth: AuthArgs = AuthArgs()
+    limits: LimitArgs = LimitArgs()
+    cors_origins: tuple[Origin, ...] = ()
 
     @model_validator(mode="after")
     def _something(self) -> ServeArgs:
@@ -146,10 +152,4 @@ class ServeArgs(Settings):
     @property
     def registry_path(self) -> Path:
         """The registry's folder; see `registry`."""
-        return at_home(self.registry)
-
-
-def at_home(path: str) -> Path:
-    """A path of a serve config: a relative one lies under RAYSYS_HOME, else in this folder."""
-    found = Path(path).expanduser()
-    return found if found.is_absolute() else Path(os.environ.get("RAYSYS_HOME", ".")) / found
+        return under_home(self.registry)

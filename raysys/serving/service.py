@@ -24,9 +24,10 @@ from raysys.serving.api import (
     SearchRequest,
     SimilarRequest,
 )
-from raysys.serving.args import ServeArgs, at_home
+from raysys.serving.args import ServeArgs
 from raysys.serving.asking import ABOUT_ITEMS, Ask, Context, Ranking, Watch, new_request_id
 from raysys.serving.cache import Cache
+from raysys.serving.edge_args import under_home
 from raysys.serving.exposures import ExposureLog, inputs_bytes, pool_bytes
 from raysys.serving.filters import Permissions, key_of
 from raysys.serving.metrics import Metrics
@@ -81,7 +82,7 @@ class Service:
         self._cache = None if args.cache is None else Cache(args.cache, self.metrics)
         self._exposures = None
         if args.exposures is not None and self._bundle is not None:
-            folder = at_home(args.exposures.folder)
+            folder = under_home(args.exposures.folder)
             self._exposures = ExposureLog(args.exposures, folder, args, self.metrics)
         self.text = TextService(args)
         self.loaded_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

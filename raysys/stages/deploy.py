@@ -25,12 +25,14 @@ from raysys.progress import task
 from raysys.registry import Registry
 from raysys.serving.app import settle
 from raysys.serving.args import ServeArgs
+from raysys.serving.keys import KeyFile
 from raysys.storage import Manifest, Workspace
 
 OURS = "raysys.serving.app:build"
 DASHBOARD = "http://127.0.0.1:8265"
 PATIENCE_S = 300
-_LOCAL = ("127.0.0.1", "localhost", "0.0.0.0", "::", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LOCAL = (*LOOPBACK, "0.0.0.0", "::")
 
 
 def strict(model: type[BaseModel]) -> type[Settings]:
@@ -156,9 +158,32 @@ def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[st
         bundle = args.pinned or ""
         for name in filter(None, (args.pinned, *args.pinned_text.values())):
             Registry(args.registry).verify(name)  # said here rather than by a replica's log
+        _check_who_may_call(args, config.get("http_options", {}), where)
         app["args"] = args.model_dump(mode="json")
     parse_settings(ServeDeploySchema, config, where="serve config")
     return config, bundle
+
+
+def _check_who_may_call(args: ServeArgs, options: dict[str, Any], where: str) -> None:
+    """Refuse to answer other machines without keys, unless that is what was asked for.
+
+    Raises:
+        UserError: so it is; or there are to be keys, and they cannot be read.
+    """
+    if (path := args.auth.keys_path) is not None:
+        KeyFile(path).read()
+        return
+    host = options.get("host") or "0.0.0.0"  # Serve's own default
+    everywhere = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") not in ("", "0")
+    if args.auth.open or (host in LOOPBACK and not everywhere):
+        return
+    raise UserError(
+        "without keys, anybody who reaches this machine could call"
+        + (" (HAProxy listens on all interfaces)" if everywhere else f" (host {host})"),
+        where=f"{where}.auth" if everywhere else "http_options.host",
+        mend="`raysys key create NAME --role read`, then `auth: {keys: FILE}` in the args; or "
+        "host 127.0.0.1; or `auth: {open: true}` if that is what you want",
+    )
 
 
 @contextlib.contextmanager

@@ -15,15 +15,21 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from importlib import metadata, util
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import psutil
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from raysys.errors import UserError
+from raysys.serving.keys import KeyFile
+from raysys.stages.keys import FILE as KEYS
 from raysys.storage import Workspace
 
 GB = 1 << 30
@@ -82,6 +88,8 @@ def examine(workspace: Workspace) -> list[Finding]:
         *disk(workspace.root),
         *ports(PORTS),
         *auth(dict(os.environ), Path.home()),
+        *keys(workspace.root / KEYS),
+        *guarded(8000),
         *data(),
     ]
 
@@ -280,6 +288,59 @@ def auth(environment: dict[str, str], home: Path) -> Iterator[Finding]:
         yield Finding("auth", "token", FAIL, f"RAY_AUTH_TOKEN_PATH: no file {file}", mend)
     else:
         yield Finding("auth", "token", OK, "none yet; the first local Ray writes one")
+
+
+def keys(file: Path) -> Iterator[Finding]:
+    """The workspace's API keys: readable by others, expired or about to be."""
+    if not file.exists():
+        yield Finding("auth", "API keys", OK, "none: only this machine is answered")
+        return
+    try:
+        kept = KeyFile(file).read()
+    except UserError as error:
+        yield Finding("auth", "API keys", FAIL, error.what, error.mend or f"restore {file}")
+        return
+    now = datetime.now(UTC)
+    valid = [key for key in kept if key.state(now) == "valid"]
+    soon = [key for key in valid if key.expires and key.expires < now + timedelta(days=14)]
+    if file.stat().st_mode & 0o077:
+        mend = f"chmod 600 {file}"
+        yield Finding("auth", "API keys", WARN, f"others may read the hashes in {file}", mend)
+    elif soon or not valid:
+        first = f"; {soon[0].id} ({soon[0].name}) ends {soon[0].expires:%Y-%m-%d}" if soon else ""
+        mend = "`raysys key create` makes another, then exchange them"
+        yield Finding("auth", "API keys", WARN, f"{len(valid)} valid{first}", mend)
+    else:
+        yield Finding("auth", "API keys", OK, f"{len(valid)} valid of {len(kept)}")
+
+
+def guarded(port: int) -> Iterator[Finding]:
+    """Whether what answers other machines on Serve's port wants a key."""
+    try:
+        listening = [
+            connection.laddr.ip
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+            and connection.laddr
+            and connection.laddr.port == port
+        ]
+    except psutil.Error:
+        listening = []
+    wide = [host for host in listening if not host.startswith("127.") and host != "::1"]
+    if not wide:
+        return
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/v1/users/-/profile", timeout=3) as answer:
+            status = int(answer.status)
+    except HTTPError as error:
+        status = error.code
+    except (URLError, OSError, ValueError):
+        return
+    if status == 401:
+        yield Finding("auth", "HTTP", OK, f"port {port} on {wide[0]} wants a key")
+    else:
+        mend = "`raysys key create`, `auth: {keys: FILE}` in the serve config, and deploy"
+        yield Finding("auth", "HTTP", WARN, f"port {port} on {wide[0]} answers without a key", mend)
 
 
 def data() -> Iterator[Finding]:

@@ -31,7 +31,7 @@ def test_loss_and_gradients_are_those_of_torch(negatives: int, smoothing: float)
     rng = np.random.default_rng(1)
     n_items, places, width = 40, 9, 6
     targets = rng.integers(0, n_items, places)
-    row, seen, back = seen_before(
+    row, seen, _back = seen_before(
         rng.integers(0, n_items, places).astype(np.int32), np.array([0, 4, 4, 9]), True
     )
     sampler = Sampler(rng.random(n_items) * 9, negatives, 0.5)
@@ -68,7 +68,7 @@ def test_a_sample_estimates_the_whole_sum() -> None:
 
 def test_what_was_seen_is_named_once_by_its_latest_time() -> None:
     items = np.array([5, 7, 5, 9], dtype=np.int32)
-    row, seen, back = seen_before(items, np.array([0, 3, 3, 4]), True)
+    row, seen, _back = seen_before(items, np.array([0, 3, 3, 4]), True)
     assert list(zip(row.tolist(), seen.tolist(), back.tolist(), strict=True)) == [
         (0, 5, 0),
         (1, 7, 0),
@@ -77,7 +77,7 @@ def test_what_was_seen_is_named_once_by_its_latest_time() -> None:
         (2, 7, 1),
         (3, 9, 0),
     ]
-    row, seen, back = seen_before(items, np.array([0, 3, 3, 4]), False)
+    row, seen, _back = seen_before(items, np.array([0, 3, 3, 4]), False)
     assert list(zip(row.tolist(), seen.tolist(), back.tolist(), strict=True)) == [
         (0, 5, 0),
         (0, 7, 1),

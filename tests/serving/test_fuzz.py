@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from fastapi.testclient import TestClient
@@ -13,6 +14,7 @@ some = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 texts = st.text(max_size=40) | st.sampled_from(["u1", "u2", "i00001", "i00002", "milk", "item"])
+plain = texts.map(lambda text: re.sub(r"[\x00-\x1f\x7f]", "", text))
 values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,
     lambda inner: (
@@ -57,9 +59,9 @@ def test_any_json(client: TestClient, call: str, body: Any) -> None:
     call=calls,
     body=st.fixed_dictionaries(
         {
-            "user_id": texts.filter(bool),
-            "query": texts.filter(lambda text: bool(text.strip())),
-            "item_ids": st.lists(texts.filter(bool), min_size=1, max_size=6, unique=True),
+            "user_id": plain.filter(bool),
+            "query": plain.filter(lambda text: bool(text.strip())),
+            "item_ids": st.lists(plain.filter(bool), min_size=1, max_size=6, unique=True),
         },
         optional={"k": st.integers(1, 50), "explain": st.booleans()},
     ),

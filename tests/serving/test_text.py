@@ -228,13 +228,14 @@ def test_a_pointer_is_pinned_when_deployed(workspace: Workspace) -> None:
     bundle = Registry(workspace.registry).resolve("text-classify")
     assert settled.pinned_text == {"classify": bundle} and settled.pinned is None
     config = {
+        "http_options": {"host": "127.0.0.1"},
         "applications": [
             {
                 "name": "raysys",
                 "import_path": "raysys.serving.app:build",
                 "args": args(workspace, "classify").model_dump(mode="json"),
             }
-        ]
+        ],
     }
     planned, ranking = plan(parse_settings(DeploySettings, config, where="x.yaml"), workspace)
     assert ranking == ""

@@ -1,0 +1,107 @@
+"""Which role each route needs. What is not in this table is not reachable with keys on."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Literal
+
+from starlette.routing import compile_path
+
+from raysys.serving.keys import Role
+
+Access = Role | Literal["open"]
+
+PAGES: Final = (
+    *("GET /", "GET /search", "GET /item/{item_id:path}", "GET /cart", "GET /assets/{name}"),
+    *("POST /cart", "POST /visitor", "POST /seen"),
+    *("GET /console/login", "POST /console/login", "POST /console/leave"),
+    *("GET /console", "GET /console/compare", "GET /console/live", "GET /console/query"),
+    "POST /console/champion",
+)
+"""Of people with browsers: the shop is everybody's, the console has a login of its own."""
+
+ACCESS: Final[dict[str, Access]] = {
+    "GET /healthz": "open",
+    "GET /readyz": "open",  # without a key it names the bundles and nothing else
+    "GET /docs": "open",  # the same for every raysys of this version: no secret
+    "GET /docs-assets/{file:path}": "open",
+    "GET /openapi.json": "open",
+    "POST /v1/recommend": "read",
+    "POST /v1/search": "read",
+    "POST /v1/rank": "read",
+    "POST /v1/similar": "read",
+    "GET /v1/users/{user_id}/profile": "read",
+    "POST /v1/text/classify": "read",
+    "POST /v1/text/sentiment": "read",
+    "POST /v1/text/entities": "read",
+    "POST /v1/text/relevance": "read",
+    **dict.fromkeys(PAGES, "open"),
+}
+"""Method and path of each route, as OpenAPI writes them, to the role that it needs."""
+
+
+class AccessTable:
+    """Finds the role that a request needs.
+
+    Args:
+        access: as `ACCESS`.
+    """
+
+    def __init__(self, access: dict[str, Access] = ACCESS) -> None:
+        self._exact: dict[str, dict[str, Access]] = {}
+        self._forms: list[tuple[re.Pattern[str], dict[str, Access]]] = []
+        by_path: dict[str, dict[str, Access]] = {}
+        for route, role in access.items():
+            method, path = route.split(" ", 1)
+            by_path.setdefault(path, {})[method] = role
+        for path, methods in by_path.items():
+            if "GET" in methods:
+                methods.setdefault("HEAD", methods["GET"])
+            if "{" in path:
+                self._forms.append((compile_path(path)[0], methods))
+            else:
+                self._exact[path] = methods
+
+    def methods(self, path: str) -> dict[str, Access]:
+        """Method → role of what lies at a path (decoded, without the route prefix)."""
+        if (exact := self._exact.get(path)) is not None:
+            return exact
+        for form, methods in self._forms:
+            if form.match(path):
+                return methods
+        return {}
+
+
+SCHEMES: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key as bearer token."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
+def with_roles(schema: dict[str, Any], *, open_to_all: bool) -> dict[str, Any]:
+    """Say in an OpenAPI schema which role each route needs, and how a key is sent.
+
+    Args:
+        schema: changed in place, and returned.
+        open_to_all: whether the deployment has no keys.
+    """
+    schema.setdefault("components", {})["securitySchemes"] = dict(SCHEMES)
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            role = ACCESS.get(f"{method.upper()} {path}")
+            if role is None or role == "open":
+                operation["security"] = []
+                continue
+            # 3.1: of schemes other than OAuth the list names the roles that are needed
+            operation["security"] = [{name: [role]} for name in SCHEMES]
+            if open_to_all:
+                operation["security"].append({})
+            operation["x-role"] = role
+            problem = operation["responses"].get("default", {}).get("content", {})
+            for status, meaning in (
+                ("401", "No valid key"),
+                ("403", f"A key without the role {role}"),
+                ("429", "Too many requests with this key: see Retry-After"),
+            ):
+                operation["responses"][status] = {"description": meaning, "content": problem}
+    return schema

@@ -1,0 +1,165 @@
+"""Who may call: API keys and roles in front of every route, as ASGI middleware."""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from raysys.serving.access import AccessTable
+from raysys.serving.edge_args import AuthArgs
+from raysys.serving.keys import Key, KeyRing
+from raysys.serving.problems import Problem
+
+_WWW = {"WWW-Authenticate": 'Bearer realm="raysys"'}
+
+
+class Auth:
+    """Refuses with 401 who has no valid key, with 403 who lacks the role, and passes on the rest.
+
+    With keys, a route that `access.ACCESS` does not name is not there (404). The key that called
+    is `scope["state"]["key"]`, and whether there are keys at all `["keyed"]`.
+
+    Without keys, only this machine is answered unless `open` says otherwise: neither another
+    machine (403), nor a page of another site that a browser here shows (told by its Origin, or by
+    a name of its own that leads here).
+
+    Args:
+        app: what answers.
+        args: the deployment's.
+        cors_origins: pages that may call though they are of another origin.
+
+    Raises:
+        UserError: the file of keys is missing or damaged.
+    """
+
+    def __init__(self, app: ASGIApp, args: AuthArgs, cors_origins: tuple[str, ...] = ()) -> None:
+        self.app, self.args, self.cors_origins = app, args, cors_origins
+        path = args.keys_path
+        self.ring = None if path is None else KeyRing(path)
+        self.table = AccessTable()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "websocket":  # there is none to allow
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        state["key"], state["keyed"] = None, self.ring is not None
+        try:
+            if self.ring is not None:
+                state["key"] = self._admit(scope, self.ring)
+            elif not self.args.open:
+                _check_near(scope, self.cors_origins)
+        except Problem as problem:
+            response = problem.response(scope["path"])
+            if problem.status == 401:
+                response.headers.update(_WWW)
+            await response(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _admit(self, scope: Scope, ring: KeyRing) -> Key | None:
+        methods = self.table.methods(_path(scope))
+        role = methods.get(scope["method"])
+        secret = _secret(Headers(scope=scope))
+        if role == "open" and secret is None:
+            return None
+        key = _valid(secret, ring)
+        if role is None:
+            if methods:
+                detail = f"{scope['method']} is not for {scope['path']}; /docs lists what is"
+                raise Problem(405, "method-not-allowed", detail)
+            raise Problem(
+                404, "not-found", f"there is no {scope['path']}; /docs lists what there is"
+            )
+        if role != "open" and role not in key.roles:
+            detail = f"this needs a key with the role {role!r}; yours has {', '.join(key.roles)}"
+            raise Problem(403, "role-missing", detail)
+        return key
+
+
+def _valid(secret: str | None, ring: KeyRing) -> Key:
+    if secret is None:
+        detail = "send an API key: `Authorization: Bearer rsk_…` or `X-API-Key: rsk_…`"
+        raise Problem(401, "key-missing", detail)
+    key = ring.find(secret)
+    if key is None:
+        raise Problem(401, "key-invalid", "there is no such key; `raysys key create` makes one")
+    state = key.state(datetime.now(UTC))
+    if state != "valid":  # whoever holds the secret may know what became of it
+        raise Problem(401, f"key-{state}", f"the key {key.id} is {state}; ask for another one")
+    return key
+
+
+def _secret(headers: Headers) -> str | None:
+    """The key that was sent; None: none was.
+
+    Raises:
+        Problem: 401, more than one, or another scheme than Bearer.
+    """
+    sent = headers.getlist("x-api-key")
+    for value in headers.getlist("authorization"):
+        scheme, _, credentials = value.partition(" ")
+        if scheme.lower() != "bearer":
+            raise Problem(401, "key-invalid", "the scheme of Authorization is Bearer here")
+        sent.append(credentials.strip())
+    if len(sent) > 1:
+        raise Problem(401, "key-invalid", "send one key, once")
+    return sent[0] if sent else None
+
+
+def _check_near(scope: Scope, cors_origins: tuple[str, ...]) -> None:
+    """Refuse what does not come from this machine.
+
+    Raises:
+        Problem: 403.
+    """
+    headers = Headers(scope=scope)
+    forwarded = [part.strip() for part in headers.get("x-forwarded-for", "").split(",")]
+    client = scope.get("client")
+    mend = "set up keys (`raysys key create`, then `auth.keys` in the serve config)"
+    near = all(_is_loopback(host) for host in forwarded if host)
+    # a socket of this machine has no address
+    if not near or (client and _is_address(client[0]) and not _is_loopback(client[0])):
+        detail = f"without keys only the machine itself is answered: {mend}, or set auth.open"
+        raise Problem(403, "not-local", detail)
+    # a name with a dot can be anybody's, pointed at 127.0.0.1 (DNS rebinding)
+    named = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    origin = headers.get("origin")
+    foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
+    if ("." in named and not _is_address(named)) or (foreign and origin not in cors_origins):
+        detail = (
+            f"without keys no page of another site is answered: {mend}, or name it in cors_origins"
+        )
+        raise Problem(403, "foreign-page", detail)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _path(scope: Scope) -> str:
+    """The path that routes are matched with: without the prefix that Serve puts before it."""
+    path, root = scope["path"], scope.get("root_path", "")
+    if root and (path == root or path.startswith(f"{root}/")):
+        return str(path[len(root) :])
+    return str(path)

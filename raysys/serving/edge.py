@@ -1,0 +1,118 @@
+"""What browsers are told with every answer, and which pages' scripts may read it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+
+from fastapi import FastAPI, Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raysys.serving.api import Readiness
+from raysys.serving.args import ServeArgs
+from raysys.serving.auth import Auth
+from raysys.serving.limits import RateLimits
+from raysys.serving.problems import FieldError, Problem
+
+PAGE_POLICY = (
+    "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+    "object-src 'none'"
+)
+"""Content-Security-Policy of pages: their own files only, and in no frame."""
+
+DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+"""Of everything else, should a browser show it as a page."""
+
+_INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+
+
+def protect(app: FastAPI, args: ServeArgs) -> None:
+    """Put headers, CORS, keys and rate limits before an application, in this order.
+
+    Raises:
+        UserError: the file of keys is missing or damaged.
+    """
+    app.add_middleware(JsonOnly)
+    app.add_middleware(RateLimits, args=args.limits)  # each comes before the one added before it
+    app.add_middleware(Auth, args=args.auth, cors_origins=args.cors_origins)
+    if args.cors_origins:  # before keys: a browser asks (OPTIONS) without one, and reads a 401
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(args.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Deadline-Ms"],
+            expose_headers=["Retry-After"],
+            max_age=600,
+        )
+    app.add_middleware(SecurityHeaders)
+
+
+def minimal(ready: Readiness, request: Request) -> Readiness:
+    """What a caller without a key may know, where there are keys: that it is ready, and of what."""
+    if request.state.key is None and request.state.keyed:
+        return Readiness(bundle=ready.bundle, text=ready.text, loaded_at=ready.loaded_at)
+    return ready
+
+
+class JsonOnly:
+    """Refuses a body that says that it is no JSON; one that says nothing is the routes' to read.
+
+    Pages have forms: only the calls below /v1/ are held to it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        writes = scope["type"] == "http" and scope["method"] in ("POST", "PUT", "PATCH")
+        if writes and scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
+            said = Headers(scope=scope).get("content-type", "application/json")
+            kind = said.partition(";")[0].strip().lower()
+            if not re.fullmatch(r"application/([\w.-]+[+-])?json", kind):
+                message = "send the body as application/json"
+                error = FieldError(path="header.content-type", message=message, value=said[:80])
+                problem = Problem(415, "unsupported-media-type", message, [error])
+                await problem.response(scope["path"])(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class SecurityHeaders:
+    """Adds what an answer does not say itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                page = headers.get("content-type", "").startswith("text/html")
+                headers.setdefault("Content-Security-Policy", PAGE_POLICY if page else DATA_POLICY)
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.setdefault("X-Frame-Options", "DENY")
+                headers.setdefault("Referrer-Policy", "no-referrer")
+                headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
+                if "/v1/" in scope["path"]:  # personal, or of this moment
+                    headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+def policy_for(html: str, extra: str = "") -> str:
+    """The policy of a page with scripts within it: each is allowed by its hash, others are not."""
+    hashes = [
+        "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+        for text in _INLINE.findall(html)
+    ]
+    return "; ".join(filter(None, [PAGE_POLICY, f"script-src 'self' {' '.join(hashes)}", extra]))

@@ -1,0 +1,95 @@
+"""How often a key may call: 429 beyond its requests a second, as ASGI middleware.
+
+A sliding window counter (two counters a key, whatever the rate) by the package `limits`; in memory,
+or in Redis for all replicas together. A Redis that does not answer never costs an answer: each
+replica counts alone until it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from typing import Any
+
+from limits import RateLimitItem, RateLimitItemPerSecond
+from limits.errors import ConfigurationError
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from raysys.errors import UserError, missing_extra
+from raysys.serving.edge_args import LimitArgs
+from raysys.serving.keys import Key
+from raysys.serving.problems import Problem
+
+log = logging.getLogger("raysys")
+
+REDIS_PATIENCE_S = 0.1
+REDIS_PAUSE_S = 5.0  # after a failure, requests do not wait for Redis for so long
+
+
+class RateLimits:
+    """Answers 429 with Retry-After to a key beyond its rate; comes after `Auth`.
+
+    Args:
+        app: what answers.
+        args: the deployment's.
+
+    Raises:
+        UserError: Redis is wanted and its package is missing.
+    """
+
+    def __init__(self, app: ASGIApp, args: LimitArgs) -> None:
+        self.app, self.args = app, args
+        self._alone = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._together = None if args.redis is None else _in_redis(args.redis)
+        self._pause_until = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        key: Key | None = scope.get("state", {}).get("key") if scope["type"] == "http" else None
+        rate = key and (key.per_second or self.args.per_second)
+        if key is None or not rate:
+            await self.app(scope, receive, send)
+            return
+        item = RateLimitItemPerSecond(rate)
+        if await self._hit(item, key.id):
+            await self.app(scope, receive, send)
+            return
+        reset, _ = self._alone.get_window_stats(item, key.id)
+        wait = max(1, math.ceil(reset - time.time()))
+        detail = f"the key {key.id} may ask {rate} times a second; come back later"
+        problem = Problem(429, "too-many-requests", detail, retry_after_s=wait)
+        await problem.response(scope["path"])(scope, receive, send)
+
+    async def _hit(self, item: RateLimitItem, key_id: str) -> bool:
+        if self._together is not None and time.monotonic() >= self._pause_until:
+            try:
+                counted = self._together.hit(item, key_id)
+                return bool(await asyncio.wait_for(counted, 2 * REDIS_PATIENCE_S))
+            except Exception as error:  # whatever it is, it must not cost the answer
+                self._pause_until = time.monotonic() + REDIS_PAUSE_S
+                log.warning("no Redis for rate limits (%r): this replica counts alone", error)
+        return self._alone.hit(item, key_id)
+
+
+def _in_redis(url: str) -> Any:
+    try:
+        import redis.asyncio  # noqa: F401
+        from limits.aio.storage import RedisStorage
+        from limits.aio.strategies import SlidingWindowCounterRateLimiter as Shared
+    except ImportError:
+        raise missing_extra("redis", "redis") from None
+    try:
+        storage = RedisStorage(
+            f"async+{url.replace('unix:', 'redis+unix:', 1)}",
+            implementation="redispy",
+            key_prefix="raysys:limits",
+            socket_timeout=REDIS_PATIENCE_S,
+            socket_connect_timeout=REDIS_PATIENCE_S,
+        )
+    except (ValueError, ConfigurationError) as error:
+        raise UserError(f"no address of Redis: {error}", where="limits.redis") from None
+    return Shared(storage)
