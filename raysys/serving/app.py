@@ -31,7 +31,7 @@ from raysys.serving.problems import Problem, ProblemBody, handle_problems
 from raysys.serving.profile import Profile
 from raysys.serving.service import Service
 from raysys.serving.text_routes import add_text_routes
-from raysys.web import storefront
+from raysys.web import assets, storefront
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -114,6 +114,7 @@ def http_app(service: Service) -> FastAPI:
         return minimal(service.readiness(), request)
 
     if service.args.pages.storefront and service.args.bundle is not None:
+        app.include_router(assets())
         app.include_router(storefront(ServiceAnswers(service), service.args.pages.name))
     _serve_docs(app, service.args)
     return app

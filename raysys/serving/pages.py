@@ -7,21 +7,23 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from raysys.catalogue import Catalogue
-from raysys.serving import api
+from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
+from raysys.serving.asking import Context
 from raysys.serving.problems import Problem
-from raysys.serving.service import Service
+from raysys.serving.service import ListRequest, Service
+from raysys.serving.workers import NORMAL, URGENT
 from raysys.web.answers import Refused
 
 Recorder = Callable[[Sequence[dict[str, Any]]], Awaitable[bool]]
 
-_MODELS: dict[str, str] = {
-    "recommend": "RecommendRequest",
-    "search": "SearchRequest",
-    "rank": "RankRequest",
-    "similar": "SimilarRequest",
+_MODELS: dict[str, type[ListRequest]] = {
+    "recommend": RecommendRequest,
+    "search": SearchRequest,
+    "similar": SimilarRequest,
+    "rank": RankRequest,
 }
 _LOOKED_AT = 2000
 
@@ -43,11 +45,6 @@ class ServiceAnswers:
         return self._service.catalogue
 
     @cached_property
-    def calls(self) -> frozenset[str]:
-        """Those of `ask` that the service has."""
-        return frozenset(name for name in _MODELS if hasattr(self._service, name))
-
-    @cached_property
     def _known(self) -> list[str]:
         """Users, those with the longest history first."""
         features = self._service.bundle.features
@@ -66,20 +63,16 @@ class ServiceAnswers:
         Raises:
             Refused: the call is answered with a problem.
         """
-        arrived = time.perf_counter()
-        if call not in self.calls:
-            raise Refused(404, f"this deployment has no call {call!r}")
-        model: type[BaseModel] = getattr(api, _MODELS[call])
-        answer = getattr(self._service, call)
+        priority = URGENT if call == "search" else NORMAL
+        context = Context(time.perf_counter(), None, priority)
         try:
-            asked = model.model_validate(body)
-            given = await self._service.run(lambda: answer(asked, arrived))
+            asked = _MODELS[call].model_validate(body)
+            given = await self._service.run(lambda: self._service.answer(asked, context), context)
         except ValidationError as error:
             raise Refused(422, str(error)) from None
         except Problem as problem:
             raise Refused(problem.status, problem.detail) from None
-        said: dict[str, Any] = given.model_dump(mode="json")
-        return said
+        return given.model_dump(mode="json")
 
     async def profile(self, user_id: str) -> dict[str, Any] | None:
         """The JSON of GET /v1/users/USER_ID/profile; None if nothing is known."""
@@ -87,8 +80,7 @@ class ServiceAnswers:
             given = await self._service.run(lambda: self._service.profile(user_id))
         except Problem:
             return None
-        said: dict[str, Any] = given.model_dump(mode="json")
-        return said
+        return given.model_dump(mode="json")
 
     async def record(self, events: Sequence[dict[str, Any]]) -> bool:
         """Take events as POST /v1/events does; False where this deployment takes none."""

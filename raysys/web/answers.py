@@ -28,15 +28,11 @@ class Answers(Protocol):
     def catalogue(self) -> Catalogue:
         """Every item of the shop."""
 
-    @property
-    def calls(self) -> frozenset[str]:
-        """Those of `ask` that there are."""
-
     def users(self, count: int) -> list[str]:
         """Ids of users that much is known of."""
 
     async def ask(self, call: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The JSON that POST /v1/CALL answers to a body.
+        """The JSON that POST /v1/CALL answers to a body: recommend, search, similar or rank.
 
         Raises:
             Refused: the call is answered with a problem.

@@ -17,7 +17,7 @@ from raysys.web.visit import form_of
 _COOKIE = "console"
 _HOURS = 8
 PLACES = ("home", "item", "cart")
-_SHOWN_FEATURES = 40
+_SHOWN_FEATURES, _MOVED = 60, 3
 _DONE = {
     "promoted": "There is a new champion; replicas that start from now on answer from it.",
     "rolled_back": "The champion before is back; replicas that start from now on answer from it.",
@@ -198,6 +198,7 @@ def _taken_apart(shop: Answers, answer: dict[str, Any]) -> dict[str, Any]:
             **each,
             "title": card.title if (card := card_of(shop.catalogue, each["item_id"])) else "",
             "base": [each["why"]["base_scores"].get(name) for name in learners],
+            "moved": list(each["why"]["moved_by"].items())[:_MOVED],
         }
         for each in items
     ]
@@ -205,8 +206,10 @@ def _taken_apart(shop: Answers, answer: dict[str, Any]) -> dict[str, Any]:
     said = answer["explanation"]
     stages = list(said["milliseconds"].items())
     longest = max((spent for _, spent in stages), default=0) or 1
+    most = max(said["by_source"].values(), default=0) or 1
     return {
         "answer": answer, "items": told, "learners": learners, "features": rows, "said": said,
         "stages": [(name, spent, 100 * spent / longest) for name, spent in stages],
+        "sources": [(name, n, 100 * n / most) for name, n in said["by_source"].items()],
         "unranked": [each["item_id"] for each in answer["items"] if not each.get("why")],
     }  # fmt: skip

@@ -47,13 +47,13 @@ class Reasons:
     Attributes:
         sources: who proposed it, in plain words.
         scores: (learner, base score).
-        features: (feature, value), those that say something.
+        moved_by: (feature, standard deviations of the ensemble), the strongest first.
         probability: calibrated, of being bought; None if no ensemble answered.
     """
 
     sources: str
     scores: list[tuple[str, float]]
-    features: list[tuple[str, float]]
+    moved_by: list[tuple[str, float]]
     probability: float | None
 
 
@@ -130,12 +130,10 @@ def price_of(row: dict[str, Any]) -> str:
 
 def reasons_of(why: dict[str, Any]) -> Reasons:
     """What of an explanation a visitor can take in."""
-    known = [(name, value) for name, value in why["features"].items() if value]
-    known.sort(key=lambda pair: -abs(pair[1]))
     return Reasons(
         sources=", ".join(name.replace("_", " ") for name in why["sources"]),
         scores=list(why["base_scores"].items()),
-        features=known[:_TOLD],
+        moved_by=list(why["moved_by"].items())[:_TOLD],
         probability=why["probability"],
     )
 

@@ -99,10 +99,11 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
         visit = visit.looked_at(item_id)
         who = {"user_id": visit.user, "session_id": visit.session}
         body = {**who, "place": "item", "item_ids": [item_id], "k": BESIDE_K}
-        asked = [listed("Goes well with it", "recommend", body)]
-        if "similar" in shop.calls:
-            similar = {**who, "item_id": item_id, "k": BESIDE_K}
-            asked.append(listed("Similar items", "similar", similar))
+        similar = {**who, "item_id": item_id, "k": BESIDE_K}
+        asked = [
+            listed("Goes well with it", "recommend", body),
+            listed("Similar items", "similar", similar),
+        ]
         shelves = [shelf for shelf in await asyncio.gather(*asked) if shelf]
         came = _joined(request.query_params)
         events = [visit.event("view", item_id=item_id, **came)]

@@ -68,7 +68,7 @@ def test_a_sample_estimates_the_whole_sum() -> None:
 
 def test_what_was_seen_is_named_once_by_its_latest_time() -> None:
     items = np.array([5, 7, 5, 9], dtype=np.int32)
-    row, seen, _back = seen_before(items, np.array([0, 3, 3, 4]), True)
+    row, seen, back = seen_before(items, np.array([0, 3, 3, 4]), True)
     assert list(zip(row.tolist(), seen.tolist(), back.tolist(), strict=True)) == [
         (0, 5, 0),
         (1, 7, 0),
@@ -77,7 +77,7 @@ def test_what_was_seen_is_named_once_by_its_latest_time() -> None:
         (2, 7, 1),
         (3, 9, 0),
     ]
-    row, seen, _back = seen_before(items, np.array([0, 3, 3, 4]), False)
+    row, seen, back = seen_before(items, np.array([0, 3, 3, 4]), False)
     assert list(zip(row.tolist(), seen.tolist(), back.tolist(), strict=True)) == [
         (0, 5, 0),
         (0, 7, 1),
