@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -44,6 +45,12 @@ class Ranker:
         self.pools = Pools(bundle, args, self.costs)
         cost = {name: _COST.get(family, 1) for name, family in bundle.families.items()}
         self._learners = sorted(bundle.learners, key=lambda name: cost[name])
+
+    def now(self) -> int:
+        """UTC ms at which features are read, by the deployment's clock."""
+        if self.args.clock == "log_end":
+            return self.features.as_of
+        return max(time.time_ns() // 1_000_000, self.features.as_of)
 
     def scored(self, ask: Ask) -> Ranking:
         """The candidates and their scores; what the policy has to say comes with `arrange`."""

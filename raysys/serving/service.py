@@ -113,11 +113,6 @@ class Service:
         """
         self.versions.bump(user_id, session_id)
 
-    def now(self) -> int:
-        """UTC ms at which features are read, by the deployment's clock."""
-        as_of = self.bundle.features.as_of
-        return as_of if self.args.clock == "log_end" else max(_now(), as_of)
-
     def warm_up(self) -> None:
         """Answer real requests, so that the first user does not pay for compiling and caching."""
         self.text.warm_up()
@@ -202,7 +197,7 @@ class Service:
             Problem: nothing is known of the user.
         """
         try:
-            return profile_of(self.bundle.features, user_id, self.now(), self.bundle.id)
+            return profile_of(self.bundle.features, user_id, self.ranker.now(), self.bundle.id)
         except KeyError:
             error = FieldError(path="path.user_id", message="no such user", value=user_id[:80])
             detail = "nothing is known of this user: no event of theirs is in the log"
@@ -265,8 +260,8 @@ class Service:
         if not isinstance(asked, RankRequest) and k > self.args.k_max:
             raise invalid("body.k", f"must be from 1 to {self.args.k_max}", k)
         text = asked.query if isinstance(asked, SearchRequest | RankRequest) else None
-        user = -1 if asked.user_id is None else features.user_number(asked.user_id)
-        at, now = context.at or _now(), self.now()
+        user = self._user(asked.user_id)
+        at, now = context.at or _now(), self.ranker.now()
         filters = () if isinstance(asked, RankRequest) else _filters(asked.filters)
         allowed = None
         if surface != "rank":  # all of the caller's own are wanted back
@@ -283,7 +278,7 @@ class Service:
             place=place,
             filters=filters,
             allowed=allowed,
-            session=features.sessions.number(user, asked.session_id),
+            session=self._session(user, asked.session_id),
             query=features.query_number(text),
             text=text,
         )
@@ -396,6 +391,12 @@ class Service:
         """`time.perf_counter()` at which the answer has to be there."""
         deadline = context.deadline_ms or self.args.deadline_ms
         return float("inf") if deadline is None else context.arrived + deadline / 1000
+
+    def _user(self, user_id: str | None) -> int:
+        return -1 if user_id is None else self.bundle.features.user_number(user_id)
+
+    def _session(self, user: int, session_id: str | None) -> int:
+        return self.bundle.features.sessions.number(user, session_id)
 
     def _known(self, item_ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
         """Numbers of the known items, each once, in order: int32[m]; and the unknown ids."""

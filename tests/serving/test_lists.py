@@ -1,0 +1,224 @@
+"""Filters, stock, similar items, deadlines and explanations, over HTTP."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from raysys.errors import UserError
+from raysys.registry import Registry
+from raysys.serving.app import http_app
+from raysys.serving.args import ServeArgs
+from raysys.serving.members import Clock, Costs
+from raysys.serving.service import Service
+from raysys.serving.stock import Stock, StockArgs
+from tests.serving.test_routes import ask, ids, refuse
+
+
+def served(registry: Registry, **more: Any) -> TestClient:
+    args = {"registry": str(registry.root), "clock": "log_end", "k_max": 50, **more}
+    return TestClient(http_app(Service(ServeArgs.model_validate(args))))
+
+
+def test_a_filtered_list_is_full_whenever_enough_items_pass(
+    client: TestClient, service: Service
+) -> None:
+    codes, labels = service.catalogue.codes("category")
+    for code, label in enumerate(labels[:4]):
+        there = int((codes == code).sum())
+        filters = {"category": [label]}
+        answer = ask(client, "recommend", user_id="u1", k=there, filters=filters)
+        assert len(ids(answer)) == there
+        # every text has a vector, so all of them are near
+        answer = ask(client, "search", query="milk", k=there, filters=filters)
+        assert len(ids(answer)) == there
+        answer = ask(client, "similar", item_id="i00000", k=there, filters=filters)
+        assert len(ids(answer)) >= there - 1
+
+
+def test_similar_items_are_like_it_and_not_it(client: TestClient, service: Service) -> None:
+    for item in ("i00000", "i00011", "i00100"):
+        answer = ask(client, "similar", item_id=item, k=6, explain=True)
+        assert len(ids(answer)) == 6 and item not in ids(answer)
+        own = service.catalogue.row(service.catalogue.number(item) or 0)["category"]
+        kinds = [
+            service.catalogue.row(service.catalogue.number(i) or 0)["category"] for i in ids(answer)
+        ]
+        assert kinds.count(own) >= 3
+        assert set(answer["explanation"]["by_source"]) == {"words", "meaning", "covisitation"}
+    lists = {
+        tuple(ids(ask(client, "similar", item_id="i00000", user_id=f"u{n}"))) for n in range(9)
+    }
+    assert len(lists) > 1
+    problem = refuse(client, "similar", 404, item_id="nobody")
+    assert problem["errors"][0]["path"] == "body.item_id"
+    assert refuse(client, "similar", item_id="i00000", k=51)["errors"][0]["path"] == "body.k"
+    assert refuse(client, "similar", k=5)["errors"][0]["path"] == "body.item_id"
+
+
+def test_what_is_out_of_stock_is_not_shown(registry: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "stock.csv"
+    path.write_text("item_id,stock\ni00001,0\ni00002,5\nunknown,0\n")
+    body: dict[str, Any] = {"user_id": "u1", "k": 50}
+    hidden = served(registry, stock={"path": str(path)})
+    plain = served(registry, stock={"path": str(path), "hide": False})
+    every = [f"i{number:05d}" for number in range(200)]
+    for call, more in (("recommend", {}), ("search", {"query": "milk bread"})):
+        assert "i00001" not in ids(ask(hidden, call, **body, **more))
+        shown = ids(ask(plain, call, **body, **more, filters={"in_stock": True}))
+        assert "i00001" not in shown and len(shown) == 50
+    assert len(ids(ask(hidden, "rank", user_id="u1", item_ids=every))) == 200
+
+
+def test_the_stock_follows_its_file(service: Service, tmp_path: Path) -> None:
+    path = tmp_path / "stock.csv"
+    path.write_text("item_id,stock\ni00001,0\n")
+    stock = Stock(StockArgs(path=str(path), refresh_s=1e-9), service.catalogue)
+    there, version = stock.there()
+    assert not there[1] and there[2] and version == 0
+    path.write_text("item_id,stock\ni00002,0\ni00003,-1\n")
+    there, version = stock.there()
+    assert there[1] and not there[2] and not there[3] and version == 1
+    path.write_text("something else\n1\n")
+    assert stock.there()[1] == 1  # as it was known
+    path.unlink()
+    assert stock.there()[0] is there
+    with pytest.raises(UserError, match="no stock file"):
+        Stock(StockArgs(path=str(path)), service.catalogue)
+    path.write_text("item_id\n1\n")
+    with pytest.raises(UserError, match="item_id and stock"):
+        Stock(StockArgs(path=str(path)), service.catalogue)
+
+
+def test_only_the_just_bought_is_left_out(registry: Registry, service: Service) -> None:
+    features = service.bundle.features
+    user = features.user_number("u1")
+    table = features.tables["user_item"]
+    records = table.members(user)
+    days = (features.as_of - table.times[records, 2]) / 86_400_000
+    since = float(np.median(days))
+    just = {str(service.catalogue.ids[i]) for i in table.second(records[days <= since])}
+    before = {str(service.catalogue.ids[i]) for i in table.second(records[days > since])}
+    client = served(registry, recommend={"policy": {"exclude_bought_days": since}})
+    shown = set(ids(ask(client, "recommend", user_id="u1", k=50)))
+    assert not shown & just and shown & before and len(shown) == 50
+
+
+def test_pinned_items_are_candidates_whatever_retrieval_says(
+    registry: Registry, client: TestClient
+) -> None:
+    rare = ids(ask(client, "recommend", user_id="u1", k=50))
+    pinned = next(f"i{n:05d}" for n in range(200) if f"i{n:05d}" not in rare)
+    pin = {"item_id": pinned, "position": 2}
+    policy = {"policy": {"pinned": [pin], "at_most": {"category": 3}}}
+    args = {"recommend": policy, "search": policy, "similar": policy}
+    strict = served(registry, **args)
+    for call, more in (
+        ("recommend", {"user_id": "u1"}),
+        ("search", {"query": "gouda"}),
+        ("similar", {"item_id": rare[0]}),
+    ):
+        answer = ask(strict, call, k=5, explain=True, **more)
+        assert ids(answer)[1] == pinned
+        assert answer["items"][1]["why"]["policy"][-1] == "pinned to position 2"
+    answer = ask(strict, "recommend", user_id="u1", filters={"max_price": 0})
+    assert answer["items"] == []  # filters are the user's: they hold for pins too
+
+
+def test_a_deadline_of_the_request_s_own(client: TestClient, service: Service) -> None:
+    def post(deadline: str) -> Any:
+        body = {"user_id": "u1", "k": 5, "query": "milk"}
+        return client.post("/v1/search", json=body, headers={"X-Deadline-Ms": deadline})
+
+    hasty = post("0.001").json()
+    assert hasty["degraded"] and set(hasty["reasons"].values()) == {"deadline"}
+    assert len(hasty["items"]) == 5 and "meaning" in hasty["left_out"]
+    assert not post("60000").json()["degraded"]
+    for wrong in ("0", "-5", "soon", "nan", "inf", "60001", ""):
+        response = post(wrong)
+        assert response.status_code == 422, wrong
+        assert response.json()["errors"][0]["path"] == "header.X-Deadline-Ms"
+
+
+def test_who_would_not_be_done_in_time_is_not_begun(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+    model = service.bundle.learners["hashed_words"]
+    score = model.score
+    monkeypatch.setattr(model, "score", lambda batch: begun.append(1) or score(batch))
+    costs = Costs()
+    for _ in range(9):
+        costs.took("hashed_words", 100, 30.0)
+    monkeypatch.setattr(service.ranker, "costs", costs)
+    client = TestClient(http_app(service))
+    answer = client.post(
+        "/v1/recommend", json={"user_id": "u1", "k": 5}, headers={"X-Deadline-Ms": "20000"}
+    ).json()
+    assert answer["left_out"] == ["hashed_words"] and not begun
+    assert ask(client, "recommend", user_id="u1", k=5)["left_out"] == [] and begun
+
+
+def test_costs_are_a_quantile_that_forgets() -> None:
+    costs = Costs()
+    assert costs.expected("x", 100) == 0
+    for number in range(100):
+        costs.took("x", 100, 1.0 if number % 20 == 0 else 0.01)
+    assert costs.expected("x", 100) == 0.01  # one in twenty is no rule
+    assert costs.expected("x", 4) == 0.01 and costs.expected("x", 4000) == 0.01
+    for _ in range(16):
+        costs.took("x", 100, 1.0)
+    assert costs.expected("x", 100) == 1.0
+    clock = Clock(time.perf_counter() + 0.5, costs, 100)
+    tries = 0
+    while not clock.allows("x"):
+        tries += 1
+    assert 5 < tries < 100
+    assert not Clock(time.perf_counter() + 2, costs, 100, ("x",)).allows("y") or tries
+    assert Clock(np.inf, costs, 100).allows("x")
+
+
+def test_a_failing_search_by_meaning_is_left_out(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(texts: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(service.bundle.search.encoder, "encode", broken)
+    client = TestClient(http_app(service))
+    for call, more in (("search", {"k": 5}), ("rank", {"item_ids": ["i00001", "i00002"]})):
+        answer = ask(client, call, query="milk", user_id="u1", **more)
+        assert answer["reasons"] == {"meaning": "failed"} and answer["items"]
+
+
+def test_slips_are_forgiven_and_told(client: TestClient, service: Service) -> None:
+    answer = ask(client, "search", query="chesse", k=5, explain=True)
+    kinds = [
+        service.catalogue.row(service.catalogue.number(i) or 0)["category"] for i in ids(answer)
+    ]
+    assert kinds.count("cheese") >= 3
+    assert answer["explanation"]["understood"] == {"chesse": ["cheese"]}
+
+
+def test_an_explanation_says_what_moved_each_item(client: TestClient, service: Service) -> None:
+    answer = ask(client, "recommend", user_id="u1", k=10, explain=True)
+    told = answer["explanation"]
+    assert told["cache"] == "off" and sum(told["by_source"].values()) >= told["n_candidates"]
+    assert {"candidates", "features", "ensemble", "policy", "explain"} <= set(told["milliseconds"])
+    weights = told["weights"]
+    assert any(item["why"]["moved_by"] for item in answer["items"])
+    for item in answer["items"]:
+        why = item["why"]
+        assert why["propensity"] == 1 and why["policy"] == []
+        assert set(why["contributions"]) == {"popular", "repeat_purchase", "co_occurrence"}
+        assert list(why["moved_by"].values()) == sorted(
+            why["moved_by"].values(), key=lambda v: -abs(v)
+        )
+        for name, parts in why["contributions"].items():
+            if weights.get(name):
+                assert set(parts) <= set(why["moved_by"]) or not parts
