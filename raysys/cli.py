@@ -352,6 +352,58 @@ def deploy(
     _run("deploy", config, workspace, force=force, quiet=quiet, verbose=verbose)
 
 
+Pointer = Annotated[str, typer.Option("--as", help="The name, such as champion.")]
+
+
+@app.command()
+def bundles(
+    workspace: Folder = WORKSPACE,
+    history: Annotated[bool, typer.Option("--history", help="How names changed, and why.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """List bundles with their names and figures."""
+    from raysys import terminal
+    from raysys.storage import Workspace
+
+    with terminal.session():
+        stage = import_module("raysys.stages.life")
+        stage.show_bundles(Workspace(workspace), history=history, as_json=as_json)
+
+
+@app.command()
+def promote(
+    bundle: Annotated[str, typer.Argument(help="An id, or a name such as challenger.")],
+    name: Annotated[
+        str | None, typer.Option("--as", help="Name to give; champion, or text-TASK.")
+    ] = None,
+    workspace: Folder = WORKSPACE,
+    force: Annotated[bool, typer.Option("--force", help="Even if its figures are worse.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge, and change nothing.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a bundle the champion, unless its figures are worse."""
+    from raysys import terminal
+    from raysys.storage import Workspace
+
+    with terminal.session(quiet=quiet, verbose=verbose):
+        stage = import_module("raysys.stages.life")
+        judged = stage.promote(Workspace(workspace), bundle, name, force=force, look=dry_run)
+        typer.echo(f"{'' if judged.passes else 'worse: '}{judged.reason}")
+    raise typer.Exit(0 if judged.passes or force else 1)
+
+
+@app.command()
+def rollback(name: Pointer = "champion", workspace: Folder = WORKSPACE) -> None:
+    """Give a name back to the bundle that had it before."""
+    from raysys import terminal
+    from raysys.storage import Workspace
+
+    with terminal.session():
+        stage = import_module("raysys.stages.life")
+        typer.echo(f"{name}: {stage.rollback(Workspace(workspace), name)}")
+
+
 key_app = typer.Typer(help="API keys of a served application: create, list, revoke.")
 app.add_typer(key_app, name="key")
 

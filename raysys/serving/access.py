@@ -35,6 +35,11 @@ ACCESS: Final[dict[str, Access]] = {
     "POST /v1/text/sentiment": "read",
     "POST /v1/text/entities": "read",
     "POST /v1/text/relevance": "read",
+    "GET /v1/admin/bundles": "admin",
+    "POST /v1/admin/promote": "admin",
+    "POST /v1/admin/rollback": "admin",
+    "GET /v1/admin/canary": "admin",
+    "POST /v1/admin/canary": "admin",
     **dict.fromkeys(PAGES, "open"),
 }
 """Method and path of each route, as OpenAPI writes them, to the role that it needs."""

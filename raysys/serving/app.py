@@ -21,8 +21,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raysys import __version__
 from raysys.registry import Registry
 from raysys.serving.access import with_roles
+from raysys.serving.admin_routes import add_admin_routes
 from raysys.serving.api import Health, Readiness
 from raysys.serving.args import ServeArgs
+from raysys.serving.arms import Arms
 from raysys.serving.asking import Context
 from raysys.serving.edge import minimal, policy_for, protect
 from raysys.serving.list_routes import add_list_routes
@@ -72,8 +74,13 @@ def settle(args: ServeArgs) -> ServeArgs:
     return args.model_copy(update=update)
 
 
-def http_app(service: Service) -> FastAPI:
-    """The routes over a service; runs on any ASGI server, Ray Serve or not."""
+def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
+    """The routes over a service; runs on any ASGI server, Ray Serve or not.
+
+    Args:
+        service: answers; may be the arms themselves.
+        arms: what the admin routes change; None: there are none.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -102,6 +109,8 @@ def http_app(service: Service) -> FastAPI:
         return await service.run(lambda: service.profile(user_id), Context(time.perf_counter()))
 
     add_text_routes(app, service)
+    if arms is not None:
+        add_admin_routes(app, arms)
 
     @app.get("/healthz", tags=["operations"], summary="Liveness")
     async def healthz() -> Health:

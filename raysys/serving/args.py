@@ -110,6 +110,8 @@ class ServeArgs(Settings):
         exposures: where it is recorded what was shown to whom; null: nowhere.
         text: text tasks that are served as well.
         pinned_text: task → id of the bundle, as `pinned`.
+        follow: load the bundle that `bundle` means as soon as that changes, without a deployment;
+            false: `pinned` stays.
         pages: pages for people.
         auth: who may call.
         limits: how often one key may call.
@@ -132,6 +134,7 @@ class ServeArgs(Settings):
     exposures: ExposureArgs | None = None
     text: TextArgs = TextArgs()
     pinned_text: dict[str, str] = {}
+    follow: bool = False
     pages: PagesArgs = PagesArgs()
     auth: AuthArgs = AuthArgs()
     limits: LimitArgs = LimitArgs()

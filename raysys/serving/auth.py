@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raysys.serving.access import AccessTable
+from raysys.serving.access import Access, AccessTable
 from raysys.serving.edge_args import AuthArgs
 from raysys.serving.keys import Key, KeyRing
 from raysys.serving.problems import Problem
@@ -23,9 +23,9 @@ class Auth:
     With keys, a route that `access.ACCESS` does not name is not there (404). The key that called
     is `scope["state"]["key"]`, and whether there are keys at all `["keyed"]`.
 
-    Without keys, only this machine is answered unless `open` says otherwise: neither another
-    machine (403), nor a page of another site that a browser here shows (told by its Origin, or by
-    a name of its own that leads here).
+    Without keys, only this machine is answered unless `open` says otherwise, and on admin routes
+    even then: neither another machine (403), nor a page of another site that a browser here shows
+    (told by its Origin, or by a name of its own that leads here).
 
     Args:
         app: what answers.
@@ -55,7 +55,7 @@ class Auth:
         try:
             if self.ring is not None:
                 state["key"] = self._admit(scope, self.ring)
-            elif not self.args.open:
+            elif not self.args.open or self._role(scope) == "admin":
                 _check_near(scope, self.cors_origins)
         except Problem as problem:
             response = problem.response(scope["path"])
@@ -64,6 +64,9 @@ class Auth:
             await response(scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+    def _role(self, scope: Scope) -> Access | None:
+        return self.table.methods(_path(scope)).get(scope["method"])
 
     def _admit(self, scope: Scope, ring: KeyRing) -> Key | None:
         methods = self.table.methods(_path(scope))

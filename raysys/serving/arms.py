@@ -1,0 +1,394 @@
+"""Two bundles side by side in one replica: the champion, and a challenger that is tried.
+
+Each is a whole `Service`, loaded and warm before its first answer. Serve's multiplexing would load
+a model when the first request for it comes, evict it when others do, and let the caller's header
+choose: a canary must be warm, stay, and be chosen by us.
+
+What is tried, and which bundle is the champion, changes between two answers: a request keeps the
+service it began with, and a service ends when its last request has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any, Final
+
+from raysys.errors import UserError
+from raysys.registry import Registry
+from raysys.serving.args import ServeArgs, TextArgs
+from raysys.serving.guard import Arm, Guard
+from raysys.serving.problems import Problem
+from raysys.serving.rollout import CanaryArgs, Rollout, RolloutState, UserConfig, effective, plain
+from raysys.serving.service import Service
+from raysys.serving.shadow import Shadow
+
+log = logging.getLogger("raysys")
+
+LISTS: Final = ("answer", "recommend", "search", "rank", "similar")
+"""Methods of a service that make a list for somebody."""
+
+LOOK_S = 2.0  # how often a replica looks whether it is told something new
+_VERDICT_EVERY = 20  # answers
+
+
+class Lease:
+    """A service and how many requests are at it; closed when it is retired and the last one ends.
+
+    Args:
+        service: warm.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._lock = threading.Lock()
+        self._users = 0
+        self._retired = False
+
+    def take(self) -> bool:
+        """Begin to use it; False: it is about to close."""
+        with self._lock:
+            self._users += not self._retired
+            return not self._retired
+
+    def give_back(self) -> None:
+        """One use has ended."""
+        with self._lock:
+            self._users -= 1
+            ended = self._retired and not self._users
+        if ended:
+            self._close()
+
+    def retire(self) -> None:
+        """Close it as soon as nobody uses it."""
+        with self._lock:
+            ended = not self._users and not self._retired
+            self._retired = True
+        if ended:
+            self._close()
+
+    def _close(self) -> None:
+        # it may wait for a disk, and whoever gave back last has an answer to send
+        threading.Thread(target=self.service.close, name="close", daemon=True).start()
+
+
+@dataclass
+class Tried:
+    """A challenger beside the champion.
+
+    Attributes:
+        canary: what was asked for, with the bundle's id.
+        lease: the challenger.
+        guard: counts both arms.
+        shadow: where both answers are compared; None: the challenger answers its share.
+    """
+
+    canary: CanaryArgs
+    lease: Lease
+    guard: Guard
+    shadow: Shadow | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    counted: int = 0
+
+    def count(self, arm: Arm, began: float, *, failed: bool) -> str | None:
+        """Count an answer; returns why the challenger is to be turned off, if it is."""
+        milliseconds = (time.perf_counter() - began) * 1000
+        with self.lock:
+            self.guard.answer(arm, milliseconds, failed=failed)
+            self.counted += 1
+            return self.guard.verdict() if self.counted % _VERDICT_EVERY == 0 else None
+
+
+class Arms:
+    """Answers as a `Service` does, by the arm of whoever asks; all else is the champion's.
+
+    Args:
+        args: the deployment's.
+        make: makes a service; tests and replicas have their own way.
+        watch: look by itself whether it is told something new.
+    """
+
+    def __init__(
+        self,
+        args: ServeArgs,
+        make: Callable[[ServeArgs], Service] = Service,
+        *,
+        watch: bool = True,
+    ) -> None:
+        self.args = args
+        self._make = make
+        self._lease = Lease(make(args))
+        self.text = self._lease.service.text
+        self._tried: Tried | None = None
+        self._config = UserConfig()
+        self._registry = Registry(args.registry_path)
+        self.rollout = Rollout(self._registry.root)
+        self._changing = threading.Lock()
+        self._wake, self._ended = threading.Event(), threading.Event()
+        self._halting: list[tuple[str, str]] = []
+        self._watch = watch and args.bundle is not None
+        self._trouble = ""
+
+    def __getattr__(self, name: str) -> Any:
+        """Lists go to the arm of whoever asks; everything else is the champion's."""
+        if name.startswith("_"):  # ours, or not there
+            raise AttributeError(name)
+        if name in LISTS:
+            getattr(self._lease.service, name)  # a service that lacks it says so
+            return lambda asked, *rest: self._list(name, asked, *rest)
+        return getattr(self._lease.service, name)
+
+    @property
+    def champion(self) -> Service:
+        """Whose answers most get."""
+        return self._lease.service
+
+    @property
+    def challenger(self) -> Service | None:
+        """Who is tried beside it."""
+        return None if self._tried is None else self._tried.lease.service
+
+    def warm_up(self) -> None:
+        """Warm the champion up, and load what is tried."""
+        self.champion.warm_up()
+        self.look()
+        if self._watch:
+            threading.Thread(target=self._keep_looking, name="arms", daemon=True).start()
+
+    async def run(self, work: Callable[[], Any], *rest: Any) -> Any:
+        """See `Service.run`; the champion whose threads do the work stays until it is done."""
+        with self._held() as service:
+            return await service.run(work, *rest)
+
+    def reconfigure(self, config: UserConfig) -> None:
+        """Try what Serve's `user_config` says from now on; blocks while a bundle is loaded.
+
+        Raises:
+            UserError: there is no such bundle, or it cannot be loaded.
+        """
+        self._config = config
+        self.look(strict=True)
+
+    def look(self, *, strict: bool = False) -> None:
+        """Read what the replica is told, and do it: another champion, another challenger.
+
+        Args:
+            strict: raise what is wrong; else it is logged, and what answers goes on.
+        """
+        if self.args.bundle is None:
+            return
+        try:
+            with self._changing:
+                self._write_halts()
+                if self.args.follow:
+                    self._follow(self._registry.resolve(self.args.bundle))
+                self._try(effective(self.rollout.read(), self._config, self._registry.resolve))
+            self._trouble = ""
+        except (UserError, OSError) as error:
+            if strict:
+                raise
+            if str(error) != self._trouble:  # said once
+                log.error("what is served stays as it is: %s", error)
+            self._trouble = str(error)
+
+    def wake(self) -> None:
+        """Have it look now: soon, if it looks by itself, else before this returns."""
+        self._wake.set()
+        if not self._watch:
+            self.look()
+
+    def outcome(self, who: str | None, event_type: str) -> None:
+        """Count an event of a user (or session) for the online metric of their arm."""
+        tried = self._tried
+        if tried is None or tried.shadow is not None:
+            return
+        weight = dict(tried.canary.outcomes).get(event_type)  # type: ignore[call-overload]
+        if weight:
+            with tried.lock:
+                tried.guard.outcome(tried.canary.arm_of(who), weight)
+
+    def status(self) -> dict[str, Any]:
+        """What is served and tried here, for people."""
+        tried = self._tried
+        try:
+            state = self.rollout.read()
+        except UserError:
+            state = RolloutState()
+        told: dict[str, Any] = {
+            "champion": self.champion.bundle.id if self.args.bundle else None,
+            "follow": self.args.follow,
+            "asked": plain(state.canary if state.says else self._config.canary),
+            "canary": None if tried is None else plain(tried.canary),
+            "arms": {},
+            "shadow": None,
+            "halted": [plain(halt) for halt in state.halted],
+        }
+        if tried is not None:
+            with tried.lock:
+                told["arms"] = {arm: counts.told() for arm, counts in tried.guard.arms.items()}
+            told["shadow"] = tried.shadow and tried.shadow.told()
+        return told
+
+    def close(self) -> None:
+        """End everything."""
+        self._ended.set()
+        self._wake.set()
+        with self._changing:
+            self._drop()
+        self.champion.close()
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[Service]:
+        while not (lease := self._lease).take():
+            pass  # another one has taken its place
+        try:
+            yield lease.service
+        finally:
+            lease.give_back()
+
+    def _list(self, name: str, asked: Any, *rest: Any) -> Any:
+        tried = self._tried
+        if tried is None or not tried.lease.take():
+            with self._held() as service:
+                return getattr(service, name)(asked, *rest)
+        try:
+            with self._held() as service:
+                return self._either(tried, service, name, asked, *rest)
+        finally:
+            tried.lease.give_back()
+
+    def _either(self, tried: Tried, champion: Service, name: str, asked: Any, *rest: Any) -> Any:
+        arm = tried.canary.arm_of(asked.user_id or asked.session_id)
+        began, failed = time.perf_counter(), False
+        if arm == "challenger":
+            try:
+                answer = getattr(tried.lease.service, name)(asked, *rest)
+            except Exception as error:
+                # the user's own mistakes fail on both, and then say nothing of the challenger
+                answer = getattr(champion, name)(asked, *rest)
+                failed = True
+                if not isinstance(error, Problem):
+                    log.exception("the challenger failed; the champion answers")
+            self._count(tried, arm, began, failed=failed or answer.degraded)
+            return answer
+        try:
+            answer = getattr(champion, name)(asked, *rest)
+        except Problem:
+            raise
+        except Exception:
+            self._count(tried, arm, began, failed=True)
+            raise
+        self._count(tried, arm, began, failed=answer.degraded)
+        if tried.shadow is not None and tried.lease.take():
+            challenger = tried.lease.service
+
+            def again() -> Any:
+                began = time.perf_counter()
+                shadowed, failed = None, True
+                try:
+                    shadowed = getattr(challenger, name)(asked, *_afresh(rest))
+                    failed = shadowed.degraded
+                finally:
+                    self._count(tried, "challenger", began, failed=failed)
+                return shadowed
+
+            tried.shadow.offer(name, asked, answer, again, tried.lease.give_back)
+        return answer
+
+    def _count(self, tried: Tried, arm: Arm, began: float, *, failed: bool) -> None:
+        why = tried.count(arm, began, failed=failed)
+        if why is not None and self._tried is tried:
+            self._tried = None  # at once; what is slow is done elsewhere
+            log.error("the canary %s is turned off: %s", tried.canary.bundle, why)
+            self._halting.append((tried.canary.bundle, why))
+            tried.lease.retire()
+            self._wake.set()
+
+    def _write_halts(self) -> None:
+        while self._halting:
+            bundle, why = self._halting[0]
+            try:
+                self.rollout.halt(bundle, why)
+            except OSError as error:  # off here all the same; the others have guards of their own
+                log.error("the end of the canary %s is not written: %s", bundle, error)
+                return
+            del self._halting[0]
+
+    def _follow(self, bundle: str) -> None:
+        if bundle == self.champion.bundle.id:
+            return
+        fresh = Lease(self._load(self.args.bundle or "", bundle))
+        old, self._lease = self._lease, fresh
+        self.args = fresh.service.args
+        old.retire()
+        log.info("%s answers now, %s has ended", bundle, old.service.bundle.id)
+
+    def _try(self, canary: CanaryArgs | None) -> None:
+        now = self._tried
+        if canary is None or canary.bundle == self.champion.bundle.id:
+            self._drop()
+            return
+        if now is not None and now.canary == canary:
+            return
+        if any(bundle == canary.bundle for bundle, _ in self._halting):
+            return  # its end is not written yet
+        same = now is not None and now.canary.bundle == canary.bundle
+        # a shadow leaves no exposures, a canary does: it is another service
+        if now is not None and same and now.canary.shadow == canary.shadow and now.lease.take():
+            lease = now.lease
+            lease.give_back()
+        else:
+            lease = Lease(self._load("challenger", canary.bundle, shadow=canary.shadow))
+        shadow = None
+        if canary.shadow:
+            shadow = Shadow(self._registry.root / "serving" / "shadow", canary.bundle)
+        self._tried = Tried(canary, lease, Guard(canary.guard), shadow)
+        if now is not None:
+            self._end(now, keep=lease)
+        log.info("%s is tried: %s", canary.bundle, canary)
+
+    def _drop(self) -> None:
+        now, self._tried = self._tried, None
+        if now is not None:
+            self._end(now)
+
+    def _end(self, tried: Tried, keep: Lease | None = None) -> None:
+        if tried.shadow is not None:
+            tried.shadow.close()
+        if tried.lease is not keep:
+            tried.lease.retire()
+
+    def _load(self, name: str, bundle: str, *, shadow: bool = False) -> Service:
+        """A warm service of another bundle, which shares the text tasks of the first."""
+        update: dict[str, Any] = {"bundle": name, "pinned": bundle}
+        if shadow and "exposures" in type(self.args).model_fields:
+            update["exposures"] = None  # nobody is shown what it says
+        alone = {"text": TextArgs(), "pinned_text": {}}
+        service = self._make(self.args.model_copy(update={**update, **alone}))
+        service.args = self.args.model_copy(update=update)
+        service.warm_up()
+        service.text = self.text
+        return service
+
+    def _keep_looking(self) -> None:
+        while not self._ended.is_set():
+            self._wake.wait(LOOK_S)
+            self._wake.clear()
+            if not self._ended.is_set():
+                try:
+                    self.look()
+                except Exception:  # the thread must not end
+                    log.exception("a fault while looking what is to be served")
+
+
+def _afresh(rest: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same call as if it arrived now: the champion has used up the first one's time."""
+    now = time.perf_counter()
+    first, *others = rest
+    if is_dataclass(first) and not isinstance(first, type):
+        return (replace(first, arrived=now), *others)
+    return (now, *others)

@@ -1,0 +1,326 @@
+"""Two bundles in one replica: who answers whom, what is counted, and how it changes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysys.config import parse_settings
+from raysys.errors import UserError
+from raysys.registry import Registry
+from raysys.serving.app import http_app
+from raysys.serving.args import ServeArgs
+from raysys.serving.arms import Arms
+from raysys.serving.rollout import CanaryArgs, Rollout, RolloutState, UserConfig, effective
+from raysys.serving.service import Service
+
+USERS = [f"u{n}" for n in range(30)]
+
+
+class Shop:
+    """A registry with two bundles of one shop, and a replica without Ray before it."""
+
+    def __init__(self, root: Path, champion: Path, **args: Any) -> None:
+        self.registry = Registry(root)
+        self.first, self.second = (
+            self.registry.publish(
+                lambda folder: copy(champion, folder),
+                name_hint=name,
+                learners=json.loads((champion / "manifest.json").read_text())["learners"],
+                figures={"ndcg10": {"full": {"value": value, "low": 0.2, "high": 0.3}}},
+            )
+            for name, value in (("first", 0.25), ("second", 0.26))
+        )
+        self.registry.point("champion", self.first)
+        self.registry.point("challenger", self.second)
+        self.made: list[Service] = []
+        content = {
+            "registry": str(root),
+            "clock": "log_end",
+            "pinned": self.first,
+            **args,
+        }
+        self.arms = Arms(ServeArgs.model_validate(content), self.make, watch=False)
+        self.arms.warm_up()
+        app = http_app(cast("Service", self.arms), self.arms)
+        self.client = TestClient(app, raise_server_exceptions=False)
+
+    def make(self, args: ServeArgs) -> Service:
+        self.made.append(Service(args))
+        return self.made[-1]
+
+    def tries(self, **canary: Any) -> None:
+        content = {"canary": {"bundle": "challenger", **canary}}
+        self.arms.reconfigure(parse_settings(UserConfig, content, where="user_config"))
+
+    def ask(self, user: str, **more: Any) -> dict[str, Any]:
+        response = self.client.post("/v1/recommend", json={"user_id": user, "k": 5, **more})
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def arms_of(self) -> dict[str, str]:
+        return {user: self.ask(user)["arm"] for user in USERS}
+
+    def admin(self, call: str, status: int = 200, **body: Any) -> Any:
+        response = self.client.post(f"/v1/admin/{call}", json=body)
+        assert response.status_code == status, response.text
+        return response.json()
+
+
+def copy(champion: Path, folder: Path) -> None:
+    shutil.copytree(champion, folder, dirs_exist_ok=True)
+    (folder / "manifest.json").unlink()
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+@pytest.fixture
+def shop(bundle: Path, tmp_path: Path) -> Iterator[Shop]:
+    made = Shop(tmp_path / "registry", bundle)
+    yield made
+    made.arms.close()
+
+
+def test_a_share_of_users_gets_the_challenger_and_keeps_it(shop: Shop) -> None:
+    assert set(shop.arms_of().values()) == {"champion"}
+    shop.tries(share=0.4)
+    canary = CanaryArgs(bundle="x", share=0.4)
+    arms = shop.arms_of()
+    assert arms == shop.arms_of() == {user: canary.arm_of(user) for user in USERS}
+    assert set(arms.values()) == {"champion", "challenger"}
+    for user, arm in arms.items():
+        assert shop.ask(user)["bundle"] == {"champion": shop.first}.get(arm, shop.second)
+    shop.tries(share=0.9)  # more users, and those of before
+    wider = shop.arms_of()
+    assert all(wider[user] == "challenger" for user in USERS if arms[user] == "challenger")
+    assert len(shop.made) == 2  # another share loads nothing anew
+    for call, body in (
+        ("search", {"query": "milk"}),
+        ("rank", {"item_ids": ["i00001", "i00002"]}),
+    ):
+        response = shop.client.post(f"/v1/{call}", json={"user_id": "u0", **body})
+        assert response.json()["arm"] == wider["u0"]
+    assert shop.client.post("/v1/search", json={"query": "milk"}).json()["arm"] == "champion"
+    shop.arms.reconfigure(UserConfig())
+    assert set(shop.arms_of().values()) == {"champion"}
+
+
+@given(share=st.floats(0.01, 1), salt=st.text(min_size=1, max_size=16), more=st.floats(0, 1))
+def test_the_hash_keeps_to_the_share(share: float, salt: str, more: float) -> None:
+    canary = CanaryArgs(bundle="x", share=share, salt=salt)
+    wider = canary.model_copy(update={"share": min(1.0, share + more)})
+    users = [str(n) for n in range(400)]
+    chosen = [user for user in users if canary.arm_of(user) == "challenger"]
+    spread = (share * (1 - share) / len(users)) ** 0.5
+    assert abs(len(chosen) / len(users) - share) <= 6 * spread + 1e-9
+    assert all(wider.arm_of(user) == "challenger" for user in chosen)
+    assert canary.arm_of(None) == canary.arm_of("") == "champion"
+
+
+def test_a_challenger_that_fails_is_ended_and_nobody_notices(shop: Shop) -> None:
+    shop.tries(share=0.5, guard={"min_answers": 20, "window": 50})
+    challenger = shop.made[1]
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    challenger.recommend = broken  # type: ignore[method-assign]
+    arms = [shop.ask(USERS[n % 30])["arm"] for n in range(120)]  # all are answered
+    assert set(arms) == {"champion"}
+    status = shop.client.get("/v1/admin/canary").json()
+    assert status["canary"] is None and shop.arms.challenger is None
+    shop.arms.look()
+    (halt,) = shop.arms.rollout.read().halted
+    assert halt.bundle == shop.second and halt.why.startswith("error rate")
+
+    shop.tries(share=0.5)  # the same canary does not come back by itself
+    assert shop.arms.challenger is None
+    replica = Arms(shop.arms.args, shop.make, watch=False)  # nor in a replica that starts later
+    replica.reconfigure(UserConfig(canary=CanaryArgs(bundle=shop.second, share=0.5)))
+    assert replica.challenger is None
+    replica.close()
+    told = shop.admin("canary", canary={"bundle": "challenger", "share": 0.5})  # but if asked to
+    assert told["canary"]["bundle"] == shop.second and told["halted"] == []
+
+
+def test_a_mistake_of_the_caller_is_nobody_s_error(shop: Shop) -> None:
+    shop.tries(share=1.0, guard={"min_answers": 20, "window": 50})
+    for _ in range(60):
+        body = {"user_id": "u1", "place": "item", "item_ids": ["no such"]}
+        assert shop.client.post("/v1/recommend", json=body).status_code == 404
+    assert shop.arms.challenger is not None
+    assert shop.arms.status()["arms"]["challenger"]["error_rate"] == 0
+
+
+def test_outcomes_count_for_the_arm_of_their_user(shop: Shop) -> None:
+    shop.tries(share=0.5, outcomes={"click": 1.0, "purchase": 3.0})
+    arms = shop.arms_of()
+    for user in USERS:
+        shop.arms.outcome(user, "click")
+        shop.arms.outcome(user, "view")  # does not count
+    shop.arms.outcome("u0", "purchase")
+    told = shop.arms.status()["arms"]
+    for arm in ("champion", "challenger"):
+        users = [user for user in USERS if arms[user] == arm]
+        assert told[arm]["answers"] == len(users)
+        assert told[arm]["outcomes"] == len(users) + 3 * (arms["u0"] == arm)
+
+
+def test_a_shadow_answers_nobody_and_is_compared(shop: Shop) -> None:
+    shop.tries(shadow=True)
+    answers = [shop.ask(user) for user in USERS]
+    assert {answer["arm"] for answer in answers} == {"champion"}
+    tried = shop.arms._tried
+    assert tried is not None and tried.shadow is not None
+    shop.arms.reconfigure(UserConfig())  # ends it, when it is through
+    tried.shadow._pool.shutdown(wait=True)
+    told = tried.shadow.told()
+    assert told["compared"] + told["left_out"] == len(USERS) and told["failed"] == 0
+    assert told["overlap"] == told["same_first"] == 1.0  # the two say the same
+    lines = [json.loads(line) for line in tried.shadow.path.read_text().splitlines()]
+    by_request = {answer["request_id"]: answer for answer in answers}
+    assert len(lines) == told["compared"] > 0
+    for line in lines:
+        shown = by_request[line["request_id"]]
+        ours = [[item["item_id"], item["score"]] for item in shown["items"]]
+        assert line["champion"]["items"] == ours and line["champion"]["bundle"] == shop.first
+        assert line["challenger"]["bundle"] == shop.second and line["challenger"]["items"] == ours
+    assert shop.ask("u1")["arm"] == "champion"
+
+
+def test_a_broken_shadow_costs_no_answer(shop: Shop) -> None:
+    shop.tries(shadow=True)
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no")
+
+    shop.made[1].recommend = broken  # type: ignore[method-assign]
+    assert all(shop.ask(user)["items"] for user in USERS[:5])
+    tried = shop.arms._tried
+    assert tried is not None and tried.shadow is not None
+    tried.shadow._pool.shutdown(wait=True)
+    assert tried.shadow.failed == 5
+    assert shop.arms.status()["arms"]["challenger"]["error_rate"] == 1.0
+
+
+def test_changes_drop_no_request(shop: Shop) -> None:
+    """Canaries come and go, and the champion changes, under load."""
+    shop.arms.args = shop.arms.args.model_copy(update={"follow": True})
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(shop.ask, USERS[n % 30]) for n in range(240)]
+        for share in (0.5, 0.2, 1.0):
+            shop.tries(share=share)
+        shop.registry.point("champion", shop.second)
+        shop.arms.look()
+        shop.registry.rollback("champion")
+        shop.arms.look()
+        answers = [future.result() for future in asked]
+    assert {answer["bundle"] for answer in answers} <= {shop.first, shop.second}
+    assert all(len(answer["items"]) == 5 for answer in answers)
+    assert shop.ask("u1")["bundle"] in (shop.first, shop.second)
+
+
+def test_promotion_and_rollback_over_http(shop: Shop) -> None:
+    shop.arms.args = shop.arms.args.model_copy(update={"follow": True})
+    listed = shop.client.get("/v1/admin/bundles").json()
+    assert listed["pointers"] == {"champion": shop.first, "challenger": shop.second}
+    assert {row["bundle"] for row in listed["bundles"]} == {shop.first, shop.second}
+    told = shop.admin("promote", bundle="challenger")
+    assert (told["before"], told["bundle"], told["live"]) == (shop.first, shop.second, True)
+    assert shop.ask("u1")["bundle"] == shop.second and shop.ask("u1")["arm"] == "champion"
+    assert shop.client.get("/readyz").json()["bundle"] == shop.second
+    assert shop.admin("rollback")["bundle"] == shop.first
+    assert shop.ask("u1")["bundle"] == shop.first
+    journal = shop.client.get("/v1/admin/bundles").json()["journal"]
+    assert "rolled back by a caller of this machine" in journal[-1]["cause"]
+
+    worse = shop.registry.publish(
+        lambda folder: (folder / "a.json").write_text("{}") and None,
+        figures={"ndcg10": {"full": 0.1}},
+    )
+    problem = shop.admin("promote", 409, bundle=worse)
+    assert problem["errors"][0]["path"] == "body.bundle" and "lower end" in problem["detail"]
+    assert shop.registry.resolve("champion") == shop.first
+    assert shop.admin("promote", bundle=worse, force=True)["bundle"] == worse
+    # it cannot be loaded: what answers goes on
+    assert shop.ask("u1")["bundle"] == shop.first
+    assert shop.admin("rollback")["bundle"] == shop.first
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../champion", "a/b", "..", "", ".hidden", "a..b", "x" * 101, "a\n", "é", "/etc/passwd", 5],
+)
+def test_paths_in_names_are_named(shop: Shop, name: object) -> None:
+    for call, body, path in (
+        ("promote", {"bundle": name}, "body.bundle"),
+        ("promote", {"bundle": "challenger", "name": name}, "body.name"),
+        ("rollback", {"name": name}, "body.name"),
+    ):
+        assert path in [error["path"] for error in shop.admin(call, 422, **body)["errors"]]
+    body = {"canary": {"bundle": name, "share": 0.1}}
+    problem = shop.client.post("/v1/admin/canary", json=body)
+    assert problem.status_code in (404, 422)
+    assert problem.json()["errors"][0]["path"] == "body.canary.bundle"
+    assert str(shop.registry.root) not in problem.text
+
+
+def test_what_is_not_there_is_named(shop: Shop) -> None:
+    for call, body in (
+        ("promote", {"bundle": "nothing"}),
+        ("rollback", {"name": "champion"}),
+        ("rollback", {"name": "nothing"}),
+        ("canary", {"canary": {"bundle": "nothing", "share": 0.1}}),
+    ):
+        problem = shop.admin(call, 404, **body)
+        assert problem["type"].endswith("no-such-bundle")
+        assert str(shop.registry.root) not in json.dumps(problem)
+    for canary in (
+        {"bundle": "challenger"},
+        {"bundle": "challenger", "share": 0.1, "shadow": True},
+    ):
+        shop.admin("canary", 422, canary=canary)
+    shop.admin("canary", 422, canary={"bundle": "challenger", "share": 1.1})
+    shop.admin("canary", 422, canary={"bundle": "challenger", "share": 0.1, "shar": 1})
+
+
+def test_two_things_may_say_what_is_tried() -> None:
+    config = UserConfig(canary=CanaryArgs(bundle="a", share=0.1))
+    other = CanaryArgs(bundle="b", share=0.1)
+    halted = ({"bundle": "A", "at": "", "why": ""},)
+
+    def tried(**state: Any) -> str | None:
+        found = effective(RolloutState.model_validate(state), config, str.upper)
+        return found and found.bundle
+
+    assert tried() == "A" and tried(says=True) is None
+    assert tried(says=True, canary=other) == "B" and tried(canary=other) == "A"
+    assert tried(halted=halted) is None and tried(halted=halted, says=True, canary=other) == "B"
+
+
+def test_a_damaged_rollout_changes_nothing(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    shop.tries(share=1.0)
+    for content in ("{", "[]", '{"canary": {"bundle": "x"}}'):
+        shop.arms.rollout.path.parent.mkdir(exist_ok=True)
+        shop.arms.rollout.path.write_text(content)
+        for _ in range(3):
+            shop.arms.look()
+        assert shop.arms.challenger is not None and shop.ask("u1")["arm"] == "challenger"
+    assert caplog.text.count("stays as it is") == 3  # each said once
+    with pytest.raises(UserError, match="rollout"):
+        shop.arms.look(strict=True)
+    Rollout(shop.registry.root).clear()
+    shop.arms.look(strict=True)
+    with pytest.raises(UserError, match="no bundle 'nothing'"):
+        shop.arms.reconfigure(UserConfig(canary=CanaryArgs(bundle="nothing", share=0.1)))
+    assert shop.ask("u1")["items"]
