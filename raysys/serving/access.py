@@ -12,7 +12,8 @@ from raysys.serving.keys import Role
 Access = Role | Literal["open"]
 
 PAGES: Final = (
-    *("GET /", "GET /search", "GET /item/{item_id:path}", "GET /cart", "GET /assets/{name}"),
+    *("GET /", "GET /search", "GET /item/{item_id:path}", "GET /cart", "GET /why/{item_id:path}"),
+    "GET /assets/{name}",
     *("POST /cart", "POST /visitor", "POST /seen"),
     *("GET /console/login", "POST /console/login", "POST /console/leave"),
     *("GET /console", "GET /console/compare", "GET /console/live", "GET /console/query"),

@@ -28,12 +28,12 @@ from raysys.serving.arms import Arms
 from raysys.serving.asking import Context
 from raysys.serving.edge import minimal, policy_for, protect
 from raysys.serving.list_routes import add_list_routes
-from raysys.serving.pages import ServiceAnswers
+from raysys.serving.pages import add_pages
 from raysys.serving.problems import Problem, ProblemBody, handle_problems
 from raysys.serving.profile import Profile
 from raysys.serving.service import Service
 from raysys.serving.text_routes import add_text_routes
-from raysys.web import assets, storefront
+from raysys.serving.traffic import Traffic, Watched
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -95,6 +95,8 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
+    traffic = Traffic()
+    app.add_middleware(Watched, traffic=traffic)
     app.add_middleware(Arrival)
     protect(app, service.args)
     handle_problems(app)
@@ -122,9 +124,7 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
         """Whether it answers well, and from which bundle; 503 until it is warm."""
         return minimal(service.readiness(), request)
 
-    if service.args.pages.storefront and service.args.bundle is not None:
-        app.include_router(assets())
-        app.include_router(storefront(ServiceAnswers(service), service.args.pages.name))
+    add_pages(app, service, arms, traffic)
     _serve_docs(app, service.args)
     return app
 

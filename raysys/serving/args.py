@@ -77,10 +77,12 @@ class PagesArgs(Settings):
 
     Attributes:
         storefront: the shop's pages at /.
+        console: the operators' pages at /console, for keys with the role admin.
         name: of the shop, on its pages.
     """
 
     storefront: bool = False
+    console: bool = False
     name: Annotated[str, Field(min_length=1, max_length=60)] = "raysys shop"
 
 

@@ -239,6 +239,12 @@ class KeyRing:
         same = hmac.compare_digest(_hash(secret), key.sha256 if key else _NOBODY)
         return key if same else None
 
+    def named(self, key_id: str) -> Key | None:
+        """The key of an id, expired and revoked ones too; None: there is none."""
+        if time.monotonic() - self._looked > LOOK_S:
+            self.look()
+        return self._keys.get(key_id)
+
     def look(self) -> None:
         """Read the file again if it changed."""
         self._looked = time.monotonic()

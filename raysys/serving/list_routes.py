@@ -29,7 +29,9 @@ def add_list_routes(app: FastAPI, service: Service) -> None:
 
         def work() -> bytes:
             # the answer is our own: serialised in the thread, and not checked once more by FastAPI
-            return service.answer(asked, context).model_dump_json().encode()
+            given = service.answer(asked, context)
+            request.state.degraded = given.degraded
+            return given.model_dump_json().encode()
 
         return Response(await service.run(work, context), media_type="application/json")
 

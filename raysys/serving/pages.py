@@ -7,15 +7,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import ValidationError
 
 from raysys.catalogue import Catalogue
 from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
+from raysys.serving.arms import Arms
 from raysys.serving.asking import Context
+from raysys.serving.operator import Operator
 from raysys.serving.problems import Problem
 from raysys.serving.service import ListRequest, Service
+from raysys.serving.traffic import Traffic
 from raysys.serving.workers import NORMAL, URGENT
-from raysys.web.answers import Refused
+from raysys.web import Refused, assets, console, storefront
 
 Recorder = Callable[[Sequence[dict[str, Any]]], Awaitable[bool]]
 
@@ -26,6 +30,27 @@ _MODELS: dict[str, type[ListRequest]] = {
     "rank": RankRequest,
 }
 _LOOKED_AT = 2000
+
+
+def add_pages(app: FastAPI, service: Service, arms: Arms | None, traffic: Traffic) -> None:
+    """Add the pages for people that the deployment asks for.
+
+    Args:
+        app: of the calls.
+        service: answers what the pages ask.
+        arms: what the console changes; without it there is no console.
+        traffic: of this replica.
+    """
+    wanted = service.args.pages
+    if service.args.bundle is None:
+        return
+    shop = ServiceAnswers(service)
+    if wanted.storefront or wanted.console:
+        app.include_router(assets())
+    if wanted.storefront:
+        app.include_router(storefront(shop, wanted.name))
+    if wanted.console and arms is not None:
+        app.include_router(console(shop, Operator(arms, traffic), f"{wanted.name}: console"))
 
 
 class ServiceAnswers:

@@ -1,6 +1,7 @@
 """The console: bundles and their figures, how answers go, and one query taken apart."""
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of the routes.
+import asyncio
 import json
 from typing import Any
 from urllib.parse import urlsplit
@@ -111,7 +112,9 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
         if away := refused(request):
             return away
         template = "live_table.html" if fragment else "live.html"
-        return page(template, calls=system.traffic(), deployments=system.deployments())
+        counts = system.counts()
+        deployments = await asyncio.to_thread(system.deployments)
+        return page(template, calls=system.traffic(), counts=counts, deployments=deployments)
 
     @router.get("/query")
     async def query(request: Request) -> Response:

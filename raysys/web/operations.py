@@ -34,6 +34,12 @@ class BundleFacts:
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def best_member(self) -> tuple[str, float] | None:
+        """The learner of the highest quality, and that; None if nothing is known of any."""
+        known = {name: self.quality[name] for name in self.learners if name in self.quality}
+        return max(known.items(), key=lambda pair: pair[1], default=None)
+
 
 @dataclass(frozen=True)
 class CallFacts:
@@ -99,6 +105,9 @@ class Operations(Protocol):
 
     def traffic(self) -> list[CallFacts]:
         """Of this replica, busiest call first."""
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What this replica counted since it started: by name, then by the values of its tags."""
 
     def deployments(self) -> list[DeploymentFacts]:
         """Those of the application; empty where it runs without Ray Serve."""

@@ -27,7 +27,6 @@ class Card:
         initials: of the title, for the tile.
         hue: degrees, the same for a department on every page.
         position: in its list, from 1; 0: in none.
-        why: reasons, when the answer explains itself.
     """
 
     item_id: str
@@ -37,7 +36,6 @@ class Card:
     initials: str
     hue: int
     position: int = 0
-    why: Reasons | None = None
 
 
 @dataclass(frozen=True)
@@ -81,15 +79,17 @@ class Shelf:
         cards: best first.
         request_id: of the answer; events send it back.
         note: what the answer says of itself, such as that it is degraded.
+        asked: the call and its body, for a page to ask why.
     """
 
     heading: str
     cards: list[Card] = field(default_factory=list)
     request_id: str = ""
     note: str = ""
+    asked: str = ""
 
 
-def card_of(catalogue: Catalogue, item_id: str, position: int = 0, why: Any = None) -> Card | None:
+def card_of(catalogue: Catalogue, item_id: str, position: int = 0) -> Card | None:
     """The card of an item; None if the catalogue lacks it."""
     number = catalogue.number(item_id)
     if number is None:
@@ -105,18 +105,14 @@ def card_of(catalogue: Catalogue, item_id: str, position: int = 0, why: Any = No
         initials="".join(word[0] for word in title.split() if word[0].isalpha())[:2].upper(),
         hue=zlib.crc32(str(row["department"] or "").encode()) % 360,
         position=position,
-        why=None if why is None else reasons_of(why),
     )
 
 
-def shelf_of(catalogue: Catalogue, heading: str, answer: dict[str, Any]) -> Shelf:
+def shelf_of(catalogue: Catalogue, heading: str, answer: dict[str, Any], asked: str = "") -> Shelf:
     """The shelf of an answer; items that the catalogue lacks are left out."""
-    cards = (
-        card_of(catalogue, item["item_id"], item["position"], item.get("why"))
-        for item in answer["items"]
-    )
+    cards = (card_of(catalogue, item["item_id"], item["position"]) for item in answer["items"])
     note = f"answered without {', '.join(answer['left_out'])}" if answer["degraded"] else ""
-    return Shelf(heading, [card for card in cards if card], answer["request_id"], note)
+    return Shelf(heading, [card for card in cards if card], answer["request_id"], note, asked)
 
 
 def price_of(row: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of the routes.
 import asyncio
+import base64
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -12,11 +13,12 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from raysys.web.answers import Answers, Refused
 from raysys.web.pages import Pages
-from raysys.web.shelf import FACETS, Shelf, card_of, facets_of, price_of, shelf_of
+from raysys.web.shelf import FACETS, Shelf, card_of, facets_of, price_of, reasons_of, shelf_of
 from raysys.web.visit import Visit, form_of
 
 HOME_K, BESIDE_K, SEARCH_K = 12, 6, 24
 SHOPPERS = 12
+_CALLS = ("recommend", "search", "similar")
 
 
 def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
@@ -35,10 +37,10 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
     async def listed(heading: str, call: str, body: dict[str, Any]) -> Shelf | None:
         """The shelf of a call; None where there is nothing to show."""
         try:
-            answer = await shop.ask(call, {**body, "explain": True})
+            answer = await shop.ask(call, body)
         except Refused:
             return None
-        shelf = shelf_of(shop.catalogue, heading, answer)
+        shelf = shelf_of(shop.catalogue, heading, answer, _packed(call, body))
         return shelf if shelf.cards else None
 
     def page(visit: Visit, template: str, status: int = 200, **values: Any) -> HTMLResponse:
@@ -122,6 +124,25 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             kept="kept" in request.query_params,
         )  # fmt: skip
 
+    @router.get("/why/{item_id:path}")
+    async def why(
+        request: Request, item_id: str, asked: str = "", fragment: bool = False
+    ) -> HTMLResponse:
+        visit = Visit.of(request)
+        card = card_of(shop.catalogue, item_id)
+        try:
+            call, body = _unpacked(asked)
+            # of the visitor's own lists only, whoever else the link names
+            body |= {"user_id": visit.user, "session_id": visit.session, "explain": True}
+            listed = (await shop.ask(call, body))["items"] if card else []
+        except (Refused, ValueError):
+            listed = []
+        told = next((each["why"] for each in listed if each["item_id"] == item_id), None)
+        if card is None or told is None:
+            return page(visit, "missing.html", 404, item_id=item_id)
+        template = "reasons.html" if fragment else "why.html"
+        return page(visit, template, card=card, why=reasons_of(told))
+
     @router.get("/cart")
     async def cart(request: Request, bought: int = 0) -> HTMLResponse:
         visit = Visit.of(request)
@@ -185,6 +206,24 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
 
 def _filtered(filters: Mapping[str, Any]) -> dict[str, Any]:
     return {"filters": dict(filters)} if filters else {}
+
+
+def _packed(call: str, body: dict[str, Any]) -> str:
+    """A call and its body, all but who asks, as text for a link."""
+    told = {name: value for name, value in body.items() if name not in ("user_id", "session_id")}
+    return base64.urlsafe_b64encode(json.dumps([call, told]).encode()).decode().rstrip("=")
+
+
+def _unpacked(text: str) -> tuple[str, dict[str, Any]]:
+    """What `_packed` gave.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    call, body = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    if call not in _CALLS or not isinstance(body, dict):
+        raise ValueError("no call")
+    return call, body
 
 
 def _prices(params: Mapping[str, str]) -> dict[str, float]:

@@ -73,7 +73,7 @@ def test_a_visit(browser: Browser, address: str, events: Recorded) -> None:
     assert page.url.endswith("/search?q=bread")
     first = page.locator(".card").first
     first.locator("summary").click()
-    assert first.locator("dd").first.is_visible()
+    first.locator("dd").first.wait_for()
 
     first.locator("a").click()
     page.wait_for_selector("text=Add to cart")

@@ -105,6 +105,19 @@ def test_what_visitors_do_becomes_events(visitor: TestClient, events: Recorded) 
     assert events.told("purchase")[0]["price"] > 0 and events.told("purchase")[0]["order_id"]
 
 
+def test_why_is_told_of_ones_own_lists(visitor: TestClient, service: Service) -> None:
+    user = re.findall(r'<option value="(u\d+)"', visitor.get("/").text)[0]
+    home = visitor.post("/visitor", data={"user": user})
+    for path in (home, visitor.get("/search?q=bread"), visitor.get(f"/item/{items(home.text)[0]}")):
+        link = Tags(path.text).having("data-why")[0]
+        page = visitor.get(link)
+        assert page.status_code == 200 and "Proposed by" in page.text
+        fragment = visitor.get(link + "&fragment=1").text
+        assert "<html" not in fragment and "Chance of a purchase" in fragment
+    for asked in ("", "x", "bm9uZQ", base64.urlsafe_b64encode(b'["rank", {}]').decode()):
+        assert visitor.get(f"/why/{items(home.text)[0]}?asked={asked}").status_code == 404
+
+
 def test_a_cart_is_kept_and_things_can_be_taken_out(visitor: TestClient, service: Service) -> None:
     two = [str(each) for each in service.catalogue.ids[:2]]
     for item_id in [*two, two[0]]:

@@ -24,6 +24,14 @@
     if (query.length > 1) waiting = setTimeout(() => show(query), 150);
   });
 
+  main.addEventListener("toggle", async ({ target }) => {
+    if (!target.open || !target.dataset.why) return;
+    const url = target.dataset.why + "&fragment=1";
+    delete target.dataset.why;
+    const answer = await fetch(url);
+    if (answer.ok) target.querySelector("a").outerHTML = await answer.text();
+  }, true);
+
   document.getElementById("user").addEventListener("change", (event) => event.target.form.submit());
   document.querySelector(".who button").hidden = true;
 

@@ -1,0 +1,166 @@
+"""The system behind the console: registry, keys, traffic and deployments of one replica."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+from raysys.errors import UserError
+from raysys.registry import BundleManifest, Registry
+from raysys.registry.listing import default_pointer, judge_known
+from raysys.serving.arms import Arms
+from raysys.serving.keys import Key, KeyRing
+from raysys.serving.traffic import Traffic
+from raysys.web import BundleFacts, CallFacts, DeploymentFacts, Refused
+
+log = logging.getLogger("raysys")
+
+LOGIN_S = 8 * 3600
+APPLICATION = "raysys"
+
+
+class Operator:
+    """`web.Operations` over a replica.
+
+    A login is a token `<key id>.<until>.<HMAC>`, signed with what the file of keys holds of that
+    key: every replica knows it, no store is needed, and it ends with the key.
+
+    Args:
+        arms: what is served and tried; its arguments say where registry and keys are.
+        traffic: of this replica.
+
+    Raises:
+        UserError: the file of keys is missing or damaged.
+    """
+
+    def __init__(self, arms: Arms, traffic: Traffic) -> None:
+        self._arms, self._traffic = arms, traffic
+        self._registry = Registry(arms.args.registry_path)
+        path = arms.args.auth.keys_path
+        self._ring = None if path is None else KeyRing(path)
+
+    def enter(self, key: str) -> str | None:
+        """A token for a key with the role admin; None if it has not, or is none."""
+        if self._ring is None:
+            return "open"
+        found = self._ring.find(key)
+        if found is None or not _may(found):
+            return None
+        until = int(time.time()) + LOGIN_S
+        return f"{found.id}.{until}.{_signature(found, until)}"
+
+    def admits(self, token: str | None) -> bool:
+        """Whether a token lets in; without keys everybody whom the deployment answers is."""
+        if self._ring is None:
+            return True
+        name, _, rest = (token or "").partition(".")
+        until, _, signature = rest.partition(".")
+        found = self._ring.named(name)
+        if found is None or not until.isdigit() or not until.isascii() or len(until) > 12:
+            return False
+        genuine = hmac.compare_digest(_signature(found, int(until)), signature)
+        return genuine and time.time() < int(until) and _may(found)
+
+    def bundles(self) -> list[BundleFacts]:
+        """Every bundle, newest first; a damaged one without figures."""
+        names: dict[str, list[str]] = {}
+        for name, bundle_id in self._registry.pointers().items():
+            names.setdefault(bundle_id, []).append(name)
+        facts = [self._facts(bundle, names.get(bundle, [])) for bundle in self._registry.list()]
+        return sorted(facts, key=lambda each: each.created, reverse=True)
+
+    def promote(self, bundle: str, *, force: bool) -> None:
+        """Point `champion`, or a text task's name, at a bundle.
+
+        Raises:
+            Refused: 404, no such bundle; 409, its figures are worse.
+        """
+        try:
+            manifest = self._registry.verify(bundle)
+            name = default_pointer(self._registry, manifest)
+            before = self._registry.pointers().get(name)
+            judged = judge_known(self._registry, manifest, before)
+            if not judged.passes and not force:
+                raise Refused(409, f"{manifest.id} stays where it is: {judged.reason}")
+            cause = f"promoted in the console: {judged.reason}"
+            self._registry.point(name, manifest.id, cause=cause)
+        except UserError as error:
+            raise Refused(404, error.what) from None
+        self._arms.wake()
+
+    def roll_back(self) -> None:
+        """Point `champion` at the bundle before.
+
+        Raises:
+            Refused: 404, there is none.
+        """
+        try:
+            self._registry.rollback("champion", cause="rolled back in the console")
+        except UserError as error:
+            raise Refused(404, error.what) from None
+        self._arms.wake()
+
+    def traffic(self) -> list[CallFacts]:
+        """Of this replica, busiest call first."""
+        return self._traffic.facts()
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What this replica counted since it started; see `Metrics.read`."""
+        counted: dict[str, dict[str, int]] = self._arms.champion.metrics.read()
+        return counted
+
+    def deployments(self) -> list[DeploymentFacts]:
+        """Those of the application; empty where it runs without Ray Serve."""
+        import ray
+
+        if not ray.is_initialized():
+            return []
+        from ray import serve
+
+        try:
+            application = serve.status().applications.get(APPLICATION)
+        except Exception:  # the console goes on when the controller does not answer
+            log.exception("Serve did not say how its deployments are")
+            return []
+        return [
+            DeploymentFacts(name, str(told.status.value), _counted(told.replica_states))
+            for name, told in (application.deployments if application else {}).items()
+        ]
+
+    def _facts(self, bundle: str, names: list[str]) -> BundleFacts:
+        try:
+            manifest = BundleManifest.read(self._registry.bundles / bundle)
+        except UserError as error:
+            return BundleFacts(bundle, "", f"damaged: {error.what}", {}, tuple(names))
+        quality, weights = manifest.figures.get("ndcg10"), manifest.figures.get("weights")
+        return BundleFacts(
+            id=bundle,
+            created=manifest.created,
+            surface=manifest.surface,
+            learners=dict(manifest.learners),
+            pointers=tuple(names),
+            quality=dict(quality) if isinstance(quality, dict) else {},
+            weights=dict(weights.get("full", {})) if isinstance(weights, dict) else {},
+            megabytes=sum(file["size"] for file in manifest.files.values()) / 1e6,
+            settings=manifest.settings,
+            versions=manifest.versions,
+        )
+
+
+def _may(key: Key) -> bool:
+    return "admin" in key.roles and key.state(datetime.now(UTC)) == "valid"
+
+
+def _signature(key: Key, until: int) -> str:
+    words = f"console {key.id} {until}".encode()
+    return hmac.new(bytes.fromhex(key.sha256), words, hashlib.sha256).hexdigest()
+
+
+def _counted(states: Any) -> dict[str, int]:
+    """Replica states with how many are in each."""
+    return dict(Counter({str(getattr(k, "value", k)): n for k, n in states.items() if n}))

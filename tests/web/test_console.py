@@ -1,0 +1,151 @@
+"""The console: who gets in, what it shows, and that its buttons do what they say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from raysys.registry import Registry
+from raysys.serving.app import http_app
+from raysys.serving.args import ServeArgs
+from raysys.serving.arms import Arms
+from raysys.serving.keys import KeyFile
+from raysys.serving.service import Service
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    file = KeyFile(path)
+    secrets = {role: file.create(role, (role,))[1] for role in ("admin", "read", "events")}
+    return path, secrets
+
+
+@pytest.fixture
+def app(service: Service, keys: tuple[Path, dict[str, str]]) -> FastAPI:
+    args = service.args.model_copy(
+        update={
+            "pages": {"storefront": True, "console": True, "name": "Corner Shop"},
+            "auth": {"keys": str(keys[0])},
+        }
+    )
+    args = ServeArgs.model_validate(args.model_dump())
+    service.args = args
+    service.ready = True
+    return http_app(service, Arms(args, lambda _: service, watch=False))
+
+
+@pytest.fixture
+def operator(app: FastAPI, keys: tuple[Path, dict[str, str]]) -> TestClient:
+    client = TestClient(app)
+    page = client.post("/console/login", data={"key": keys[1]["admin"]})
+    assert page.url.path == "/console" and page.status_code == 200
+    return client
+
+
+PATHS = ("", "/live", "/query", "/compare?a=x&b=y", "/query?query=bread")
+
+
+def test_only_admins_get_in(
+    app: FastAPI, service: Service, keys: tuple[Path, dict[str, str]]
+) -> None:
+    client = TestClient(app)
+    for path in PATHS:
+        assert client.get(f"/console{path}").url.path == "/console/login", path
+    registry = Registry(service.args.registry_path)
+    before = registry.pointers()
+    page = client.post("/console/champion", data={"action": "rollback"})
+    assert page.url.path == "/console/login"
+    for key in (keys[1]["read"], keys[1]["events"], "rsk_00000000_" + "A" * 43, "", "é"):
+        page = client.post("/console/login", data={"key": key})
+        assert page.status_code == 403 and "no valid key" in page.text
+        assert client.get("/console").url.path == "/console/login"
+    assert registry.pointers() == before
+
+
+@pytest.mark.parametrize("token", ["", "open", "a.b.c", "0.9999999999.0", "..", "x" * 999])
+def test_a_made_up_token_is_none(app: FastAPI, token: str) -> None:
+    client = TestClient(app, cookies={"console": token})
+    assert client.get("/console").url.path == "/console/login"
+
+
+def test_a_token_cannot_be_stretched_or_lent(operator: TestClient, app: FastAPI) -> None:
+    name, until, signature = operator.cookies["console"].split(".")
+    for forged in (
+        f"{name}.{int(until) + 1}.{signature}",
+        f"{name}.1.{signature}",
+        f"{name}.{until}.",
+    ):
+        stranger = TestClient(app, cookies={"console": forged})
+        assert stranger.get("/console").url.path == "/console/login", forged
+
+
+def test_a_revoked_key_ends_its_logins(
+    app: FastAPI, keys: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raysys.serving.keys.LOOK_S", 0.0)
+    file = KeyFile(keys[0])
+    made, secret = file.create("short-lived", ("admin",))
+    client = TestClient(app)
+    assert client.post("/console/login", data={"key": secret}).url.path == "/console"
+    file.revoke(made.id)
+    assert client.get("/console").url.path == "/console/login"
+
+
+def test_a_form_of_another_site_is_refused(operator: TestClient) -> None:
+    headers = {"Origin": "https://evil.example"}
+    page = operator.post("/console/champion", data={"action": "rollback"}, headers=headers)
+    assert page.status_code == 403 and "another site" in page.text
+
+
+def test_bundles_are_listed_and_the_last_cannot_be_rolled_back(
+    operator: TestClient, service: Service
+) -> None:
+    page = operator.get("/console")
+    assert service.bundle.id in page.text and "champion" in page.text
+    page = operator.post("/console/champion", data={"action": "rollback"})
+    assert page.status_code == 404 and 'role="status"' in page.text
+    page = operator.post("/console/champion", data={"bundle": "../../etc", "action": "promote"})
+    assert page.status_code == 404
+
+
+def test_one_query_is_taken_apart(operator: TestClient, service: Service) -> None:
+    page = operator.get("/console/query", params={"query": "bread", "user_id": "u1", "k": "5"})
+    assert page.status_code == 200
+    for word in ("Candidates by source", "Milliseconds by stage", "Ensemble", "Features", "Policy"):
+        assert word in page.text
+    for learner in service.bundle.learners:
+        assert learner.replace("_", " ") in page.text
+    assert len(re.findall(r'<td class="n">\d+</td><td><a href="/item/', page.text)) == 5
+    ids = ",".join(str(each) for each in service.catalogue.ids[:3])
+    page = operator.get("/console/query", params={"query": "bread", "item_ids": ids})
+    assert "POST /v1/rank" in page.text
+    page = operator.get("/console/query", params={"user_id": "u1"})
+    assert "POST /v1/recommend" in page.text
+    page = operator.get("/console/query", params={"user_id": "u1", "place": "item"})
+    assert 'role="alert"' in page.text  # nothing in view
+
+
+def test_traffic_is_counted(operator: TestClient, keys: tuple[Path, dict[str, str]]) -> None:
+    headers = {"X-API-Key": keys[1]["read"]}
+    for _ in range(3):
+        answer = operator.post("/v1/recommend", json={"user_id": "u1"}, headers=headers)
+        assert answer.status_code == 200
+    page = operator.get("/console/live", params={"fragment": 1})
+    assert "<html" not in page.text and "/v1/recommend" in page.text
+    assert "runs without Ray Serve" in page.text and "answers" in page.text
+
+
+def test_leaving_ends_it(operator: TestClient) -> None:
+    operator.post("/console/leave")
+    assert operator.get("/console").url.path == "/console/login"
+
+
+def test_the_shop_needs_no_key(app: FastAPI) -> None:
+    client = TestClient(app)
+    assert client.get("/").status_code == 200
+    assert client.post("/v1/recommend", json={"user_id": "u1"}).status_code == 401
