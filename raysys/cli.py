@@ -482,6 +482,128 @@ def replay(
         stage = import_module("raysys.stages.replay")
         same = stage.run(request_id, exposures, registry, machine=as_json)
     raise typer.Exit(0 if same else 1)
+experiment_app = typer.Typer(help="A/B tests: check, plan, analyse; policies on logged data.")
+app.add_typer(experiment_app, name="experiment")
+
+Experiments = Annotated[Path, typer.Argument(metavar="FILE", help="YAML of the experiments.")]
+Named = Annotated[
+    str | None, typer.Option("--experiment", "-e", help="Its name, if the file has several.")
+]
+Events = Annotated[
+    Path | None, typer.Option("--events", help="Parquet file or folder; the workspace's if unset.")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the report.")]
+
+
+@experiment_app.callback()
+def experiment() -> None:
+    """A/B tests: check, plan, analyse; policies on logged data."""
+
+
+@experiment_app.command()
+def check(
+    file: Experiments,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="The YAML that is running now.")
+    ] = None,
+) -> None:
+    """Refuse experiments that are wrong, or changes that would spoil one that runs."""
+    from raysys import terminal
+
+    with terminal.session():
+        import_module("raysys.stages.experiment").check(file, against)
+
+
+@experiment_app.command()
+def plan(
+    file: Experiments,
+    name: Named = None,
+    events: Events = None,
+    days: Annotated[int, typer.Option("--days", min=1, help="Of the log, as a trial.")] = 28,
+    mean: Annotated[
+        float | None, typer.Option("--mean", help="Of the primary metric, instead of a log.")
+    ] = None,
+    deviation: Annotated[
+        float | None, typer.Option("--deviation", help="Between users; of a share not needed.")
+    ] = None,
+    correlation: Annotated[
+        float, typer.Option("--correlation", min=-0.99, max=0.99, help="With the days before.")
+    ] = 0.0,
+    users_per_day: Annotated[
+        float | None, typer.Option("--users-per-day", min=0, help="That come new.")
+    ] = None,
+    workspace: Folder = WORKSPACE,
+) -> None:
+    """Say how many users and days an experiment needs."""
+    from raysys import terminal
+    from raysys.storage import Workspace
+
+    with terminal.session():
+        stage = import_module("raysys.stages.experiment")
+        options = stage.PlanOptions(name, events, days, mean, deviation, correlation, users_per_day)
+        stage.run_plan(file, Workspace(workspace), options)
+
+
+@experiment_app.command()
+def analyse(
+    file: Experiments,
+    name: Named = None,
+    exposures: Annotated[
+        Path | None, typer.Option("--exposures", help="Parquet file or folder.")
+    ] = None,
+    events: Events = None,
+    users: Annotated[
+        Path | None, typer.Option("--users", help="A table of one row a user, instead of both.")
+    ] = None,
+    output: Output = None,
+    workspace: Folder = WORKSPACE,
+) -> None:
+    """Compare the arms, say the verdict, write the report."""
+    from raysys import terminal
+    from raysys.storage import Workspace
+
+    with terminal.session():
+        stage = import_module("raysys.stages.experiment")
+        options = stage.AnalyseOptions(name, exposures, events, users, output)
+        stage.run_analysis(file, Workspace(workspace), options)
+
+
+@experiment_app.command("off-policy")
+def off_policy(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="CSV or Parquet, a row a slot.")],
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="Table of the judged policy's probabilities.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Or the log's column that has them.")
+    ] = None,
+    estimator: Annotated[
+        list[str] | None,
+        typer.Option("--estimator", help="ips, snips, clipped, dm, dr; repeatable; all if unset."),
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option("--clip", min=0, help="Limit of the weights of clipped.")
+    ] = None,
+    resamples: Annotated[int, typer.Option("--resamples", min=100, max=100_000)] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    output: Output = None,
+    workspace: Folder = WORKSPACE,
+) -> None:
+    """Estimate what a policy would have earned on a log of another."""
+    from raysys import terminal
+    from raysys.storage import Workspace
+
+    with terminal.session():
+        stage = import_module("raysys.stages.experiment")
+        stage.run_off_policy(
+            log,
+            Workspace(workspace),
+            policy=policy,
+            target=target,
+            estimators=stage.estimators(estimator or ()),
+            settings=stage.OffPolicySettings(clip, resamples, seed=seed),
+            output=output,
+        )
 
 
 @app.command()

@@ -143,7 +143,9 @@ class ExperimentAnalysis:
         """Whether a fixed analysis is looked at before its end."""
         end = self.experiment.end
         fixed = self.experiment.analysis == "fixed"
-        return fixed and end is not None and self.as_of is not None and self.as_of < _day(end)
+        return (
+            fixed and end is not None and self.as_of is not None and self.as_of < _day_before(end)
+        )
 
     def of(self, role: Role, arm: str | None = None) -> list[Comparison]:
         """Comparisons of one role, and of one arm."""
@@ -169,7 +171,7 @@ class ExperimentAnalysis:
             ],
             "notes": self.notes,
         }  # fmt: skip
-        plain: dict[str, Any] = _without_nan(parts)
+        plain: dict[str, Any] = without_nan(parts)
         return plain
 
 
@@ -368,8 +370,9 @@ def _segments(
     p_values = corrected([s.p_adjusted for s in found], "fdr_bh")
     found = [replace(s, p_adjusted=p) for s, p in zip(found, p_values, strict=True)]
     same: dict[str, dict[str, float]] = {}
-    for (attribute, arm, _), p in zip(tests, corrected([t[2] for t in tests], "holm"), strict=True):
-        same.setdefault(attribute, {})[arm] = p
+    unlike = corrected([p_value for _, _, p_value in tests], "holm")
+    for (attribute, treated, _), p_value in zip(tests, unlike, strict=True):
+        same.setdefault(attribute, {})[treated] = p_value
     return found, same
 
 
@@ -399,16 +402,17 @@ def _moments(
     return found
 
 
-def _day(moment: dt.datetime) -> dt.datetime:
-    """A day before: data of the last day need not reach its last millisecond."""
+def _day_before(moment: dt.datetime) -> dt.datetime:
+    """Data of the last day need not reach its last millisecond."""
     return moment - dt.timedelta(days=1)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """The same with None for NaN, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     if isinstance(value, float | np.floating):
         return None if np.isnan(value) else float(value)
     return value

@@ -185,12 +185,12 @@ def baseline_of(
     watched = experiment.model_copy(
         update={"start": begin, "end": None, "window_days": None, "segments": ()}
     )
-    watched.__dict__.pop("bounds", None)
     seen = (
         events.filter(pl.col("timestamp") >= begin)
         .select(
             pl.lit(experiment.name).alias("experiment"), pl.lit(names[0]).alias("arm"),
             "user_id", "timestamp", pl.lit(False).alias("forced"),
+        pl.lit(None, pl.Map(pl.String, pl.String)).alias("attributes"),
         )
     )  # fmt: skip
     table = user_table(watched, [metric], seen, events)

@@ -205,15 +205,13 @@ def difference(
     return Effect(value, value - width, value + width, error, p_value)
 
 
-def sequential_width(
-    n: float | Float64, alpha: float, tuned_for: float = _TUNED_FOR
-) -> float | Float64:
+def sequential_width(n: float, alpha: float, tuned_for: float = _TUNED_FOR) -> float:
     """Half the width of a sequential interval in standard errors, after n users.
 
     Waudby-Smith et al. 2024, theorem 2.2, with rho chosen by their appendix B.2.
     """
     m = n * _rho_squared(alpha, tuned_for)
-    return np.sqrt(2 * (m + 1) / m * np.log(np.sqrt(m + 1) / alpha))
+    return float(np.sqrt(2 * (m + 1) / m * np.log(np.sqrt(m + 1) / alpha)))
 
 
 def sequential_p_value(

@@ -76,11 +76,21 @@ def scan(path: Path, columns: Sequence[str], what: str) -> pl.LazyFrame:
 
 
 def read_exposures(path: Path) -> pl.LazyFrame:
-    """Exposures as `schema.EXPOSURES` has them; `forced` and `attributes` may be missing."""
+    """Exposures as `schema.EXPOSURES` has them; `forced` and `attributes` may be missing.
+
+    Raises:
+        UserError: nothing there, columns are missing, or attributes are no map.
+    """
     frame = scan(path, ("experiment", "arm", "user_id", "timestamp"), "exposures")
     names = frame.collect_schema().names()
     if "forced" not in names:
         frame = frame.with_columns(forced=pl.lit(False))
+    if "attributes" not in names:
+        frame = frame.with_columns(attributes=pl.lit(None, pl.Map(pl.String, pl.String)))
+    elif not isinstance(frame.collect_schema()["attributes"], pl.Map):
+        raise UserError(
+            "attributes are no map of texts to texts", where=str(path), mend="see schema.EXPOSURES"
+        )
     return frame.with_columns(pl.col("timestamp").cast(_WHEN), pl.col("user_id").cast(pl.String))
 
 
@@ -120,8 +130,6 @@ def user_table(
     )
     if experiment.end is not None:
         mine = mine.filter(pl.col("timestamp") < experiment.end)
-    has_attributes = "attributes" in exposures.collect_schema().names()
-    first = pl.col("attributes").sort_by("timestamp").first() if has_attributes else pl.lit(None)
     users = (
         mine.group_by("user_id")
         .agg(
@@ -129,7 +137,7 @@ def user_table(
             arms=pl.col("arm").filter(~pl.col("forced")).n_unique(),
             forced=pl.col("forced").any(),
             arrived=pl.col("timestamp").min(),
-            attributes=first,
+            attributes=pl.col("attributes").sort_by("timestamp").first(),
         )
         .sort("user_id")
         .collect()
@@ -153,7 +161,7 @@ def user_table(
         kept = kept.filter(over)
     rows = _with_metrics(experiment, metrics, kept, events, end)
     for name in experiment.segments:
-        rows = rows.with_columns(_attribute(name, has_attributes).alias(f"segment.{name}"))
+        rows = rows.with_columns(_attribute(name).alias(f"segment.{name}"))
     return UserTable(rows.drop("attributes"), crossed, forced, unfinished, as_of)
 
 
@@ -266,10 +274,6 @@ def _sum(measure: Measure, when: pl.Expr) -> pl.Expr:
     return value.filter(counts).sum().cast(pl.Float64)
 
 
-def _attribute(name: str, there: bool) -> pl.Expr:
+def _attribute(name: str) -> pl.Expr:
     """An attribute of the first exposure, `unknown` where it is missing."""
-    if not there:
-        return pl.lit("unknown")
-    pair = pl.element().filter(pl.element().struct.field("key") == name)
-    found = pl.col("attributes").list.eval(pair.struct.field("value")).list.first()
-    return found.fill_null("unknown")
+    return pl.col("attributes").map.get(name).fill_null("unknown")
