@@ -607,6 +607,38 @@ def off_policy(
 
 
 @app.command()
+def simulate(
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="A YAML file; options go over it.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Of the shop; http://127.0.0.1:8000 if unset.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option("--seconds", help="Most that it takes.")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help="Visits a second.")] = None,
+    output: Output = None,
+    workspace: Folder = WORKSPACE,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Let shoppers whose tastes are known visit a shop that is served."""
+    from raysys import terminal
+    from raysys.config import load_yaml, parse_settings
+    from raysys.storage import Workspace
+
+    with terminal.session(quiet=quiet, verbose=verbose):
+        stage = import_module("raysys.stages.simulate")
+        content = load_yaml(Path(config)) if config else {}
+        content |= {"url": url} if url else {}
+        told = {"seconds": seconds, "rate": rate}
+        drive = {name: value for name, value in told.items() if value is not None}
+        content["drive"] = {**(content.get("drive") or {}), **drive}
+        where = config or "raysys simulate"
+        settings = parse_settings(stage.SimulateSettings, content, where=where)
+        stage.run(settings, Workspace(workspace), output)
+
+
+@app.command()
 def demo(
     workspace: Folder = DEMO_WORKSPACE,
     exit_after_check: Annotated[

@@ -211,7 +211,8 @@ class LinUCB:
         _check_slots(len(bound), k)
         rng = np.random.default_rng((self.seed, self.step))
         left = np.arange(len(bound))
-        arms, propensities = [], []
+        arms: list[int] = []
+        propensities: list[float] = []
         for _ in range(k):
             best = bound[left] >= bound[left].max() - 1e-12
             p = self.explore / len(left) + (1 - self.explore) * best / best.sum()
@@ -262,7 +263,8 @@ def _draw(bandit: Thompson, probabilities: Float64, k: int) -> Choice:
     _check_slots(len(probabilities), k)
     rng = np.random.default_rng((bandit.seed, bandit.step))
     left = probabilities.copy()
-    arms, propensities = [], []
+    arms: list[int] = []
+    propensities: list[float] = []
     for _ in range(k):
         if not left.sum() > 0:  # all that is left was never the best of any draw
             left = np.ones(len(left))

@@ -137,7 +137,7 @@ def judge_interleaving(
         raise UserError("fewer than two users have clicked: nothing to compare yet")
     led = np.bincount(of, weights=lead[any_], minlength=len(people))
     lists = np.bincount(of, minlength=len(people)).astype(np.float64)
-    found = sample(influence(led, lists))
+    found = sample(influence(led.astype(np.float64), lists))
     wins = int((lead[any_] < 0).sum()), int((lead[any_] > 0).sum())
     n = found.n
     if not found.error > 0:
