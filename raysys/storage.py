@@ -202,3 +202,45 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """Where a fit leaves what it has done, every so many steps, and finds it again after a kill.
+
+    Attributes:
+        root: of one fit alone, on a disk that whoever takes the fit up sees.
+        every: steps between two checkpoints.
+    """
+
+    root: Path
+    every: int
+
+    def of(self, part: str) -> CheckpointFolder:
+        """That of one part of the fit."""
+        return CheckpointFolder(self.root / part, self.every)
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be written after so many steps."""
+        return step % self.every == 0
+
+    def last(self) -> Path | None:
+        """The newest checkpoint; None: there is none."""
+        return max(self.root.glob("step-*"), default=None, key=lambda path: path.name)
+
+    @contextlib.contextmanager
+    def writing(self, step: int) -> Iterator[Path]:
+        """Give an empty folder; on success it becomes the last checkpoint, and the only one.
+
+        Written under another name and moved: a kill leaves the one before.
+        """
+        fresh = self.root / "new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        place = self.root / f"step-{step:09d}"
+        shutil.rmtree(place, ignore_errors=True)
+        fresh.rename(place)
+        for older in self.root.glob("step-*"):
+            if older != place:
+                shutil.rmtree(older, ignore_errors=True)

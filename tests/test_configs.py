@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from raysys.config import load_settings
-from raysys.learners import learner_class
-from raysys.tuning.space import check_space
+from raysys.learners import LEARNERS, learner_class
 
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = {".venv", "runs", "site", ".git", "build", "dist", "node_modules"}
@@ -54,9 +53,9 @@ def test_it_loads(path):
         ) as stage:
             load_settings(stage_settings(stage), ROOT / path)
         case "tune":
-            settings = load_settings(stage_settings("tune"), ROOT / path)
-            model = learner_class(settings.learner).settings_model
-            check_space(settings.space, settings.settings, model, where=str(path))
+            from raysys.stages.tune import check
+
+            check(load_settings(stage_settings("tune"), ROOT / path), features={})
         case "serve":
             load_settings(stage_settings("deploy"), ROOT / path)
         case "cluster.yaml":
@@ -79,3 +78,13 @@ def test_it_loads(path):
 def test_the_list_of_files_is_not_empty():
     names = {str(path) for path in files()}
     assert {"cluster.yaml", "mkdocs.yml", "tune_configs/lightgbm_ranker.yaml"} <= names
+
+
+def test_every_learner_with_settings_worth_searching_and_the_ensemble_have_a_search():
+    """Of baselines that read one column there is nothing to search."""
+    searched = {
+        load_settings(stage_settings("tune"), path).learner
+        for path in (ROOT / "tune_configs").glob("*.yaml")
+    }
+    worth = {name for name in LEARNERS if learner_class(name).family != "baseline"}
+    assert worth | {"ensemble"} <= searched

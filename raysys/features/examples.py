@@ -9,6 +9,7 @@ Folds are blocks of time: 0 … f-1 train, f validation, f+1 the report period.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +35,9 @@ class Examples:
         last_fraction: with `part`, where the view is cut by time (for early stopping).
         part: `all`, `head` (the requests before the cut) or `tail` (after it).
         shard: (rank, world): every world-th request, starting with number rank.
+        negatives: at most so many candidates of a request that were not wanted, drawn by a hash of
+            request and item; 0: all. The tail keeps all: it is there to judge by.
+        window_days: requests of the last so many days alone; None: all. The tail is that of all.
     """
 
     root: Path
@@ -41,6 +45,8 @@ class Examples:
     last_fraction: float = 0.1
     part: str = "all"
     shard: tuple[int, int] = (0, 1)
+    negatives: int = 0
+    window_days: float | None = None
 
     def files(self, kind: str) -> list[Path]:
         """Parquet files of `examples` or `requests`, in time order.
@@ -97,6 +103,9 @@ class Examples:
         if self.part != "all":
             cut = count - max(1, round(count * self.last_fraction))
             table = table.slice(0, cut) if self.part == "head" else table.slice(cut)
+        if self.window_days is not None and self.part != "tail" and table.num_rows:
+            first = pc.max(table["timestamp"]).as_py() - timedelta(days=self.window_days)
+            table = table.filter(pc.greater(table["timestamp"], pa.scalar(first)))
         rank, world = self.shard
         if world > 1:
             table = table.take(pa.array(np.arange(rank, table.num_rows, world)))
@@ -125,7 +134,7 @@ class Examples:
         history = requests["history"].combine_chunks()
         ends = history.offsets.to_numpy()
         values = history.values.to_numpy()
-        return Batch(
+        batch = Batch(
             names=names,
             features=features,
             item=keys["item"].to_numpy(),
@@ -138,6 +147,7 @@ class Examples:
             request=ordinals,
             sampling_probability=keys["sampling_probability"].to_numpy(),
         )
+        return batch if self.part == "tail" else _with_negatives(batch, self.negatives)
 
     def _keys(
         self, ordinals: npt.NDArray[np.int32], retrieved_only: bool
@@ -171,3 +181,32 @@ class Examples:
                 features[rows, column] = table[name].to_numpy()
             at += table.num_rows
         return features
+
+
+def _with_negatives(batch: Batch, most: int) -> Batch:
+    """At most so many unwanted candidates a request; 0: all.
+
+    Which ones depends on request and item alone, so that every view of them draws the same.
+    """
+    if not most:
+        return batch
+    assert batch.label is not None and batch.weight is not None and batch.request is not None
+    mixed = batch.request[batch.group].astype(np.uint64) << np.uint64(32)
+    mixed |= batch.item.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # SplitMix64
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    wanted = batch.label > 0
+    order = np.lexsort((mixed, wanted, batch.group))
+    rank = np.empty(len(batch), dtype=np.int64)
+    rank[order] = np.arange(len(batch)) - batch.offsets[:-1][batch.group]
+    kept = np.flatnonzero(wanted | (rank < most))
+    sizes = np.bincount(batch.group[kept], minlength=batch.n_requests)
+    return replace(
+        batch,
+        features=batch.features[kept],
+        item=batch.item[kept],
+        offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        label=batch.label[kept],
+        weight=batch.weight[kept],
+        sampling_probability=batch.drawn(kept),
+    )

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from raysys.config import Settings
 from raysys.features.batch import Batch
+from raysys.storage import CheckpointFolder
 
 Float32 = npt.NDArray[np.float32]
 
@@ -208,6 +209,7 @@ def fit_head(
     device: Any,
     wrap: Callable[[Any], Any] | None = None,
     after_step: Callable[[int, Callable[[], Head]], None] | None = None,
+    checkpoint: CheckpointFolder | None = None,
 ) -> Head:
     """A head that ranks the wanted candidates of each request first.
 
@@ -224,9 +226,12 @@ def fit_head(
         device: to run on.
         wrap: makes the module a distributed one.
         after_step: told the step (from 1) and what gives the head as it stands.
+        checkpoint: where the training leaves its state, and takes it up from, alone.
     """
     import torch
     from torch import nn
+
+    from raysys.text.training.resuming import resumed, write_state
 
     assert batch.label is not None and batch.weight is not None
     columns = np.concatenate([batch.features, tower[:, None]], axis=1)
@@ -255,10 +260,13 @@ def fit_head(
 
     rng = np.random.default_rng(seed)
     queue = np.empty(0, dtype=np.int64)
+    done = resumed(checkpoint, network, optimiser, schedule)
     for step in range(1, steps + 1):
         if len(queue) < min(settings.batch_size, batch.n_requests):
             queue = np.concatenate([queue, rng.permutation(batch.n_requests)])
         chosen, queue = queue[: settings.batch_size], queue[settings.batch_size :]
+        if step <= done:
+            continue
         sizes = batch.sizes[chosen]
         row = np.repeat(np.arange(len(chosen)), sizes)
         place = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -282,6 +290,8 @@ def fit_head(
         schedule.step()
         if after_step is not None:
             after_step(step, as_it_stands)
+        if checkpoint is not None and (checkpoint.due(step) or step == steps):
+            write_state(checkpoint, step, network, optimiser)
     return as_it_stands()
 
 

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from raysys.catalogue import Catalogue
 from raysys.features.batch import Batch
+from raysys.learners.pieces import Pieces
 from raysys.learners.protocol import Float32, Model, Report
 from raysys.learners.trees import (
     Machine,
@@ -22,6 +23,7 @@ from raysys.learners.trees import (
     write_meta,
 )
 from raysys.learners.validation import NDCG
+from raysys.storage import CheckpointFolder
 
 if TYPE_CHECKING:
     import lightgbm
@@ -85,6 +87,12 @@ class LightGBMRanker(TreeRanker[LightGBMSettings]):
     one_network_a_run = True  # the ports that Ray chose stay bound for a while after a training
     settings_model = LightGBMSettings
     model_class: ClassVar[type[Model]] = LightGBMModel
+    changeable = frozenset(
+        {
+            *("learning_rate", "subsample", "colsample", "lambda_l2"),
+            *("num_leaves", "min_child_samples", "min_child_weight", "truncation_level"),
+        }
+    )
 
     @staticmethod
     def train_booster(
@@ -95,6 +103,7 @@ class LightGBMRanker(TreeRanker[LightGBMSettings]):
         seed: int,
         machine: Machine,
         report: Report | None = None,
+        checkpoint: CheckpointFolder | None = None,
     ) -> LightGBMModel:
         """See `TreeRanker.train_booster`."""
         import lightgbm
@@ -131,7 +140,11 @@ class LightGBMRanker(TreeRanker[LightGBMSettings]):
             weight=head.weight,
             feature_name=[f"f{at}" for at in range(len(names))],  # ours may hold any character
             params=params,
-            free_raw_data=True,
+            free_raw_data=checkpoint is None,  # the next piece begins with what the last one says
+        )
+        pieces = Pieces(
+            *(settings.n_estimators, settings.early_stopping_rounds if tail else 0),
+            *(report, checkpoint),
         )
         watched: dict[str, Any] = {}
         if tail is not None:
@@ -145,18 +158,22 @@ class LightGBMRanker(TreeRanker[LightGBMSettings]):
                         group=tail.sizes,
                         reference=data,
                         params=params,
+                        free_raw_data=checkpoint is None,
                     )
                 ],
                 "valid_names": ["tail"],
                 "feval": lambda scores, _: ("ndcg@10", judge(scores), True),
-                "callbacks": [
-                    _reporting(report),
-                    lightgbm.early_stopping(settings.early_stopping_rounds, verbose=False),
-                ],
+                "callbacks": [_telling(pieces)],
             }
-        booster = lightgbm.train(params, data, settings.n_estimators, **watched)
-        best = booster.best_iteration if tail is not None else settings.n_estimators
-        return LightGBMModel(booster.model_to_string(num_iteration=best), names)
+        for start, stop in pieces:
+            before = pieces.model and lightgbm.Booster(model_str=pieces.model.decode())
+            booster = lightgbm.train(
+                params | _seeds(seed, start), data, stop - start, init_model=before, **watched
+            )
+            pieces.keep(stop, booster.model_to_string().encode())
+        assert pieces.model is not None
+        whole = lightgbm.Booster(model_str=pieces.model.decode())
+        return LightGBMModel(whole.model_to_string(num_iteration=pieces.best), names)
 
     @staticmethod
     def trainer() -> tuple[Callable[..., Any], Callable[[], Mapping[str, Any]]]:
@@ -180,11 +197,20 @@ def _gains(batch: Batch) -> tuple[list[float], npt.NDArray[np.float32]]:
     return gains.tolist(), grade[:-1].astype(np.float32)
 
 
-def _reporting(report: Report | None) -> Callable[[Any], None]:
-    """A callback that passes NDCG@10 of the tail on after each tree."""
+def _seeds(seed: int, start: int) -> dict[str, int]:
+    """Seeds of a piece; `seed` itself stays, since it also says how the bins were drawn."""
+    if start == 0:
+        return {}
+    return {f"{name}_seed": seed + start for name in ("bagging", "feature_fraction", "extra")}
+
+
+def _telling(pieces: Pieces) -> Callable[[Any], None]:
+    """A callback that tells NDCG@10 of the tail after each tree, and ends the fit in time."""
 
     def after_iteration(env: Any) -> None:
-        if report is not None:
-            report(env.iteration + 1, float(env.evaluation_result_list[0][2]))
+        from lightgbm.callback import EarlyStopException
+
+        if pieces.tell(env.evaluation_result_list[0][2]):
+            raise EarlyStopException(env.iteration, env.evaluation_result_list)
 
     return after_iteration

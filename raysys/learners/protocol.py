@@ -21,6 +21,7 @@ from raysys.cluster import Resources
 from raysys.config import Settings
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
+from raysys.storage import CheckpointFolder
 
 __all__ = [
     "Compressible",
@@ -49,12 +50,16 @@ class Context:
         scratch: a folder that all workers see (Ray Train's storage_path), for checkpoints.
         seed: of everything random in the fit.
         resources: workers, CPUs and GPUs.
+        checkpoint: where `fit_local` leaves its state as it goes, and takes it up from; of one
+            learner, settings, data and seed alone. None: it starts anew. Learners that do not
+            train step by step pay no heed to it.
     """
 
     catalogue: Catalogue
     scratch: Path
     seed: int = 0
     resources: Resources = field(default_factory=Resources)
+    checkpoint: CheckpointFolder | None = None
 
 
 class Model(ABC):
@@ -132,12 +137,17 @@ class Learner(ABC, Generic[S]):
         family: `tree`, `transformer` or `baseline`; fallbacks of the ensemble go by it.
         settings_model: its typed settings, as found under `settings` in YAML.
         model_class: what `fit` returns; loads it from a bundle.
+        steps: the setting that says how many steps a fit takes; empty if it has none.
+        changeable: settings that may change between two steps of a fit: what population-based
+            training can search.
     """
 
     name: ClassVar[str]
     family: ClassVar[str]
     settings_model: ClassVar[type[Settings]]
     model_class: ClassVar[type[Model]]
+    steps: ClassVar[str] = ""
+    changeable: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
@@ -160,6 +170,7 @@ class Learner(ABC, Generic[S]):
         """Fit in this very process, without a Ray Train run: what a tuning trial calls.
 
         A Ray Train run costs about 20 s to start, a light fit two. Learners that train step by
-        step override it and call `report` as they go; the others just fit.
+        step override it, call `report` as they go, and take up what lies in `context.checkpoint`;
+        the others just fit.
         """
         return self.fit(examples, context)

@@ -30,6 +30,7 @@ from raysys.learners.protocol import Context, Float32, Learner, Model, Report
 from raysys.learners.sampling import thinned, with_some_positive
 from raysys.learners.training import run_configs, threads_of, trained
 from raysys.learners.validation import no_positives, require_columns, require_positives
+from raysys.storage import CheckpointFolder
 
 ROWS_PER_THREAD = 8192
 """Fewer rows than twice this are scored in the caller's thread: a request when serving."""
@@ -114,6 +115,7 @@ class TreeRanker(Learner[T], Generic[T]):
     """LambdaMART: boosted trees on the gradient of NDCG (Burges 2010, MSR-TR-2010-82)."""
 
     family: ClassVar[str] = "tree"
+    steps: ClassVar[str] = "n_estimators"
     one_network_a_run: ClassVar[bool] = False
     """Whether several workers can connect only once in a Ray Train run."""
 
@@ -127,6 +129,7 @@ class TreeRanker(Learner[T], Generic[T]):
         seed: int,
         machine: Machine,
         report: Report | None = None,
+        checkpoint: CheckpointFolder | None = None,
     ) -> TreeModel:
         """Trees fitted on `head`, as many as rank `tail` best; same input, same trees.
 
@@ -137,6 +140,8 @@ class TreeRanker(Learner[T], Generic[T]):
             seed: of row and column sampling.
             machine: threads, GPU, and the other workers.
             report: told NDCG@10 on the tail after each tree.
+            checkpoint: see `Pieces`; the trees then differ from those without, after the first
+                piece, in the rows and columns that were drawn.
         """
 
     @staticmethod
@@ -157,7 +162,10 @@ class TreeRanker(Learner[T], Generic[T]):
             threads=threads_of(context),
             gpu=context.resources.gpus_per_worker > 0,
         )
-        return fit_here(type(self), self.settings, examples, context.seed, machine, report)
+        return fit_here(
+            *(type(self), self.settings, examples, context.seed, machine, report),
+            checkpoint=context.checkpoint,
+        )
 
     def fit_folds(self, folds: Sequence[Examples], context: Context) -> list[Model]:
         """See `Learner.fit_folds`: all folds in one Ray Train run, one after the other."""
@@ -194,6 +202,7 @@ def fit_here(
     machine: Machine,
     report: Report | None = None,
     worker: tuple[int, int] = (0, 1),
+    checkpoint: CheckpointFolder | None = None,
 ) -> TreeModel:
     """Read one worker's share and train on it; in a Ray Train worker and in a tuning trial."""
     if settings.early_stopping_rounds:
@@ -207,7 +216,13 @@ def fit_here(
     head = with_some_positive(thinned(head, settings.candidates, seed, learner.name))
     if not head.n_requests:
         raise no_positives(examples)
-    return learner.train_booster(settings, head, tail, seed=seed, machine=machine, report=report)
+    return learner.train_booster(
+        *(settings, head, tail),
+        seed=seed,
+        machine=machine,
+        report=report,
+        checkpoint=checkpoint,
+    )
 
 
 def _train_loop(config: dict[str, Any]) -> None:

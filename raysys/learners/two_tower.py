@@ -325,6 +325,7 @@ class TwoTower(Learner[TwoTowerSettings]):
     family: ClassVar[str] = "transformer"
     settings_model = TwoTowerSettings
     model_class: ClassVar[type[Model]] = TwoTowerModel
+    steps = "steps"
 
     def fit(self, examples: Examples, context: Context) -> Model:
         """See `Learner.fit`; one Ray Train run."""
@@ -346,9 +347,14 @@ class TwoTower(Learner[TwoTowerSettings]):
         torch.set_num_threads(threads_of(context))
         try:
             if report is None:
-                return workshop.fit(examples, context.seed)
+                return workshop.fit(examples, context.seed, checkpoint=context.checkpoint)
             head, tail = examples.head_and_tail(self.settings.last_fraction)
-            return workshop.fit(head, context.seed, watch=tail.batch(), report=report)
+            return workshop.fit(
+                *(head, context.seed),
+                watch=tail.batch(),
+                report=report,
+                checkpoint=context.checkpoint,
+            )
         finally:
             torch.set_num_threads(before)
 

@@ -22,6 +22,7 @@ from raysys.learners.two_tower import (
     mean_of_history,
 )
 from raysys.learners.validation import NDCG, no_positives
+from raysys.storage import CheckpointFolder
 from raysys.text.histories import history_codes
 from raysys.text.items import item_texts
 
@@ -64,6 +65,7 @@ class Workshop:
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         watch: Batch | None = None,
         report: Report | None = None,
+        checkpoint: CheckpointFolder | None = None,
     ) -> TwoTowerModel:
         """Fine-tune on the examples, then place every item; from the pre-trained model each time.
 
@@ -73,6 +75,7 @@ class Workshop:
             wrap: makes the module a distributed one.
             watch: rows to judge by, NDCG@10 going to `report` after each quarter of the steps.
             report: see `Learner.fit_local`.
+            checkpoint: see `Context`; of a fit by this worker alone.
 
         Raises:
             UserError: no request has both a history and something wanted.
@@ -127,12 +130,16 @@ class Workshop:
             device=self.device,
             wrap=wrap,
             after_step=after_step,
+            checkpoint=checkpoint and checkpoint.of("towers"),
         )
         model = placed()
         if rows is None:
             return model
         n_requests = replace(examples, shard=(0, 1)).requests().num_rows
-        return self._with_head(model, rows, n_requests // examples.shard[1], seed, wrap, telling)
+        return self._with_head(
+            *(model, rows, n_requests // examples.shard[1], seed, wrap, telling),
+            checkpoint and checkpoint.of("head"),
+        )
 
     def _with_head(
         self,
@@ -142,6 +149,7 @@ class Workshop:
         seed: int,
         wrap: Callable[[nn.Module], nn.Module] | None,
         telling: _Telling,
+        checkpoint: CheckpointFolder | None,
     ) -> TwoTowerModel:
         """The model with a head fitted on this worker's rows.
 
@@ -152,6 +160,7 @@ class Workshop:
             seed: of the head.
             wrap: makes the module a distributed one.
             telling: of how it goes; its steps count on from the towers'.
+            checkpoint: of the head alone; the towers' vectors are made again.
         """
         settings = self.settings.head
         assert settings is not None
@@ -184,6 +193,7 @@ class Workshop:
             device=self.device,
             wrap=wrap,
             after_step=after_step,
+            checkpoint=checkpoint,
         )
         return with_head(head)
 

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from raysys.catalogue import Catalogue
 from raysys.errors import UserError, missing_extra
 from raysys.features.batch import Batch
+from raysys.learners.pieces import Pieces
 from raysys.learners.protocol import Float32, Model, Report
 from raysys.learners.sampling import with_some_positive
 from raysys.learners.shown import in_shown_order, one_list_a_click
@@ -25,6 +26,7 @@ from raysys.learners.trees import (
     write_meta,
 )
 from raysys.learners.validation import NDCG, require_columns
+from raysys.storage import CheckpointFolder
 
 if TYPE_CHECKING:
     import xgboost
@@ -114,6 +116,12 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
     name = "xgboost_ranker"
     settings_model = XGBoostSettings
     model_class: ClassVar[type[Model]] = XGBoostModel
+    changeable = frozenset(
+        {
+            *("learning_rate", "subsample", "colsample", "lambda_l2"),
+            *("max_depth", "min_child_weight", "gamma", "truncation_level"),
+        }
+    )
 
     @staticmethod
     def train_booster(
@@ -124,6 +132,7 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
         seed: int,
         machine: Machine,
         report: Report | None = None,
+        checkpoint: CheckpointFolder | None = None,
     ) -> XGBoostModel:
         """See `TreeRanker.train_booster`."""
         xgb = _xgboost()
@@ -164,6 +173,10 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
             max_bin=settings.max_bin,
             nthread=machine.threads,
         )
+        pieces = Pieces(
+            *(settings.n_estimators, settings.early_stopping_rounds if tail else 0),
+            *(report, checkpoint),
+        )
         watched: dict[str, Any] = {}
         if tail is not None:
             judge = NDCG(tail)
@@ -172,20 +185,22 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
                     (xgb.DMatrix(tail.columns(names), label=tail.label, group=tail.sizes), "tail")
                 ],
                 "custom_metric": lambda scores, _: ("ndcg@10", judge(scores)),
-                "callbacks": [
-                    _reporting(report),
-                    xgb.callback.EarlyStopping(
-                        rounds=settings.early_stopping_rounds,
-                        metric_name="ndcg@10",
-                        data_name="tail",
-                        maximize=True,
-                        save_best=True,
-                    ),
-                ],
+                "callbacks": [_telling(pieces)],
             }
-        booster = xgb.train(params, data, settings.n_estimators, verbose_eval=False, **watched)
+        for start, stop in pieces:
+            booster = xgb.train(
+                {**params, "seed": seed + start},
+                data,
+                stop - start,
+                xgb_model=pieces.model and bytearray(pieces.model),
+                verbose_eval=False,
+                **watched,
+            )
+            pieces.keep(stop, bytes(booster.save_raw("ubj")))
+        assert pieces.model is not None
+        whole = xgb.Booster(model_file=bytearray(pieces.model))[: pieces.best]
         # as a bundle would hold it, so that scores now and after loading are the same bits
-        return XGBoostModel(xgb.Booster(model_file=booster.save_raw("ubj")), names)
+        return XGBoostModel(xgb.Booster(model_file=whole.save_raw("ubj")), names)
 
     @staticmethod
     def trainer() -> tuple[Callable[..., Any], Callable[[], Mapping[str, Any]]]:
@@ -237,16 +252,14 @@ def _request_weights(batch: Batch) -> Float32 | None:
     return (np.add.reduceat(batch.weight, batch.offsets[:-1]) / batch.sizes).astype(np.float32)
 
 
-def _reporting(report: Report | None) -> Any:
-    """A callback that passes NDCG@10 of the tail on after each tree."""
+def _telling(pieces: Pieces) -> Any:
+    """A callback that tells NDCG@10 of the tail after each tree, and ends the fit in time."""
 
-    class Reporting(_xgboost().callback.TrainingCallback):  # type: ignore[misc]
+    class Telling(_xgboost().callback.TrainingCallback):  # type: ignore[misc]
         def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-            if report is not None:
-                report(epoch + 1, float(evals_log["tail"]["ndcg@10"][-1]))
-            return False
+            return pieces.tell(evals_log["tail"]["ndcg@10"][-1])
 
-    return Reporting()
+    return Telling()
 
 
 def _xgboost() -> Any:

@@ -5,179 +5,183 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
-
-from pydantic import Field
+from typing import Any
 
 from raysys.catalogue import Catalogue
 from raysys.cluster import ray_session
-from raysys.config import Settings, StageSettings
+from raysys.config import Settings
+from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings
+from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.learners import learner_class
 from raysys.learners.protocol import Resources
 from raysys.learners.resources import resources_here
 from raysys.progress import task
+from raysys.stages.tune_rows import DataSettings, FeatureRuns, check_features, features_start
 from raysys.storage import Manifest, Workspace, digest, is_done, read_manifest, write_atomic
-from raysys.tuning.report import write_best, write_report
+from raysys.tuning.ensemble import ENSEMBLE, EnsembleObjective
+from raysys.tuning.loggers import check_loggers
+from raysys.tuning.metrics import check_metrics
+from raysys.tuning.objective import LearnerObjective, Objective, Rows
+from raysys.tuning.population import check_population
+from raysys.tuning.report import Found, write_best, write_report
 from raysys.tuning.sample import sample_requests
-from raysys.tuning.search import (
+from raysys.tuning.search import random_search, refit_full, search
+from raysys.tuning.settings import Full, Pbt, Proxy, TuneSettings
+from raysys.tuning.space import Scalar, check_space, inside, of_namespace, starting_point
+from raysys.tuning.study import (
     FAILED,
+    FULL,
+    INFEASIBLE,
     JOURNAL,
-    METRIC,
+    SEARCH,
     STOPPED,
-    Budget,
-    Objective,
     best_of,
+    has_study,
     open_study,
-    search,
     trials_of,
 )
-from raysys.tuning.space import Space, check_space, starting_point
+from raysys.tuning.warm import warm_points
+
+__all__ = ["TuneSettings", "folder_of", "run", "settings_model"]
 
 CAUSES = "search.json"
-
-
-class TrialResources(Settings):
-    """What each trial may use; GPUs count only where there are any, and trials may share one."""
-
-    cpus: float = Field(1.0, gt=0)
-    gpus: float = Field(0.0, ge=0)
-
-
-class EarlyStopping(Settings):
-    """ASHA: trials that lag behind others at the same step are stopped.
-
-    Attributes:
-        grace: steps (trees, epochs) that every trial gets; 0: no trial is stopped.
-        reduction: one trial in so many goes on past each rung (grace, grace × reduction, …).
-    """
-
-    grace: int = Field(20, ge=0)
-    reduction: int = Field(3, ge=2)
-
-
-class TuneSettings(StageSettings):
-    """The YAML of `raysys tune`.
-
-    Attributes:
-        name: of the search, and of its folder; the learner's name when empty.
-        learner: whose settings are searched.
-        settings: what is set but not searched.
-        space: what is searched: ranges and choices.
-        trials: how many in all; raise it to go on with a finished search.
-        minutes: wall clock at most; running trials are cut off then.
-        concurrent: trials side by side; null: as many as there is room for.
-        resources: of each trial.
-        early_stopping: ASHA's.
-        sample_requests: fit on about so many requests; null: all.
-        sample_validation: judge on about so many requests of the validation fold; null: all.
-        seed: of proposals and fits.
-    """
-
-    kind_name: ClassVar[str] = "tune"
-
-    name: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$")
-    learner: str
-    settings: dict[str, Any] = {}
-    space: Space = Field(min_length=1)
-    trials: int = Field(24, ge=1, le=100_000)
-    minutes: float = Field(60, gt=0)
-    concurrent: int | None = Field(None, ge=1)
-    resources: TrialResources = TrialResources()
-    early_stopping: EarlyStopping = EarlyStopping()
-    sample_requests: int | None = Field(None, ge=10)
-    sample_validation: int | None = Field(None, ge=10)
-    seed: int = Field(17, ge=0)
-
-    @property
-    def folder_name(self) -> str:
-        """Of this search below `workspace.tune`."""
-        return self.name or self.learner
+BUDGETS = (
+    *("trials", "minutes", "core_hours", "gpu_hours", "concurrent", "name", "plateau", "full"),
+    *("warm_start", "compare_random", "retries", "logging", "mlflow_uri"),
+)
+"""What may change when a search goes on."""
 
 
 def run(settings: TuneSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
     """Search, and write `best.yaml`, `report.html`, `trials.json` into `workspace.tune/NAME`.
 
     A search that was cut off goes on, also with more trials or minutes than before; anything else
-    that changed (learner, space, data, sample, seed) starts anew.
+    that changed (learner, space, data, proxy, seed) starts anew.
 
     Raises:
-        UserError: no examples yet, settings or a space the learner refuses, or no trial completed.
+        UserError: no examples yet, settings or a space the learner refuses, a validation fold
+            without anything wanted, or no trial completed.
     """
-    where = f"tune {settings.folder_name}"
-    model = learner_class(settings.learner).settings_model
-    start = check_space(settings.space, settings.settings, model, where=where)
     upstream = read_manifest(workspace.features)
-    planned = Manifest(
-        stage="tune",
-        inputs={"features": upstream.fingerprint},
-        settings=settings.model_dump(mode="json"),
-    )
+    start = check(settings, upstream.settings)
+    inputs = {"features": upstream.fingerprint}
+    if settings.learner == ENSEMBLE:
+        inputs["train"] = read_manifest(workspace.train).fingerprint
+    planned = Manifest(stage="tune", inputs=inputs, settings=settings.model_dump(mode="json"))
     folder = folder_of(settings, workspace)
     if not force and is_done(folder, planned):
         return read_manifest(folder)
     began = time.monotonic()
     _go_on_or_start_anew(folder, _causes(settings, planned), force=force)
-    folds = upstream.figures["folds"]
-    with task("read examples"):
-        examples = Examples(workspace.features, tuple(folds["train"]))
-        judged = examples.with_folds(folds["validation"])
-        if settings.sample_requests:
-            examples = sample_requests(examples, settings.sample_requests, folder / "fitted")
-        if settings.sample_validation:
-            judged = sample_requests(judged, settings.sample_validation, folder / "judged")
-        validation = judged.batch()
-    catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
+    warm: list[tuple[Mapping[str, Scalar], Mapping[str, Any]]] = []
+    if settings.warm_start is not None:
+        points = warm_points(settings.warm_start, settings.learner, settings.space, start)
+        warm = [(point, {}) for point in points]
     with ray_session():
+        from raysys.tuning.runner import Run
+
         wanted = settings.resources
         resources = resources_here(
             Resources(cpus_per_worker=wanted.cpus, gpus_per_worker=wanted.gpus)
         )
-        stopping = settings.early_stopping
-        trials = search(
-            Objective(
-                learner=settings.learner,
-                fixed=settings.settings,
-                examples=examples,
-                validation=validation,
-                catalogue=catalogue,
-                scratch=(folder / "scratch").resolve(),
-                seed=settings.seed,
-                resources=resources,
-                grace=stopping.grace,
-            ),
-            settings.space,
-            Budget(
-                trials=settings.trials,
-                minutes=settings.minutes,
-                concurrent=settings.concurrent,
-                resources=resources,
-                grace=stopping.grace,
-                reduction=stopping.reduction,
-            ),
-            folder,
-            start=starting_point(settings.space, start),
+        objectives = _objectives(settings, workspace, upstream, folder, resources)
+        own = start if inside(settings.space, start) else None
+        plan = Run(
+            *(SEARCH, folder, _scratch(folder, SEARCH), settings.space, settings, resources, own),
+            last=_last(settings),
         )
+        trials = search(objectives(SEARCH), plan, start=own, first=warm)
+        found = Found(settings, trials, resources.cpus_per_worker, resources.gpus_per_worker)
+        if settings.compare_random:
+            found.random = random_search(objectives("random"), plan, trials, own)
+        if _full(settings) is not None:
+            found.full = refit_full(objectives(FULL), plan, trials, own)
     shutil.rmtree(folder / "scratch", ignore_errors=True)
     with task("report"):
-        write_best(folder / "best.yaml", settings.learner, settings.settings, trials)
-        write_report(folder / "report.html", settings.learner, settings.space, trials)
-        write_atomic(
-            folder / "trials.json",
-            json.dumps([trial.__dict__ for trial in trials], indent=1) + "\n",
-        )
-    best = best_of(trials)
+        write_best(folder / "best.yaml", found)
+        write_report(folder / "report.html", found)
+        content = {name: [t.__dict__ for t in trials] for name, trials in found.studies.items()}
+        write_atomic(folder / "trials.json", json.dumps(content, indent=1) + "\n")
+    best = best_of(found.chosen_among, settings.objective)
     planned.counts = {
         "trials": len(trials),
         "stopped": sum(trial.state == STOPPED for trial in trials),
         "failed": sum(trial.state == FAILED for trial in trials),
-        "requests": validation.n_requests,
+        "infeasible": sum(trial.state == INFEASIBLE for trial in trials),
     }
-    planned.figures = {METRIC: best.score, "trial": best.number, "best": best.values}
+    planned.figures = {
+        settings.objective.metric: best.score,
+        "trial": best.number,
+        "best": best.values,
+        "core_seconds": round(found.cost(trials), 1),
+    }
     planned.seconds = time.monotonic() - began
     planned.write(folder)
     return planned
+
+
+def check(settings: TuneSettings, features: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Hold a search against what it searches, before anything is read.
+
+    Args:
+        settings: the YAML.
+        features: settings of the features stage, as its manifest holds them.
+
+    Returns:
+        The values that a search starts from: the settings of the YAML, else the defaults.
+
+    Raises:
+        UserError: whatever cannot work.
+    """
+    where = f"tune {settings.folder_name}"
+    space = settings.space
+    own = of_namespace(space, "")
+    model = settings_model(settings)
+    values = check_space(own, settings.settings, model, where=where)
+    point = starting_values(own, values)
+    data, stage = of_namespace(space, "data"), of_namespace(space, "features")
+    if settings.learner == ENSEMBLE and (data or stage):
+        raise UserError(
+            "an ensemble is fitted on stored base scores: it has no settings of data",
+            where=f"{where}: space",
+        )
+    defaults = check_space(data, {}, DataSettings, where=f"{where}: data")
+    point |= {f"data.{name}": value for name, value in starting_values(data, defaults).items()}
+    if stage:
+        check_features(stage, features, where=f"{where}: features")
+        started = features_start(stage, features)
+        point |= {f"features.{name}": value for name, value in started.items()}
+    check_metrics(settings.objective.metric, settings.constraints, settings.objective.direction)
+    check_loggers(settings.logging)
+    if settings.learner == ENSEMBLE:
+        if settings.scheduler.kind != "none" or settings.proxy is not None:
+            raise UserError(
+                "an ensemble is fitted at once: nothing to stop early, and no proxy",
+                where=where,
+                mend="set scheduler: none, and leave proxy out",
+            )
+        return point
+    learner = learner_class(settings.learner)
+    if isinstance(settings.scheduler, Pbt):
+        check_population(list(space), learner.changeable, settings.learner, learner.steps)
+    if settings.proxy is not None and settings.proxy.steps < 1 and not learner.steps:
+        raise UserError(f"{settings.learner} has no steps to take fewer of", where="proxy.steps")
+    return point
+
+
+def settings_model(settings: TuneSettings) -> type[Settings]:
+    """The model of what is searched: a learner's settings, or the ensemble's."""
+    if settings.learner == ENSEMBLE:
+        return EnsembleSettings
+    return learner_class(settings.learner).settings_model
+
+
+def starting_values(space: Mapping[str, Any], start: Settings) -> dict[str, Scalar]:
+    """A model's own values of what is searched, inside the space or not."""
+    return starting_point(space, start, anywhere=True) or {}
 
 
 def folder_of(settings: TuneSettings, workspace: Workspace) -> Path:
@@ -185,10 +189,97 @@ def folder_of(settings: TuneSettings, workspace: Workspace) -> Path:
     return workspace.tune / settings.folder_name
 
 
+def _objectives(
+    settings: TuneSettings,
+    workspace: Workspace,
+    upstream: Manifest,
+    folder: Path,
+    resources: Resources,
+) -> Any:
+    """What gives the objective of each study."""
+    folds = upstream.figures["folds"]
+    every = Examples(workspace.features, tuple(folds["train"]))
+    judged = every.with_folds(folds["validation"])
+    if settings.learner == ENSEMBLE:
+        scores = BaseScores.read(workspace.train / "base_scores", judged)
+        _require_positives(bool((scores.label > 0).any()), workspace)
+        families = Ensemble.load(workspace.train / "ensemble.json").families
+
+        def of_ensemble(study: str) -> Objective:
+            place = _scratch(folder, study)
+            return EnsembleObjective(scores, families, settings.settings, place)
+
+        return of_ensemble
+    catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
+    searched = bool(of_namespace(settings.space, "features"))
+
+    def of_learner(study: str) -> Objective:
+        proxy = (settings.proxy if study != FULL else None) or Proxy()
+        with task("read examples"):
+            examples, validation = every, judged
+            if proxy.requests:
+                examples = sample_requests(every, proxy.requests, folder / "fitted")
+            if proxy.validation_requests:
+                validation = sample_requests(judged, proxy.validation_requests, folder / "judged")
+            rows = Rows(examples, validation.batch())
+        label = rows.validation.label
+        _require_positives(label is not None and bool((label > 0).any()), workspace)
+        return LearnerObjective(
+            learner=settings.learner,
+            fixed=settings.settings,
+            rows=FeatureRuns(rows, workspace, folder / "features", upstream.settings, proxy)
+            if searched
+            else rows,
+            catalogue=catalogue,
+            folder=_scratch(folder, study),
+            seed=settings.seed,
+            resources=resources,
+            grace=settings.grace if study == SEARCH else 0,
+            every=settings.every,
+            share=proxy.steps,
+        )
+
+    return of_learner
+
+
+def _require_positives(there: bool, workspace: Workspace) -> None:
+    """Look for something wanted to judge by.
+
+    Raises:
+        UserError: there is nothing.
+    """
+    if not there:
+        raise UserError(
+            "no positive label among the retrieved candidates of the validation fold: every "
+            "setting would score the same",
+            where=str(workspace.features),
+            mend="take more events, fewer folds, or more candidates in `raysys features`",
+        )
+
+
+def _full(settings: TuneSettings) -> Full | None:
+    """How the best are refitted; a population's always are: its settings changed on the way."""
+    if settings.full is None and isinstance(settings.scheduler, Pbt):
+        return Full()
+    return settings.full
+
+
+def _last(settings: TuneSettings) -> int:
+    """Steps after which a member of a population is done."""
+    if not isinstance(settings.scheduler, Pbt):
+        return 0
+    return settings.scheduler.interval * (settings.trials // settings.scheduler.population)
+
+
+def _scratch(folder: Path, study: str) -> Path:
+    """Where the trials of a study keep their checkpoints."""
+    return (folder / "scratch" / study).resolve()
+
+
 def _causes(settings: TuneSettings, planned: Manifest) -> str:
     """Fingerprint of all that a trial's score depends on; budgets are not part of it."""
     content = settings.model_dump(mode="json")
-    for budget in ("trials", "minutes", "concurrent", "name"):
+    for budget in BUDGETS:
         del content[budget]
     return digest([content, planned.inputs])
 
@@ -205,7 +296,8 @@ def _go_on_or_start_anew(folder: Path, causes: str, *, force: bool) -> None:
 
 def _only_failed(folder: Path) -> bool:
     """Whether trials ended and none was of use: their reason may be mended by now."""
-    if not (folder / JOURNAL).is_file():
+    if not has_study(folder, SEARCH):
         return False
-    trials = trials_of(open_study(folder, seed=0))
-    return bool(trials) and all(trial.state == FAILED for trial in trials)
+    assert (folder / JOURNAL).is_file()
+    trials = trials_of(open_study(folder))
+    return bool(trials) and all(trial.state in (FAILED, INFEASIBLE) for trial in trials)

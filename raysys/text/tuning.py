@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from raysys.features.batch import Batch
+from raysys.storage import CheckpointFolder
 from raysys.text.augment.pairs import PairCopies
 from raysys.text.encoder import States, autocast
 from raysys.text.histories import PAD, history_codes
 from raysys.text.items import ItemTexts
 from raysys.text.towers import Towers, sampled_softmax_loss
+from raysys.text.training.resuming import resumed, write_state
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ def fine_tune(
     device: torch.device,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
     after_step: Callable[[int, float], None] | None = None,
+    checkpoint: CheckpointFolder | None = None,
 ) -> None:
     """Fine-tune `towers` in place: AdamW, linear warm-up, then linear decay to nothing.
 
@@ -171,6 +174,7 @@ def fine_tune(
         device: to run on.
         wrap: what makes the module a distributed one; None: alone.
         after_step: told (step from 1, loss).
+        checkpoint: where the training leaves its state, and takes it up from, alone.
     """
     towers.to(device).train(False)  # gradients yes, dropout no: so few steps need none
     module = wrap(towers) if wrap else towers
@@ -192,7 +196,10 @@ def fine_tune(
         lambda step: min((step + 1) / warm, (course.steps - step) / max(1, course.steps - warm)),
     )
     log_q = torch.from_numpy(requests.log_q(course.negatives)) * course.popularity_correction
+    done = resumed(checkpoint, towers, optimiser, schedule)
     for step, lesson in enumerate(requests.lessons(course, seed), start=1):
+        if step <= done:
+            continue  # drawn all the same: the draws that follow depend on it
         padded, mask = states.padded(torch.from_numpy(lesson.texts), device)
         of_columns = log_q[torch.from_numpy(lesson.texts[lesson.columns])].to(device)
         with autocast(device):
@@ -214,4 +221,6 @@ def fine_tune(
         schedule.step()
         if after_step is not None:
             after_step(step, float(loss.detach()))
+        if checkpoint is not None and (checkpoint.due(step) or step == course.steps):
+            write_state(checkpoint, step, towers, optimiser)
     towers.to("cpu")

@@ -23,8 +23,10 @@ def sample_requests(examples: Examples, count: int, root: Path) -> Examples:
     Args:
         examples: the view to sample; its `part` and `shard` do not matter here.
         count: how many requests to keep; the view itself comes back when it has no more.
-        root: a features folder to make (`examples/`, `requests/`), replaced if it is there.
+        root: a features folder to make (`examples/`, `requests/`); taken as it is if it is there.
     """
+    if root.is_dir():
+        return replace(examples, root=root)
     total = sum(pq.read_metadata(path).num_rows for path in examples.files("requests"))
     if total <= count:
         return examples

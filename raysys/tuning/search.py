@@ -1,289 +1,228 @@
-"""The search itself: Optuna proposes, ASHA stops the hopeless, Ray Tune runs trials side by side.
+"""The search itself: Optuna proposes, a scheduler stops the hopeless, Ray Tune runs trials.
 
-Every trial that ends is in `trials.log` (Optuna's journal, JSON lines, readable with
-optuna-dashboard) before the next one starts. A search that was cut off, by whatever means, goes on
-from there: trials that had ended are kept, those that ran are run again with the same settings.
-`Tuner.restore` is not used: its snapshots lag behind by seconds, so a kill loses ended trials, and
-it keeps state as pickles.
+Every trial that ends is in the journal before the next one starts (`study.py`), and every trial
+that runs keeps checkpoints (`objective.py`). A search that was cut off, by whatever means, goes on
+from there: trials that had ended are kept, those that ran go on from their last checkpoint.
+`Tuner.restore` is not used: its snapshots lag behind by seconds, so a kill loses ended trials, it
+knows of checkpoints only those that such a snapshot saw, and it keeps state as pickles.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from raysys.catalogue import Catalogue
 from raysys.errors import UserError
-from raysys.features.batch import Batch
-from raysys.features.examples import Examples
-from raysys.learners import make_learner
-from raysys.learners.protocol import Context, Resources
-from raysys.learners.validation import NDCG
 from raysys.progress import task
-from raysys.tuning.space import Parameter, Scalar
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.storages import JournalStorage
-
-log = logging.getLogger("raysys")
-
-JOURNAL = "trials.log"
-METRIC = "ndcg@10"
-TAIL = "tail_ndcg@10"
-STEP = "step"
-ERROR = "error"
-STUDY = "search"
-
-COMPLETE, STOPPED, FAILED = "complete", "stopped", "failed"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial that ended.
-
-    Attributes:
-        number: in the order of proposal, from 0.
-        values: what was searched.
-        state: `complete`, `stopped` (by ASHA, early) or `failed`.
-        score: NDCG@10 on the validation fold; None unless complete.
-        tail: (step, NDCG@10 on the tail of the fitted rows) as the fit went on.
-        seconds: of the fit and the judging.
-        error: why it failed.
-    """
-
-    number: int
-    values: dict[str, Scalar]
-    state: str
-    score: float | None
-    tail: list[tuple[int, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much a search may spend, and how.
-
-    Attributes:
-        trials: how many, those of earlier runs of the same search included.
-        minutes: wall clock of this run; trials that still run then are cut off.
-        concurrent: trials side by side; None: as many as the cluster has room for.
-        resources: of one trial.
-        grace: steps before ASHA may stop a trial, and how often a trial tells its score; 0: no
-            trial is stopped.
-        reduction: ASHA lets one trial in so many go on past each rung.
-    """
-
-    trials: int
-    minutes: float
-    concurrent: int | None = None
-    resources: Resources = field(default_factory=Resources)
-    grace: int = 0
-    reduction: int = 3
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What one trial does: fit on the train folds, score the validation fold.
-
-    Attributes:
-        learner: name in the registry of learners.
-        fixed: settings that are not searched.
-        examples: the train folds.
-        validation: labelled rows to judge by.
-        catalogue: every item.
-        scratch: a folder that all workers see.
-        seed: of every fit.
-        resources: of every fit.
-        grace: the score on the tail is told every so many steps; 0: never.
-    """
-
-    learner: str
-    fixed: Mapping[str, Any]
-    examples: Examples
-    validation: Batch
-    catalogue: Catalogue
-    scratch: Path
-    seed: int
-    resources: Resources
-    grace: int
-
-    def __call__(self, values: Mapping[str, Any]) -> None:
-        """Run a trial inside a Ray Tune worker, reporting to Tune as it goes.
-
-        A failure is an outcome like another: other settings may work. Its reason is reported.
-        """
-        from ray import tune
-
-        try:
-            tune.report(self._outcome(values))
-        except Exception as error:
-            log.exception("trial with %s failed", dict(values))
-            said = error.what if isinstance(error, UserError) else error
-            reason = f"{type(error).__name__}: {said}"
-            tune.report({STEP: 0, TAIL: math.nan, METRIC: math.nan, ERROR: reason})
-
-    def _outcome(self, values: Mapping[str, Any]) -> dict[str, float]:
-        """Fit, telling the score on the tail on the way, and judge."""
-        from ray import tune
-
-        last = [0, math.nan]
-        due = self.grace
-
-        def told(step: int, score: float) -> None:
-            nonlocal due
-            last[:] = [step, score]
-            if step >= due:
-                due = step + self.grace
-                tune.report({STEP: step, TAIL: score, METRIC: math.nan})
-
-        learner = make_learner(self.learner, {**self.fixed, **values})
-        context = Context(self.catalogue, self.scratch, self.seed, self.resources)
-        model = learner.fit_local(self.examples, context, told if self.grace else None)
-        score = NDCG(self.validation)(model.score(self.validation))
-        step, tail = last
-        tail = score if math.isnan(tail) else tail
-        return {STEP: step + 1, TAIL: tail, METRIC: score}
+from raysys.tuning.objective import Objective
+from raysys.tuning.settings import Grid, NoScheduler, Random, TuneSettings
+from raysys.tuning.space import Scalar, grid, inside
+from raysys.tuning.study import (
+    COMPLETE,
+    FAILED,
+    FULL,
+    INFEASIBLE,
+    RANDOM,
+    SEARCH,
+    STEPS,
+    STOPPED,
+    Trial,
+    best_of,
+    open_study,
+    ranked,
+    trials_of,
+)
 
 
 def search(
     objective: Objective,
-    space: Mapping[str, Parameter],
-    budget: Budget,
-    folder: Path,
+    plan: Any,
     *,
     start: Mapping[str, Scalar] | None = None,
+    first: Sequence[tuple[Mapping[str, Scalar], Mapping[str, Any]]] = (),
 ) -> list[Trial]:
-    """Run trials until the budget is spent, going on where an earlier run ended.
+    """Run the trials of one study until its budget is spent, going on where an earlier run ended.
 
     Args:
         objective: what a trial does.
-        space: what is searched.
-        budget: trials, minutes, resources.
-        folder: holds the journal; of one search only.
+        plan: a `runner.Run`: the study, its space, its settings.
         start: values of the first trial, to have the learner's own among those compared.
+        first: values of the trials after it, and attributes for the journal.
 
     Returns:
         All trials that ended, of this run and earlier ones, in order of proposal.
 
     Raises:
-        UserError: no trial could be completed.
+        UserError: no trial could be completed, or none keeps to the constraints.
     """
     from raysys.tuning import runner
 
-    study = open_study(folder, objective.seed)
-    waiting = _take_up(study, start)
+    settings: TuneSettings = plan.settings
+    goal = settings.objective
+    study = open_study(plan.folder, name=plan.study, goal=goal)
+    interrupted = len(study.get_trials(deepcopy=False, states=_running()))
+    if not study.get_trials(deepcopy=False):
+        _queue(study, plan, start, first)
     before = trials_of(study)
-    left = budget.trials - len(before)
+    left = settings.trials - len(before)
     if left > 0:
-        with task(f"tune {objective.learner}", total=budget.trials) as progress:
+        with task(_title(settings, plan.study), total=settings.trials) as progress:
             progress.reach(len(before))
-            scratch = folder / "ray"
-            try:
-                runner.run(objective, space, budget, folder, left, progress)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-            progress.note = _note(trials_of(open_study(folder, objective.seed)), waiting)
-    trials = trials_of(open_study(folder, objective.seed))
-    if not any(trial.state == COMPLETE for trial in trials):
-        reasons = [trial.error for trial in trials if trial.error]
-        raise UserError(
-            f"none of {len(trials)} trials could be completed"
-            + (f"; the first failed with: {reasons[0]}" if reasons else ""),
-            where=str(folder),
-            mend="narrow the space to settings that work, or give more minutes; run again, it "
-            "starts anew",
-        )
+            runner.run(objective, plan, left, progress)
+            ended = trials_of(open_study(plan.folder, name=plan.study, goal=goal))
+            progress.note = _note(ended, interrupted, settings)
+    trials = trials_of(open_study(plan.folder, name=plan.study, goal=goal))
+    if plan.study != RANDOM:
+        _require_some(trials, settings, where=str(plan.folder))
     return trials
 
 
-def best_of(trials: list[Trial]) -> Trial:
-    """The completed trial with the highest score; the earliest of equals."""
-    return max(
-        (trial for trial in trials if trial.score is not None),
-        key=lambda trial: (trial.score, -trial.number),
+def random_search(
+    objective: Objective, plan: Any, trials: Sequence[Trial], start: Mapping[str, Scalar] | None
+) -> list[Trial]:
+    """What a random search finds that may cost as much as a search did, in core-seconds.
+
+    Nobody is stopped early, as a random search knows no better. The trial in which the cost is
+    reached is the last; what it costs more is seen in the report.
+
+    Args:
+        objective: of the search.
+        plan: of the search.
+        trials: of the search.
+        start: its first trial, which both of them try.
+    """
+    hours = sum(trial.seconds for trial in trials) / 3600
+    settings = plan.settings.model_copy(
+        update={
+            "searcher": Random(),
+            "scheduler": NoScheduler(),
+            "plateau": None,
+            "trials": 100 * plan.settings.trials,
+            "core_hours": hours * plan.resources.cpus_per_worker,
+            "gpu_hours": None,
+            "constraints": plan.settings.constraints,
+        }
     )
+    study = open_study(plan.folder, name=RANDOM, goal=settings.objective)
+    spent = sum(trial.seconds for trial in trials_of(study)) / 3600
+    if study.get_trials(deepcopy=False) and spent >= hours:
+        return trials_of(study)
+    return search(objective, replace(plan, study=RANDOM, settings=settings), start=start)
 
 
-def journal(folder: Path) -> JournalStorage:
-    """Optuna's storage in a search's folder; made if it is not there."""
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+def refit_full(
+    objective: Objective,
+    plan: Any,
+    trials: Sequence[Trial],
+    start: Mapping[str, Scalar] | None,
+) -> list[Trial]:
+    """The best few of a search and the learner's own settings, judged on everything.
 
-    folder.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-
-
-def open_study(folder: Path, seed: int) -> optuna.Study:
-    """Optuna's study over the journal in a search's folder; made if it is not there."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(
-        study_name=STUDY,
-        storage=journal(folder),
-        sampler=optuna.samplers.TPESampler(seed=seed),
-        direction="maximize",
-        load_if_exists=True,
+    Args:
+        objective: on all requests, with all steps.
+        plan: of the search.
+        trials: of the search.
+        start: the learner's own settings of what was searched; None: outside the space.
+    """
+    full, proxy = plan.settings.full, plan.settings.proxy
+    share = proxy.steps if proxy else 1.0
+    chosen: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
+    for trial in ranked(trials, plan.settings.objective):
+        if trial.values not in [values for values, _ in chosen] and len(chosen) < full.best:
+            steps = {} if trial.steps is None else {STEPS: round(trial.steps / share)}
+            chosen.append((trial.values, steps))
+    if start is not None and dict(start) not in [values for values, _ in chosen]:
+        chosen.append((dict(start), {}))
+    settings = plan.settings.model_copy(
+        update={
+            "searcher": Random(),
+            "scheduler": NoScheduler(),
+            "plateau": None,
+            "trials": len(chosen),
+            "minutes": full.minutes,
+            "core_hours": None,
+            "gpu_hours": None,
+        }
     )
+    plan = replace(plan, study=FULL, settings=settings)
+    return search(objective, plan, first=chosen)
 
 
-def trials_of(study: optuna.Study) -> list[Trial]:
-    """The trials of a study that ended by themselves."""
-    from optuna.trial import TrialState
+def _queue(
+    study: Any,
+    plan: Any,
+    start: Mapping[str, Scalar] | None,
+    first: Sequence[tuple[Mapping[str, Scalar], Mapping[str, Any]]],
+) -> None:
+    """What is tried before anything is proposed."""
+    settings: TuneSettings = plan.settings
+    if plan.study == SEARCH and settings.scheduler.kind == "pbt":
+        return  # a population begins with `start` by itself
+    if plan.study == SEARCH and isinstance(settings.searcher, Grid):
+        points = grid(plan.space, settings.searcher.points, settings.seed)
+        for _, point in zip(range(settings.trials), points, strict=False):
+            study.enqueue_trial(point)
+        return
+    for values, attributes in [*([(start, {})] if start is not None else []), *first]:
+        if inside(plan.space, values):
+            study.enqueue_trial(dict(values), user_attrs=dict(attributes), skip_if_exists=True)
 
-    states = {TrialState.COMPLETE: COMPLETE, TrialState.PRUNED: STOPPED, TrialState.FAIL: FAILED}
-    found = []
-    for trial in study.get_trials(deepcopy=False):
-        attributes = trial.user_attrs
-        if trial.state not in states:
-            continue
-        if trial.state is TrialState.FAIL and "error" not in attributes:
-            continue  # cut off, and queued again
-        found.append(
-            Trial(
-                number=trial.number,
-                values=dict(trial.params),
-                state=states[trial.state],
-                score=trial.value if trial.state is TrialState.COMPLETE else None,
-                tail=sorted(trial.intermediate_values.items()),
-                seconds=float(attributes.get("seconds", 0.0)),
-                error=str(attributes.get("error", "")),
-            )
+
+def _require_some(trials: Sequence[Trial], settings: TuneSettings, *, where: str) -> None:
+    """Look for a trial that can be the best.
+
+    Raises:
+        UserError: there is none; says why.
+    """
+    if any(trial.state == COMPLETE for trial in trials):
+        return
+    infeasible = [trial for trial in trials if trial.state == INFEASIBLE]
+    if infeasible:
+        least = {
+            name: min(trial.metrics[name] for trial in infeasible) for name in settings.constraints
+        }
+        told = ", ".join(
+            f"{name} at most {most:g}, the least was {least[name]:.4g}"
+            for name, most in settings.constraints.items()
         )
-    return found
+        raise UserError(
+            f"none of {len(trials)} trials keeps to the constraints ({told})",
+            where=where,
+            mend="allow more, or search settings that cost less",
+        )
+    reasons = [trial.error for trial in trials if trial.error]
+    raise UserError(
+        f"none of {len(trials)} trials could be completed"
+        + (f"; the first failed with: {reasons[0]}" if reasons else ""),
+        where=where,
+        mend="narrow the space to settings that work, or give more minutes; run again, it "
+        "starts anew",
+    )
 
 
-def _take_up(study: optuna.Study, start: Mapping[str, Scalar] | None) -> int:
-    """Queue again what was running when an earlier run ended; returns how many those are."""
+def _running() -> tuple[Any, ...]:
     from optuna.trial import TrialState
 
-    trials = study.get_trials(deepcopy=False)
-    if not trials and start is not None:
-        study.enqueue_trial(dict(start))
-    running = [trial for trial in trials if trial.state is TrialState.RUNNING]
-    for trial in running:
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
-    return len(running)
+    return (TrialState.RUNNING,)
 
 
-def _note(trials: list[Trial], resumed: int) -> str:
-    """What came of a search, in a line."""
-    stopped = sum(trial.state == STOPPED for trial in trials)
-    failed = sum(trial.state == FAILED for trial in trials)
-    parts = [f"{len(trials)} trials, {stopped} stopped early"]
-    if failed:
-        parts.append(f"{failed} failed")
+def _title(settings: TuneSettings, study: str) -> str:
+    told = {SEARCH: "", RANDOM: ": at random", FULL: ": the best in full"}[study]
+    return f"tune {settings.folder_name}{told}"
+
+
+def _note(trials: Sequence[Trial], resumed: int, settings: TuneSettings) -> str:
+    """What came of a study, in a line."""
+    count = {
+        state: sum(trial.state == state for trial in trials)
+        for state in (STOPPED, FAILED, INFEASIBLE)
+    }
+    parts = [f"{len(trials)} trials, {count[STOPPED]} stopped early"]
+    parts += [f"{count[state]} {state}" for state in (FAILED, INFEASIBLE) if count[state]]
     if resumed:
-        parts.append(f"{resumed} run again after an interruption")
-    if len(trials) > stopped + failed:
-        best = best_of(trials)
-        parts.append(f"best {METRIC} {best.score:.4f} in trial {best.number}")
+        parts.append(f"{resumed} taken up again after an interruption")
+    if len(trials) > sum(count.values()):
+        best = best_of(trials, settings.objective)
+        parts.append(f"best {settings.objective.metric} {best.score:.4f} in trial {best.number}")
     return ", ".join(parts)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,31 @@ import psutil
 import pytest
 import yaml
 
+from raysys.catalogue import Catalogue
+from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.storage import Manifest, Workspace
-from raysys.tuning.report import write_best, write_report
+from raysys.tuning.objective import Job, LearnerObjective, Rows
+from raysys.tuning.plots import importance
+from raysys.tuning.report import Found, write_best, write_report
+from raysys.tuning.runner import JournalSearch
 from raysys.tuning.sample import sample_requests
-from raysys.tuning.search import COMPLETE, FAILED, STOPPED, Trial, best_of, open_study, trials_of
+from raysys.tuning.settings import TuneSettings, WarmStart
 from raysys.tuning.space import Choice, FloatRange, distributions
+from raysys.tuning.study import (
+    COMPLETE,
+    FAILED,
+    INFEASIBLE,
+    STOPPED,
+    Trial,
+    best_of,
+    open_study,
+    take_up,
+    trials_of,
+)
+from raysys.tuning.warm import warm_points
 from tests.synthetic import write_examples
+from tests.tuning import toy
 
 SPACE = {
     "learning_rate": FloatRange(low=0.02, high=0.5, log=True),
@@ -51,26 +70,36 @@ def test_a_sample_larger_than_the_data_is_the_data(shop, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_the_journal_keeps_what_ended_and_runs_again_what_was_cut_off(tmp_path):
+def test_the_journal_keeps_what_ended_and_hands_out_again_what_was_cut_off(tmp_path):
     from optuna.trial import TrialState
-
-    from raysys.tuning.search import _take_up
 
     study = open_study(tmp_path, seed=1)
     asked = [study.ask(distributions(SPACE)) for _ in range(3)]
+    asked.append(study.ask())  # killed while it was proposed
     study.tell(asked[0], 0.25)
     asked[1].report(0.1, 20)
     study.tell(asked[1], state=TrialState.PRUNED)
+    asked[2].report(0.3, 20)
 
-    again = open_study(tmp_path, seed=1)  # as a new process sees it: trial 2 never ended
+    again = open_study(tmp_path, seed=1)  # as a new process sees it: trials 2 and 3 never ended
     assert [(trial.number, trial.state) for trial in trials_of(again)] == [
         (0, COMPLETE),
         (1, STOPPED),
     ]
     assert trials_of(again)[1].tail == [(20, 0.1)]
-    assert _take_up(again, start=None) == 1
-    assert again.ask(distributions(SPACE)).params == asked[2].params
-    assert len(trials_of(again)) == 2  # the one cut off counts for nothing
+    taken = take_up(again, SPACE)
+    assert [(t.number, t.params, t.intermediate_values) for t in taken] == [
+        (2, asked[2].params, {20: 0.3})
+    ]
+    assert len(trials_of(again)) == 2  # the one that never began counts for nothing
+
+
+def test_a_trial_that_was_cut_off_goes_on_under_its_number(tmp_path):
+    first = JournalSearch(toy.plan(tmp_path, retries=0))
+    cut = first.suggest("cut")
+    again = JournalSearch(toy.plan(tmp_path))
+    assert again.suggest("one") == cut
+    assert again.suggest("two")["trial"]["number"] == 1
 
 
 def test_a_search_of_which_every_trial_failed_starts_anew(tmp_path):
@@ -108,42 +137,104 @@ TRIALS = [
     Trial(1, {"learning_rate": 0.3, "mode": None}, STOPPED, None, [(20, 0.1), (40, 0.11)], 0.5),
     Trial(2, {"learning_rate": 0.05, "mode": "slow"}, COMPLETE, 0.24, [(20, 0.2)], 2.0),
     Trial(3, {"learning_rate": 0.4, "mode": "slow"}, FAILED, None, [], 0.0, "ValueError: <no>"),
-]
+    Trial(4, {"learning_rate": 0.2, "mode": "slow"}, INFEASIBLE, 0.3, [], 1.0, "size_mb is 9",
+          {"size_mb": 9.0, "latency_ms": 2.5}),
+]  # fmt: skip
+
+
+def found(**settings) -> Found:
+    space = {name: parameter.model_dump() for name, parameter in SPACE.items()}
+    content = {"learner": "lightgbm_ranker", "settings": {"n_estimators": 50}, "space": space}
+    return Found(TuneSettings.model_validate(content | settings), TRIALS)
 
 
 def test_best_settings_are_yaml_that_says_what_they_reached(tmp_path):
-    write_best(tmp_path / "best.yaml", "some_learner", {"n_estimators": 50}, TRIALS)
+    write_best(tmp_path / "best.yaml", found())
     text = (tmp_path / "best.yaml").read_text()
-    assert best_of(TRIALS).number == 2
+    assert best_of(TRIALS).number == 2, "not the one that broke a constraint"
     assert yaml.safe_load(text) == {
-        "some_learner": {"n_estimators": 50, "learning_rate": 0.05, "mode": "slow"}
+        "lightgbm_ranker": {"n_estimators": 50, "learning_rate": 0.05, "mode": "slow"}
     }
     assert "0.2400" in text.splitlines()[0]
 
 
+def test_best_settings_hold_the_datas_and_what_was_nested(tmp_path):
+    values = {"head.width": 8, "data.negatives": 10, "methods": 'list ["a", "b"]'}
+    best = replace(TRIALS[2], values=values, steps=120)
+    outcome = replace(found(settings={"head": {"dropout": 0.5}}), full=[best])
+    write_best(tmp_path / "best.yaml", outcome)
+    assert yaml.safe_load((tmp_path / "best.yaml").read_text()) == {
+        "lightgbm_ranker": {
+            "head": {"dropout": 0.5, "width": 8},
+            "methods": ["a", "b"],
+            "n_estimators": 120,
+        },
+        "data": {"negatives": 10},
+    }
+
+
 def test_the_report_shows_every_trial_and_why_one_failed(tmp_path):
-    write_report(tmp_path / "report.html", "some_learner", SPACE, TRIALS)
+    more = [replace(TRIALS[2], number=at, score=0.2 + at / 100) for at in range(5, 11)]
+    outcome = found(constraints={"size_mb": 5})
+    outcome.trials = [*TRIALS, *more]
+    outcome.random = [replace(TRIALS[0], number=0, score=0.2)]
+    outcome.full = [replace(TRIALS[2], number=0, score=0.26)]
+    write_report(tmp_path / "report.html", outcome)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 3
-    assert "ValueError: &lt;no&gt;" in page
+    assert page.count("<svg") == 5  # course, parallel, what matters, settings, fits
+    assert "ValueError: &lt;no&gt;" in page and "size_mb is 9" in page
     assert "from 0.02 to 0.5, logarithmic" in page
-    for trial in TRIALS:
+    for trial in outcome.trials:
         assert trial.state in page
+    for fact in ("0.2600", "best at random, same cost", "core-seconds", "0.3000"):
+        assert fact in page
+
+
+def test_what_matters_is_what_moves_the_score():
+    rng = np.random.default_rng(3)
+    space = {"big": FloatRange(low=0, high=1), "idle": FloatRange(low=0, high=1)}
+    trials = []
+    for number in range(40):
+        big, idle = rng.random(2).tolist()
+        trials.append(Trial(number, {"big": big, "idle": idle}, COMPLETE, big**2))
+    shares = importance(space, trials, seed=1)
+    assert shares["big"] > 0.9 and sum(shares.values()) == pytest.approx(1)
+    assert importance(space, trials[:5], seed=1) == {}
+    assert importance(space, [replace(t, score=0.5) for t in trials], seed=1) == {}
+
+
+def test_warm_points_are_the_best_of_earlier_searches_within_the_space(tmp_path, caplog):
+    space = toy.plan(tmp_path).space
+    trials = toy.drive(toy.plan(tmp_path / "earlier"), 6)
+    ranked = sorted(trials, key=lambda trial: -trial.score)
+    start = {"rate": 0.5, "leaves": 9}
+    (tmp_path / "best.yaml").write_text("lightgbm_ranker: {rate: 0.25, other: 3}\n")
+    (tmp_path / "far.yaml").write_text("lightgbm_ranker: {rate: 7}\n")
+    files = tuple(str(tmp_path / name) for name in ("best.yaml", "far.yaml", "earlier"))
+    points = warm_points(WarmStart(files=files, best=2), "lightgbm_ranker", space, start)
+    assert points == [{"rate": 0.25, "leaves": 9}, ranked[0].values, ranked[1].values]
+    assert "far.yaml lies outside the space" in caplog.text
+    for name, problem in (("none.yaml", "no such file"), ("best.yaml", "no settings of two_tower")):
+        warm = WarmStart(files=(str(tmp_path / name),))
+        with pytest.raises(UserError, match=problem):
+            warm_points(warm, "two_tower", space, start)
 
 
 SEARCH = {
     "learner": "lightgbm_ranker",
     "name": "small",
-    "settings": {"n_estimators": 150, "early_stopping_rounds": 0, "min_child_samples": 5},
+    "settings": {"n_estimators": 900, "early_stopping_rounds": 0, "min_child_samples": 5},
     "space": {
         "learning_rate": {"kind": "float", "low": 0.01, "high": 0.5, "log": True},
-        "num_leaves": {"kind": "int", "low": 3, "high": 31},
+        "num_leaves": {"kind": "int", "low": 7, "high": 31},
+        "data.negatives": {"kind": "choice", "choices": [15, 0]},
     },
-    "trials": 8,
+    "trials": 5,
     "concurrent": 1,
-    "early_stopping": {"grace": 0},
-    "sample_requests": 100,
-    "sample_validation": 60,
+    "scheduler": "none",
+    "checkpoint_steps": 20,
+    "proxy": {"requests": 100, "validation_requests": 60},
+    "logging": ["tensorboard", "mlflow"],
 }
 
 
@@ -167,8 +258,15 @@ def _ended(folder: Path) -> dict[int, float]:
     return {trial.number: trial.score for trial in trials_of(open_study(folder, seed=17))}
 
 
+def _in_midst(folder: Path, done: int) -> bool:
+    """Whether so many trials ended and the next has some trees in a checkpoint."""
+    return len(_ended(folder)) >= done and bool(
+        list((folder / "scratch" / "search").glob(f"trial-{done}/step-*[1-9]*"))
+    )
+
+
 @pytest.mark.slow
-def test_a_search_cut_off_twice_goes_on_without_losing_a_trial(tmp_path):
+def test_a_search_whose_driver_and_worker_are_killed_loses_nothing(tmp_path):
     workspace = Workspace(tmp_path / "run")
     write_examples(workspace.features)
     figures = {"folds": {"train": [0, 1], "validation": 2, "report": 3}}
@@ -178,10 +276,10 @@ def test_a_search_cut_off_twice_goes_on_without_losing_a_trial(tmp_path):
     folder = workspace.tune / "small"
 
     before: dict[int, float] = {}
-    for blow in (signal.SIGINT, signal.SIGKILL):
+    for done, blow in ((1, signal.SIGINT), (2, signal.SIGKILL)):
         running = _tune(workspace.root, config)
         children: list[psutil.Process] = []
-        while running.poll() is None and len(_ended(folder)) < len(before) + 2:
+        while running.poll() is None and not _in_midst(folder, done):
             _wait(running, 0.1)
             with contextlib.suppress(psutil.NoSuchProcess):
                 children = psutil.Process(running.pid).children(recursive=True)
@@ -194,21 +292,53 @@ def test_a_search_cut_off_twice_goes_on_without_losing_a_trial(tmp_path):
         assert not alive, f"left behind: {alive}"
         assert before.items() <= _ended(folder).items()
         before = _ended(folder)
-    assert 4 <= len(before) < 8
+        assert len(before) == done
 
     last = _tune(workspace.root, config)
+    while last.poll() is None and not _in_midst(folder, 3):
+        _wait(last, 0.05)
+    workers = [
+        process
+        for process in psutil.Process(last.pid).children(recursive=True)
+        if any("ImplicitFunc" in part or "_trial" in part for part in process.cmdline()[:1])
+    ]
+    assert workers, "a worker to kill"
+    for process in workers:
+        process.kill()
     output, _ = last.communicate(timeout=300)
     assert last.returncode == 0, output
     after = _ended(folder)
-    assert len(after) == 8
+    assert list(after) == [0, 1, 2, 3, 4], "killed trials went on under their numbers"
     assert before.items() <= after.items()
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["counts"]["trials"] == 8
+    assert manifest["counts"] == {"trials": 5, "stopped": 0, "failed": 0, "infeasible": 0}
     best = yaml.safe_load((folder / "best.yaml").read_text())["lightgbm_ranker"]
     assert manifest["figures"]["ndcg@10"] == max(after.values())
     assert best["num_leaves"] == manifest["figures"]["best"]["num_leaves"]
     assert (folder / "report.html").stat().st_size > 10_000
-    assert not (folder / "ray").exists()
+    assert not (folder / "ray").exists() and not (folder / "scratch").exists()
+
+    # trials 1, 2 and 3 were killed in their midst: what they would have been had they not
+    whole = LearnerObjective(
+        learner="lightgbm_ranker",
+        fixed=SEARCH["settings"],
+        rows=Rows(Examples(folder / "fitted", (0, 1)), Examples(folder / "judged", (2,)).batch()),
+        catalogue=Catalogue.load(workspace.features / "catalogue.parquet"),
+        folder=tmp_path / "whole",
+        seed=17,
+        every=20,
+    )
+    for trial in trials_of(open_study(folder))[1:4]:
+        metrics = whole(Job(trial.number, trial.values), print)
+        assert metrics["ndcg@10"] == after[trial.number]
+
+    runs = sorted(path.name for path in (folder / "tensorboard" / "search").iterdir())
+    assert runs == [f"trial-{number:04d}" for number in range(5)]
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    logged = mlflow.search_runs(experiment_names=["small"], output_format="list")
+    assert max(after.values()) in {run.data.metrics.get("ndcg_at_10") for run in logged}
 
     again = _tune(workspace.root, config)  # done: reused without starting Ray
     output, _ = again.communicate(timeout=60)

@@ -1,0 +1,120 @@
+"""`raysys tune` before its first trial: what cannot work is said at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from raysys.errors import UserError
+from raysys.features.examples import Examples
+from raysys.stages.tune import TuneSettings, _causes, _objectives, check
+from raysys.storage import Manifest, Workspace, read_manifest
+from raysys.tuning.objective import LearnerObjective
+from tests.synthetic import write_examples
+
+SPACE = {"learning_rate": {"kind": "float", "low": 0.01, "high": 0.3}}
+INT = {"kind": "int", "low": 1, "high": 9}
+
+
+def settings(**more: object) -> TuneSettings:
+    return TuneSettings.model_validate({"learner": "lightgbm_ranker", "space": SPACE, **more})
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"space": {"learning_rat": SPACE["learning_rate"]}}, "did you mean 'learning_rate'"),
+        ({"space": {"data.negative": INT}}, "did you mean 'negatives'"),
+        ({"space": {"data.negatives": {"kind": "int", "low": -2, "high": 4}}}, "-2"),
+        ({"objective": {"metric": "ndcg"}}, "no trial reports 'ndcg'"),
+        ({"constraints": {"latency": 1}}, "no cost is called"),
+        ({"scheduler": "pbt", "space": {"early_stopping_rounds": INT}}, "cannot change while"),
+        ({"learner": "popular", "space": {"column": {"kind": "choice", "choices": ["a"]}},
+          "proxy": {"steps": 0.5}}, "has no steps"),
+        ({"learner": "ensemble", "space": {"rounds": INT}}, "scheduler: none"),
+        ({"learner": "ensemble", "space": {"data.negatives": INT}}, "no settings of data"),
+        ({"learner": "lightgbm"}, "no learner 'lightgbm'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_anything_is_read(more, problem):
+    with pytest.raises(UserError, match=problem):
+        check(settings(**more), {})
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"scheduler": "pbt", "trials": 7}, "multiple of its population"),
+        ({"scheduler": "pbt", "trials": 6, "searcher": "random"}, "leave the searcher out"),
+        ({"searcher": "bohb", "scheduler": "none"}, "hyperband or asha"),
+        ({"objective": {"metric": "size_mb", "direction": "min"}}, "choose none"),
+        ({"searcher": "annealing"}, "'tpe', 'random', 'grid', 'bohb'"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(more, problem):
+    with pytest.raises(ValueError, match=problem):
+        settings(**more)
+
+
+def test_a_search_starts_from_the_learners_own_settings_and_all_the_data():
+    space = {
+        **SPACE,
+        "data.negatives": {"kind": "choice", "choices": [5, 0]},
+        "data.window_days": {"kind": "choice", "choices": [30, None]},
+    }
+    assert check(settings(space=space), {}) == {
+        "learning_rate": 0.08,
+        "data.negatives": 0,
+        "data.window_days": None,
+    }
+
+
+def test_budgets_are_no_causes_but_what_scores_depend_on_are():
+    def causes(**more: object) -> str:
+        return _causes(settings(**more), Manifest(stage="tune"))
+
+    same = {"trials": 5, "minutes": 1, "full": {"best": 1}, "plateau": {"trials": 3}}
+    assert causes(**same, compare_random=True, logging=["mlflow"]) == causes()
+    for more in ({"seed": 1}, {"proxy": {"steps": 0.5}}, {"constraints": {"size_mb": 1}}):
+        assert causes(**more) != causes()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    found = Workspace(tmp_path / "run")
+    write_examples(found.features, 80, 60)
+    figures = {"folds": {"train": [0, 1], "validation": 2, "report": 3}}
+    Manifest(stage="features", figures=figures).write(found.features)
+    return found
+
+
+def _made(workspace: Workspace, asked: TuneSettings, study: str = "search") -> LearnerObjective:
+    upstream = read_manifest(workspace.features)
+    folder = workspace.tune / "x"
+    made = _objectives(asked, workspace, upstream, folder, None)(study)  # type: ignore[arg-type]
+    assert isinstance(made, LearnerObjective)
+    return made
+
+
+def test_a_validation_fold_without_anything_wanted_is_said(workspace):
+    for path in Examples(workspace.features, (2,)).files("examples"):
+        table = pq.read_table(path, partitioning=None)
+        at = table.column_names.index("label")
+        zeros = pq.read_table(path, columns=["weight"], partitioning=None)["weight"]
+        import pyarrow.compute as pc
+
+        pq.write_table(table.set_column(at, "label", pc.multiply(zeros, 0.0)), path)
+    with pytest.raises(UserError, match="no positive label among the retrieved candidates of the"):
+        _made(workspace, settings())
+
+
+def test_the_proxy_is_of_the_search_alone(workspace):
+    asked = settings(proxy={"requests": 20, "validation_requests": 10, "steps": 0.5})
+    search, full = _made(workspace, asked), _made(workspace, asked, "full")
+    assert (search.share, full.share) == (0.5, 1.0)
+    few, every = search.rows.examples.batch(), full.rows.examples.batch()
+    assert few.n_requests == 20 and every.n_requests == 40
+    assert search.rows.validation.n_requests == 10 and full.rows.validation.n_requests == 20
+    assert (search.grace, full.grace) == (20, 0)

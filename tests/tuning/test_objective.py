@@ -1,0 +1,211 @@
+"""What one trial does: goes on after a kill, measures what it costs, and fails clearly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from raysys.ensemble import BaseScores, EnsembleSettings, fit_ensemble
+from raysys.ensemble.ranking import Judgements
+from raysys.errors import UserError
+from raysys.learners.validation import NDCG
+from raysys.tuning.ensemble import EnsembleObjective
+from raysys.tuning.metrics import (
+    COSTS,
+    REPORTED,
+    check_metrics,
+    latency_ms,
+    median_ms,
+    ranking_figures,
+)
+from raysys.tuning.objective import Job, LearnerObjective, Rows
+from tests.synthetic import write_examples
+
+FAST = {"n_estimators": 30, "early_stopping_rounds": 29, "min_child_samples": 5, "num_leaves": 7}
+
+
+class KilledError(BaseException):
+    """Stands for the kill: nobody catches it."""
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    examples, catalogue = write_examples(tmp_path_factory.mktemp("shop") / "features", 200, 100)
+    return Rows(examples.with_folds(0, 1), examples.with_folds(2).batch()), catalogue
+
+
+@pytest.fixture
+def objective(shop, tmp_path):
+    rows, catalogue = shop
+    folder = tmp_path / "trials"
+    return LearnerObjective("lightgbm_ranker", FAST, rows, catalogue, folder, 1, grace=6, every=6)
+
+
+JOB = Job(3, {"learning_rate": 0.1})
+
+
+def test_a_trial_reports_all_that_can_be_an_objective_or_a_constraint(objective):
+    told = []
+    metrics = objective(JOB, lambda step, score: told.append((step, score)))
+    assert set(metrics) == set(REPORTED)
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert 0 < metrics["ndcg@10"] < 1 and metrics["size_mb"] > 0.001
+    assert [step for step, _ in told] == [6, 12, 18, 24, 30]
+
+
+def test_a_killed_trial_goes_on_from_its_checkpoint_to_the_same_end(objective, tmp_path):
+    whole = replace(objective, folder=tmp_path / "whole")
+    expected, steps = whole(JOB, lambda *_: None), []
+
+    def tell(step, score):
+        steps.append(step)
+        if step == 18 and steps.count(18) == 1:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        objective(JOB, tell)
+    spent = float((objective.folder / "trial-3" / "seconds.json").read_text())
+    metrics = objective(JOB, tell)
+    assert steps == [6, 12, 18, 18, 24, 30], "the checkpoint of step 12 was there, not of 18"
+    assert metrics["seconds"] >= spent > 0
+    for name in REPORTED:
+        assert name in COSTS or metrics[name] == expected[name]
+
+
+def test_a_child_goes_on_from_its_parents_checkpoint(objective):
+    objective(Job(0, {"learning_rate": 0.1}, steps=12), lambda *_: None)
+    steps = []
+    child = Job(1, {"learning_rate": 0.3}, steps=24, parent=0)
+    metrics = objective(child, lambda step, _: steps.append(step))
+    assert steps == [18, 24]
+    alone = objective(Job(2, {"learning_rate": 0.3}, steps=24), lambda *_: None)
+    assert metrics["ndcg@10"] != alone["ndcg@10"]
+    with pytest.raises(UserError, match="checkpoint of trial-9 is gone"):
+        objective(Job(4, {}, steps=24, parent=9), lambda *_: None)
+
+
+def test_a_proxy_takes_fewer_steps(objective):
+    steps = []
+    replace(objective, share=0.4)(JOB, lambda step, _: steps.append(step))
+    assert steps == [6, 12]
+
+
+def test_data_and_nested_settings_reach_the_fit(objective, shop):
+    rows, _ = shop
+    values = {"data.negatives": 4, "data.window_days": 20.0, "learning_rate": 0.1}
+    examples, validation = rows.of(values)
+    assert validation is rows.validation
+    few, all_of_them = examples.batch(), rows.examples.batch()
+    assert few.n_requests < all_of_them.n_requests
+    wanted = few.label > 0
+    per_request = np.bincount(few.group[~wanted], minlength=few.n_requests)
+    assert per_request.max() == 4
+    kept = np.isin(all_of_them.request, few.request)
+    assert wanted.sum() == (all_of_them.label[kept[all_of_them.group]] > 0).sum()
+    assert objective(Job(1, values), print)["ndcg@10"] != objective(JOB, print)["ndcg@10"]
+
+
+class Odd:
+    """A model that scores in a wrong way."""
+
+    def __init__(self, score):
+        self._score = score
+
+    def score(self, batch):
+        return np.array([self._score(at) for at in range(len(batch))], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("score", "problem"),
+    [
+        (lambda at: np.nan if at == 5 else at, "not finite"),
+        (lambda at: 0.5, "every candidate of a request got the same score"),
+    ],
+    ids=["nan", "constant"],
+)
+def test_scores_that_rank_nothing_are_a_failure_with_a_reason(
+    objective, monkeypatch, score, problem
+):
+    from raysys.learners.lightgbm_ranker import LightGBMRanker
+
+    monkeypatch.setattr(LightGBMRanker, "fit_local", lambda *_, **__: Odd(score))
+    with pytest.raises(ValueError, match=problem):
+        objective(JOB, print)
+
+
+def test_figures_agree_with_the_learners_own(shop):
+    rows, _ = shop
+    judged = rows.validation
+    scores = np.random.default_rng(0).random(len(judged)).astype(np.float32)
+    figures = ranking_figures(Judgements.of(judged), scores)
+    assert figures["ndcg@10"] == pytest.approx(NDCG(judged)(scores), abs=1e-6)
+    assert figures["recall@10"] <= figures["recall@20"] <= 1
+    perfect = ranking_figures(Judgements.of(judged), judged.label)
+    found = Judgements.of(judged)
+    assert perfect["mrr"] == pytest.approx(
+        len(np.unique(found.owner)) / (found.n_relevant > 0).sum()
+    )
+
+
+def test_latency_is_of_one_request_of_a_hundred(shop):
+    asked = []
+
+    class Counting:
+        def score(self, batch):
+            asked.append((batch.n_requests, len(batch), batch.features.shape[0], batch.label))
+            return batch.features[:, 0]
+
+    rows, _ = shop
+    assert latency_ms(Counting(), rows.validation) >= 0
+    assert set(asked) == {(1, 100, 100, None)}
+    assert median_ms(lambda: None) < 50
+
+
+@pytest.mark.parametrize(
+    ("metric", "constraints", "direction", "problem"),
+    [
+        ("ndgc@10", {}, "max", r"no trial reports 'ndgc@10'; did you mean 'ndcg@10'\?"),
+        ("ndcg@10", {"latency": 5}, "max", r"no cost is called 'latency'; did you mean 'latency_"),
+        ("ndcg@10", {}, "min", "min would look for the worst ndcg@10"),
+        ("size_mb", {}, "max", "max would look for the worst size_mb"),
+    ],
+)
+def test_an_objective_that_no_trial_reports_is_refused(metric, constraints, direction, problem):
+    with pytest.raises(UserError, match=problem):
+        check_metrics(metric, constraints, direction)
+    check_metrics("ndcg@10", {"latency_ms": 5}, "max")
+
+
+def test_an_ensemble_is_judged_on_blocks_it_was_not_fitted_on(shop, tmp_path):
+    judged = shop[0].validation
+    rng = np.random.default_rng(1)
+    base = {
+        name: (judged.label * skill + rng.normal(size=len(judged))).astype(np.float32)
+        for name, skill in (("good", 2.0), ("fair", 1.0), ("noise", 0.0))
+    }
+    scores = BaseScores.of(judged, 2, base)
+    families = {"good": "tree", "fair": "transformer", "noise": "baseline"}
+    objective = EnsembleObjective(scores, families, {"blocks": 2}, tmp_path)
+    one = objective(Job(0, {"methods": 'list ["average_standard"]', "rounds": 12}), print)
+    assert set(one) == set(REPORTED)
+    alone = {
+        name: ranking_figures(scores.judgements, each)["ndcg@10"] for name, each in base.items()
+    }
+    assert one["ndcg@10"] > alone["fair"]
+    same = objective(Job(1, {"methods": 'list ["average_standard"]', "rounds": 12}), print)
+    assert same["ndcg@10"] == one["ndcg@10"]
+    few = objective(Job(2, {"methods": 'list ["average_rank"]', "rounds": 1}), print)
+    assert few["ndcg@10"] != one["ndcg@10"]
+
+    # a member that is right only in the blocks that are fitted on must not look good
+    n = scores.n_requests
+    block = np.repeat(np.arange(3), [len(part) for part in np.array_split(np.arange(n), 3)])
+    late = (block == 2)[judged.group]
+    turned = np.where(late, -judged.label, judged.label).astype(np.float32)
+    liar = BaseScores.of(judged, 2, {**base, "fair": turned})
+    told = EnsembleObjective(liar, families, {"blocks": 2}, tmp_path)(Job(3, {}), print)
+    fitted = fit_ensemble(liar, families, EnsembleSettings(blocks=2))
+    seen = ranking_figures(liar.judgements, fitted.score(liar.base, liar.offsets).score)
+    assert told["ndcg@10"] < seen["ndcg@10"]
