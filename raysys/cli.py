@@ -158,12 +158,22 @@ def audit(
 def train(
     config: Config = PRESET,
     workspace: Folder = WORKSPACE,
+    ensemble_only: Annotated[
+        bool,
+        typer.Option("--ensemble-only", help="Refit the ensemble on base scores that are there."),
+    ] = False,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", help="A learner that gets no say in the ensemble; repeatable."),
+    ] = None,
     force: Force = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Fit learners out-of-fold, stack them, publish a bundle."""
-    _run("train", config, workspace, force=force, quiet=quiet, verbose=verbose)
+    told = {"ensemble_only": ensemble_only, "without": without}
+    options = {name: value for name, value in told.items() if value}
+    _run("train", config, workspace, options, force=force, quiet=quiet, verbose=verbose)
 
 
 @app.command()

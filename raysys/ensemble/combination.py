@@ -2,7 +2,8 @@
 
 It knows how to lose a member. For each declared fallback it keeps weights and a calibration of
 their own, all fitted on the same out-of-fold scores; which one answers follows from the members
-that are present.
+that are present. Where trees over the base scores did better than weights they answer, and the
+weights stand by for when something is missing.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raysys.ensemble.calibrate import Calibration
+from raysys.ensemble.calibrate import Calibration, read_calibration
 from raysys.ensemble.normalise import FORMS, normalise
+from raysys.ensemble.tree_stack import TreeStack
 from raysys.errors import UserError
+from raysys.features.batch import Batch
 
 Float32 = npt.NDArray[np.float32]
 
@@ -63,6 +66,39 @@ def combine(
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """Trees that answer instead of weights when nothing is missing.
+
+    Attributes:
+        trees: over base scores and raw features.
+        calibration: from their scores to probabilities.
+    """
+
+    trees: TreeStack
+    calibration: Calibration
+
+    def can(self, base: Mapping[str, Float32], batch: Batch | None) -> bool:
+        """Whether all is there that the trees read."""
+        columns = frozenset() if batch is None else frozenset(batch.names)
+        return base.keys() >= set(self.trees.members) and columns >= set(self.trees.features)
+
+    def score(
+        self, base: Mapping[str, Float32], offsets: npt.NDArray[np.int64], batch: Batch | None
+    ) -> Float32:
+        """Scores of the trees, float32[n]."""
+        forms = {
+            (name, form): normalise(base[name], offsets, form)
+            for name in self.trees.members
+            for form in FORMS
+        }
+        raw = np.empty((int(offsets[-1]), 0), dtype=np.float32)
+        if self.trees.features:
+            assert batch is not None  # see `can`
+            raw = batch.columns(self.trees.features)
+        return self.trees.score(forms, raw)
+
+
+@dataclass(frozen=True)
 class Combination:
     """Weights of some members, and what their combined score is worth as a probability.
 
@@ -70,8 +106,9 @@ class Combination:
         members: names of learners.
         weights: float64[2, m], not negative: of the `standard` and the `rank` form of each member.
         calibration: from combined score to probability.
-        method: how the weights were found.
+        method: how the weights, or the trees, were found.
         figures: what was measured out of fold when it was chosen.
+        stacked: trees that answer while all they read is there; without them the weights do.
     """
 
     members: tuple[str, ...]
@@ -79,41 +116,82 @@ class Combination:
     calibration: Calibration
     method: str
     figures: dict[str, float] = field(default_factory=dict)
+    stacked: Stacked | None = None
 
     @property
     def share(self) -> dict[str, float]:
         """How much each member counts, in parts of 1."""
+        if self.stacked is not None:
+            return {name: self.stacked.trees.share.get(name, 0.0) for name in self.members}
+        return self.share_of_weights
+
+    @property
+    def share_of_weights(self) -> dict[str, float]:
+        """The same where the weights answer, whatever trees there are."""
         size = self.weights.sum(axis=0)
         return dict(zip(self.members, (size / max(size.sum(), 1e-30)).tolist(), strict=True))
+
+    @property
+    def served_calibration(self) -> Calibration:
+        """What answers while nothing is missing."""
+        return self.calibration if self.stacked is None else self.stacked.calibration
 
     @property
     def needed(self) -> frozenset[str]:
         """Members whose weight is not zero: without them the score would be another."""
         return frozenset(name for name, share in self.share.items() if share > 0)
 
-    def score(self, base: Mapping[str, Float32], offsets: npt.NDArray[np.int64]) -> Float32:
-        """Combined scores, float32[n]; see `combine`."""
-        return combine(self.members, self.weights, base, offsets)
+    def answer(
+        self,
+        base: Mapping[str, Float32],
+        offsets: npt.NDArray[np.int64],
+        batch: Batch | None = None,
+    ) -> tuple[Float32, Float32]:
+        """Combined scores and probabilities, float32[n] each; see `combine`.
+
+        Args:
+            base: base scores by member.
+            offsets: int64[r + 1].
+            batch: the candidates' raw features, for trees that read some; without them, or
+                without one of the members, the weights answer.
+        """
+        if self.stacked is not None and self.stacked.can(base, batch):
+            score = self.stacked.score(base, offsets, batch)
+            return score, self.stacked.calibration(score)
+        score = combine(self.members, self.weights, base, offsets)
+        return score, self.calibration(score)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can say it."""
-        return {
+        content: dict[str, Any] = {
             "members": list(self.members),
             "weights": {form: row.tolist() for form, row in zip(FORMS, self.weights, strict=True)},
             "calibration": self.calibration.to_dict(),
             "method": self.method,
             "figures": self.figures,
         }
+        if self.stacked is not None:
+            content["stacked"] = {
+                "trees": self.stacked.trees.to_dict(),
+                "calibration": self.stacked.calibration.to_dict(),
+            }
+        return content
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Combination:
         """Read what `to_dict` gave."""
+        stacked = None
+        if (found := content.get("stacked")) is not None:
+            stacked = Stacked(
+                TreeStack.from_dict(found["trees"]), read_calibration(found["calibration"])
+            )
         return cls(
             members=tuple(content["members"]),
             weights=np.asarray([content["weights"][form] for form in FORMS], dtype=np.float64),
-            calibration=Calibration.from_dict(content["calibration"]),
+            calibration=read_calibration(content["calibration"]),
             method=content["method"],
             figures=content["figures"],
+            stacked=stacked,
         )
 
 
@@ -161,13 +239,19 @@ class Ensemble:
         """Every learner that has a say in some fallback."""
         return tuple(self.families)
 
-    def score(self, base: Mapping[str, Float32], offsets: npt.NDArray[np.int64]) -> EnsembleScores:
+    def score(
+        self,
+        base: Mapping[str, Float32],
+        offsets: npt.NDArray[np.int64],
+        batch: Batch | None = None,
+    ) -> EnsembleScores:
         """Combine what is present: the best fallback whose members all are.
 
         Args:
             base: base scores by member, float32[n] each; a member that is missing or whose
                 scores are not finite is left out.
             offsets: int64[r + 1].
+            batch: what the base scores are of; trees may read raw features in it.
 
         Raises:
             ValueError: no member at all.
@@ -178,9 +262,9 @@ class Ensemble:
             if name in self.families and np.isfinite(scores).all()
         }
         fallback, combination = self.choose(frozenset(usable))
-        score = combination.score(usable, offsets)
+        score, probability = combination.answer(usable, offsets, batch)
         missing = tuple(sorted(combination.needed - usable.keys()))
-        return EnsembleScores(score, combination.calibration(score), fallback, missing)
+        return EnsembleScores(score, probability, fallback, missing)
 
     def choose(self, present: frozenset[str]) -> tuple[str, Combination]:
         """Name and combination of the fallback for the members that are present.
@@ -200,7 +284,7 @@ class Ensemble:
                 return name, combination
         useful = strong or present
         kept = {
-            name: sum(combination.share.get(member, 0.0) for member in useful)
+            name: sum(combination.share_of_weights.get(member, 0.0) for member in useful)
             for name, combination in self.fallbacks.items()
         }
         best = max(kept, key=lambda name: kept[name])

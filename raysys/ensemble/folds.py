@@ -6,7 +6,7 @@ the last fold is the one that is served; its out-of-fold scores are those of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysys.ensemble.normalise import normalise
 from raysys.ensemble.ranking import Judgements, rows_of
 from raysys.errors import UserError
 from raysys.features.batch import Batch
@@ -97,6 +98,11 @@ class BaseScores:
             self.judgements.take(which),
             {name: scores[rows] for name, scores in self.base.items()},
         )
+
+    def only(self, members: Collection[str]) -> BaseScores:
+        """The same requests, fewer members."""
+        base = {name: said for name, said in self.base.items() if name in members}
+        return BaseScores(self.request, self.fold, self.judgements, base)
 
     def write(self, folder: Path) -> None:
         """Write `fold=K.parquet`: request, item, label, one float32 column a learner."""
@@ -200,8 +206,10 @@ def score_forward(
         examples: any view of the features folder.
         scored: called after every model that has scored its fold.
 
+    Scores that are not finite are kept as they are: `unsound` tells whose they are.
+
     Raises:
-        ValueError: a score that is not finite; names the learner.
+        ValueError: scores of a wrong shape; names the learner.
     """
     folds = sorted(next(iter(models.values())))
     parts = []
@@ -209,14 +217,38 @@ def score_forward(
         batch = examples.with_folds(fold).batch()
         base = {}
         for name, by_fold in models.items():
-            base[name] = base_score(name, by_fold[fold], batch)
+            base[name] = base_score(name, by_fold[fold], batch, finite=False)
             scored()
         parts.append(BaseScores.of(batch, fold, base))
     return BaseScores.concatenate(parts)
 
 
-def base_score(name: str, model: Model, batch: Batch) -> npt.NDArray[np.float32]:
+def unsound(scores: BaseScores) -> dict[str, str]:
+    """Members that can have no say, and why: NaN or infinite scores, or nothing told apart.
+
+    Args:
+        scores: of all members, of any folds.
+    """
+    reasons = {}
+    for name, said in scores.base.items():
+        bad = int((~np.isfinite(said)).sum())
+        if bad:
+            reasons[name] = f"{bad:,} of {len(said):,} scores are not finite"
+        elif not normalise(said, scores.offsets, "standard").any():
+            reasons[name] = "it cannot tell the candidates of any request apart"
+    return reasons
+
+
+def base_score(
+    name: str, model: Model, batch: Batch, *, finite: bool = True
+) -> npt.NDArray[np.float32]:
     """Checked base scores of one model: float32[n].
+
+    Args:
+        name: of the learner, for messages.
+        model: fitted.
+        batch: what it is to score.
+        finite: refuse scores that are not.
 
     Raises:
         ValueError: not float32[n], or not finite; names the learner.
@@ -224,6 +256,6 @@ def base_score(name: str, model: Model, batch: Batch) -> npt.NDArray[np.float32]
     scores = np.asarray(model.score(batch), dtype=np.float32)
     if scores.shape != (len(batch),):
         raise ValueError(f"{name} gave scores of shape {scores.shape} for {len(batch)} candidates")
-    if not np.isfinite(scores).all():
+    if finite and not np.isfinite(scores).all():
         raise ValueError(f"{name} gave scores that are not finite")
     return scores

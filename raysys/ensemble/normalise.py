@@ -33,6 +33,18 @@ def normalise(
     return _standard(scores, offsets) if form == "standard" else _normal_ranks(scores, offsets)
 
 
+def mid_ranks(
+    scores: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Ranks within each request, the lowest score first, as (rank - 1/2) / n: float32[n].
+
+    Equal scores share their middle rank.
+    """
+    scores = np.ascontiguousarray(scores, dtype=np.float32)
+    offsets = np.ascontiguousarray(offsets, dtype=np.int64)
+    return np.asarray(_mid_ranks(scores, offsets), dtype=np.float32)
+
+
 def _normal_ranks(
     scores: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:

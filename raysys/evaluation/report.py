@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from raysys.ensemble.combination import Combination
+from raysys.ensemble.cost import Subset
+from raysys.evaluation.ensemble_report import inside, numbers
 from raysys.evaluation.intervals import Interval
 from raysys.evaluation.judge import RECALL_AT, Verdict
 from raysys.report import COLOURS, Report, new_figure
@@ -45,6 +47,35 @@ KIND_COLOURS = dict(
 
 
 @dataclass(frozen=True)
+class Loss:
+    """What is left when members are lost.
+
+    Attributes:
+        what: in words.
+        present: members that are left.
+        fallback: the combination that answers.
+        ndcg: NDCG@10 of that answer.
+        gap: minus that of the ensemble, paired.
+    """
+
+    what: str
+    present: tuple[str, ...]
+    fallback: str
+    ndcg: Interval
+    gap: Interval
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "what": self.what,
+            "present": list(self.present),
+            "fallback": self.fallback,
+            "ndcg@10": self.ndcg.to_dict(),
+            "minus_ensemble": self.gap.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Everything the report shows.
 
@@ -59,8 +90,13 @@ class Evaluation:
         differences: NDCG@10 of the ensemble minus each other's.
         slices: (group, slice) -> requests in it.
         combinations: of the ensemble, by fallback.
-        correlation: float64[m, m] of the normalised base scores of `learners`.
+        correlation: float64[m, m], Spearman's within requests, of the scores of `learners`.
+        overlap: float64[m, m], of what either of two misses the share that both miss.
         learners: names of the members, in the order of `correlation`.
+        losses: what is left when a family or a single member is lost.
+        dropped: learners without a say in the ensemble, and why.
+        milliseconds: of each learner, for 100 candidates on one thread; empty if unknown.
+        subsets: of learners, with quality out of fold and cost; empty if unknown.
     """
 
     title: str
@@ -74,7 +110,12 @@ class Evaluation:
     slices: Mapping[tuple[str, str], int]
     combinations: Mapping[str, Combination]
     correlation: npt.NDArray[np.float64]
+    overlap: npt.NDArray[np.float64]
     learners: Sequence[str]
+    losses: Sequence[Loss] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
+    subsets: Sequence[Subset] = ()
 
     @property
     def best_single(self) -> str:
@@ -107,10 +148,19 @@ class Evaluation:
             ],
             "weights": {name: c.share for name, c in self.combinations.items()},
             "methods": {name: c.method for name, c in self.combinations.items()},
+            "calibrations": {
+                name: c.served_calibration.to_dict()["kind"]
+                for name, c in self.combinations.items()
+            },
             "correlation": {
                 "learners": list(self.learners),
-                "values": self.correlation.round(4).tolist(),
+                "values": numbers(self.correlation),
+                "error_overlap": numbers(self.overlap),
             },
+            "losses": [loss.to_dict() for loss in self.losses],
+            "dropped": dict(self.dropped),
+            "latency_ms": dict(self.milliseconds),
+            "subsets": [each.to_dict() for each in self.subsets],
         }
 
 
@@ -138,7 +188,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     _probability(page, evaluation)
     _slices(page, evaluation)
     _lists(page, evaluation)
-    _ensemble(page, evaluation)
+    inside(page, evaluation)
     _protocol(page, evaluation)
     page.write(folder / "report.html")
 
@@ -235,7 +285,8 @@ def _probability(page: Report, evaluation: Evaluation) -> None:
     section.text(
         "How likely each candidate is to be bought, over all candidates of all requests. Every "
         "scorer gets its probabilities the same way: scores made comparable within a request, "
-        "then an isotonic curve fitted on out-of-fold scores. AUC: higher is better; the other "
+        "then an isotonic or logistic curve fitted on out-of-fold scores, whichever lost less on "
+        "rows it had not seen. AUC: higher is better; the other "
         "three: lower. Calibration error: mean distance between promise and outcome; its "
         "interval leans upwards, since an error cannot be negative."
     )
@@ -340,54 +391,6 @@ def _lists(page: Report, evaluation: Evaluation) -> None:
         ],
         strong=[i for i, v in enumerate(verdicts) if v.name == "ensemble"],
     )
-
-
-def _ensemble(page: Report, evaluation: Evaluation) -> None:
-    section = page.section("Inside the ensemble")
-    section.text(
-        "Weights of the members in every fallback, fitted on out-of-fold scores by the method "
-        "that did best on the last of those folds. Members that say nearly the same share their "
-        "weight in ways that mean little: see the correlations."
-    )
-    combinations = evaluation.combinations
-    figure, axes = new_figure(9, 0.9 + 0.45 * len(combinations))
-    names = list(combinations)
-    left = np.zeros(len(names))
-    for place, member in enumerate(evaluation.learners):
-        share = np.array([combinations[name].share.get(member, 0.0) for name in names])
-        axes.barh(
-            names, share, left=left, color=COLOURS[place % len(COLOURS)], label=member, height=0.6
-        )
-        left += share
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("share of the weight")
-    axes.grid(axis="y", visible=False)
-    axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.45, 1.0))
-    section.plot(figure, "Weights by fallback.")
-    section.table(
-        ["fallback", "method", "NDCG@10 on the last out-of-fold fold", "members"],
-        [
-            [
-                name,
-                c.method.replace("_", " "),
-                c.figures.get("held_out_ndcg", float("nan")),
-                ", ".join(m for m in c.members if m in c.needed),
-            ]
-            for name, c in combinations.items()
-        ],
-    )
-    learners = evaluation.learners
-    figure, axes = new_figure(9, 1.2 + 0.5 * len(learners))
-    image = axes.imshow(evaluation.correlation, cmap="RdBu_r", vmin=-1, vmax=1)
-    axes.grid(visible=False)
-    axes.set_xticks(range(len(learners)), learners, rotation=30, ha="right")
-    axes.set_yticks(range(len(learners)), learners)
-    for (i, j), value in np.ndenumerate(evaluation.correlation):
-        ink = "#ffffff" if abs(value) > 0.6 else "#1d2733"
-        axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9, color=ink)
-    figure.colorbar(image, ax=axes, shrink=0.85)
-    section.plot(figure, "Correlation of the base scores, standardised within each request.")
 
 
 def _protocol(page: Report, evaluation: Evaluation) -> None:

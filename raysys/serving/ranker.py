@@ -111,7 +111,7 @@ class Ranker:
         )
         watch.skip()
         if ranking.base:
-            ranking.ensemble = self.bundle.ensemble.score(ranking.base, batch.offsets)
+            ranking.ensemble = self.bundle.ensemble.score(ranking.base, batch.offsets, batch)
             ranking.fallback = ranking.ensemble.fallback
 
     def _final(self, ranking: Ranking, ask: Ask) -> Float32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -14,20 +15,23 @@ from pydantic import Field
 
 from raysys.catalogue import Catalogue
 from raysys.config import StageSettings
-from raysys.ensemble import Combination, Ensemble, Judgements
+from raysys.ensemble import FALLBACKS, Combination, Ensemble, Judgements, ndcg
+from raysys.ensemble.cost import Subset
 from raysys.ensemble.folds import base_score
-from raysys.ensemble.normalise import normalise
 from raysys.errors import UserError
+from raysys.evaluation.diversity import error_overlap, rank_correlation
 from raysys.evaluation.intervals import Bootstrap
 from raysys.evaluation.judge import Period, Scorer, differences, judge_all
 from raysys.evaluation.metrics import recall
-from raysys.evaluation.report import Evaluation, write_report
+from raysys.evaluation.report import Evaluation, Loss, write_report
 from raysys.evaluation.slices import by_department, by_newness, by_price, read_missed
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.progress import task
 from raysys.registry import Bundle, Registry
-from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
+from raysys.storage import MANIFEST, Manifest, Workspace, is_done, read_manifest, replacing
+
+log = logging.getLogger("raysys")
 
 
 class EvaluateSettings(StageSettings):
@@ -85,17 +89,27 @@ def run(settings: EvaluateSettings, workspace: Workspace, *, force: bool = False
         )
     batch = examples.batch()
     with task("evaluate: scoring", len(bundle.learners)) as scoring:
-        base = {}
+        base, lost = {}, {}
         for name, model in bundle.learners.items():
-            base[name] = base_score(name, model, batch)
+            said = base_score(name, model, batch, finite=False)
+            if bad := int((~np.isfinite(said)).sum()):
+                lost[name] = f"{bad:,} of {len(said):,} scores are not finite"
+                log.warning("evaluate: %s is left out: %s", name, lost[name])
+            else:
+                base[name] = said
             scoring.advance()
+    if not base:
+        raise UserError("no learner gave finite scores", where=bundle_id, mend="train again")
     past = examples.with_folds(*train_folds, int(folds["validation"]))
     period = _period(settings, batch, examples, past, bundle.features.catalogue)
     judgements = period.judgements
-    scorers = list(_scorers(bundle.ensemble, bundle.families, base, batch.offsets))
+    scorers = list(_scorers(bundle.ensemble, bundle.families, base, batch))
     with task("evaluate: judging", len(scorers)) as judging:
         verdicts = judge_all(period, scorers, judging.advance)
     gaps = differences(period.bootstrap, verdicts, "ensemble")
+    with task("evaluate: losing members"):
+        losses = _losses(bundle.ensemble, base, batch, period, verdicts["ensemble"].ndcg)
+    trained = _training(workspace, bundle_id)
     evaluation = Evaluation(
         title="Ranking on the last period",
         bundle=bundle_id,
@@ -107,8 +121,13 @@ def run(settings: EvaluateSettings, workspace: Workspace, *, force: bool = False
         differences=gaps,
         slices={(part.group, part.name): part.requests for part in period.slices},
         combinations=bundle.ensemble.fallbacks,
-        correlation=_correlation(base, batch.offsets),
+        correlation=rank_correlation(base, batch.offsets),
+        overlap=error_overlap(judgements, base),
         learners=tuple(base),
+        losses=losses,
+        dropped={**trained.get("dropped", {}), **lost},
+        milliseconds=trained.get("latency_ms", {}),
+        subsets=[Subset.from_dict(each) for each in trained.get("subsets", [])],
     )
     with replacing(workspace.evaluate) as folder:
         with task("evaluate: report"):
@@ -121,6 +140,7 @@ def run(settings: EvaluateSettings, workspace: Workspace, *, force: bool = False
             "best_single": best,
             "gain": gaps[best].to_dict(),
             "gains": {name: gap.to_dict() for name, gap in gaps.items()},
+            "losses": [loss.to_dict() for loss in losses],
         }
         planned.write(folder)
     return planned
@@ -138,30 +158,73 @@ def _check_origin(bundle: Bundle, features: Manifest) -> None:
         )
 
 
+def _training(workspace: Workspace, bundle_id: str) -> dict[str, Any]:
+    """Figures of the training that published this bundle; none if another came after it."""
+    if not (workspace.train / MANIFEST).is_file():
+        return {}
+    figures = read_manifest(workspace.train).figures
+    return figures if figures.get("bundle") == bundle_id else {}
+
+
 def _scorers(
     ensemble: Ensemble,
     families: dict[str, str],
     base: dict[str, npt.NDArray[np.float32]],
-    offsets: npt.NDArray[np.int64],
+    batch: Batch,
 ) -> Iterator[Scorer]:
     """The ensemble, the fallbacks that differ from it, then every member alone."""
     seen: list[Combination] = []
     for name, combination in ensemble.fallbacks.items():
+        full = name == "full"
         if any(combination.to_dict() == other.to_dict() for other in seen):
             continue
+        if not full and not combination.needed <= base.keys():
+            continue
         seen.append(combination)
-        score = combination.score(base, offsets)
-        full = name == "full"
+        score, probability = combination.answer(base, batch.offsets, batch)
         yield Scorer(
-            "ensemble" if full else name,
-            "ensemble" if full else "fallback",
-            score,
-            combination.calibration(score),
+            "ensemble" if full else name, "ensemble" if full else "fallback", score, probability
         )
     for name, combination in ensemble.alone.items():
-        kind = "baseline" if families[name] == "baseline" else "learner"
-        probability = combination.calibration(combination.score(base, offsets))
-        yield Scorer(name, kind, base[name], probability)
+        if name in base:
+            kind = "baseline" if families[name] == "baseline" else "learner"
+            _, probability = combination.answer(base, batch.offsets)
+            yield Scorer(name, kind, base[name], probability)
+
+
+def _losses(
+    ensemble: Ensemble,
+    base: dict[str, npt.NDArray[np.float32]],
+    batch: Batch,
+    period: Period,
+    whole: npt.NDArray[np.float64],
+) -> list[Loss]:
+    """What is left when a family or a single member is lost, with the fallback that answers."""
+    families = ensemble.families
+    without = {
+        f"only {' and '.join(sorted(wanted))}": [n for n in base if families[n] in wanted]
+        for fallback, wanted in FALLBACKS.items()
+        if fallback != "full"
+    }
+    without |= {f"without {name}": [n for n in base if n != name] for name in base}
+    judgements, found = period.judgements, []
+    for what, present in without.items():
+        if not present:
+            continue
+        if len(present) == len(base):  # nobody is lost
+            continue
+        said = ensemble.score({name: base[name] for name in present}, batch.offsets, batch)
+        values = ndcg(judgements, judgements.ranks(said.score), 10)
+        found.append(
+            Loss(
+                what,
+                tuple(present),
+                said.fallback,
+                period.bootstrap.mean(values),
+                period.bootstrap.difference(values, whole),
+            )
+        )
+    return found
 
 
 def _period(
@@ -203,16 +266,6 @@ def _retrieved(judgements: Judgements) -> float:
     """Mean share of what a request wanted that is among its candidates: recall at any depth."""
     anywhere = np.ones(len(judgements.relevant), dtype=np.int32)
     return float(np.nanmean(recall(judgements, anywhere, 1)))
-
-
-def _correlation(
-    base: dict[str, npt.NDArray[np.float32]], offsets: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """Pearson's, of base scores standardised within each request: float64[m, m]."""
-    rows = np.stack([normalise(scores, offsets, "standard") for scores in base.values()])
-    inner = (rows @ rows.T).astype(np.float64)
-    size = np.sqrt(np.maximum(inner.diagonal(), 1e-12))
-    return inner / np.outer(size, size)
 
 
 def _facts(batch: Batch, requests: pa.Table) -> dict[str, Any]:

@@ -1,7 +1,13 @@
-"""`raysys train`: learners fitted forward in time, their ensemble, and a bundle to serve."""
+"""`raysys train`: learners fitted forward in time, their ensemble, and a bundle to serve.
+
+With `ensemble_only` nothing is fitted but the ensemble, on the base scores of an earlier run.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -14,16 +20,19 @@ from pydantic import Field, model_validator
 from raysys.catalogue import Catalogue
 from raysys.cluster import ray_session
 from raysys.config import Settings, StageSettings, load_yaml
-from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings, fit_ensemble
+from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings
 from raysys.ensemble.folds import fit_forward, forward_folds, score_forward
 from raysys.errors import UserError
 from raysys.features.examples import Examples
-from raysys.learners import make_learner
+from raysys.learners import load_model, make_learner
 from raysys.learners.protocol import Context, Learner, Model, Resources, TextEncoder
 from raysys.learners.resources import cpus_of_a_node, resources_here
 from raysys.progress import task
 from raysys.registry import Registry, write_search
+from raysys.stages.stacking import Stacking, label_window_ms, require_lessons, stack
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
+
+log = logging.getLogger("raysys")
 
 
 class ResourceSettings(Settings):
@@ -62,6 +71,9 @@ class TrainSettings(StageSettings):
         out_of_fold: how many folds get out-of-fold scores: the validation fold, whose scores the
             ensemble is fitted on, then those before it, each by a model of its own.
         ensemble: how base scores become one.
+        without: learners that have no say in the ensemble, though they are fitted and scored.
+        ensemble_only: fit the ensemble anew on the base scores of the run before, and publish a
+            bundle of its models; learners that run did not fit are an error.
         resources: of every fit.
         learner_resources: name -> resources, for learners that need others.
         surface: which lists the bundle is for.
@@ -76,6 +88,8 @@ class TrainSettings(StageSettings):
     use_tuned: bool = True
     out_of_fold: int = Field(default=1, ge=1)
     ensemble: EnsembleSettings = EnsembleSettings()
+    without: tuple[str, ...] = ()
+    ensemble_only: bool = False
     resources: ResourceSettings = ResourceSettings()
     learner_resources: dict[str, ResourceSettings] = Field(default_factory=dict)
     surface: str = "recommend"
@@ -84,10 +98,12 @@ class TrainSettings(StageSettings):
 
     @model_validator(mode="after")
     def _names_are_learners(self) -> TrainSettings:
-        for where in ("tuned", "learner_resources"):
+        for where in ("tuned", "learner_resources", "without"):
             for name in getattr(self, where):
                 if name not in self.learners:
                     raise ValueError(f"{where}.{name}: not among the learners above")
+        if not set(self.learners) - set(self.without):
+            raise ValueError("without: no learner is left")
         return self
 
 
@@ -103,14 +119,18 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
     """Fit, stack and publish; point `champion` at the new bundle.
 
     Raises:
-        UserError: no features yet, settings that no learner takes, or data nothing learns from.
+        UserError: no features yet, settings that no learner takes, data nothing learns from, or
+            with `ensemble_only` no base scores of a learner.
     """
     upstream = read_manifest(workspace.features)
+    fitted = _fitted(workspace, upstream) if settings.ensemble_only else None
     chosen = chosen_settings(settings, workspace)
     learners = {
         name: make_learner(name, values, where=f"learners.{name}")
         for name, values in chosen.items()
     }
+    if fitted is not None:
+        chosen = _as_fitted(chosen, fitted, workspace)
     planned = Manifest(
         stage="train",
         inputs={"features": upstream.fingerprint},
@@ -124,47 +144,148 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
     started = time.monotonic()
     validation = int(upstream.figures["folds"]["validation"])
     examples = Examples(workspace.features, (0,))
+    for folds in (range(validation), (validation,)):
+        require_lessons(examples.with_folds(*folds))
     catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
-    with ray_session(), replacing(workspace.train) as folder:
-        members = {
-            name: Member(learner, settings.learner_resources.get(name, settings.resources).here())
-            for name, learner in learners.items()
-        }
-        fits = forward_folds(examples, validation, settings.out_of_fold)
-        models, seconds = _fit(members, fits, catalogue, folder, settings.seed)
-        with task("train: out-of-fold scores", len(models) * len(fits)) as scoring:
-            scores = score_forward(models, examples, scoring.advance)
-            scores.write(folder / "base_scores")
-        families = {name: member.learner.family for name, member in members.items()}
-        with task("train: ensemble") as stacking:
-            ensemble = _stack(scores, families, settings.ensemble, workspace)
-            ensemble.save(folder / "ensemble.json")
-            stacking.note = ensemble.fallbacks["full"].method.replace("_", " ")
-        figures = _figures(ensemble)
-        with task("train: bundle") as publishing:
+    with _cluster(settings), replacing(workspace.train) as folder:
+        if fitted is None:
+            members = {
+                name: Member(
+                    learner, settings.learner_resources.get(name, settings.resources).here()
+                )
+                for name, learner in learners.items()
+            }
+            fits = forward_folds(examples, validation, settings.out_of_fold)
+            models, seconds = _fit(members, fits, catalogue, folder, settings.seed)
+            with task("train: out-of-fold scores", len(models) * len(fits)) as scoring:
+                scores = score_forward(models, examples, scoring.advance)
+                scores.write(folder / "base_scores")
             served = {name: by_fold[validation] for name, by_fold in models.items()}
-            bundle = registry.publish(
-                lambda fresh: write_bundle(fresh, workspace, served, ensemble, catalogue),
-                name_hint=settings.name,
-                surface=settings.surface,
-                learners=families,
-                data={"features": upstream.fingerprint, **upstream.inputs},
-                settings=planned.settings,
-                figures=figures,
-            )
-            registry.point("champion", bundle)
+            known: Mapping[str, float] = {}
+        else:
+            with task("train: models and base scores of the run before"):
+                for part in ("models", "base_scores"):
+                    shutil.copytree(workspace.train / part, folder / part, copy_function=_link)
+                scores = BaseScores.read(folder / "base_scores", examples.with_folds(validation))
+                served = {
+                    name: load_model(
+                        name, folder / "models" / name / f"fold={validation}", catalogue
+                    )
+                    for name in learners
+                    if name not in settings.without
+                }
+            seconds = fitted.figures.get("seconds", {})
+            known = fitted.figures.get("latency_ms", {})
+        families = {
+            name: learner.family
+            for name, learner in learners.items()
+            if name not in settings.without
+        }
+        with task("train: ensemble") as stacking:
+            last = examples.with_folds(validation)
+            window = label_window_ms(upstream)
+            made = stack(scores, families, served, last, settings.ensemble, window, known)
+            made.ensemble.save(folder / "ensemble.json")
+            stacking.note = made.ensemble.fallbacks["full"].method.replace("_", " ")
+        served = {name: served[name] for name in made.ensemble.members}
+        with task("train: bundle") as publishing:
+            bundle = _publish(settings, workspace, served, made, catalogue, planned, upstream)
             publishing.note = bundle
         planned.seconds = time.monotonic() - started
         planned.counts = {
-            "learners": len(members),
+            "learners": len(learners),
             "requests": scores.n_requests,
             "rows": len(scores.label),
         }
-        planned.figures = {"bundle": bundle, **figures, "seconds": seconds}
+        planned.figures = {
+            "bundle": bundle,
+            **made.figures(),
+            **made.costs(),
+            "left_out": list(settings.without),
+            "label_window_hours": window / 3_600_000,
+            "seconds": seconds,
+        }
         augmented = {name: dict(model.augmented) for name, model in served.items()}
-        planned.figures["augmented"] = {name: made for name, made in augmented.items() if made}
+        planned.figures["augmented"] = {
+            name: copies for name, copies in augmented.items() if copies
+        }
         planned.write(folder)
     return planned
+
+
+def _cluster(settings: TrainSettings) -> contextlib.AbstractContextManager[Any]:
+    """Ray; the ensemble alone needs none."""
+    return contextlib.nullcontext() if settings.ensemble_only else ray_session()
+
+
+def _publish(
+    settings: TrainSettings,
+    workspace: Workspace,
+    served: Mapping[str, Model],
+    made: Stacking,
+    catalogue: Catalogue,
+    planned: Manifest,
+    upstream: Manifest,
+) -> str:
+    """The id of a new bundle, which `champion` then points at."""
+    registry = Registry(workspace.registry)
+    bundle = registry.publish(
+        lambda fresh: write_bundle(fresh, workspace, served, made.ensemble, catalogue),
+        name_hint=settings.name,
+        surface=settings.surface,
+        learners=made.ensemble.families,
+        data={"features": upstream.fingerprint, **upstream.inputs},
+        settings=planned.settings,
+        figures=made.figures(),
+    )
+    registry.point("champion", bundle)
+    return bundle
+
+
+def _fitted(workspace: Workspace, upstream: Manifest) -> Manifest:
+    """The run before, whose models and base scores are taken.
+
+    Raises:
+        UserError: there is none, or it was of other features.
+    """
+    fitted = read_manifest(workspace.train)
+    if fitted.inputs.get("features") != upstream.fingerprint:
+        raise UserError(
+            "the base scores are of other features than those that are there now",
+            where=str(workspace.train),
+            mend="run `raysys train` without --ensemble-only",
+        )
+    return fitted
+
+
+def _as_fitted(
+    chosen: dict[str, dict[str, Any]], fitted: Manifest, workspace: Workspace
+) -> dict[str, dict[str, Any]]:
+    """Settings with which the learners were fitted; who was not is an error.
+
+    Raises:
+        UserError: no base scores of a learner; names those that there are.
+    """
+    known = fitted.settings.get("chosen", {})
+    for name, values in chosen.items():
+        if name not in known or not (workspace.train / "models" / name).is_dir():
+            raise UserError(
+                f"no base scores of {name}",
+                where=str(workspace.train),
+                mend=f"there are those of {', '.join(known)}: leave it out, or run "
+                "`raysys train` without --ensemble-only",
+            )
+        if values != known[name]:
+            log.warning("train: %s was fitted with other settings than those given now", name)
+    return {name: known[name] for name in chosen}
+
+
+def _link(source: str, target: str) -> None:
+    """A second name of a file that nobody changes, or a copy where that cannot be."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def write_bundle(
@@ -211,35 +332,6 @@ def _fit(
             fitting.advance()
     shutil.rmtree(scratch, ignore_errors=True)
     return models, seconds
-
-
-def _stack(
-    scores: BaseScores,
-    families: Mapping[str, str],
-    settings: EnsembleSettings,
-    workspace: Workspace,
-) -> Ensemble:
-    """The fitted ensemble; that nothing can be learned is the data's fault, not ours."""
-    try:
-        return fit_ensemble(scores, families, settings)
-    except ValueError as error:
-        raise UserError(
-            f"the ensemble cannot be fitted: {error}",
-            where=str(workspace.features),
-            mend="take more events, more requests a fold, or more candidates in `raysys features`",
-        ) from None
-
-
-def _figures(ensemble: Ensemble) -> dict[str, Any]:
-    """NDCG@10 on the last out-of-fold fold, weights and methods, for manifests."""
-    return {
-        "ndcg10": {
-            **{name: c.figures["held_out_ndcg"] for name, c in ensemble.alone.items()},
-            **{name: c.figures["held_out_ndcg"] for name, c in ensemble.fallbacks.items()},
-        },
-        "weights": {name: c.share for name, c in ensemble.fallbacks.items()},
-        "methods": {name: c.method for name, c in ensemble.fallbacks.items()},
-    }
 
 
 def chosen_settings(settings: TrainSettings, workspace: Workspace) -> dict[str, dict[str, Any]]:

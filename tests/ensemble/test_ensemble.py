@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from raysys.ensemble import (
     fit_ensemble,
     ndcg,
 )
+from raysys.ensemble.methods import Method
 from raysys.ensemble.normalise import FORMS, normalise
 from raysys.ensemble.stack import fit_listwise
+from raysys.ensemble.tree_stack import TreeStackSettings
 from raysys.errors import UserError
 from tests.ensemble.planted import planted
 
@@ -33,9 +36,13 @@ FAMILIES = {
 }
 
 
+LINEAR = EnsembleSettings(methods=("stack_standard", "average_standard", "blend"))
+SMALL = TreeStackSettings(n_estimators=15, num_leaves=4)
+
+
 @pytest.fixture(scope="module")
 def fitted() -> Ensemble:
-    return fit_ensemble(planted(NOISE), FAMILIES)
+    return fit_ensemble(planted(NOISE), FAMILIES, LINEAR)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +114,7 @@ def test_nobody_is_left(fitted: Ensemble) -> None:
 
 def test_a_member_without_weight_still_orders_when_alone() -> None:
     scores = planted({"good": 0.5, "useless": 60.0})
-    ensemble = fit_ensemble(scores, {"good": "tree", "useless": "tree"})
+    ensemble = fit_ensemble(scores, {"good": "tree", "useless": "tree"}, LINEAR)
     ensemble.fallbacks["full"].weights[:, 1] = 0
     ensemble.fallbacks["trees_only"].weights[:, 1] = 0
     alone = {"useless": scores.base["useless"]}
@@ -185,10 +192,10 @@ def test_stacking_recovers_planted_weights() -> None:
     np.testing.assert_allclose(found, weights, atol=0.08)
 
 
-@pytest.mark.parametrize("method", EnsembleSettings().methods)
+@pytest.mark.parametrize("method", get_args(Method))
 def test_every_method_prefers_who_knows_more(method: str) -> None:
-    settings = EnsembleSettings(methods=(method,))
-    scores = planted({"sharp": 0.5, "blunt": 4.0})
+    settings = EnsembleSettings(methods=(method,), trees=SMALL)
+    scores = planted({"sharp": 0.5, "blunt": 4.0}, n_requests=200)
     share = fit_ensemble(scores, {"sharp": "tree", "blunt": "tree"}, settings).fallbacks["full"]
     assert share.method == method
     assert share.share["sharp"] > 0.7
@@ -198,13 +205,13 @@ def test_every_method_prefers_who_knows_more(method: str) -> None:
 def test_methods_are_judged_on_rows_held_out_of_the_served_models_fold() -> None:
     """Earlier folds, scored by models that saw less, have no say."""
     scores = planted(NOISE)
-    full = fit_ensemble(scores, FAMILIES).fallbacks["full"]
+    full = fit_ensemble(scores, FAMILIES, LINEAR).fallbacks["full"]
     shuffled = {
         name: np.where(np.repeat(scores.fold, np.diff(scores.offsets)) == 1, -base, base)
         for name, base in scores.base.items()
     }
     other = BaseScores(scores.request, scores.fold, scores.judgements, shuffled)
-    again = fit_ensemble(other, FAMILIES).fallbacks["full"]
+    again = fit_ensemble(other, FAMILIES, LINEAR).fallbacks["full"]
     assert again.to_dict() == full.to_dict()
     last = scores.take(np.flatnonzero(scores.fold == 2))
     best = max(mean_ndcg(last, last.base[name]) for name in NOISE)
@@ -225,7 +232,7 @@ def test_a_method_whose_weights_do_not_carry_over_is_not_taken() -> None:
     families = {"a": "tree", "b": "tree"}
     honest = fit_ensemble(turns, families, settings).fallbacks["full"]
     judgements = turns.judgements
-    seen = honest.score(turns.base, turns.offsets)
+    seen, _ = honest.answer(turns.base, turns.offsets)
     in_sample = float(np.nanmean(ndcg(judgements, judgements.ranks(seen), 10)))
     assert honest.figures["held_out_ndcg"] < in_sample - 0.05
 
@@ -234,7 +241,7 @@ def test_a_member_that_knows_nothing_does_no_harm() -> None:
     """It gets next to no weight, whatever its family."""
     for seed in range(4):
         scores = planted({**NOISE, "tower": 60.0}, n_requests=300, seed=seed)
-        fallbacks = fit_ensemble(scores, FAMILIES).fallbacks
+        fallbacks = fit_ensemble(scores, FAMILIES, LINEAR).fallbacks
         held_out = {name: c.figures["held_out_ndcg"] for name, c in fallbacks.items()}
         assert held_out["full"] > held_out["no_transformer"] - 0.01
         full = fallbacks["full"]
@@ -249,19 +256,21 @@ def test_a_member_that_does_harm_loses_its_say() -> None:
     base = {**scores.base, "turncoat": np.where(half, 1, -1) * scores.base["turncoat"]}
     turned = BaseScores(scores.request, scores.fold, scores.judgements, base)
     families = {"a": "tree", "b": "tree", "turncoat": "transformer"}
-    full = fit_ensemble(turned, families).fallbacks["full"]
+    full = fit_ensemble(turned, families, LINEAR).fallbacks["full"]
     assert full.share["turncoat"] == 0 and set(full.members) == set(families)
     assert full.figures["held_out_ndcg"] > 0.3
 
 
 def test_one_fold_is_enough() -> None:
-    ensemble = fit_ensemble(planted(NOISE, folds=(1,)), FAMILIES)
+    ensemble = fit_ensemble(planted(NOISE, folds=(1,)), FAMILIES, LINEAR)
     assert ensemble.folds == (1,)
     assert ensemble.fallbacks["full"].figures["held_out_ndcg"] > 0
 
 
 def test_without_baselines_there_is_no_popularity() -> None:
-    ensemble = fit_ensemble(planted({"a": 1.0, "b": 1.0}), {"a": "tree", "b": "transformer"})
+    ensemble = fit_ensemble(
+        planted({"a": 1.0, "b": 1.0}), {"a": "tree", "b": "transformer"}, LINEAR
+    )
     assert set(ensemble.fallbacks) == {"full", "no_transformer", "trees_only"}
 
 
@@ -308,8 +317,8 @@ def test_equal_scores_stay_equal() -> None:
 
 def test_lost_weight_is_scaled_up() -> None:
     scores = planted({"a": 1.0, "b": 1.0}, n_requests=20)
-    full = fit_ensemble(scores, {"a": "tree", "b": "tree"}).fallbacks["full"]
+    full = fit_ensemble(scores, {"a": "tree", "b": "tree"}, LINEAR).fallbacks["full"]
     half = Combination(("a", "b"), np.array([[0.5, 1.5], [0, 0]]), full.calibration, "test")
-    alone = half.score({"a": scores.base["a"]}, scores.offsets)
+    alone = half.answer({"a": scores.base["a"]}, scores.offsets)[0]
     expected = 2.0 * normalise(scores.base["a"], scores.offsets, "standard")
     np.testing.assert_allclose(alone, expected, rtol=1e-6)

@@ -62,6 +62,31 @@ def test_the_ensemble_is_compared_with_each(report: dict[str, object]) -> None:
     assert report["best_single"] in gaps
 
 
+def test_every_loss_of_a_member_has_its_own_quality(report: dict[str, object]) -> None:
+    losses = {loss["what"]: loss for loss in report["losses"]}  # type: ignore[attr-defined]
+    for name in ("popular", "repeat_purchase", "co_occurrence"):
+        loss = losses[f"without {name}"]
+        assert name not in loss["present"] and len(loss["present"]) == 2
+        assert loss["ndcg@10"]["low"] <= loss["ndcg@10"]["value"] <= loss["ndcg@10"]["high"]
+        whole = report["scorers"]["ensemble"]["metrics"]["ndcg@10"]["value"]  # type: ignore[index]
+        gap = loss["ndcg@10"]["value"] - whole
+        assert loss["minus_ensemble"]["value"] == pytest.approx(gap, abs=1e-6)
+
+
+def test_cost_and_diversity_are_told(report: dict[str, object]) -> None:
+    names = {"popular", "repeat_purchase", "co_occurrence"}
+    assert set(report["latency_ms"]) == names  # type: ignore[call-overload]
+    subsets = report["subsets"]
+    assert isinstance(subsets, list) and any(set(each["members"]) == names for each in subsets)
+    alike = report["correlation"]
+    assert isinstance(alike, dict)
+    for key in ("values", "error_overlap"):
+        matrix = alike[key]
+        assert [matrix[i][i] for i in range(3)] == pytest.approx([1, 1, 1], abs=1e-3)
+        assert matrix[0][1] == matrix[1][0] < 1
+    assert set(report["calibrations"].values()) <= {"isotonic", "platt"}  # type: ignore[attr-defined]
+
+
 def test_slices_are_there(report: dict[str, object]) -> None:
     slices = report["slices"]
     assert isinstance(slices, list)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -15,8 +18,10 @@ from raysys.config import PRESETS, load_settings, parse_settings
 from raysys.ensemble import BaseScores, Ensemble
 from raysys.ensemble.folds import base_score
 from raysys.errors import UserError
+from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.learners import LEARNERS
+from raysys.learners.baselines import ColumnModel, Popular
 from raysys.registry import Registry
 from raysys.stages import train
 from raysys.stages.train import TrainSettings
@@ -24,10 +29,11 @@ from raysys.storage import Workspace, read_manifest
 from tests.stages.workspace import write_features
 
 BASELINES = {"popular": {}, "repeat_purchase": {}, "co_occurrence": {}}
+QUICK = {"methods": ["stack_standard", "average_standard"]}
 
 
 def settings(**content: object) -> TrainSettings:
-    content = {"learners": BASELINES, "out_of_fold": 2, **content}
+    content = {"learners": BASELINES, "out_of_fold": 2, "ensemble": QUICK, **content}
     return parse_settings(TrainSettings, content, where="test")
 
 
@@ -88,6 +94,112 @@ def test_only_the_served_models_are_fitted_unless_more_scores_are_wanted(
     assert [path.name for path in (workspace.train / "models" / "popular").iterdir()] == ["fold=2"]
     # the ensemble is fitted on the validation fold in either case
     assert manifest.figures["weights"] == read_manifest(trained.train).figures["weights"]
+
+
+def test_the_ensemble_is_refitted_without_fitting_learners(
+    tmp_path: Path, without_ray: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same models in a new bundle; members come and go; the outcome is that of a whole run."""
+    workspace = write_features(tmp_path, n_requests=120)
+    first = train.run(settings(out_of_fold=1), workspace)
+    scores = (workspace.train / "base_scores" / "fold=2.parquet").read_bytes()
+    monkeypatch.setattr(train, "fit_forward", None)  # whoever fits a learner fails
+    fewer = train.run(settings(ensemble_only=True, without=["co_occurrence"]), workspace)
+    assert (workspace.train / "base_scores" / "fold=2.parquet").read_bytes() == scores
+    registry = Registry(workspace.registry)
+    bundle = registry.load("champion")
+    assert bundle.id == fewer.figures["bundle"] != first.figures["bundle"]
+    assert list(bundle.learners) == ["popular", "repeat_purchase"]
+    assert fewer.figures["left_out"] == ["co_occurrence"]
+    assert fewer.figures["latency_ms"].keys() == bundle.learners.keys()
+    old = registry.load(first.figures["bundle"])
+    batch = Examples(workspace.features, (2,)).batch()
+    for name, model in bundle.learners.items():
+        assert np.array_equal(model.score(batch), old.learners[name].score(batch))
+    again = train.run(settings(ensemble_only=True), workspace)  # it comes back
+    assert again.figures["ndcg10"] == first.figures["ndcg10"]
+    assert again.figures["weights"] == first.figures["weights"]
+    assert train.run(settings(ensemble_only=True), workspace).created == again.created
+    with pytest.raises(UserError, match="no base scores of lightgbm_ranker"):
+        train.run(
+            settings(ensemble_only=True, learners={**BASELINES, "lightgbm_ranker": {}}), workspace
+        )
+    assert (workspace.train / "models" / "co_occurrence").is_dir()
+
+
+def test_an_ensemble_needs_base_scores_of_these_features(
+    tmp_path: Path, trained: Workspace
+) -> None:
+    workspace = write_features(tmp_path, n_requests=80, seed=1)
+    with pytest.raises(UserError, match="raysys train"):
+        train.run(settings(ensemble_only=True), workspace)
+    shutil.copytree(trained.train, workspace.train)
+    with pytest.raises(UserError, match="other features"):
+        train.run(settings(ensemble_only=True), workspace)
+
+
+class _Numb(ColumnModel):
+    """Says nothing that can be used."""
+
+    value: ClassVar[float] = np.nan
+
+    def score(self, batch: Batch) -> np.ndarray:
+        return np.full(len(batch), self.value, np.float32)
+
+
+@pytest.mark.parametrize(("value", "reason"), [(np.nan, "not finite"), (7.0, "tell the cand")])
+def test_a_member_that_says_nothing_is_left_out(
+    tmp_path: Path,
+    without_ray: object,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    value: float,
+    reason: str,
+) -> None:
+    workspace = write_features(tmp_path, n_requests=80)
+    monkeypatch.setattr(_Numb, "value", value)
+    monkeypatch.setattr(Popular, "fit", lambda self, examples, context: _Numb("price", 0.0))
+    with caplog.at_level("WARNING", logger="raysys"):
+        manifest = train.run(settings(out_of_fold=1), workspace)
+    assert reason in manifest.figures["dropped"]["popular"]
+    assert any("popular has no say" in record.getMessage() for record in caplog.records)
+    assert "popular" not in Registry(workspace.registry).load("champion").learners
+    with pytest.raises(UserError, match="no learner gave scores"):
+        train.run(settings(learners={"popular": {}}), workspace)
+
+
+def _rewrite(workspace: Workspace, fold: int, **columns: float) -> None:
+    for path in (workspace.features / "examples" / f"fold={fold}").glob("*.parquet"):
+        table = pq.read_table(path, partitioning=None)
+        for name, value in columns.items():
+            column = pa.array(np.full(len(table), value, np.float32))
+            table = table.set_column(table.column_names.index(name), name, column)
+        pq.write_table(table, path)
+
+
+def test_nothing_to_learn_from_is_said(tmp_path: Path, without_ray: object) -> None:
+    workspace = write_features(tmp_path, n_requests=80)
+    _rewrite(workspace, 2, label=0.0)
+    with pytest.raises(UserError, match="no retrieved candidate of fold 2 is relevant"):
+        train.run(settings(), workspace)
+    for fold in (0, 1):
+        _rewrite(workspace, fold, weight=0.0)
+    with pytest.raises(UserError, match="fold 0, 1 weighs 0"):
+        train.run(settings(), workspace)
+
+
+def test_members_that_do_not_pay_are_dropped(tmp_path: Path, without_ray: object) -> None:
+    """Whoever adds too little for its time goes, but no fallback loses its last member."""
+    workspace = write_features(tmp_path, n_requests=120)
+    dear = settings(out_of_fold=1, ensemble={**QUICK, "keep": {"ndcg_per_ms": 1e9}})
+    manifest = train.run(dear, workspace)
+    assert len(manifest.figures["dropped"]) == 2
+    assert len(Registry(workspace.registry).load("champion").learners) == 1
+    assert all("millisecond" in reason for reason in manifest.figures["dropped"].values())
+    found = manifest.figures["subsets"]
+    assert any(len(each["members"]) == 3 for each in found)
+    best = [each for each in found if each["best"]]
+    assert max(each["ndcg"] for each in found) == best[-1]["ndcg"]
 
 
 def test_what_a_fit_may_use_is_written_as_null_or_a_number() -> None:

@@ -1,0 +1,195 @@
+"""From out-of-fold base scores to an ensemble: who has a say, who pays for its time, how they join.
+
+What `raysys train` does after its learners are fitted, and all that `--ensemble-only` does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raysys.ensemble import BaseScores, Beside, Ensemble, EnsembleSettings
+from raysys.ensemble.bench import HOUR_MS
+from raysys.ensemble.cost import Subset, latencies, paying, subsets
+from raysys.ensemble.fit import bench_of, fit_on
+from raysys.ensemble.folds import unsound
+from raysys.errors import UserError
+from raysys.features.batch import Batch
+from raysys.features.examples import Examples
+from raysys.features.labels import LabelSettings
+from raysys.learners.protocol import Model
+from raysys.learners.validation import require_columns
+from raysys.storage import Manifest
+
+log = logging.getLogger("raysys")
+
+
+@dataclass(frozen=True)
+class Stacking:
+    """An ensemble and how it came about.
+
+    Attributes:
+        ensemble: of the members that were kept.
+        dropped: members without a say, and why.
+        milliseconds: of each sound member, for a request of 100 candidates on one thread.
+        subsets: of the sound members, with quality and cost; see `cost.subsets`.
+    """
+
+    ensemble: Ensemble
+    dropped: dict[str, str] = field(default_factory=dict)
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    subsets: list[Subset] = field(default_factory=list)
+
+    def figures(self) -> dict[str, Any]:
+        """For manifests: quality on the last out-of-fold fold, weights, methods, cost."""
+        ensemble = self.ensemble
+        parts = {**ensemble.alone, **ensemble.fallbacks}
+        return {
+            "ndcg10": {name: c.figures["held_out_ndcg"] for name, c in parts.items()},
+            "weights": {name: c.share for name, c in ensemble.fallbacks.items()},
+            "methods": {name: c.method for name, c in ensemble.fallbacks.items()},
+        }
+
+    def costs(self) -> dict[str, Any]:
+        """What was measured by the clock, for the manifest of the stage: no two runs agree."""
+        return {
+            "dropped": self.dropped,
+            "latency_ms": self.milliseconds,
+            "subsets": [each.to_dict() for each in self.subsets],
+        }
+
+
+def stack(
+    scores: BaseScores,
+    families: Mapping[str, str],
+    models: Mapping[str, Model],
+    examples: Examples,
+    settings: EnsembleSettings,
+    window_ms: int,
+    milliseconds: Mapping[str, float] | None = None,
+) -> Stacking:
+    """Fit the ensemble of all members that can have a say and pay for their time.
+
+    Args:
+        scores: out-of-fold base scores.
+        families: of the members that are wanted, in their order.
+        models: that are served, by member.
+        examples: a view of the last fold alone.
+        settings: see `EnsembleSettings`.
+        window_ms: how long after a request its labels may still change.
+        milliseconds: of members, where that is known; else it is measured.
+
+    Raises:
+        UserError: no member is left, or nothing can be learned from these requests.
+    """
+    dropped = unsound(scores.only(families))
+    for name, reason in dropped.items():
+        log.warning("train: %s has no say in the ensemble: %s", name, reason)
+    sound = {name: family for name, family in families.items() if name not in dropped}
+    if not sound:
+        told = "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
+        raise UserError(
+            f"no learner gave scores that an ensemble can be made of: {told}",
+            where="learners",
+            mend="look at their features and settings, or add another learner",
+        )
+    batch = examples.batch()
+    measured = {**(milliseconds or {})}
+    if fresh := {name: models[name] for name in sound if name not in measured}:
+        measured |= latencies(fresh, batch)
+    measured = {name: measured[name] for name in sound}
+    try:
+        bench = bench_of(scores, sound, settings, beside_of(examples, batch, settings, window_ms))
+        found = subsets(bench, measured)
+        kept = dict(sound)
+        if settings.keep is not None:
+            limit = settings.keep.ndcg_per_ms
+
+            def tell(name: str, gain: float) -> None:
+                dropped[name] = (
+                    f"adds {gain:+.5f} NDCG to the others in {measured[name]:.3f} ms: less than "
+                    f"{limit:g} a millisecond"
+                )
+                log.warning("train: %s has no say in the ensemble: it %s", name, dropped[name])
+
+            left = paying(bench, sound, measured, limit, tell)
+            kept = {name: sound[name] for name in left}
+        ensemble = fit_on(bench, kept)
+    except ValueError as error:
+        raise UserError(
+            f"the ensemble cannot be fitted: {error}",
+            where=str(examples.root),
+            mend="take more events, more requests a fold, or more candidates in `raysys features`",
+        ) from None
+    return Stacking(ensemble, dropped, measured, found)
+
+
+def beside_of(
+    examples: Examples, batch: Batch, settings: EnsembleSettings, window_ms: int
+) -> Beside:
+    """Moments, users and the raw features that trees want.
+
+    Raises:
+        UserError: a feature that the plan does not have.
+    """
+    wanted = settings.trees.features
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in batch.names):
+            require_columns([pattern], batch.names, where="ensemble.trees.features")
+    names = tuple(n for n in batch.names if any(fnmatchcase(n, each) for each in wanted))
+    moments = examples.requests()["timestamp"].to_numpy()
+    if np.issubdtype(moments.dtype, np.datetime64):
+        moments = moments.astype("datetime64[ms]").astype(np.int64)
+    return Beside(moments.astype(np.int64), batch.user, names, batch.columns(names), window_ms)
+
+
+def label_window_ms(features: Manifest) -> int:
+    """How long after a request its labels may still change, by the settings of its features.
+
+    Orders and sessions out of retrieval are settled when they happen; logged examples wait for
+    what is credited to them. A label never knows more than its fold in either case: features end
+    it there.
+    """
+    examples = features.settings.get("examples") or {}
+    if examples.get("from_", examples.get("from")) != "log":
+        return 0
+    labels = LabelSettings.model_validate(features.settings.get("labels") or {})
+    return max(labels.longest_ms, round(float(examples.get("within_minutes", 0)) * HOUR_MS / 60))
+
+
+def require_lessons(examples: Examples) -> None:
+    """Look for relevant rows that weigh something, before anything is fitted.
+
+    Args:
+        examples: of one fold or several.
+
+    Raises:
+        UserError: no retrieved row is relevant, or none of those weighs anything.
+    """
+    relevant = False
+    for path in examples.files("examples"):
+        table = pq.read_table(path, columns=["label", "retrieved", "weight"], partitioning=None)
+        good = table.filter(pc.and_(pc.greater(table["label"], 0), table["retrieved"]))
+        relevant = relevant or good.num_rows > 0
+        if pc.any(pc.greater(good["weight"], 0)).as_py():
+            return
+    folds = ", ".join(str(fold) for fold in examples.folds)
+    what = (
+        f"every relevant candidate of fold {folds} weighs 0"
+        if relevant
+        else f"no retrieved candidate of fold {folds} is relevant"
+    )
+    raise UserError(
+        f"{what}: nothing can be learned from it",
+        where=str(examples.root),
+        mend="take more events, fewer folds, or more candidates in `raysys features`"
+        if not relevant
+        else "look at how `raysys features` weighs examples",
+    )
