@@ -168,7 +168,8 @@ class Why(BaseModel):
     moved_by: dict[str, float] = Field(
         {},
         description="What set it apart from the other candidates, the strongest first: features, "
-        "by their contributions to all learners, in standard deviations of the ensemble.",
+        "by their contributions to all learners, in standard deviations of the ensemble. Of the "
+        "first 20 items.",
     )
     contributions: dict[str, dict[str, float]] = Field(
         {}, description="The same for every learner, in its own units."

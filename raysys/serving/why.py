@@ -17,7 +17,10 @@ from raysys.serving.ranker import shares
 MOST = 8
 """Features that are named, of an item and of a learner."""
 
-_COMPARED = 64
+EXPLAINED = 20
+"""Items, from the top, of which it is said what moved them: trees take milliseconds for each."""
+
+_COMPARED = 24
 """Candidates that stand for all when it is said what sets an item apart."""
 
 
@@ -43,10 +46,10 @@ def _contributions(
     ranking: Ranking, arranged: Arrangement, learners: Mapping[str, Model]
 ) -> _Parts:
     """By learner, names and float64[shown, names] of what each added to a score, beyond what it
-    adds to the candidates' on average: only that can move an item."""
+    adds to the candidates' on average: only that can move an item. Of the first `EXPLAINED`."""
     if ranking.batch is None or not len(arranged.shown):
         return {}
-    n, shown = len(ranking.batch), arranged.shown
+    n, shown = len(ranking.batch), arranged.shown[:EXPLAINED]
     others = np.unique(np.linspace(0, n - 1, min(n, _COMPARED)).astype(np.int64))
     rows = _rows(ranking.batch, np.concatenate([shown, others]))
     found: _Parts = {}
@@ -89,6 +92,8 @@ def _why(
     moved: dict[str, float] = {}
     own: dict[str, dict[str, float]] = {}
     for learner, (names, values) in parts.items():
+        if place >= len(values):
+            break
         of_item = dict(zip(names, values[place].tolist(), strict=True))
         own[learner] = _strongest(of_item)
         spread = float(ranking.base[learner].std())

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -16,11 +16,28 @@ from raysys.learners.head import Head, HeadSettings, Scale, _network, _whitening
         elements=st.floats(width=32, allow_nan=True, allow_infinity=True),
     )
 )
+@settings(deadline=None)  # the first call compiles
 def test_any_columns_become_small_numbers(values: np.ndarray) -> None:
     scaled = Scale.fit(values, seed=0)(values)
     assert scaled.shape == (len(values), 2 * values.shape[1]) and scaled.dtype == np.float32
     assert np.isfinite(scaled).all() and (np.abs(scaled) <= 2).all()
     np.testing.assert_array_equal(scaled[:, values.shape[1] :], ~np.isfinite(values))
+
+
+def test_scaling_is_interpolation_to_the_last_bit() -> None:
+    rng = np.random.default_rng(2)
+    values = np.round(rng.normal(size=(900, 5)), 2).astype(np.float32)
+    values[::7, 3] = np.nan
+    values[:, 4] = 3
+    scale = Scale.fit(values, seed=0)
+    given = np.concatenate([values * 1.1, values])
+    scaled = scale(given)
+    for at, knots in enumerate(scale.knots[:4]):
+        place = np.linspace(-1.7, 1.7, len(knots))
+        known = np.isfinite(given[:, at])
+        expected = np.interp(given[known, at], knots, place).astype(np.float32)
+        np.testing.assert_array_equal(scaled[known, at], expected)
+    np.testing.assert_array_equal(scale(np.asfortranarray(given)), scaled)
 
 
 def test_scaling_keeps_the_order_and_knows_the_unknown() -> None:
