@@ -72,6 +72,32 @@ def test_what_nobody_reads_or_cannot_be_is_refused(
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["local", "production", "sticky"])
+def test_every_config_says_only_what_is_read(registry: Registry, name: str) -> None:
+    content = yaml.safe_load((LOCAL.parent / f"{name}.yaml").read_text())
+    app = content["applications"][0]
+    app["args"]["registry"] = str(registry.root)
+    planned, bundle = plan(parse_settings(DeploySettings, content, where=name), None)
+    assert bundle == registry.resolve("champion")
+    # what waits within a replica has to fit into what Serve lets it have
+    ranker = planned["applications"][0]["deployments"][0]
+    args = planned["applications"][0]["args"]
+    assert ranker["max_ongoing_requests"] > args["threads"]
+    application = build(ServeArgs.model_validate(args))
+    assert type(application).__name__ == "Application"
+
+
+def test_the_router_of_sticky_users_is_there() -> None:
+    from ray._common.utils import import_attr
+
+    content = yaml.safe_load((LOCAL.parent / "sticky.yaml").read_text())
+    router = content["applications"][0]["deployments"][0]["request_router_config"]
+    made = import_attr(router["request_router_class"])
+    from ray.serve._private.request_router.request_router import RequestRouter
+
+    assert issubclass(made, RequestRouter)
+
+
 def test_a_missing_or_damaged_bundle_is_said_before_anything_starts(tmp_path: Path) -> None:
     settings = load_settings(DeploySettings, LOCAL)
     with pytest.raises(UserError, match="raysys train"):
