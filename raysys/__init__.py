@@ -1,5 +1,19 @@
 """Learning to rank for online shops on Ray: from behaviour logs to a served, stacked ensemble."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raysys.client import AsyncClient, Client
+
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = ["AsyncClient", "Client", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """The clients when they are asked for: importing raysys itself costs nothing."""
+    if name in ("AsyncClient", "Client"):
+        from raysys import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,6 +31,7 @@ ACCESS: Final[dict[str, Access]] = {
     "POST /v1/search": "read",
     "POST /v1/rank": "read",
     "POST /v1/similar": "read",
+    "POST /v1/events": "events",
     "GET /v1/users/{user_id}/profile": "read",
     "POST /v1/text/classify": "read",
     "POST /v1/text/sentiment": "read",

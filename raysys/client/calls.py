@@ -1,0 +1,144 @@
+"""Each call of the API as data: method, path, body, and the model of its answer."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypedDict, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel
+
+from raysys.client import answers
+
+A = TypeVar("A", bound=BaseModel)
+
+MAX_EVENTS = 1000  # of one request
+
+Filters = Mapping[str, Any]
+Event = Mapping[str, Any]
+
+
+class Made(TypedDict, total=False):
+    """How a list is to be made; see the API page."""
+
+    session_id: str | None
+    explain: bool
+    deadline_ms: float | None
+    priority: Literal["normal", "background"]
+
+
+class Whom(Made, total=False):
+    """And for whom."""
+
+    user_id: str | None
+
+
+class Listed(Whom, total=False):
+    """And what may be chosen from the catalogue."""
+
+    filters: Filters | None
+    k: int
+
+
+class Recommended(Made, total=False):
+    """Where a list stands that nobody searched for, and what is in view there."""
+
+    place: Literal["home", "item", "cart"]
+    item_ids: Sequence[str]
+    filters: Filters | None
+    k: int
+
+
+@dataclass(frozen=True)
+class Call(Generic[A]):
+    """One request.
+
+    Attributes:
+        method: of HTTP.
+        path: below the base URL.
+        answer: what comes back.
+        body: as JSON; None: none.
+        headers: of this call.
+        safe: whether sending it twice does no harm.
+    """
+
+    method: str
+    path: str
+    answer: type[A]
+    body: Mapping[str, Any] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    safe: bool = True
+
+
+def listed(path: str, **asked: Any) -> Call[answers.ListAnswer]:
+    """A call for a list; what is None is left out."""
+    headers = {}
+    if (deadline := asked.pop("deadline_ms", None)) is not None:
+        headers["X-Deadline-Ms"] = f"{deadline:g}"
+    if (priority := asked.pop("priority", None)) is not None:
+        headers["X-Priority"] = str(priority)
+    body = {
+        name: list(value) if name == "item_ids" else value
+        for name, value in asked.items()
+        if value is not None
+    }
+    return Call("POST", path, answers.ListAnswer, body, headers)
+
+
+def profile(user_id: str) -> Call[answers.Profile]:
+    """A call for what is known of a user."""
+    return Call("GET", f"/v1/users/{quote(user_id, safe='')}/profile", answers.Profile)
+
+
+def of_texts(task: str, answer: type[A], texts: Sequence[str], **asked: Any) -> Call[A]:
+    """A call of a text task."""
+    return Call("POST", f"/v1/text/{task}", answer, {"texts": list(texts), **asked})
+
+
+def events(sent: Sequence[Event]) -> Iterator[Call[answers.EventsAnswer]]:
+    """Calls that send events, in batches; each event has an id before it is sent for the first
+    time, so that it counts once however often it is sent.
+    """
+    named = [{**event, "event_id": event.get("event_id") or uuid.uuid4().hex} for event in sent]
+    for first in range(0, len(named), MAX_EVENTS):
+        body = {"events": named[first : first + MAX_EVENTS]}
+        yield Call("POST", "/v1/events", answers.EventsAnswer, body)
+
+
+def joined(parts: Sequence[answers.EventsAnswer]) -> answers.EventsAnswer:
+    """What became of all batches, as if they had been one."""
+    outcomes = []
+    for number, part in enumerate(parts):
+        for outcome in part.events:
+            place = outcome.index + number * MAX_EVENTS
+            outcomes.append(outcome.model_copy(update={"index": place}))
+    return answers.EventsAnswer(
+        accepted=sum(part.accepted for part in parts),
+        duplicate=sum(part.duplicate for part in parts),
+        quarantined=sum(part.quarantined for part in parts),
+        rejected=sum(part.rejected for part in parts),
+        events=outcomes,
+    )
+
+
+READY = Call("GET", "/readyz", answers.Readiness)
+BUNDLES = Call("GET", "/v1/admin/bundles", answers.BundlesAnswer)
+CANARY = Call("GET", "/v1/admin/canary", answers.CanaryAnswer)
+
+
+def promote(bundle: str, name: str | None, force: bool) -> Call[answers.PointerAnswer]:
+    """A call that gives a bundle a name."""
+    body = {"bundle": bundle, "name": name, "force": force}
+    return Call("POST", "/v1/admin/promote", answers.PointerAnswer, body)
+
+
+def rollback(name: str) -> Call[answers.PointerAnswer]:
+    """A call that gives a name back; sent twice it goes back twice."""
+    return Call("POST", "/v1/admin/rollback", answers.PointerAnswer, {"name": name}, safe=False)
+
+
+def canary(asked: Mapping[str, Any] | None) -> Call[answers.CanaryAnswer]:
+    """A call that has a bundle tried, or nothing."""
+    return Call("POST", "/v1/admin/canary", answers.CanaryAnswer, {"canary": asked})

@@ -1,0 +1,80 @@
+"""When to try again, and after how long."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+
+import httpx
+
+BUSY = frozenset({429, 503})
+PROXY = frozenset({500, 502, 504})
+"""Tried again only when no problem+json comes with them: then a proxy answered, not raysys."""
+
+
+@dataclass(frozen=True)
+class Retries:
+    """Exponential backoff with full jitter (Brooker, AWS Architecture Blog 2015).
+
+    Waits are drawn evenly from 0 to `first_s` doubled each time, so that clients that failed
+    together do not come back together; `Retry-After` is the least that is waited.
+
+    Attributes:
+        attempts: in all; 1: no second try.
+        first_s: the longest first wait.
+        longest_s: the longest wait; a server that asks for more is not waited for.
+        total_s: no try begins later than this after the call did.
+        rng: of the waits.
+    """
+
+    attempts: int = 4
+    first_s: float = 0.1
+    longest_s: float = 5.0
+    total_s: float = 15.0
+    rng: random.Random = field(default_factory=random.Random, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or min(self.first_s, self.longest_s, self.total_s) < 0:
+            raise ValueError("attempts must be 1 or more, and no time below 0")
+
+    def wait(self, attempt: int, spent_s: float, asked_s: float | None) -> float | None:
+        """Seconds to wait before the next try; None: give up.
+
+        Args:
+            attempt: how many tries there were.
+            spent_s: since the call began.
+            asked_s: what `Retry-After` says.
+        """
+        if attempt >= self.attempts or (asked_s or 0) > self.longest_s:
+            return None
+        most = min(self.longest_s, self.first_s * 2 ** (attempt - 1))
+        seconds = (asked_s or 0) + self.rng.uniform(0, most)
+        return seconds if spent_s + seconds <= self.total_s else None
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """Seconds that the server asks to wait; None: it does not, or not in words we know."""
+    said = response.headers.get("retry-after", "").strip()
+    if said.isdigit():
+        return float(said)
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+def worth_another_try(response: httpx.Response, *, safe: bool) -> bool:
+    """Whether the same request may succeed later.
+
+    Args:
+        response: an error.
+        safe: whether sending it twice does no harm.
+    """
+    if response.status_code == 429:  # nothing was done
+        return True
+    if not safe:
+        return False
+    by_proxy = "problem+json" not in response.headers.get("content-type", "")
+    return response.status_code in BUSY or (response.status_code in PROXY and by_proxy)

@@ -1,0 +1,111 @@
+"""What both clients share: settings, and the reading of responses."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import time
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from raysys.client.calls import Call
+from raysys.client.failures import ApiError, Unreachable
+from raysys.client.retries import Retries, retry_after, worth_another_try
+
+A = TypeVar("A", bound=BaseModel)
+
+BASE_URL = "http://127.0.0.1:8000"
+
+
+def settings(
+    base_url: str | None, key: str | None, timeout_s: float, verify: bool | ssl.SSLContext
+) -> dict[str, Any]:
+    """Arguments of httpx's clients."""
+    key = key if key is not None else os.environ.get("RAYSYS_KEY")
+    headers = {"Accept": "application/json, application/problem+json", "User-Agent": "raysys"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    return {
+        "base_url": base_url or os.environ.get("RAYSYS_URL") or BASE_URL,
+        "headers": headers,
+        "timeout": timeout_s,
+        "verify": verify,
+        "follow_redirects": False,  # a key goes nowhere else
+    }
+
+
+@dataclass
+class Attempts:
+    """How often a call was tried, and whether to try again.
+
+    Args:
+        call: what is sent.
+        retries: how often at most.
+    """
+
+    call: Call[Any]
+    retries: Retries
+
+    def __post_init__(self) -> None:
+        self.made = 0
+        self.began = time.monotonic()
+
+    def after_response(self, response: httpx.Response) -> float | None:
+        """Seconds to wait before another try; None: this is the answer.
+
+        Raises:
+            ApiError: the server refuses, and will again.
+        """
+        self.made += 1
+        if response.is_success:
+            return None
+        asked = retry_after(response)
+        wait = None
+        if worth_another_try(response, safe=self.call.safe):
+            wait = self._wait(asked)
+        if wait is None:
+            raise ApiError(response.status_code, _problem(response), asked, self.made)
+        return wait
+
+    def after_failure(self, error: httpx.TransportError) -> float:
+        """Seconds to wait before another try.
+
+        Raises:
+            Unreachable: there is none.
+        """
+        self.made += 1
+        untouched = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+        wait = self._wait(None) if self.call.safe or untouched else None
+        if wait is None:
+            said = str(error) or type(error).__name__
+            raise Unreachable(f"no answer: {said}", self.made) from error
+        return wait
+
+    def _wait(self, asked_s: float | None) -> float | None:
+        return self.retries.wait(self.made, time.monotonic() - self.began, asked_s)
+
+
+def read(call: Call[A], response: httpx.Response) -> A:
+    """The answer of a successful response.
+
+    Raises:
+        ApiError: what came is no answer of raysys.
+    """
+    try:
+        return call.answer.model_validate_json(response.content)
+    except ValidationError as error:
+        said = f"what came is no answer of raysys: {error.errors()[0]['msg']}"
+        raise ApiError(response.status_code, {"detail": said}) from None
+
+
+def _problem(response: httpx.Response) -> dict[str, Any]:
+    try:
+        content = response.json()
+    except ValueError:
+        content = None
+    if isinstance(content, dict) and "detail" in content:
+        return content
+    return {"detail": response.text[:200] or response.reason_phrase}

@@ -1,0 +1,261 @@
+"""Both clients against the real routes, and against servers that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import pickle
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import raysys
+from raysys.client import ApiError, AsyncClient, Client, Retries, Unreachable
+from raysys.client.calls import MAX_EVENTS
+
+PROBLEM = {"type": "urn:raysys:problem:overloaded", "detail": "too many", "errors": []}
+EMPTY = {
+    "request_id": "r",
+    "items": [],
+    "bundle": "b",
+    "arm": "champion",
+    "degraded": False,
+    "cold_start": True,
+    "took_ms": 1.0,
+}
+
+
+def problem(status: int, **headers: str) -> httpx.Response:
+    headers["content-type"] = "application/problem+json"
+    return httpx.Response(status, json=PROBLEM, headers=headers)
+
+
+class Server:
+    """Answers with what it is given, in order; notes requests and waits."""
+
+    def __init__(self, *replies: httpx.Response | Exception) -> None:
+        self.replies = list(replies)
+        self.requests: list[httpx.Request] = []
+        self.waits: list[float] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if isinstance(reply, Exception):
+            raise reply
+        return httpx.Response(reply.status_code, headers=reply.headers, content=reply.content)
+
+    def ask(self, call: str, *args: Any, retries: Retries | None = None, **asked: Any) -> Any:
+        """By both clients, which must do the same."""
+        retries = retries or Retries(rng=random.Random(0))
+        before = list(self.replies)
+        results = []
+        for run in (self._sync, self._async):
+            self.replies, self.requests, self.waits = list(before), [], []
+            retries.rng.seed(0)
+            try:
+                result: Any = run(retries, call, *args, **asked)
+            except (ApiError, Unreachable) as error:
+                result = error
+            waits = pytest.approx(self.waits, abs=0.5)  # a date is not reached at the same moment
+            results.append((str(result), type(result), len(self.requests), waits))
+        assert results[0][:3] == results[1][:3] and self.waits == results[0][3]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _sync(self, retries: Retries, call: str, *args: Any, **asked: Any) -> Any:
+        transport = httpx.MockTransport(self)
+        with Client(transport=transport, retries=retries, sleep=self.waits.append) as client:
+            return getattr(client, call)(*args, **asked)
+
+    def _async(self, retries: Retries, call: str, *args: Any, **asked: Any) -> Any:
+        async def sleep(seconds: float) -> None:
+            self.waits.append(seconds)
+
+        async def run() -> Any:
+            transport = httpx.MockTransport(self)
+            async with AsyncClient(transport=transport, retries=retries, sleep=sleep) as client:
+                return await getattr(client, call)(*args, **asked)
+
+        return asyncio.run(run())
+
+
+OK = httpx.Response(200, json=EMPTY)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_asked_again(status: int) -> None:
+    server = Server(problem(status), problem(status), OK)
+    assert server.ask("recommend", "u1").bundle == "b"
+    assert len(server.waits) == 2
+    assert 0 <= server.waits[0] <= 0.1 and 0 <= server.waits[1] <= 0.2
+
+
+def test_retry_after_is_the_least_that_is_waited() -> None:
+    server = Server(problem(503, **{"retry-after": "2"}), OK)
+    server.ask("search", "milk")
+    assert 2 <= server.waits[0] <= 2.1
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
+    server = Server(problem(429, **{"retry-after": soon}), OK)
+    server.ask("search", "milk", retries=Retries(rng=random.Random(0)))
+    assert 0 < server.waits[0] <= 3.2
+    for nonsense in ("soon", "-1", ""):
+        server = Server(problem(503, **{"retry-after": nonsense}), OK)
+        server.ask("search", "milk")
+        assert server.waits[0] <= 0.1
+
+
+def test_who_asks_for_too_long_is_not_waited_for() -> None:
+    server = Server(problem(429, **{"retry-after": "60"}), OK)
+    with pytest.raises(ApiError) as caught:
+        server.ask("recommend", "u1")
+    assert caught.value.retry_after_s == 60 and caught.value.attempts == 1 and not server.waits
+
+
+def test_it_gives_up_at_last() -> None:
+    server = Server(problem(503))
+    with pytest.raises(ApiError, match="503 overloaded: too many") as caught:
+        server.ask("recommend", "u1")
+    assert caught.value.attempts == len(server.requests) == 4
+    server = Server(problem(503))
+    with pytest.raises(ApiError):
+        server.ask("recommend", "u1", retries=Retries(attempts=1))
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422, 500])
+def test_a_refusal_is_not_repeated(status: int) -> None:
+    server = Server(problem(status), OK)
+    with pytest.raises(ApiError) as caught:
+        server.ask("profile", "u1")
+    assert caught.value.status == status and len(server.requests) == 1
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert str(again) == str(caught.value) and again.kind == "overloaded"
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_what_a_proxy_says_is(status: int) -> None:
+    server = Server(httpx.Response(status, text="<h1>bad gateway</h1>"), OK)
+    assert server.ask("recommend", "u1").items == []
+    with pytest.raises(ApiError, match="bad gateway"):
+        Server(httpx.Response(status, text="<h1>bad gateway</h1>")).ask("recommend", "u1")
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError("refused"), httpx.ReadTimeout("late"), httpx.ReadError("")]
+)
+def test_a_broken_connection_is_tried_again(error: Exception) -> None:
+    assert Server(error, OK).ask("recommend", "u1").bundle == "b"
+    with pytest.raises(Unreachable, match="tried 4 times") as caught:
+        Server(error).ask("recommend", "u1")
+    assert isinstance(caught.value.__cause__, httpx.TransportError)
+
+
+def test_a_rollback_is_never_sent_twice() -> None:
+    for reply in (problem(503), httpx.Response(502), httpx.ReadTimeout("late")):
+        server = Server(reply)
+        with pytest.raises((ApiError, Unreachable)):
+            server.ask("rollback")
+        assert len(server.requests) == 1
+    told = {"name": "champion", "bundle": "b", "before": None, "reason": "", "live": True}
+    done = httpx.Response(200, json=told)
+    for reply in (problem(429), httpx.ConnectError("refused")):  # it had no effect
+        assert Server(reply, done).ask("rollback").bundle == "b"
+
+
+def test_events_keep_their_ids_over_retries_and_batches() -> None:
+    answer = {"accepted": 1, "duplicate": 0, "rejected": 1, "events": [
+        {"index": 0, "status": "accepted"}, {"index": 1, "status": "rejected"}]}  # fmt: skip
+    reply = httpx.Response(200, json=answer)
+    server = Server(httpx.ReadTimeout("late"), reply)
+    sent = [{"event_type": "click", "item_id": str(n)} for n in range(MAX_EVENTS + 1)]
+    sent[3]["event_id"] = "mine"
+    told = server.ask("events", sent)
+    first, again, second = (request.read() for request in server.requests)
+    assert first == again and b'"mine"' in first and b'"mine"' not in second
+    assert told.accepted == told.rejected == 2
+    assert [outcome.index for outcome in told.events] == [0, 1, MAX_EVENTS, MAX_EVENTS + 1]
+    assert sent[0].keys() == {"event_type", "item_id"}  # what was given is left as it is
+    assert Server(reply).ask("events", []).events == []
+
+
+def test_what_is_no_answer_is_said() -> None:
+    for content in ("<html>", "{}", "[]"):
+        with pytest.raises(ApiError, match="no answer of raysys"):
+            Server(httpx.Response(200, text=content)).ask("recommend", "u1")
+    with pytest.raises(ApiError) as caught:  # a key goes nowhere else
+        Server(httpx.Response(307, headers={"location": "https://evil.example"})).ask("ready")
+    assert caught.value.status == 307
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSYS_URL", "https://shop.example/rank/")
+    monkeypatch.setenv("RAYSYS_KEY", "rsk_1")
+    server = Server(OK)
+    server.ask("search", "milk", deadline_ms=50, priority="background", k=3)
+    (request,) = server.requests
+    assert str(request.url) == "https://shop.example/rank/v1/search"
+    assert request.headers["authorization"] == "Bearer rsk_1"
+    assert request.headers["x-deadline-ms"] == "50"
+    assert request.headers["x-priority"] == "background"
+    assert request.read() == b'{"query":"milk","k":3}'
+
+
+@given(
+    attempt=st.integers(1, 9),
+    spent=st.floats(0, 30),
+    asked=st.none() | st.floats(0, 10),
+    seed=st.integers(0, 99),
+)
+def test_waits_keep_to_their_bounds(
+    attempt: int, spent: float, asked: float | None, seed: int
+) -> None:
+    retries = Retries(attempts=6, rng=random.Random(seed))
+    wait = retries.wait(attempt, spent, asked)
+    if wait is None:
+        assert attempt >= 6 or (asked or 0) > 5 or spent + (asked or 0) + 5 > 15
+        return
+    assert (asked or 0) <= wait <= (asked or 0) + min(5.0, 0.1 * 2 ** (attempt - 1))
+    assert spent + wait <= 15 and attempt < 6
+
+
+def test_both_clients_have_the_same_calls() -> None:
+    def signatures(kind: type) -> dict[str, tuple[list[str], Any]]:
+        found: dict[str, Callable[..., Any]] = dict(inspect.getmembers(kind, inspect.isfunction))
+        return {
+            name: (list(inspect.signature(call).parameters), call.__annotations__.get("return"))
+            for name, call in found.items()
+            if not name.startswith("_")
+        }
+
+    assert signatures(Client) == signatures(AsyncClient)
+
+
+def test_importing_raysys_stays_cheap() -> None:
+    code = (
+        "import sys, raysys; assert 'httpx' not in sys.modules; raysys.Client;"
+        "heavy = {'ray', 'torch', 'numpy', 'pandas', 'pyarrow', 'polars', 'fastapi', 'yaml'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+    assert raysys.Client is Client and raysys.AsyncClient is AsyncClient
+    with pytest.raises(AttributeError, match="Klient"):
+        _ = raysys.Klient
+
+
+def test_odd_retries_are_refused() -> None:
+    for odd in ({"attempts": 0}, {"first_s": -1.0}):
+        with pytest.raises(ValueError, match="must be"):
+            Retries(**odd)
+    assert isinstance(iter([]), Iterator)
