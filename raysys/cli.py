@@ -492,6 +492,8 @@ def replay(
         stage = import_module("raysys.stages.replay")
         same = stage.run(request_id, exposures, registry, machine=as_json)
     raise typer.Exit(0 if same else 1)
+
+
 experiment_app = typer.Typer(help="A/B tests: check, plan, analyse; policies on logged data.")
 app.add_typer(experiment_app, name="experiment")
 

@@ -70,7 +70,7 @@ class LocalLog:
         self._reading: dict[int, int] = {}
         self._places: dict[int, tuple[int, int]] = {}
         self._readers = threading.Lock()
-        self._trusted = False
+        self._trusted = self._closed = False
         try:
             (folder / "positions").mkdir(parents=True, exist_ok=True)
             self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
@@ -182,6 +182,9 @@ class LocalLog:
         """See `EventLog`."""
         self._group.close()
         with self._threads, self._readers:
+            if self._closed:
+                return
+            self._closed = True
             if self._ids is not None:
                 self._ids.close()
                 self._ids = None

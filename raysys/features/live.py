@@ -7,10 +7,12 @@ so that a model meets in production exactly what it was trained on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,7 @@ from raysys.config import Settings, load_settings
 from raysys.features.batch import Batch
 from raysys.features.keys import CODES, KeySpace
 from raysys.features.log import EventColumns, normalised
+from raysys.features.of_users import OfUsers
 from raysys.features.plan import (
     Component,
     FeaturePlan,
@@ -49,6 +52,21 @@ from raysys.retrieval.popular import Popular
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _alone(
+    method: Callable[Concatenate[LiveFeatures, P], T],
+) -> Callable[Concatenate[LiveFeatures, P], T]:
+    """A method during which no other thread changes the state or reads half a change."""
+
+    @wraps(method)
+    def locked(self: LiveFeatures, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    return locked
 
 
 class CandidateSettings(Settings):
@@ -80,6 +98,7 @@ class LiveFeatures:
         state: all state by key; `tables` are its tables.
         codes: int32[n_items] by column of the catalogue, -1 where missing.
         read_states: names of the states that features read.
+        lock: held while events are counted and while anything is read, as a replica does both.
 
     Raises:
         UserError: resources that are missing or do not fit; keys beyond an int64.
@@ -134,13 +153,22 @@ class LiveFeatures:
         sizes |= {"store": len(self.stores), "query": len(self.queries)}
         self.state = States(plan, KeySpace(self.codes, sizes), self.resources.examination)
         self.read_states = _read_states(plan)
-        self._last_store = np.full(len(self.users), -1, dtype=np.int32)
-        self._last_store_time = np.zeros(len(self.users), dtype=np.int64)
+        self.lock = threading.RLock()
+        self._by_user = OfUsers(len(self.users))
+        self._most_users = self.state.most_users()
         self._user_numbers = {user_id: number for number, user_id in enumerate(self.users)}
         self._store_numbers = {store_id: number for number, store_id in enumerate(self.stores)}
         self._query_numbers = {query: number for number, query in enumerate(self.queries)}
         self._popular: Popular | None = None
         self._popular_day = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the lock: tasks of a cluster get a state each, and a lock each."""
+        return {name: value for name, value in self.__dict__.items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.lock = threading.RLock()
 
     @property
     def tables(self) -> dict[str, Table]:
@@ -156,6 +184,20 @@ class LiveFeatures:
         """The number of a user, -1 when unknown."""
         return self._user_numbers.get(user_id, -1)
 
+    @_alone
+    def open_user(self, user_id: str) -> int:
+        """The number of a user, the next one for a new user; -1 where keys have no room for more.
+
+        What is learnt by number of a user (none of ours is) knows nothing of such a one.
+        """
+        number = self.user_number(user_id)
+        if number < 0 and len(self.users) < self._most_users:
+            number = len(self.users)
+            self.users.append(user_id)
+            self._user_numbers[user_id] = number
+            self._by_user.grow(len(self.users))
+        return number
+
     def store_number(self, store_id: str | None) -> int:
         """The number of a store, -1 when unknown or None."""
         return -1 if store_id is None else self._store_numbers.get(store_id, -1)
@@ -164,8 +206,11 @@ class LiveFeatures:
         """The number of a query as the user typed it, -1 when unknown or None."""
         if query is None or not self.queries:
             return -1
-        text = pl.select(normalised(pl.lit(query))).item()
-        return self._query_numbers.get(text, -1)
+        return self.number_of_query(pl.select(normalised(pl.lit(query))).item())
+
+    def number_of_query(self, text: str | None) -> int:
+        """The number of a query by its normalised text, -1 when unknown or None."""
+        return -1 if text is None else self._query_numbers.get(text, -1)
 
     def static(self, feature: Static) -> Float32:
         """A static feature of every item: float32[n_items]."""
@@ -176,6 +221,7 @@ class LiveFeatures:
         """One component of every item's vector: float32[n_items], NaN where it has none."""
         return self._components[feature.name]
 
+    @_alone
     def apply(self, events: EventColumns) -> None:
         """Count events: columns of history or a single live one.
 
@@ -195,10 +241,11 @@ class LiveFeatures:
         For who fills the state by other means than `apply`.
         """
         if len(events):
-            self._note_stores(events)
+            self._by_user.note(events)
             self.sessions.seen(events.session)
             self.as_of = max(self.as_of, int(events.time.max()))
 
+    @_alone
     def compact(self) -> int:
         """Take away what has aged out; how many records went. Nothing else changes."""
         return self.state.compact()
@@ -215,22 +262,21 @@ class LiveFeatures:
                 self.compact()
             yield events.slice(start, stop)
 
-    def _note_stores(self, events: EventColumns) -> None:
-        """Each user's newest store; of one moment, the one that came later."""
-        known = np.flatnonzero((events.store >= 0) & (events.user >= 0))
-        known = known[events.time[known] >= self._last_store_time[events.user[known]]]
-        known = known[np.argsort(events.time[known], kind="stable")]
-        self._last_store[events.user[known]] = events.store[known]
-        self._last_store_time[events.user[known]] = events.time[known]
-
     def feed(self, name: str, events: EventColumns) -> Feed:
         """What one state takes of some events, in their order."""
         return self.state.feed(name, events)
 
     def last_store(self, user: int) -> int:
         """The store that a user was in last, -1 when unknown."""
-        return int(self._last_store[user]) if 0 <= user < len(self._last_store) else -1
+        return int(self._by_user.store[user]) if 0 <= user < self.n_users else -1
 
+    def current_session(self, user: int, timestamp: int, gap_ms: int) -> int:
+        """Number of the session that a user is in, -1 when the last event is longer ago."""
+        if not 0 <= user < self.n_users or timestamp - self._by_user.seen[user] > gap_ms:
+            return -1
+        return int(self._by_user.session[user])
+
+    @_alone
     def history(self, user: int, n: int) -> Int32:
         """The user's last distinct items, newest first: int32[≤ n]."""
         table = self.tables["user_item"]
@@ -238,12 +284,14 @@ class LiveFeatures:
         newest = np.lexsort((-records, -table.times[records, 2]))[:n]
         return table.second(records[newest]).astype(np.int32)
 
+    @_alone
     def orders(self, user: int) -> int:
         """How many orders (moments of counting) the user has made."""
         table = self.tables["user"]
         records = table.find(np.array([user], dtype=np.int64))
         return int(table.read(records, self.as_of).moments[0])
 
+    @_alone
     def candidates(
         self,
         user: int,
@@ -279,6 +327,7 @@ class LiveFeatures:
             proposals = {k: v[~np.isin(v, seeds)] for k, v in proposals.items()}
         return merge(proposals, limit)
 
+    @_alone
     def batch(
         self,
         user: int,
@@ -324,6 +373,7 @@ class LiveFeatures:
             user=np.array([user], dtype=np.int32),
         )
 
+    @_alone
     def profile(self, user: int, timestamp: int, top: int = 5) -> dict[str, Any]:
         """What the log says of a user: orders, recency and favourites with their evidence."""
         number = np.array([user], dtype=np.int64)
@@ -408,6 +458,7 @@ class LiveFeatures:
             for i in best
         ]
 
+    @_alone
     def save(self, folder: Path) -> None:
         """Write into an existing folder: YAML, JSON, Parquet and safetensors."""
         self.state.save(folder)
@@ -419,8 +470,7 @@ class LiveFeatures:
         self.catalogue.save(folder / "catalogue.parquet")
         users = {
             "user_id": pa.array(self.users, pa.string()),
-            "last_store": self._last_store,
-            "last_store_time": self._last_store_time,
+            **self._by_user.columns(),
         }
         pq.write_table(pa.table(users), folder / "users.parquet", compression="zstd")
         queries = pa.table({"query": pa.array(self.queries, pa.string())})
@@ -451,8 +501,7 @@ class LiveFeatures:
         )
         live.state.load(folder)
         live.as_of = facts["as_of"]
-        live._last_store = users["last_store"].to_numpy().copy()
-        live._last_store_time = users["last_store_time"].to_numpy().copy()
+        live._by_user.take(users)
         live.sessions.name(pl.read_parquet(folder / "sessions.parquet"))
         live.sessions.count = facts["sessions"]
         live.covisitation = CoVisitation.load(folder / "covisitation.safetensors")

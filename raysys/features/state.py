@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,9 @@ from raysys.schema import EVENT_TYPES
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
+
+_LARGEST = int(np.iinfo(np.int64).max)
+_MOST_USERS = int(np.iinfo(np.int32).max)
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,17 @@ class States:
             found = self.windows[name].replay(*given)
             return WindowStats(found.cells[:, :, back])
         return LastStats(self.last[name].replay(*given).values[back])
+
+    def most_users(self) -> int:
+        """How many users keys have room for: more than there are, unless a key ends with one."""
+        most = _MOST_USERS
+        for spec in self.specs.values():
+            if "user" in spec.keys[1:]:
+                return self.space.fans["user"]
+            if spec.keys[:1] == ["user"]:
+                rest = math.prod(self.space.fans[column] for column in spec.keys[1:])
+                most = min(most, _LARGEST // rest)
+        return most
 
     @cached_property
     def ages(self) -> bool:

@@ -27,6 +27,7 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.arms import Arms
 from raysys.serving.asking import Context
 from raysys.serving.edge import minimal, policy_for, protect
+from raysys.serving.events_routes import add_event_routes
 from raysys.serving.list_routes import add_list_routes
 from raysys.serving.pages import add_pages
 from raysys.serving.problems import Problem, ProblemBody, handle_problems
@@ -65,12 +66,15 @@ def settle(args: ServeArgs) -> ServeArgs:
         task: known.resolve(args.pinned_text.get(task, name))
         for task, name in args.text.named().items()
     }
-    update = {
+    update: dict[str, Any] = {
         "registry": str(registry),
         "pinned": pinned,
         "pinned_text": texts,
         "auth": args.auth.settled(),
     }
+    if args.events is not None:
+        path = str(args.events_path.resolve())
+        update["events"] = args.events.model_copy(update={"path": path})
     return args.model_copy(update=update)
 
 
@@ -111,6 +115,7 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
         return await service.run(lambda: service.profile(user_id), Context(time.perf_counter()))
 
     add_text_routes(app, service)
+    add_event_routes(app, service, arms)
     if arms is not None:
         add_admin_routes(app, arms)
 

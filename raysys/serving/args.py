@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from raysys.config import Settings
 from raysys.serving.cache import CacheArgs
 from raysys.serving.edge_args import AuthArgs, LimitArgs, Origin, under_home
+from raysys.serving.events_args import EventsArgs
 from raysys.serving.exposures import ExposureArgs
 from raysys.serving.policy import PolicyArgs
 from raysys.serving.stock import StockArgs
@@ -106,6 +107,7 @@ class ServeArgs(Settings):
             answer says so. A request may say its own (`X-Deadline-Ms`). null: wait for all.
         recommend: lists without a query.
         search: lists for a query.
+        events: the event log that is written to and followed; null: events are not taken.
         similar: lists of items like another.
         stock: where it is told what is in stock; null: all is.
         cache: how long scores are kept for the same request; null: not at all.
@@ -130,6 +132,7 @@ class ServeArgs(Settings):
     deadline_ms: Annotated[float, Field(gt=0, le=60_000)] | None = None
     recommend: ListArgs = ListArgs()
     search: SearchArgs = SearchArgs()
+    events: EventsArgs | None = None
     similar: SimilarArgs = SimilarArgs()
     stock: StockArgs | None = None
     cache: CacheArgs | None = None
@@ -158,3 +161,10 @@ class ServeArgs(Settings):
     def registry_path(self) -> Path:
         """The registry's folder; see `registry`."""
         return under_home(self.registry)
+
+    @property
+    def events_path(self) -> Path:
+        """The event log's folder; see `EventsArgs.path`."""
+        if self.events is None or self.events.path is None:
+            return self.registry_path.parent / "eventlog"
+        return under_home(self.events.path)

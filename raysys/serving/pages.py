@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
@@ -21,7 +22,9 @@ from raysys.serving.traffic import Traffic
 from raysys.serving.workers import NORMAL, URGENT
 from raysys.web import Refused, assets, console, storefront
 
-Recorder = Callable[[Sequence[dict[str, Any]]], Awaitable[bool]]
+log = logging.getLogger("raysys")
+
+Record = Callable[[Sequence[dict[str, Any]]], Awaitable[bool]]
 
 _MODELS: dict[str, type[ListRequest]] = {
     "recommend": RecommendRequest,
@@ -44,13 +47,32 @@ def add_pages(app: FastAPI, service: Service, arms: Arms | None, traffic: Traffi
     wanted = service.args.pages
     if service.args.bundle is None:
         return
-    shop = ServiceAnswers(service)
+    shop = ServiceAnswers(service, Recorder(service))
     if wanted.storefront or wanted.console:
         app.include_router(assets())
     if wanted.storefront:
         app.include_router(storefront(shop, wanted.name))
     if wanted.console and arms is not None:
         app.include_router(console(shop, Operator(arms, traffic), f"{wanted.name}: console"))
+
+
+class Recorder:
+    """Takes what visitors of the pages do, as POST /v1/events takes it."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, events: Sequence[dict[str, Any]]) -> bool:
+        """False where this deployment takes none, or cannot now: the page goes on without."""
+        taken = self._service.events
+        if taken is None:
+            return False
+        try:
+            await taken.run(len(events), lambda: taken.take(events))
+        except Problem as problem:
+            log.warning("what a visitor did is not recorded: %s", problem.detail)
+            return False
+        return True
 
 
 class ServiceAnswers:
@@ -61,7 +83,7 @@ class ServiceAnswers:
         recorder: takes events; None: this deployment takes none.
     """
 
-    def __init__(self, service: Service, recorder: Recorder | None = None) -> None:
+    def __init__(self, service: Service, recorder: Record | None = None) -> None:
         self._service, self._recorder = service, recorder
 
     @property

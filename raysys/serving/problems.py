@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from raysys.errors import UserError
@@ -126,6 +126,32 @@ def handle_problems(app: FastAPI) -> None:
         log.exception("a fault while answering %s", request.url.path, exc_info=error)
         detail = "a fault of the server; its log has the details"
         return Problem(500, "fault", detail).response(request.url.path)
+
+
+def field_errors(
+    error: ValidationError, where: str, tags: Collection[str] = ()
+) -> list[FieldError]:
+    """The findings about a value that was validated by itself.
+
+    Args:
+        error: what pydantic says.
+        where: path of the value in the body.
+        tags: words at the head of paths that name no field, but which model was tried.
+    """
+    found = []
+    for problem in error.errors(include_url=False):
+        inner = problem["loc"][1:] if problem["loc"][:1] and problem["loc"][0] in tags else None
+        told = {**problem, "loc": (where, *(problem["loc"] if inner is None else inner))}
+        if problem["type"].startswith("union_tag"):
+            context = problem.get("ctx", {})
+            tag = str(context.get("discriminator", "")).strip("'")
+            told["loc"] = (where, tag)
+            told["type"], told["input"] = "missing", None
+            if problem["type"] == "union_tag_invalid":
+                told["type"], told["input"] = "tag", context["tag"]
+                told["msg"] = f"must be one of {context['expected_tags']}"
+        found.append(_field_error(dict(told)))
+    return found
 
 
 def _field_error(problem: dict[str, Any]) -> FieldError:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from raysys.catalogue import Catalogue
+from raysys.features.incoming import visitor
 from raysys.registry import Bundle, Registry
 from raysys.serving import cache as caching
 from raysys.serving.api import (
@@ -28,6 +29,7 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.asking import ABOUT_ITEMS, Ask, Context, Ranking, Watch, new_request_id
 from raysys.serving.cache import Cache
 from raysys.serving.edge_args import under_home
+from raysys.serving.events import open_events
 from raysys.serving.exposures import ExposureLog, inputs_bytes, pool_bytes
 from raysys.serving.filters import Permissions, key_of
 from raysys.serving.metrics import Metrics
@@ -85,6 +87,9 @@ class Service:
             folder = under_home(args.exposures.folder)
             self._exposures = ExposureLog(args.exposures, folder, args, self.metrics)
         self.text = TextService(args)
+        self.events = open_events(
+            args, self._bundle.features if self._bundle else None, self._counted
+        )
         self.loaded_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.ready = False
         self.workers = Workers(args.threads, args.max_waiting)
@@ -113,9 +118,17 @@ class Service:
         """
         self.versions.bump(user_id, session_id)
 
+    def _counted(self, events: Sequence[dict[str, Any]], position: int) -> None:
+        """The state has counted events of the log, up to a place in it."""
+        for event in events:
+            self.bump(event["user_id"], event.get("session_id"))
+        self.versions.state = f"log {position}"
+
     def warm_up(self) -> None:
         """Answer real requests, so that the first user does not pay for compiling and caching."""
         self.text.warm_up()
+        if self.events is not None:
+            self.events.start()  # answers begin with what happened since the bundle was trained
         if self._bundle is not None:
             self._warm_up_ranking()
         self.ready = True
@@ -159,6 +172,8 @@ class Service:
 
     def close(self) -> None:
         """End the threads; what was recorded is written."""
+        if self.events is not None:
+            self.events.close()
         self.workers.close()
         if self._cache is not None:
             self._cache.close()
@@ -260,7 +275,7 @@ class Service:
         if not isinstance(asked, RankRequest) and k > self.args.k_max:
             raise invalid("body.k", f"must be from 1 to {self.args.k_max}", k)
         text = asked.query if isinstance(asked, SearchRequest | RankRequest) else None
-        user = self._user(asked.user_id)
+        user = self._user(asked.user_id, asked.session_id)
         at, now = context.at or _now(), self.ranker.now()
         filters = () if isinstance(asked, RankRequest) else _filters(asked.filters)
         allowed = None
@@ -392,10 +407,14 @@ class Service:
         deadline = context.deadline_ms or self.args.deadline_ms
         return float("inf") if deadline is None else context.arrived + deadline / 1000
 
-    def _user(self, user_id: str | None) -> int:
+    def _user(self, user_id: str | None, session_id: str | None) -> int:
+        if user_id is None and session_id is not None:
+            user_id = visitor(session_id)  # known from the first event of theirs on
         return -1 if user_id is None else self.bundle.features.user_number(user_id)
 
     def _session(self, user: int, session_id: str | None) -> int:
+        if session_id is None and self.events is not None:
+            return self.events.session(user, self.ranker.now())
         return self.bundle.features.sessions.number(user, session_id)
 
     def _known(self, item_ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:

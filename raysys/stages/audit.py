@@ -282,6 +282,6 @@ def _subject(
 
 def _copied(empty: LiveFeatures) -> LiveFeatures:
     """Another empty state that shares all that events do not change."""
-    changing = ("state", "sessions", "_last_store", "_last_store_time")
+    changing = ("state", "sessions", "_by_user")
     shared = {id(each): each for name, each in vars(empty).items() if name not in changing}
     return copy.deepcopy(empty, shared)

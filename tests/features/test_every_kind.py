@@ -87,7 +87,7 @@ def test_replay_tells_what_a_request_at_that_moment_was_told(events, times, seed
         state.apply(events.slice(done, until))
         done = until
         store = f"s{rows.store[at]}" if rows.store[at] >= 0 else None
-        state._last_store[:] = -1  # rows say which store; without one there is none
+        state._by_user.store[:] = -1  # rows say which store; without one there is none
         batch = state.batch(
             *(int(rows.user[at]), rows.item[at : at + 1], int(rows.time[at]), store, 3),
             **{"session": int(rows.session[at]), "query": int(rows.query[at])},

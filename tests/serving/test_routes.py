@@ -368,6 +368,7 @@ def test_openapi_tells_of_every_route_and_of_problems(client: TestClient) -> Non
         "/v1/similar",
         "/v1/rank",
         "/v1/users/{user_id}/profile",
+        "/v1/events",
         *(f"/v1/text/{task}" for task in ("classify", "sentiment", "entities", "relevance")),
         "/healthz",
         "/readyz",

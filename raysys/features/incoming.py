@@ -1,0 +1,111 @@
+"""Events as they come in, by names, into the numbers of a live state: `numbering`, one at a time.
+
+What a log says and what `numbering` makes of it must be the same here, as a model was trained on
+the one and meets the other. Where an event names no session it belongs to the user's last one,
+unless that ended: by the rule of `ingest.sessions`, and its names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from raysys.features.live import LiveFeatures
+from raysys.features.log import EventColumns, normalised
+from raysys.schema import EVENT_TYPES
+
+_KINDS: Final = {name: number for number, name in enumerate(EVENT_TYPES)}
+VISITOR: Final = "session:"
+"""Begins the user_id of those of whom nothing but a session is known."""
+
+
+def visitor(session_id: str) -> str:
+    """The user_id under which somebody goes who did not say who it is."""
+    return f"{VISITOR}{session_id}"
+
+
+class Incoming:
+    """Counts events in a live state.
+
+    Args:
+        live: the state; unknown users get numbers in it, other unknown things do not.
+        gap_minutes: a session ends when its user does nothing for longer than this.
+        new_users: most users that get numbers; beyond these a user stays unknown.
+    """
+
+    def __init__(
+        self, live: LiveFeatures, gap_minutes: float = 30, new_users: int = 1_000_000
+    ) -> None:
+        self.live = live
+        self.gap_ms = round(gap_minutes * 60_000)
+        self._most = live.n_users + new_users
+
+    def apply(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Count events, in the order given.
+
+        Args:
+            events: columns of `schema.LOGGED_EVENTS` by name, those that hold something;
+                `timestamp` in UTC ms.
+        """
+        with self.live.lock:
+            self.live.apply(self._columns(events))
+
+    def _columns(self, events: Sequence[Mapping[str, Any]]) -> EventColumns:
+        live = self.live
+        user = [self._user(event["user_id"]) for event in events]
+        items = [live.catalogue.number(event.get("item_id", "")) for event in events]
+        return EventColumns(
+            user=np.array(user, dtype=np.int32),
+            item=np.array([-1 if n is None else n for n in items], dtype=np.int32),
+            kind=np.array([_KINDS[event["event_type"]] for event in events], dtype=np.int8),
+            time=np.array([event["timestamp"] for event in events], dtype=np.int64),
+            quantity=_reals(events, "quantity"),
+            price=_reals(events, "price"),
+            store=np.array(
+                [live.store_number(event.get("store_id")) for event in events], dtype=np.int32
+            ),
+            order=np.zeros(len(events), dtype=np.int64),  # read by no state
+            session=np.array(self._sessions(user, events), dtype=np.int32),
+            query=np.array(self._queries(events), dtype=np.int32),
+            position=np.array([event.get("position", 0) for event in events], dtype=np.int32),
+        )
+
+    def _user(self, user_id: str) -> int:
+        if self.live.n_users < self._most:
+            return self.live.open_user(user_id)
+        return self.live.user_number(user_id)
+
+    def _sessions(self, users: Sequence[int], events: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Number of each event's session, -1 of users without a number."""
+        live, numbers = self.live, list[int]()
+        going: dict[int, tuple[int, int]] = {}  # of users in this call: last moment, session
+        for user, event in zip(users, events, strict=True):
+            name, time = event.get("session_id"), event["timestamp"]
+            if user < 0:
+                numbers.append(-1)
+                continue
+            last, number = going.get(user, (time, live.current_session(user, time, self.gap_ms)))
+            if name is not None:
+                number = live.sessions.open(user, name)
+            elif number < 0 or time - last > self.gap_ms:
+                number = live.sessions.open(user, f"{event['user_id']}@{time}")
+            going[user] = (max(last, time), number)
+            numbers.append(number)
+        return numbers
+
+    def _queries(self, events: Sequence[Mapping[str, Any]]) -> list[int]:
+        texts = [event.get("query") for event in events]
+        if not self.live.queries or not any(texts):
+            return [-1] * len(events)
+        told = pl.DataFrame({"query": pl.Series(texts, dtype=pl.String)}).select(
+            normalised(pl.col("query"))
+        )
+        return [self.live.number_of_query(text) for text in told.to_series().to_list()]
+
+
+def _reals(events: Sequence[Mapping[str, Any]], name: str) -> npt.NDArray[np.float64]:
+    return np.array([event.get(name, np.nan) for event in events], dtype=np.float64)

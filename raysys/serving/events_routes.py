@@ -1,0 +1,38 @@
+"""The route of events."""
+
+# No `from __future__ import annotations` here: FastAPI reads the annotations of the routes.
+from fastapi import FastAPI
+
+from raysys.serving.arms import Arms
+from raysys.serving.events_api import EventsAnswer, EventsRequest
+from raysys.serving.problems import Problem
+from raysys.serving.service import Service
+
+
+def add_event_routes(app: FastAPI, service: Service, arms: Arms | None = None) -> None:
+    """Add `/v1/events`; where the deployment takes none it answers 404 and how to mend.
+
+    Args:
+        app: of the calls.
+        service: takes the events.
+        arms: told of what was accepted, for the online metric of what is tried.
+    """
+
+    @app.post("/v1/events", tags=["events"], summary="What users did, up to 1,000 events")
+    async def events(asked: EventsRequest) -> EventsAnswer:
+        """Keep events: answered when they are on the disk, and in the next answer of this replica.
+
+        Send the same event_id again as often as you like: it counts once. A batch may be half
+        bad: the answer names what is wrong with each, and the good ones are kept.
+        """
+        taken = service.events
+        if taken is None:
+            detail = "this deployment takes no events: give `events` in the args of its config"
+            raise Problem(404, "no-events", detail)
+        answer = await taken.run(len(asked.events), lambda: taken.take(asked.events))
+        if arms is not None:
+            for event, outcome in zip(asked.events, answer.events, strict=True):
+                if outcome.status == "accepted" and isinstance(event, dict):
+                    who = event.get("user_id") or event.get("session_id")
+                    arms.outcome(who, event.get("event_type", ""))
+        return answer
