@@ -83,6 +83,11 @@ class Workspace:
         return self.root / "registry"
 
     @property
+    def eventlog(self) -> Path:
+        """What the deployment took in over HTTP, and its rolled Parquet."""
+        return self.root / "eventlog"
+
+    @property
     def compress(self) -> Path:
         """What smaller and faster models cost and lose: HTML and JSON, one folder a bundle."""
         return self.root / "compress"

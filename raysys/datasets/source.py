@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import fsspec
@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysys.datasets.mapping import EventFiles, ItemFiles, UserFiles
+from raysys.datasets.mapping import AnyFiles, EventFiles, ItemFiles, UserFiles
 
 RECORD: Final = "_record"
 """Column of expanded rows: UInt32, 0-based row of the frame they come from, never decreasing."""
@@ -72,3 +72,22 @@ class Source:
     prepare_items: Prepare | None = None
     expand_events: Expand | None = None  # for `RecordEvents`: applied before the mapping
     expand_items: Expand | None = None  # for `RecordItems`
+    plain: tuple[AnyFiles, ...] = ()  # mappings of files that need nothing that the adapter does
+
+    def of(self, files: AnyFiles) -> Source:
+        """The data set as it treats the files of one mapping."""
+        if files not in self.plain:
+            return self
+        return replace(
+            self,
+            derived=frozenset(),
+            prepare_events=None,
+            prepare_items=None,
+            expand_events=_each_itself if self.expand_events else None,
+            expand_items=None,
+        )
+
+
+def _each_itself(rows: pl.DataFrame) -> Expanded:
+    """Every record is one row."""
+    return Expanded(rows.with_row_index(RECORD), {})

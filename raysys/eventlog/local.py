@@ -98,6 +98,11 @@ class LocalLog:
         head = self._head.read()
         return head.end if head is not None else 0
 
+    def damaged(self) -> int:
+        """Damaged bytes that were left out since the log began."""
+        head = self._head.read()
+        return head.damaged if head is not None else 0
+
     def first(self) -> int:
         """See `EventLog`."""
         return next(iter(blocks.segments(self.folder)), self.end() + 1)

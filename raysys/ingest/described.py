@@ -56,8 +56,9 @@ class Described:
         expand: Expand | None = None,
     ) -> None:
         """Read files; `draft` turns rows as they are, of a file, into rows of the vocabulary."""
-        for part in find(files, source.derived):
-            for block in read(part, files, source.derived):
+        derived = source.of(files).derived
+        for part in find(files, derived):
+            for block in read(part, files, derived):
                 lost = unread(block, part, self.table)
                 self.tally.rows_in += lost.height
                 note(self.tally, lost)
@@ -107,17 +108,18 @@ def write_catalogue(
     result: dict[str, Any] = {}
     with store.doing(CATALOGUE, key, result) as folder:
         for files in source.items:
+            own = source.of(files)
             items.take(
                 files,
                 source,
-                lambda rows, where, files=files: draft_items(  # type: ignore[misc]
-                    source.prepare_items(rows) if source.prepare_items else rows,
+                lambda rows, where, files=files, own=own: draft_items(  # type: ignore[misc]
+                    own.prepare_items(rows) if own.prepare_items else rows,
                     files.columns,
                     files.constants,
                     files.time,
                     where=where,
                 ),
-                source.expand_items,
+                own.expand_items,
             )
         rows = items.rows()
         write_arrow(rows, folder / _ITEMS)

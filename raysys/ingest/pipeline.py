@@ -85,9 +85,9 @@ def inspect(source: Source) -> Inputs:
     Raises:
         UserError: a path names nothing, or an environment variable is not set.
     """
-    parts = tuple(tuple(find(files, source.derived)) for files in source.events)
+    parts = tuple(tuple(find(files, source.of(files).derived)) for files in source.events)
     own: tuple[AnyFiles, ...] = (*source.items, *source.users)
-    others = [part for files in own for part in find(files, source.derived)]
+    others = [part for files in own for part in find(files, source.of(files).derived)]
     prints = {
         part.path: fingerprint(part)
         for part in (*(part for group in parts for part in group), *others)
@@ -180,7 +180,7 @@ def _catalogue(
 ) -> str:
     """The shop's own items, read unless they are there; their key."""
     files = [one.model_dump(mode="json", exclude={"paths"}) for one in source.items]
-    paths = [part.path for one in source.items for part in find(one, source.derived)]
+    paths = [part.path for one in source.items for part in find(one, source.of(one).derived)]
     marks = [inputs.fingerprints.get(path) for path in paths]
     causes = [source.title, files, marks, *treatment.causes("limits", "rules")]
     key = digest([CATALOGUE, causes])

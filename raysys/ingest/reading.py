@@ -122,6 +122,7 @@ _Judged = tuple[pl.DataFrame, pl.DataFrame, Tally]  # see `judging.apply`
 def _drafts(piece: Piece, source: Source) -> Iterator[_Draft]:
     """A piece's blocks."""
     files, part = source.events[piece.mapping], piece.part
+    source = source.of(files)
     nothing = pl.DataFrame()
     for block in read(part, files, source.derived):
         tally = Tally()

@@ -116,6 +116,9 @@ class Follower:
                 if not entries:  # what there was up to here was damaged, and said to be
                     self.followed.position = until
                     return
+                if entries[0].offset > self.followed.position + 1:  # the log forgot some meanwhile
+                    for missed in self._rolled.read(self.followed.position, self._since):
+                        self._count([e for e in missed if e.offset < entries[0].offset])
                 self._count(entries)
                 self.followed.position = entries[-1].offset
 

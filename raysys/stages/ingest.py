@@ -10,6 +10,7 @@ from pydantic import Field
 from raysys.cluster import ray_session
 from raysys.config import Settings, StageSettings
 from raysys.datasets import complete_journey, ga4, metarank, snowplow, ubi
+from raysys.datasets import event_log as rolled_log
 from raysys.datasets.mapping import EventFiles, ItemFiles, UserFiles
 from raysys.datasets.source import Source
 from raysys.ingest import pipeline, quality
@@ -50,9 +51,13 @@ class IngestSettings(StageSettings):
         | ubi.UbiSource
         | ga4.GA4Source
         | snowplow.SnowplowSource
-        | metarank.MetarankSource,
+        | metarank.MetarankSource
+        | rolled_log.EventLogSource,
         Field(discriminator="kind"),
     ]
+    event_log: str | None = None
+    """Folder of an event log, whose rolled files are read as well: what happened since."""
+
     limits: Limits = Limits()
     rules: RuleSettings = RuleSettings()
     sessions: SessionSettings = SessionSettings()
@@ -67,6 +72,8 @@ def run(settings: IngestSettings, workspace: Workspace, *, force: bool = False) 
     """
     began = time.monotonic()
     source = _source(settings)
+    if settings.event_log is not None:
+        source = rolled_log.beside(source, settings.event_log)
     inputs = pipeline.inspect(source)
     manifest = Manifest(
         stage="ingest",
@@ -149,4 +156,6 @@ def _source(settings: IngestSettings) -> Source:
             return snowplow.source(chosen)
         case metarank.MetarankSource():
             return metarank.source(chosen)
+        case rolled_log.EventLogSource():
+            return rolled_log.source(chosen)
     return Source(chosen.title, chosen.events, chosen.items, chosen.users)
