@@ -648,6 +648,8 @@ def simulate(
         where = config or "raysys simulate"
         settings = parse_settings(stage.SimulateSettings, content, where=where)
         stage.run(settings, Workspace(workspace), output)
+
+
 events_app = typer.Typer(help="The event log: how it stands; roll it to Parquet.")
 app.add_typer(events_app, name="events")
 

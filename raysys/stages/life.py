@@ -121,7 +121,7 @@ def _paired(workspace: Workspace, registry: Registry, challenger: str, champion:
         for bundle_id in (challenger, champion):
             bundle = registry.load(bundle_id)
             base = {name: base_score(name, model, batch) for name, model in bundle.learners.items()}
-            score = bundle.ensemble.fallbacks["full"].score(base, batch.offsets)
+            score = bundle.ensemble.score(base, batch.offsets, batch).score
             values.append(ndcg(judgements, judgements.ranks(score), 10))
             scoring.advance()
     difference = Bootstrap(batch.user).difference(values[0], values[1])
