@@ -80,12 +80,14 @@ class Deployment:
         dashboard: URL of Ray's dashboard.
         bundle: id of the bundle that ranks; empty: none does.
         texts: text tasks that are served.
+        pages: of `storefront` and `console`, those that are there.
     """
 
     address: str
     dashboard: str
     bundle: str
     texts: tuple[str, ...] = ()
+    pages: tuple[str, ...] = ()
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -96,7 +98,9 @@ class Deployment:
             "rank": f"{self.address}/v1/rank",
             "profile": f"{self.address}/v1/users/{{id}}/profile",
         }
+        pages = {"storefront": f"{self.address}/", "console": f"{self.address}/console"}
         return {
+            **{name: url for name, url in pages.items() if name in self.pages and self.bundle},
             **(lists if self.bundle else {}),
             **{task: f"{self.address}/v1/text/{task}" for task in self.texts},
             "API page": f"{self.address}/docs",
@@ -244,7 +248,9 @@ def deploy(
     address = f"http://{host}:{options['port']}{route}"
     if _is_local(dashboard):
         _wait_ready(f"{address}/readyz", bundle, prefix["args"]["pinned_text"])
-    return Deployment(address, dashboard, bundle, tuple(prefix["args"]["pinned_text"]))
+    args = ServeArgs.model_validate(prefix["args"])
+    pages = tuple(name for name, wanted in args.pages if wanted is True)
+    return Deployment(address, dashboard, bundle, tuple(args.pinned_text), pages)
 
 
 def _wait_running(client: Any, config: dict[str, Any], reach: Any) -> str:
