@@ -7,6 +7,11 @@ import signal
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine draws slowly: that is no fault of a test. Each says itself how many examples.
+settings.register_profile("raysys", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("raysys")
 
 # Explicit, as Ray's default differs between `ray start` (open) and `ray.init` (token).
 os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -27,13 +27,13 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
 
 @pytest.fixture
 def app(service: Service, keys: tuple[Path, dict[str, str]]) -> FastAPI:
-    args = service.args.model_copy(
-        update={
+    args = ServeArgs.model_validate(
+        {
+            **service.args.model_dump(),
             "pages": {"storefront": True, "console": True, "name": "Corner Shop"},
             "auth": {"keys": str(keys[0])},
         }
     )
-    args = ServeArgs.model_validate(args.model_dump())
     service.args = args
     service.ready = True
     return http_app(service, Arms(args, lambda _: service, watch=False))
