@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).parent
-WRITES = r"^from benchmarks\.(text_results|result) import .*\bwrite_(text_)?result\b"
+WRITES = r"^from benchmarks\.(text_results|parts|result) import .*\bwrite_(\w+_)?result\b"
 
 
 def listing(folder: Path = HERE) -> list[tuple[str, str, str]]:
@@ -26,7 +26,7 @@ def listing(folder: Path = HERE) -> list[tuple[str, str, str]]:
         takes = " ".join(rest.partition("\n\n")[0].split())
         contents = [
             json.loads(path.read_text(encoding="utf-8"))
-            for pattern in (f"{script.stem}.json", f"text/{script.stem}[.-]*json")
+            for pattern in (f"{script.stem}.json", f"*/{script.stem}[.-]*json")
             for path in sorted((folder / "results").glob(pattern))
         ]
         if contents:

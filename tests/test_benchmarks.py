@@ -25,7 +25,7 @@ from raysys.schema import LABELLED_TEXTS
 from raysys.stages.features import FeaturesSettings
 from raysys.stages.ingest import IngestSettings
 
-RESULT_FILES = sorted([*RESULTS.glob("*.json"), *RESULTS.glob("text/*.json")])
+RESULT_FILES = sorted([*RESULTS.glob("*.json"), *RESULTS.glob("*/*.json")])
 
 
 def test_the_page_is_what_the_results_say() -> None:
@@ -82,6 +82,8 @@ def test_the_listing_knows_scripts_of_either_kind(tmp_path) -> None:
     for name, line in (
         ("one", "from benchmarks.result import Figure, write_result"),
         ("two", "from benchmarks.text_results import write_text_result"),
+        ("four", "from benchmarks.parts import write_rankings_result"),
+        ("four", "from benchmarks.parts import write_rankings_result"),
         ("none", "from benchmarks.result import Figure"),
     ):
         (tmp_path / f"{name}.py").write_text(f'"""What {name} is.\n\nA minute.\n"""\n{line}\n')
@@ -89,6 +91,7 @@ def test_the_listing_knows_scripts_of_either_kind(tmp_path) -> None:
     for name in ("two-a", "two-b", "twofold"):
         (tmp_path / "results" / "text" / f"{name}.json").write_text(json.dumps(part(name, "x")))
     assert listing(tmp_path) == [
+        ("four", "What four is.", "A minute."),
         ("one", "What one is.", "A minute."),
         ("two", "What two is.", "3 s on 2 cores of one"),
     ]

@@ -68,16 +68,22 @@ MENUS: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 """What is tried for the neighbours, one setting after another, the weightier ones first."""
 
-TRANSFORMERS: dict[str, dict[str, Any]] = {
-    "firm": {"dropout": 0.2, "item_dropout": 0.2},
-    "loose": {"dropout": 0.4, "item_dropout": 0.5},
-}
-"""What is tried for the transformer, each for a short while."""
+TRANSFORMERS: tuple[dict[str, Any], ...] = (
+    {"dropout": 0.3, "item_dropout": 0.4},
+    {"dropout": 0.1, "item_dropout": 0.2},
+    {"dropout": 0.5, "item_dropout": 0.5},
+)
+"""What is tried for the transformer, each for a short while; the first if there is no time to."""
+
+TRIAL = 0.1
+"""Of the time for transformers, for each that is tried."""
+FEW_EPOCHS, MANY_EPOCHS = 12, 40
+"""With fewer in all, one transformer gets all the time; with more, several are tried."""
 
 MAX_EPOCHS = 80.0
 TOP = 50
 TUNING_CASES = 1000
-VALIDATION_CASES = 12_000
+VALIDATION_CASES = 10_000
 CHUNK = 4096
 
 
@@ -196,6 +202,7 @@ class Trial:
     began: float = field(default_factory=time.monotonic)
     members: dict[str, Member] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
+    pace: float = 0.0  # epochs a second of the transformer trained last
 
     def __post_init__(self) -> None:
         self.end = self.began + 60 * self.minutes
@@ -243,10 +250,13 @@ class Trial:
         value, took = self._value(plain), time.monotonic() - began
         self.members["recent_popularity"] = Member("recent_popularity", {}, plain, value, took)
         for name, menu in MENUS.items():
-            deadline = time.monotonic() + 0.06 * 60 * self.minutes
+            deadline = time.monotonic() + 0.05 * 60 * self.minutes
             self.members[name] = self._searched(name, menu, deadline)
 
     def _searched(self, name: str, menu: dict[str, tuple[Any, ...]], deadline: float) -> Member:
+        few = self.problem.fit.take(np.arange(min(20, len(self.problem.fit))))
+        model = make_sequence_learner(name, {}).fit(few, self._context())
+        model.score(few.take(np.arange(1)))  # compiles: that is no part of what a try takes
         began = time.monotonic()
         best = self._tried(name, {})
         timed = self.problem.fit.moment is not None
@@ -295,21 +305,27 @@ class Trial:
         }
 
     def _transformers(self, deadline: float) -> None:
-        """Each choice for a while; the best goes on for most of the time, one more beside it."""
+        """One or several for a while; the best goes on, and one that looks both ways beside it."""
         time_left = deadline - time.monotonic()
         if time_left < 5:
             log.warning("no time for a transformer")
             return
         common = self._transformer_settings()
-        tried = {}
-        for name, choice in TRANSFORMERS.items():
-            until = time.monotonic() + 0.12 * time_left
-            tried[name] = self._trained({**common, **choice}, until)
-        chosen = max(tried.values(), key=lambda member: member.value)
-        until = time.monotonic() + 0.62 * (deadline - time.monotonic())
+        tried: list[Member] = []
+        epochs = 0.0  # that all the time is worth
+        for choice in TRANSFORMERS:
+            began = time.monotonic()
+            tried.append(self._trained({**common, **choice}, began + TRIAL * time_left))
+            epochs = epochs or self.pace * time_left
+            if epochs < MANY_EPOCHS:
+                break
+        chosen = max(tried, key=lambda member: member.value)
+        share = 1.0 if epochs < FEW_EPOCHS else 0.7
+        until = time.monotonic() + share * (deadline - time.monotonic())
         self.members["transformer"] = self._trained(chosen.settings, until, chosen)
-        other = {**chosen.settings, "objective": "masked"}
-        self.members["masked_transformer"] = self._trained(other, deadline)
+        if share < 1:
+            other = {**chosen.settings, "objective": "masked"}
+            self.members["masked_transformer"] = self._trained(other, deadline)
 
     def _trained(
         self, settings: dict[str, Any], deadline: float, start: Member | None = None
@@ -319,6 +335,8 @@ class Trial:
         best: list[tuple[float, SequenceModel]] = []
 
         def watch(epoch: int, model: SequenceModel) -> None:
+            whole = epoch - (time.monotonic() >= deadline)  # the last one may be broken
+            self.pace = max(whole, 0.5) / (time.monotonic() - began)
             value = self._value(model)
             log.info("epoch %d: %.4f on validation", epoch, value)
             if not best or value > best[0][0]:
@@ -349,7 +367,7 @@ class Trial:
                 survey(dense, np.zeros(len(rows), dtype=np.int32), TOP)
         each = (time.monotonic() - began) / len(few)
         asked = len(self.problem.test) + min(len(self.problem.validation), VALIDATION_CASES)
-        return min(1.5 * each * asked + 0.15 * 60 * self.minutes, 0.6 * self.left)
+        return min(1.2 * each * asked + 0.12 * 60 * self.minutes, 0.6 * self.left)
 
     def _facts(self, train: Sequences) -> PlainFacts:
         problem, n = self.problem, self.problem.n_items
@@ -378,7 +396,7 @@ class Trial:
         settings = StackSettings(
             k=self.problem.k,
             seed=self.seed,
-            deadline=time.monotonic() + 0.08 * 60 * self.minutes,
+            deadline=time.monotonic() + 0.06 * 60 * self.minutes,
         )
         with task("fit the ensemble") as shown:
             found = fit_next_item(
@@ -391,7 +409,7 @@ class Trial:
         """Every member learns what validation asked for, too."""
         with task("fit members again on all of training", len(self.members)) as shown:
             for member in self.members.values():
-                deadline = time.monotonic() + 0.04 * 60 * self.minutes
+                deadline = time.monotonic() + 0.03 * 60 * self.minutes
                 context = self._context(deadline)
                 member.model = member.make().refit(member.model, self.problem.whole, context)
                 shown.advance()

@@ -31,7 +31,7 @@ def test_loss_and_gradients_are_those_of_torch(negatives: int, smoothing: float)
     rng = np.random.default_rng(1)
     n_items, places, width = 40, 9, 6
     targets = rng.integers(0, n_items, places)
-    row, seen, _back = seen_before(
+    row, seen, _ = seen_before(
         rng.integers(0, n_items, places).astype(np.int32), np.array([0, 4, 4, 9]), True
     )
     sampler = Sampler(rng.random(n_items) * 9, negatives, 0.5)

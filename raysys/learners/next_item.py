@@ -1,0 +1,206 @@
+"""What comes next, as a learner of the shop: any learner of sequences on the shop's histories.
+
+A user's sequence is what examples carry of it: the history before the first request, then what
+every further request was for. Candidates get what the model says of them after the history; it can
+propose candidates, too. No feature is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
+
+from raysys.catalogue import Catalogue
+from raysys.config import Settings
+from raysys.features.batch import Batch
+from raysys.features.examples import Examples
+from raysys.learners.protocol import Context, Float32, Learner, Model
+from raysys.learners.sequence_protocol import (
+    ItemFacts,
+    SequenceContext,
+    SequenceModel,
+    Sequences,
+    batches,
+)
+from raysys.learners.sequences import (
+    load_sequence_model,
+    make_sequence_learner,
+    save_sequence_model,
+    sequence_learner_class,
+)
+from raysys.learners.validation import no_positives
+
+META = "next_item.json"
+SEQUENCE_MODEL = "sequence_model"
+
+Int32 = npt.NDArray[np.int32]
+
+
+class NextItemSettings(Settings):
+    """Which learner of sequences, and what it reads.
+
+    Attributes:
+        learner: its name.
+        settings: its own settings.
+        history: so many of the last items are read.
+        attributes: columns of items that a transformer reads beside their numbers.
+    """
+
+    learner: Literal["sequence_transformer", "session_knn", "item_knn"] = "sequence_transformer"
+    settings: dict[str, Any] = {}
+    history: int = Field(50, ge=1)
+    attributes: tuple[str, ...] = ("category", "subcategory", "brand")
+
+    @model_validator(mode="after")
+    def _settings_are_the_learners(self) -> NextItemSettings:
+        sequence_learner_class(self.learner).settings_model(**self.settings)
+        return self
+
+
+class NextItemModel(Model):
+    """A model of sequences, and which item of the catalogue is which of its own.
+
+    Args:
+        model: of sequences.
+        ids: item_id of each of its items, in order.
+        catalogue: whose row numbers batches speak of.
+        settings: as fitted.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        ids: Sequence[str],
+        catalogue: Catalogue,
+        settings: NextItemSettings,
+    ) -> None:
+        self.model = model
+        self.ids = list(ids)
+        self.settings = settings
+        known = {item_id: number for number, item_id in enumerate(self.ids)}
+        self._own = np.array([known.get(item_id, -1) for item_id in catalogue.ids], dtype=np.int32)
+        self._row = np.full(len(self.ids), -1, dtype=np.int32)
+        there = np.flatnonzero(self._own >= 0)
+        self._row[self._own[there]] = there
+
+    def _prefixes(self, history: Sequence[Int32]) -> Sequences:
+        """Histories, newest first in catalogue numbers, as prefixes in the model's."""
+        lists = [self._own[np.asarray(held[: self.settings.history], np.int64)] for held in history]
+        return Sequences.of([held[held >= 0][::-1].tolist() for held in lists])
+
+    def score(self, batch: Batch) -> Float32:
+        """See `Model.score`; an item that the model does not know gets its lowest score."""
+        scores = np.empty(len(batch), dtype=np.float32)
+        for rows in batches(batch.n_requests, self.model.n_items):
+            dense = self.model.score(self._prefixes([batch.history[i] for i in rows]))
+            a, b = batch.offsets[rows[0]], batch.offsets[rows[-1] + 1]
+            own = self._own[batch.item[a:b]]
+            of_row = batch.group[a:b] - rows[0]
+            least = dense.min(axis=1)
+            scores[a:b] = np.where(own >= 0, dense[of_row, np.maximum(own, 0)], least[of_row])
+        return scores
+
+    def propose(self, history: Int32, k: int) -> tuple[Int32, Float32]:
+        """The k best items of the catalogue after a history, and their scores, best first.
+
+        Args:
+            history: int32, newest first, rows of the catalogue, as in `Batch.history`.
+            k: at most; fewer where the catalogue has lost items that the model knows.
+        """
+        items, scores = self.model.propose(self._prefixes([history]), k)
+        rows = self._row[items[0]]
+        return rows[rows >= 0], scores[0][rows >= 0]
+
+    def save(self, folder: Path) -> None:
+        """See `Model.save`."""
+        save_sequence_model(self.settings.learner, self.model, folder / SEQUENCE_MODEL)
+        content = {"settings": self.settings.model_dump(mode="json"), "items": self.ids}
+        text = json.dumps(content, ensure_ascii=False) + "\n"
+        (folder / META).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, catalogue: Catalogue) -> NextItemModel:
+        """See `Model.load`."""
+        content = json.loads((folder / META).read_text(encoding="utf-8"))
+        settings = NextItemSettings(**content["settings"])
+        model = load_sequence_model(folder / SEQUENCE_MODEL)
+        return cls(model, content["items"], catalogue, settings)
+
+
+class NextItem(Learner[NextItemSettings]):
+    """Fits in this very process: sequences are small beside examples."""
+
+    name: ClassVar[str] = "next_item"
+    family: ClassVar[str] = "transformer"
+    settings_model = NextItemSettings
+    model_class: ClassVar[type[Model]] = NextItemModel
+
+    def fit(self, examples: Examples, context: Context) -> NextItemModel:
+        """See `Learner.fit`."""
+        told, catalogue = self.settings, context.catalogue
+        train = shop_sequences(examples, told.history)
+        settings = dict(told.settings)
+        if told.learner == "sequence_transformer":
+            settings.setdefault("max_length", told.history)
+            settings.setdefault("negatives", 0 if len(catalogue) <= 4000 else 2000)
+            gpu = context.resources.gpus_per_worker > 0
+            settings.setdefault("device", "cuda" if gpu else "cpu")
+        learner = make_sequence_learner(told.learner, settings, where=f"{self.name}.settings")
+        facts = _facts(catalogue, told.attributes)
+        model = learner.fit(train, SequenceContext(len(catalogue), facts, context.seed))
+        return NextItemModel(model, catalogue.ids.tolist(), catalogue, told)
+
+
+def shop_sequences(examples: Examples, history: int) -> Sequences:
+    """A sequence a user, in catalogue numbers: the history before the first request, then what
+    was wanted of the retrieved rows, request by request in time order.
+
+    Raises:
+        UserError: nothing retrieved was wanted.
+    """
+    wanted: dict[int, list[int]] = {}
+    for path in examples.files("examples"):
+        columns = ["request", "item", "label", "retrieved"]
+        table = pq.read_table(path, columns=columns, partitioning=None)
+        kept = table.filter(pc.and_(pc.greater(table["label"], 0), table["retrieved"]))
+        for request, item in zip(
+            kept["request"].to_pylist(), kept["item"].to_pylist(), strict=True
+        ):
+            wanted.setdefault(request, []).append(item)
+    requests = examples.requests().select(["request", "user", "history"]).to_pylist()
+    lists: dict[int, list[int]] = {}
+    last: dict[int, int] = {}
+    for place, row in enumerate(requests):
+        user = row["user"] if row["user"] >= 0 else -1 - place  # strangers are not one another
+        if user not in lists:
+            lists[user] = list(reversed(row["history"][:history]))
+        lists[user].extend(sorted(wanted.get(row["request"], ())))
+        last[user] = place
+    if not any(wanted.get(row["request"]) for row in requests):
+        raise no_positives(examples)
+    order = sorted(lists, key=lambda user: last[user])  # by their last request in time
+    return Sequences.of([lists[user] for user in order], ordered=True)
+
+
+def _facts(catalogue: Catalogue, columns: Sequence[str]) -> ItemFacts:
+    """Categories of items as attributes; nothing where no column says anything."""
+    parts, first = [], 0
+    for column in columns:
+        codes, labels = catalogue.codes(column)
+        if labels:
+            parts.append(np.where(codes >= 0, codes + first, -1))
+            first += len(labels)
+    if not parts:
+        return ItemFacts()
+    table = np.stack(parts, axis=1)
+    sizes = (table >= 0).sum(axis=1)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return ItemFacts(table[table >= 0].astype(np.int32), offsets)

@@ -1,0 +1,78 @@
+"""The learner of the next item in the shop's protocol."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from raysys.catalogue import Catalogue
+from raysys.errors import UserError
+from raysys.features.examples import Examples
+from raysys.learners import load_model, make_learner
+from raysys.learners.next_item import NextItemModel, shop_sequences
+from raysys.learners.protocol import Context
+from tests.learners.suite import LearnerSuite
+
+QUICK = {
+    "settings": {"width": 16, "layers": 1, "epochs": 8, "batch_size": 64, "learning_rate": 1e-2},
+    "history": 12,
+}
+
+
+class TestNextItem(LearnerSuite):
+    name = "next_item"
+    settings = QUICK
+    gain_over_random: ClassVar[float] = 0.08
+
+    def test_proposes_what_scores_best(self, model: NextItemModel, context: Context) -> None:
+        history = np.array([3, 1, 7], dtype=np.int32)
+        items, scores = model.propose(history, 10)
+        assert len(items) == 10 and len(set(items.tolist())) == 10
+        assert (np.diff(scores) <= 0).all()
+        assert items.max() < len(context.catalogue)
+
+    def test_a_catalogue_that_changed_keeps_items_apart(
+        self, model: NextItemModel, context: Context, tmp_path
+    ) -> None:
+        model.save(tmp_path)
+        table = context.catalogue.table
+        fewer = Catalogue(table.slice(2))  # rows move by two
+        again = load_model(self.name, tmp_path, fewer)
+        assert isinstance(again, NextItemModel)
+        history = np.array([3, 5, 7], dtype=np.int32)
+        items, _ = model.propose(history, 10)
+        moved, _ = again.propose(history - 2, 10)
+        assert moved.tolist() == [item - 2 for item in items.tolist() if item >= 2]
+
+
+@pytest.mark.parametrize("learner", ["item_knn", "session_knn"])
+def test_neighbours_are_learners_of_the_shop_too(learner, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+    from tests.synthetic import write_examples
+
+    examples, catalogue = write_examples(tmp_path_factory.mktemp("features"), 120, 60)
+    model = make_learner("next_item", {"learner": learner}).fit(
+        examples.with_folds(0, 1), Context(catalogue, tmp_path_factory.mktemp("scratch"))
+    )
+    later = examples.with_folds(2).batch()
+    assert np.isfinite(model.score(later)).all()
+
+
+def test_the_settings_are_those_of_the_learner_of_sequences() -> None:
+    with pytest.raises(UserError, match="neighbourss"):
+        make_learner("next_item", {"learner": "item_knn", "settings": {"neighbourss": 3}})
+
+
+def test_a_user_is_one_sequence(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from tests.synthetic import write_examples
+
+    examples: Examples = write_examples(tmp_path, 120, 60)[0].with_folds(0, 1)
+    batch = examples.batch()
+    sequences = shop_sequences(examples, 12)
+    users = batch.user[batch.user >= 0]
+    assert len(sequences) == len(set(users.tolist())) + int((batch.user < 0).sum())
+    wanted = int((batch.label > 0).sum())  # type: ignore[operator]
+    _, first = np.unique(batch.user, return_index=True)
+    before = sum(min(len(batch.history[i]), 12) for i in first)
+    assert len(sequences.items) == wanted + before

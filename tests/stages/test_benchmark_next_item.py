@@ -1,0 +1,127 @@
+"""Benchmarks of the next item on small files: no leak, the budget, what the figures say."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from raysys.cli import app
+from raysys.datasets.sequences import Case
+from raysys.errors import UserError
+from raysys.stages import benchmark_sequences, benchmark_sessions
+from raysys.stages.benchmark_next_item import discounted, hits, reciprocal
+from tests.learners.sequence_suite import walks
+
+
+def lists(n: int, seed: int) -> list[list[str]]:
+    told = walks(n, seed)
+    return [[f"i{item}" for item in told[i]] for i in range(len(told))]
+
+
+def test_measures() -> None:
+    ranks = np.array([1, 2, 10, 11])
+    np.testing.assert_allclose(hits(10)(ranks), [1, 1, 1, 0])
+    np.testing.assert_allclose(reciprocal(10)(ranks), [1, 0.5, 0.1, 0])
+    np.testing.assert_allclose(discounted(10)(ranks), [1, 1 / np.log2(3), 1 / np.log2(11), 0])
+
+
+def test_sessions_validate_on_the_last_ones_only() -> None:
+    sessions = lists(200, 0)
+    cases = [Case(["i1", "new"], "i2"), Case(["new"], "new too")]
+    problem = benchmark_sessions.divided(sessions, cases)
+    n = len(problem.fit)
+    names = list(dict.fromkeys(item for session in sessions for item in session))
+    told = [[names[i] for i in problem.fit[s]] for s in range(n)]
+    assert told == sessions[:n] and len(problem.whole) == 200
+    expected = [s[: i + 1] for s in sessions[n:] for i in range(len(s) - 1)]
+    asked = problem.validation.prefixes
+    assert [[names[i] for i in asked[c]] for c in range(len(asked))] == expected
+    share = len(problem.validation) / sum(len(s) - 1 for s in sessions)
+    assert 0.03 < share < 0.08
+    assert problem.test.targets.tolist() == [names.index("i2"), -1]
+    assert [len(problem.test.prefixes[i]) for i in (0, 1)] == [1, 0]
+    counts = problem.counts
+    assert counts["test_clicks_unknown"] == 2 and counts["test_labels_unknown"] == 1
+
+
+def test_cases_of_one_session_are_found() -> None:
+    cases = [
+        Case(["a", "b"], "c"),
+        Case(["a"], "b"),
+        Case(["d"], "a"),
+        Case(["d", "a"], "x"),
+        Case(["a"], "b"),
+    ]
+    assert benchmark_sessions.same_session(cases).tolist() == [0, 0, 1, 1, 2]
+
+
+def test_sequences_never_learn_what_they_are_asked() -> None:
+    sequences = [["a", "b", "c", f"last{i}"] for i in range(30)] + [["only"]]
+    problem = benchmark_sequences.divided(sequences, {"a": ["x"], "unheard": ["y"]})
+    assert problem.n_items == 4  # a, b, c, only: what comes last has no number
+    assert (problem.test.targets == -1).all() and len(problem.test) == 30
+    held = len(problem.validation)
+    assert held == 15
+    assert len(problem.whole.items) - len(problem.fit.items) == held
+    assert (problem.validation.targets == 2).all()
+    assert problem.facts.n_attributes == 1
+    assert problem.counts["users_not_asked"] == 1
+    with pytest.raises(UserError, match="3 users with three items"):
+        benchmark_sequences.divided(sequences[:3], {})
+
+
+def test_attributes_lie_beside(tmp_path: Path) -> None:
+    path = tmp_path / "shop.txt.gz"
+    assert benchmark_sequences.beside(path) is None
+    (tmp_path / "shop_attributes.json.gz").touch()
+    assert benchmark_sequences.beside(path) == tmp_path / "shop_attributes.json.gz"
+
+
+def test_the_command_prints_figures(tmp_path: Path) -> None:
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    train.write_text("\n".join(json.dumps(s) for s in lists(300, 0)))
+    cases = [{"session": s[:-1], "label": s[-1]} for s in lists(80, 1)]
+    test.write_text("\n".join(json.dumps(case) for case in cases))
+    out = tmp_path / "figures.json"
+    began = time.monotonic()
+    command = ["benchmark", "sessions", str(train), str(test), "--minutes", "0.15", "-q"]
+    done = CliRunner().invoke(app, [*command, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report == json.loads(out.read_text())
+    assert report["seconds"] <= time.monotonic() - began
+    assert report["counts"]["test_cases_judged"] == 80
+    assert {"recent_popularity", "item_knn", "session_knn"} <= report["members"].keys()
+    hit = report["ensemble"]["P@20"]
+    assert 0.6 < hit["value"] <= 1 and hit["low"] <= hit["value"] <= hit["high"]
+    best = report["members"][report["best_member"]]
+    for measure, gain in report["gain"].items():
+        apart = report["ensemble"][measure]["value"] - best[measure]["value"]
+        assert gain["value"] == pytest.approx(apart, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_all_members_on_sequences(tmp_path: Path) -> None:
+    path = tmp_path / "users.txt"
+    lines = [" ".join([f"u{i}", *items]) for i, items in enumerate(lists(400, 0))]
+    path.write_text("\n".join(lines))
+    (tmp_path / "users_attributes.json").write_text(json.dumps({"i1": [1, 2], "i2": [2]}))
+    report = benchmark_sequences.run(path, minutes=0.5)
+    assert {"transformer", "masked_transformer"} <= report["members"].keys()
+    assert report["attributes"].endswith("users_attributes.json")
+    assert report["members"]["transformer"]["HIT@10"]["value"] > 0.5
+    assert report["seconds"] < 60
+
+
+def test_a_malformed_line_is_named(tmp_path: Path) -> None:
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    train.write_text("[1, 2]\nnonsense\n")
+    test.write_text('{"session": [1], "label": 2}\n')
+    done = CliRunner().invoke(app, ["benchmark", "sessions", str(train), str(test), "-q"])
+    assert done.exit_code == 2
+    assert "train.jsonl:2" in done.stderr.replace("\n", "")
