@@ -133,7 +133,7 @@ def test_the_reference_says_what_the_code_says(monkeypatch):
 
     page = on_page_markdown((ROOT / "docs" / "reference.md").read_text(encoding="utf-8"))
     assert "<!--" not in page
-    assert "| `sample_requests` | whole number or null | `null` | fit on about so many" in page
+    assert "| `requests` | whole number or null | `null` | fit on about so many" in page
     assert "### LightGBMSettings" in page
     assert "| `gap_minutes` |" in page
     for mark in re.findall(r"<!-- yaml: (\S+) -->", "".join(p.read_text() for p in PAGES)):

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from raysys.catalogue import Catalogue
 from raysys.cluster import ray_session
-from raysys.config import Settings, StageSettings, load_yaml
+from raysys.config import Settings, StageSettings, load_yaml, parse_settings
 from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings
 from raysys.ensemble.folds import fit_forward, forward_folds, score_forward
 from raysys.errors import UserError
@@ -31,6 +31,7 @@ from raysys.progress import task
 from raysys.registry import Registry, write_search
 from raysys.stages.stacking import Stacking, label_window_ms, require_lessons, stack
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
+from raysys.tuning.settings import DataSettings
 
 log = logging.getLogger("raysys")
 
@@ -109,10 +110,11 @@ class TrainSettings(StageSettings):
 
 @dataclass(frozen=True)
 class Member:
-    """A learner ready to fit, and what it may use."""
+    """A learner ready to fit, what it may use, and what of the training rows it reads."""
 
     learner: Learner[Any]
     resources: Resources
+    rows: DataSettings
 
 
 def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
@@ -131,10 +133,18 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
     }
     if fitted is not None:
         chosen = _as_fitted(chosen, fitted, workspace)
+        told = fitted.settings.get("rows", {})
+        rows = {name: DataSettings.model_validate(each) for name, each in told.items()}
+    else:
+        rows = chosen_rows(settings, workspace)
     planned = Manifest(
         stage="train",
         inputs={"features": upstream.fingerprint},
-        settings={**settings.model_dump(mode="json"), "chosen": chosen},
+        settings={
+            **settings.model_dump(mode="json"),
+            "chosen": chosen,
+            "rows": {name: each.model_dump() for name, each in rows.items()},
+        },
     )
     registry = Registry(workspace.registry)
     if not force and is_done(workspace.train, planned):
@@ -151,7 +161,8 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
         if fitted is None:
             members = {
                 name: Member(
-                    learner, settings.learner_resources.get(name, settings.resources).here()
+                    *(learner, settings.learner_resources.get(name, settings.resources).here()),
+                    rows.get(name, DataSettings()),
                 )
                 for name, learner in learners.items()
             }
@@ -322,8 +333,9 @@ def _fit(
         for name, member in members.items():
             began = time.monotonic()
             context = Context(catalogue, scratch, seed, member.resources)
+            views = {fold: replace(v, **member.rows.model_dump()) for fold, v in fits.items()}
             with task(f"train: {name}"):
-                models[name] = fit_forward(member.learner, fits, context)
+                models[name] = fit_forward(member.learner, views, context)
             seconds[name] = round(time.monotonic() - began, 2)
             for fold, model in models[name].items():
                 place = folder / "models" / name / f"fold={fold}"
@@ -343,8 +355,27 @@ def chosen_settings(settings: TrainSettings, workspace: Workspace) -> dict[str, 
     return {name: _settings_of(settings, name, workspace) for name in settings.learners}
 
 
-def _settings_of(settings: TrainSettings, name: str, workspace: Workspace) -> dict[str, Any]:
-    own = settings.learners[name]
+def chosen_rows(settings: TrainSettings, workspace: Workspace) -> dict[str, DataSettings]:
+    """What of the training rows each learner reads, where a search found that less is better.
+
+    Raises:
+        UserError: a file of tuned settings is missing or damaged.
+    """
+    found = {}
+    for name in settings.learners:
+        path = _tuned(settings, name, workspace)
+        content = load_yaml(path).get("data") if path else None
+        if content:
+            found[name] = parse_settings(DataSettings, content, where=f"{path}: data")
+    return found
+
+
+def _tuned(settings: TrainSettings, name: str, workspace: Workspace) -> Path | None:
+    """The file of what a search found for a learner; None: the YAML's own settings hold.
+
+    Raises:
+        UserError: it is named, but not there.
+    """
     found = workspace.tune / name / "best.yaml"
     if name in settings.tuned:
         found = Path(settings.tuned[name])
@@ -354,7 +385,13 @@ def _settings_of(settings: TrainSettings, name: str, workspace: Workspace) -> di
                 where=f"tuned.{name}",
                 mend=f"run `raysys tune --config tune_configs/{name}.yaml` first, or leave it out",
             )
-    elif not (settings.use_tuned and found.is_file()):
+        return found
+    return found if settings.use_tuned and found.is_file() else None
+
+
+def _settings_of(settings: TrainSettings, name: str, workspace: Workspace) -> dict[str, Any]:
+    own, found = settings.learners[name], _tuned(settings, name, workspace)
+    if found is None:
         return own
     content = load_yaml(found)
     if not isinstance(content.get(name), dict):

@@ -19,7 +19,7 @@ from raysys.learners import learner_class
 from raysys.learners.protocol import Resources
 from raysys.learners.resources import resources_here
 from raysys.progress import task
-from raysys.stages.tune_rows import DataSettings, FeatureRuns, check_features, features_start
+from raysys.stages.tune_rows import FeatureRuns, check_features, features_start
 from raysys.storage import Manifest, Workspace, digest, is_done, read_manifest, write_atomic
 from raysys.tuning.ensemble import ENSEMBLE, EnsembleObjective
 from raysys.tuning.loggers import check_loggers
@@ -29,7 +29,7 @@ from raysys.tuning.population import check_population
 from raysys.tuning.report import Found, write_best, write_report
 from raysys.tuning.sample import sample_requests
 from raysys.tuning.search import random_search, refit_full, search
-from raysys.tuning.settings import Full, Pbt, Proxy, TuneSettings
+from raysys.tuning.settings import DataSettings, Full, Pbt, Proxy, TuneSettings
 from raysys.tuning.space import Scalar, check_space, inside, of_namespace, starting_point
 from raysys.tuning.study import (
     FAILED,

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from raysys.config import Settings, parse_settings
+from raysys.config import parse_settings
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.ingest.spread import InProcess
@@ -21,18 +19,6 @@ from raysys.tuning.objective import Rows
 from raysys.tuning.sample import sample_requests
 from raysys.tuning.settings import Proxy
 from raysys.tuning.space import Parameter, Scalar, merged, of_namespace, starting_point
-
-
-class DataSettings(Settings):
-    """What of the training rows a fit reads: `data.…` of a space, and `data` of `best.yaml`.
-
-    Attributes:
-        negatives: at most so many candidates of a request that were not wanted; 0: all.
-        window_days: requests of the last so many days alone; null: all.
-    """
-
-    negatives: int = Field(0, ge=0)
-    window_days: float | None = Field(None, gt=0)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from raysys.tuning.study import (
     ERROR,
     METRICS,
     PARENT,
+    SEARCH,
     SPENT,
     STEPS,
     journal,
@@ -193,7 +194,7 @@ class JournalSearch(OptunaSearch):
         elif reason := self._enough():
             log.info("search: %s", reason)
             return Searcher.FINISHED
-        elif isinstance(self._plan.settings.scheduler, Pbt) and self._plan.study == "search":
+        elif isinstance(self._plan.settings.scheduler, Pbt) and self._plan.study == SEARCH:
             member = self._member(self._plan.settings.scheduler)
             if isinstance(member, str):
                 return None if member else Searcher.FINISHED
@@ -270,7 +271,7 @@ class JournalSearch(OptunaSearch):
             return f"{hours * cores:.3g} core-hours are spent"
         if settings.gpu_hours is not None and hours * gpus >= settings.gpu_hours:
             return f"{hours * gpus:.3g} GPU-hours are spent"
-        if settings.plateau is not None and self._plan.study == "search":
+        if settings.plateau is not None and self._plan.study == SEARCH:
             since = trials_since_better(trials, settings)
             if since >= settings.plateau.trials:
                 return f"nothing better in {since} trials"

@@ -67,7 +67,8 @@ def search(
     before = trials_of(study)
     left = settings.trials - len(before)
     if left > 0:
-        with task(_title(settings, plan.study), total=settings.trials) as progress:
+        total = None if plan.study == RANDOM else settings.trials  # that ends by its cost
+        with task(_title(settings, plan.study), total=total) as progress:
             progress.reach(len(before))
             runner.run(objective, plan, left, progress)
             ended = trials_of(open_study(plan.folder, name=plan.study, goal=goal))

@@ -198,6 +198,18 @@ class WarmStart(Settings):
     best: int = Field(3, ge=1)
 
 
+class DataSettings(Settings):
+    """What of the training rows a fit reads: `data.…` of a space, and `data` of `best.yaml`.
+
+    Attributes:
+        negatives: at most so many candidates of a request that were not wanted; 0: all.
+        window_days: requests of the last so many days alone; null: all.
+    """
+
+    negatives: int = Field(0, ge=0)
+    window_days: float | None = Field(None, gt=0)
+
+
 class TuneSettings(StageSettings):
     """The YAML of `raysys tune`.
 

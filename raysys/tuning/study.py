@@ -99,10 +99,13 @@ def open_study(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = sampler or optuna.samplers.RandomSampler(seed=seed)
+    if has_study(folder, name):  # who only reads writes nothing
+        return optuna.load_study(study_name=name, storage=journal(folder), sampler=sampler)
     return optuna.create_study(
         study_name=name,
         storage=journal(folder),
-        sampler=sampler or optuna.samplers.RandomSampler(seed=seed),
+        sampler=sampler,
         direction="maximize" if (goal or Goal()).sign > 0 else "minimize",
         load_if_exists=True,
     )

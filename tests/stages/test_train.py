@@ -287,6 +287,12 @@ def test_tuned_settings_are_taken(trained: Workspace, tmp_path: Path) -> None:
     assert train.chosen_settings(plain, workspace) == learners
     named = settings(learners=learners, use_tuned=False, tuned={"lightgbm_ranker": str(found)})
     assert train.chosen_settings(named, workspace) == chosen
+    assert train.chosen_rows(named, workspace) == {}
+    with found.open("a") as more:
+        more.write("data: {negatives: 9}\n")
+    (rows,) = train.chosen_rows(named, workspace).values()
+    assert (rows.negatives, rows.window_days) == (9, None)
+    assert train.chosen_rows(plain, workspace) == {}
     found.write_text("xgboost_ranker: {}")
     with pytest.raises(UserError, match="no settings of lightgbm_ranker"):
         train.chosen_settings(named, workspace)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from raysys.errors import UserError
 from raysys.features.examples import Examples
+from raysys.ingest.spread import InProcess
+from raysys.stages import features
 from raysys.stages.tune import TuneSettings, _causes, _objectives, check
+from raysys.stages.tune_rows import FeatureRuns
 from raysys.storage import Manifest, Workspace, read_manifest
-from raysys.tuning.objective import LearnerObjective
+from raysys.tuning.objective import LearnerObjective, Rows
+from raysys.tuning.settings import Proxy
+from tests.features import logs, test_columns
 from tests.synthetic import write_examples
 
 SPACE = {"learning_rate": {"kind": "float", "low": 0.01, "high": 0.3}}
@@ -102,10 +108,8 @@ def test_a_validation_fold_without_anything_wanted_is_said(workspace):
     for path in Examples(workspace.features, (2,)).files("examples"):
         table = pq.read_table(path, partitioning=None)
         at = table.column_names.index("label")
-        zeros = pq.read_table(path, columns=["weight"], partitioning=None)["weight"]
-        import pyarrow.compute as pc
-
-        pq.write_table(table.set_column(at, "label", pc.multiply(zeros, 0.0)), path)
+        zeros = pc.multiply(table["weight"], 0.0)
+        pq.write_table(table.set_column(at, "label", pc.cast(zeros, "float32")), path)
     with pytest.raises(UserError, match="no positive label among the retrieved candidates of the"):
         _made(workspace, settings())
 
@@ -118,3 +122,32 @@ def test_the_proxy_is_of_the_search_alone(workspace):
     assert few.n_requests == 20 and every.n_requests == 40
     assert search.rows.validation.n_requests == 10 and full.rows.validation.n_requests == 20
     assert (search.grace, full.grace) == (20, 0)
+
+
+def test_features_are_run_once_for_each_of_their_settings(tmp_path):
+    shop = logs.workspace(tmp_path, logs.as_rows(test_columns.log()))
+    features.run(test_columns.settings(), shop, spread=InProcess())
+    manifest = read_manifest(shop.features)
+    folds = manifest.figures["folds"]
+    every = Examples(shop.features, tuple(folds["train"]))
+    rows = Rows(every, every.with_folds(folds["validation"]).batch())
+    runs = FeatureRuns(rows, shop, tmp_path / "runs", manifest.settings, Proxy(requests=10))
+
+    asked = {"features.history": 1, "learning_rate": 0.1}
+    examples, judged = runs.of(asked)
+    assert max(len(each) for each in every.batch().history) > 1
+    assert max(len(each) for each in examples.batch().history) == 1
+    assert examples.batch().n_requests <= 11 and judged.n_requests == rows.validation.n_requests
+    (made,) = (tmp_path / "runs").iterdir()
+    before = (made / "features" / "manifest.json").stat().st_mtime_ns
+    assert runs.of({**asked, "learning_rate": 0.3})[0] == examples
+    assert (made / "features" / "manifest.json").stat().st_mtime_ns == before
+    assert runs.of({"features.history": manifest.settings["history"]})[0] == every
+
+    space = settings(space={"features.history": INT}).space
+    assert check(settings(space={"features.history": INT}), manifest.settings) == {
+        "features.history": manifest.settings["history"]
+    }
+    assert space.keys() == {"features.history"}
+    with pytest.raises(UserError, match="did you mean 'history'"):
+        check(settings(space={"features.histry": INT}), manifest.settings)
