@@ -61,7 +61,7 @@ def search(
     settings: TuneSettings = plan.settings
     goal = settings.objective
     study = open_study(plan.folder, name=plan.study, goal=goal)
-    interrupted = len(study.get_trials(deepcopy=False, states=_running()))
+    interrupted = sum(t.state.name == "RUNNING" for t in study.get_trials(deepcopy=False))
     if not study.get_trials(deepcopy=False):
         _queue(study, plan, start, first)
     before = trials_of(study)
@@ -135,19 +135,24 @@ def refit_full(
             chosen.append((trial.values, steps))
     if start is not None and dict(start) not in [values for values, _ in chosen]:
         chosen.append((dict(start), {}))
+    study = open_study(plan.folder, name=FULL, goal=plan.settings.objective)
+    known = [trial.params for trial in study.get_trials(deepcopy=False, states=_states(True))]
+    for values, attributes in chosen:  # others than before, if the search went on
+        if dict(values) not in known:
+            study.enqueue_trial(dict(values), user_attrs=dict(attributes), skip_if_exists=True)
+    waiting = len(study.get_trials(deepcopy=False, states=_states(False)))
     settings = plan.settings.model_copy(
         update={
             "searcher": Random(),
             "scheduler": NoScheduler(),
             "plateau": None,
-            "trials": len(chosen),
+            "trials": len(trials_of(study)) + waiting,
             "minutes": full.minutes,
             "core_hours": None,
             "gpu_hours": None,
         }
     )
-    plan = replace(plan, study=FULL, settings=settings)
-    return search(objective, plan, first=chosen)
+    return search(objective, replace(plan, study=FULL, settings=settings))
 
 
 def _queue(
@@ -202,10 +207,13 @@ def _require_some(trials: Sequence[Trial], settings: TuneSettings, *, where: str
     )
 
 
-def _running() -> tuple[Any, ...]:
+def _states(ended: bool) -> tuple[Any, ...]:
+    """Optuna's states of trials that ended and did not fail, or of those that are to run."""
     from optuna.trial import TrialState
 
-    return (TrialState.RUNNING,)
+    if ended:
+        return (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+    return (TrialState.WAITING, TrialState.RUNNING)
 
 
 def _title(settings: TuneSettings, study: str) -> str:

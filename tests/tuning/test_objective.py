@@ -22,6 +22,7 @@ from raysys.tuning.metrics import (
 )
 from raysys.tuning.objective import Job, LearnerObjective, Rows
 from tests.synthetic import write_examples
+from tests.tuning import toy
 
 FAST = {"n_estimators": 30, "early_stopping_rounds": 29, "min_child_samples": 5, "num_leaves": 7}
 
@@ -209,3 +210,23 @@ def test_an_ensemble_is_judged_on_blocks_it_was_not_fitted_on(shop, tmp_path):
     fitted = fit_ensemble(liar, families, EnsembleSettings(blocks=2))
     seen = ranking_figures(liar.judgements, fitted.score(liar.base, liar.offsets).score)
     assert told["ndcg@10"] < seen["ndcg@10"]
+
+
+def test_a_population_of_real_trees_grows_from_its_checkpoints(objective, tmp_path):
+    space = {
+        "learning_rate": {"kind": "float", "low": 0.02, "high": 0.5, "log": True},
+        "num_leaves": {"kind": "int", "low": 3, "high": 15},
+    }
+    scheduler = {"kind": "pbt", "population": 3, "interval": 6}
+    made = toy.plan(tmp_path, space=space, scheduler=scheduler, trials=9)
+    fixed = {"early_stopping_rounds": 0, "min_child_samples": 5}
+    folder = made.checkpoints
+    bred = replace(objective, fixed=fixed, folder=folder, grace=6, every=6)
+    trials = toy.drive(made, 9, lambda job: bred(job, print))
+    assert [trial.steps for trial in trials] == [6] * 3 + [12] * 3 + [18] * 3
+    assert all(trial.state == "complete" for trial in trials)
+    for trial in trials:
+        (last,) = (folder / f"trial-{trial.number}").glob("step-*")
+        assert last.name == f"step-{trial.steps:09d}"
+    moved = [t for t in trials if t.parent is not None and t.values != trials[t.parent].values]
+    assert moved, "some went on from a stronger one with other settings"

@@ -16,7 +16,7 @@ from raysys.tuning.population import changed, check_population, drawn
 from raysys.tuning.samplers import RungSampler, known_values
 from raysys.tuning.schedulers import STEP, TAIL, Patient
 from raysys.tuning.search import _queue, random_search, refit_full
-from raysys.tuning.settings import Full, Pbt, TuneSettings
+from raysys.tuning.settings import Pbt, TuneSettings
 from raysys.tuning.space import Choice, FloatRange, IntRange, distributions
 from raysys.tuning.study import COMPLETE, FAILED, INFEASIBLE, best_of, open_study
 from tests.tuning.toy import SPACE, drive, hill, plan
@@ -244,7 +244,13 @@ def test_the_best_are_refitted_with_the_learners_own(tmp_path, monkeypatch):
     assert [trial.values for trial in full] == [ranked[0].values, ranked[1].values, own]
     assert refit_full(None, made, trials, own) == full
     assert asked == [("full", 3)]
-    assert Full().best == 3
+    better = {"rate": 0.1, "leaves": 20}
+    study = open_study(tmp_path)
+    study.enqueue_trial(better)
+    more = refit_full(None, made, drive(made, 1), own)  # the search went on
+    assert [trial.values for trial in more] == [*(trial.values for trial in full), better]
+    assert asked == [("full", 3), ("full", 1)]
+    trials = drive(made, 0)
 
     random = random_search(None, made, trials, own)
     assert random[0].values == own
