@@ -38,6 +38,7 @@ from raysys.tuning.study import (
     JOURNAL,
     SEARCH,
     STOPPED,
+    Run,
     best_of,
     has_study,
     open_study,
@@ -81,8 +82,6 @@ def run(settings: TuneSettings, workspace: Workspace, *, force: bool = False) ->
         points = warm_points(settings.warm_start, settings.learner, settings.space, start)
         warm = [(point, {}) for point in points]
     with ray_session():
-        from raysys.tuning.runner import Run
-
         wanted = settings.resources
         resources = resources_here(
             Resources(cpus_per_worker=wanted.cpus, gpus_per_worker=wanted.gpus)

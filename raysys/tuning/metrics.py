@@ -48,7 +48,7 @@ def ranking_figures(judgements: Judgements, scores: npt.NDArray[np.float32]) -> 
 
 
 def latency_ms(model: Model, batch: Batch, repeats: int = 21) -> float:
-    """Median milliseconds in which a model scores one request of 100 candidates, in one thread.
+    """Median milliseconds in which a model scores one request of 100 candidates.
 
     Args:
         model: fitted.

@@ -9,8 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from raysys.tuning.loggers import loggers
 from raysys.tuning.objective import Job, Objective
 from raysys.tuning.schedulers import JOB, STEP, TAIL, scheduler_of
 from raysys.tuning.settings import Pbt, TuneSettings
-from raysys.tuning.space import Parameter, distributions
+from raysys.tuning.space import distributions
 from raysys.tuning.study import (
     ERROR,
     METRICS,
@@ -37,6 +36,7 @@ from raysys.tuning.study import (
     SEARCH,
     SPENT,
     STEPS,
+    Run,
     journal,
     open_study,
     ranked,
@@ -58,31 +58,6 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """One study to be run to its end.
-
-    Attributes:
-        study: its name in the journal.
-        folder: of the search, with the journal.
-        checkpoints: of the trials.
-        space: what is searched.
-        settings: of the search; trials, minutes and who proposes are taken from it.
-        resources: of a trial, on the cluster that is there.
-        start: values of the first member of a population.
-        last: steps after which a member of a population is done.
-    """
-
-    study: str
-    folder: Path
-    checkpoints: Path
-    space: Mapping[str, Parameter]
-    settings: TuneSettings
-    resources: Resources
-    start: Mapping[str, Any] | None = None
-    last: int = 0
 
 
 def run(objective: Objective, plan: Run, left: int, progress: Task) -> None:

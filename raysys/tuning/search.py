@@ -16,7 +16,7 @@ from typing import Any
 from raysys.errors import UserError
 from raysys.progress import task
 from raysys.tuning.objective import Objective
-from raysys.tuning.settings import Grid, NoScheduler, Random, TuneSettings
+from raysys.tuning.settings import Full, Grid, NoScheduler, Random, TuneSettings
 from raysys.tuning.space import Scalar, grid, inside
 from raysys.tuning.study import (
     COMPLETE,
@@ -27,6 +27,7 @@ from raysys.tuning.study import (
     SEARCH,
     STEPS,
     STOPPED,
+    Run,
     Trial,
     best_of,
     open_study,
@@ -37,7 +38,7 @@ from raysys.tuning.study import (
 
 def search(
     objective: Objective,
-    plan: Any,
+    plan: Run,
     *,
     start: Mapping[str, Scalar] | None = None,
     first: Sequence[tuple[Mapping[str, Scalar], Mapping[str, Any]]] = (),
@@ -46,7 +47,7 @@ def search(
 
     Args:
         objective: what a trial does.
-        plan: a `runner.Run`: the study, its space, its settings.
+        plan: the study, its space, its settings.
         start: values of the first trial, to have the learner's own among those compared.
         first: values of the trials after it, and attributes for the journal.
 
@@ -80,7 +81,7 @@ def search(
 
 
 def random_search(
-    objective: Objective, plan: Any, trials: Sequence[Trial], start: Mapping[str, Scalar] | None
+    objective: Objective, plan: Run, trials: Sequence[Trial], start: Mapping[str, Scalar] | None
 ) -> list[Trial]:
     """What a random search finds that may cost as much as a search did, in core-seconds.
 
@@ -114,7 +115,7 @@ def random_search(
 
 def refit_full(
     objective: Objective,
-    plan: Any,
+    plan: Run,
     trials: Sequence[Trial],
     start: Mapping[str, Scalar] | None,
 ) -> list[Trial]:
@@ -126,7 +127,7 @@ def refit_full(
         trials: of the search.
         start: the learner's own settings of what was searched; None: outside the space.
     """
-    full, proxy = plan.settings.full, plan.settings.proxy
+    full, proxy = plan.settings.full or Full(), plan.settings.proxy
     share = proxy.steps if proxy else 1.0
     chosen: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
     for trial in ranked(trials, plan.settings.objective):
@@ -157,7 +158,7 @@ def refit_full(
 
 def _queue(
     study: Any,
-    plan: Any,
+    plan: Run,
     start: Mapping[str, Scalar] | None,
     first: Sequence[tuple[Mapping[str, Scalar], Mapping[str, Any]]],
 ) -> None:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysys.tuning.settings import Goal
+from raysys.learners.protocol import Resources
+from raysys.tuning.settings import Goal, TuneSettings
+from raysys.tuning.space import Parameter
 
 if TYPE_CHECKING:
     import optuna
@@ -57,6 +59,31 @@ class Trial:
     metrics: dict[str, float] = field(default_factory=dict)
     parent: int | None = None
     steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One study to be run to its end.
+
+    Attributes:
+        study: its name in the journal.
+        folder: of the search, with the journal.
+        checkpoints: of the trials.
+        space: what is searched.
+        settings: of the search; trials, minutes and who proposes are taken from it.
+        resources: of a trial, on the cluster that is there.
+        start: values of the first member of a population.
+        last: steps after which a member of a population is done.
+    """
+
+    study: str
+    folder: Path
+    checkpoints: Path
+    space: Mapping[str, Parameter]
+    settings: TuneSettings
+    resources: Resources
+    start: Mapping[str, Any] | None = None
+    last: int = 0
 
 
 def best_of(trials: Sequence[Trial], goal: Goal | None = None) -> Trial:

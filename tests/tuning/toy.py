@@ -10,10 +10,10 @@ import numpy as np
 
 from raysys.learners.protocol import Resources
 from raysys.tuning.objective import Job
-from raysys.tuning.runner import SCORE, JournalSearch, Run
+from raysys.tuning.runner import SCORE, JournalSearch
 from raysys.tuning.schedulers import JOB, STEP, TAIL
 from raysys.tuning.settings import TuneSettings
-from raysys.tuning.study import ERROR, Trial, open_study, trials_of
+from raysys.tuning.study import ERROR, Run, Trial, open_study, trials_of
 
 SPACE = {
     "rate": {"kind": "float", "low": 0.01, "high": 1.0, "log": True},
