@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).parent
-WRITES = r"^from benchmarks\.(text_results|parts|result) import .*\bwrite_(\w+_)?result\b"
+WRITES = r"^from benchmarks\.(\w+_results|parts|result) import .*\bwrite_(\w+_)?result\b"
 
 
 def listing(folder: Path = HERE) -> list[tuple[str, str, str]]:

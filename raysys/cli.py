@@ -327,6 +327,35 @@ def sequences(
     _benchmark("sequences", (file,), options, out, quiet=quiet, verbose=verbose)
 
 
+@benchmark_app.command()
+def relevance(
+    file: Annotated[Path, typer.Argument(help="CSV, TSV, JSON lines or Parquet, perhaps gzipped.")],
+    query_col: Annotated[str, typer.Option("--query-col", help="Column of the query.")],
+    text_col: Annotated[
+        list[str], typer.Option("--text-col", help="Column of the item's text; repeatable.")
+    ],
+    label_col: Annotated[str, typer.Option("--label-col", help="Column of the grade, a number.")],
+    minutes: Minutes = 60,
+    queries: Annotated[
+        int | None, typer.Option("--queries", min=10, help="At most so many, drawn at random.")
+    ] = None,
+    seed: Seed = 0,
+    out: Out = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Judged pairs of query and text, unseen queries: NDCG@10 and RMSE."""
+    options = {
+        "query_col": query_col,
+        "text_cols": text_col,
+        "label_col": label_col,
+        "minutes": minutes,
+        "queries": queries,
+        "seed": seed,
+    }
+    _benchmark("relevance", (file,), options, out, quiet=quiet, verbose=verbose)
+
+
 def _benchmark(
     name: str,
     files: tuple[Path, ...],

@@ -83,7 +83,6 @@ def test_the_listing_knows_scripts_of_either_kind(tmp_path) -> None:
         ("one", "from benchmarks.result import Figure, write_result"),
         ("two", "from benchmarks.text_results import write_text_result"),
         ("four", "from benchmarks.parts import write_rankings_result"),
-        ("four", "from benchmarks.parts import write_rankings_result"),
         ("none", "from benchmarks.result import Figure"),
     ):
         (tmp_path / f"{name}.py").write_text(f'"""What {name} is.\n\nA minute.\n"""\n{line}\n')

@@ -22,11 +22,14 @@ from raysys.ensemble.methods import (
     fit_method,
 )
 from raysys.ensemble.normalise import FORMS, normalise
-from raysys.ensemble.ranking import ndcg, rows_of
+from raysys.ensemble.ranking import light_rows, ndcg, rows_of
 from raysys.ensemble.splits import cross_folds, folds_by_group, folds_by_time
 
 HELD_OUT = "held_out_ndcg"
 HOUR_MS = 3_600_000
+LIGHT = 60
+"""Irrelevant candidates of each request that linear stacks learn from; all count when judged."""
+
 CALIBRATED = 1500
 """Requests, evenly over time, by which calibrations are compared; the winner is fitted on all."""
 
@@ -111,6 +114,7 @@ class Bench:
             beside.raw[self.scores.judgements.rows(chosen)]
             if beside.names
             else np.empty((n, 0), np.float32),
+            light_rows(sample.judgements, LIGHT),
             beside.names,
         )
         self.judgements = self.lesson.judgements
@@ -125,6 +129,7 @@ class Bench:
         if settings.block_by == "user" and self._user is None:
             raise ValueError("blocks by user need the users of the requests")
         self.parts = self._cut(np.arange(len(chosen)), settings.blocks)
+        self._lessons: dict[bytes, Lesson] = {}
         self._trials: dict[tuple[str, tuple[str, ...]], Trial] = {}
         self._fits: dict[tuple[str, tuple[str, ...], bytes], Formula] = {}
 
@@ -181,7 +186,7 @@ class Bench:
             whole = blended(np.stack([weights / weights.sum() for weights in found]))
             return Formula(members, whole)
         parts = self._cut(which, self.settings.blocks) if method == "two_level" else []
-        formula = fit_method(method, members, self.lesson.take(which), self.settings, parts)
+        formula = fit_method(method, members, self._lesson(which), self.settings, parts)
         if method in LINEAR:
             self._fits[key] = formula
         return formula
@@ -194,7 +199,7 @@ class Bench:
         scores = np.zeros(len(self.judgements.item), dtype=np.float32)
         for fitted, scored in self.parts:
             formula = self.fit(method, members, fitted)
-            said = formula.score(self.lesson.take(scored))
+            said = formula.score(self._lesson(scored))
             scores[self.judgements.rows(scored)] = said
             values[scored] = self._judge(said, scored)
         return Trial(values, scores)
@@ -218,9 +223,16 @@ class Bench:
         figures = {f"{HELD_OUT}_{name}": trial.mean for name, trial in trials.items()}
         return method, {HELD_OUT: trials[method].mean, **figures}
 
+    def _lesson(self, which: Int64) -> Lesson:
+        """The requests in `which`; the same few sets are asked for again and again."""
+        key = which.tobytes()
+        if key not in self._lessons:
+            self._lessons[key] = self.lesson.take(which)
+        return self._lessons[key]
+
     def _judge(self, scores: npt.NDArray[np.float32], which: Int64) -> Float64:
         """NDCG of the requests in `which` by scores of their rows."""
-        judgements = self.judgements.take(which)
+        judgements = self._lesson(which).judgements
         return ndcg(judgements, judgements.ranks(scores), self.settings.k)
 
     def _cut(self, which: Int64, blocks: int) -> Parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -106,19 +106,23 @@ class Lesson:
         judgements: of n rows.
         forms: float32[n] by member and form.
         raw: float32[n, p], raw features that trees may read.
-        names: of those features.
+        light: bool[n], rows that linear stacks are fitted on, see `light_rows`.
+        names: of the raw features.
     """
 
     judgements: Judgements
     forms: Forms
     raw: npt.NDArray[np.float32]
+    light: npt.NDArray[np.bool_]
     names: tuple[str, ...] = ()
 
     def take(self, which: npt.NDArray[np.int64]) -> Lesson:
         """The given requests, in the given order."""
         rows = self.judgements.rows(which)
         forms = {key: scores[rows] for key, scores in self.forms.items()}
-        return Lesson(self.judgements.take(which), forms, self.raw[rows], self.names)
+        return Lesson(
+            self.judgements.take(which), forms, self.raw[rows], self.light[rows], self.names
+        )
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,11 @@ def _linear(
     forms: list[Form] = [FORMS[index] for index in used]
     inputs = np.stack([lesson.forms[name, form] for form in forms for name in members])
     weights: Weights = np.zeros((len(FORMS), len(members)))
-    fitted = _FITTERS[kind](inputs, lesson.judgements, settings)
+    if kind == "average":
+        fitted = select(inputs, lesson.judgements, rounds=settings.rounds, k=settings.k)
+    else:
+        light = lesson.judgements.drop(lesson.light)
+        fitted = fit_listwise(inputs[:, lesson.light], light, ridge=settings.ridge)
     weights[used] = fitted.reshape(len(used), len(members))
     return weights
 
@@ -235,20 +243,3 @@ def _trees(
     share = gain_by_member(booster, members, whole)
     stack = TreeStack(members, lesson.names, whole, booster.model_to_string(), share)
     return Formula(members, weights, stack)
-
-
-def _average(
-    inputs: npt.NDArray[np.float32], judgements: Judgements, settings: EnsembleSettings
-) -> Weights:
-    return select(inputs, judgements, rounds=settings.rounds, k=settings.k)
-
-
-def _stack(
-    inputs: npt.NDArray[np.float32], judgements: Judgements, settings: EnsembleSettings
-) -> Weights:
-    return fit_listwise(inputs, judgements, ridge=settings.ridge)
-
-
-_FITTERS: Mapping[
-    str, Callable[[npt.NDArray[np.float32], Judgements, EnsembleSettings], Weights]
-] = {"average": _average, "stack": _stack}

@@ -1,0 +1,172 @@
+"""Judged pairs of query and text out of any table, divided by query: for `raysys benchmark`."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysys import schema
+from raysys.errors import UserError
+from raysys.text.pairs import clean
+
+SHARES = {"train": 0.72, "validation": 0.08, "test": 0.2}
+LEAST_QUERIES = 10
+READERS: dict[str, Callable[[Any], pl.DataFrame]] = {
+    ".csv": lambda path: pl.read_csv(path, infer_schema_length=0, truncate_ragged_lines=True),
+    ".tsv": lambda path: pl.read_csv(path, infer_schema_length=0, separator="\t"),
+    ".jsonl": lambda path: pl.read_ndjson(path, infer_schema_length=None),
+    ".ndjson": lambda path: pl.read_ndjson(path, infer_schema_length=None),
+    ".parquet": pl.read_parquet,
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Pairs with grades.
+
+    Attributes:
+        table: `schema.LABELLED_PAIRS`; no query is in two splits.
+        dropped: rows without a query, a text or a grade.
+    """
+
+    table: pa.Table
+    dropped: int
+
+    def split(self, name: str) -> pa.Table:
+        """Rows of train, validation or test."""
+        return self.table.filter(pc.equal(self.table["split"], name))
+
+
+def read_pairs(
+    path: Path,
+    query_col: str,
+    text_cols: Sequence[str],
+    label_col: str,
+    *,
+    seed: int = 0,
+    queries: int | None = None,
+) -> Judged:
+    """Read and divide a file of judged pairs.
+
+    Args:
+        path: CSV, TSV, JSON lines or Parquet; the first three may be gzipped.
+        query_col: column of the query.
+        text_cols: columns of the item's text, joined by ". ".
+        label_col: column of the grade, a number: higher is more relevant.
+        seed: of the division.
+        queries: at most so many, drawn at random; None: all.
+
+    Raises:
+        UserError: no such file or column, labels that are no numbers or all the same, or too few
+            queries to learn from some and be judged on others.
+    """
+    frame = _read(path)
+    for name in (query_col, *text_cols, label_col):
+        if name not in frame.columns:
+            raise UserError(
+                f"no column {name!r}",
+                where=str(path),
+                mend=f"there are {', '.join(frame.columns)}",
+            )
+    text = pl.concat_str(
+        [pl.col(name).cast(pl.String).str.strip_chars() for name in text_cols],
+        separator=". ",
+        ignore_nulls=True,
+    )
+    grade = pl.col(label_col).cast(pl.String).str.strip_chars()
+    rows = frame.select(
+        query=pl.col(query_col).cast(pl.String),
+        text=text,
+        told=pl.when(grade != "").then(grade),
+    ).with_columns(grade=pl.col("told").cast(pl.Float32, strict=False))
+    bad = rows.filter(
+        pl.col("told").is_not_null() & ~pl.col("grade").is_finite().fill_null(value=False)
+    )
+    if bad.height:
+        raise UserError(
+            f"{bad.height:,} labels are no numbers, {bad['told'][0]!r} for one",
+            where=f"{path}: {label_col}",
+            mend="give grades as numbers, higher for more relevant",
+        )
+    rows = rows.with_columns(
+        pl.col("query").fill_null("").map_elements(_plain, return_dtype=pl.String),
+        pl.col("text").fill_null("").map_elements(_plain, return_dtype=pl.String),
+    )
+    kept = rows.filter(
+        (pl.col("query") != "") & (pl.col("text") != "") & pl.col("grade").is_finite()
+    )
+    if not kept.height or kept["grade"].n_unique() < 2:
+        raise UserError(
+            "no row has a query, a text and a label"
+            if not kept.height
+            else f"every label is {kept['grade'][0]:g}",
+            where=f"{path}: {label_col}",
+            mend="relevance is learned from pairs of at least two grades",
+        )
+    split = _divided(kept["query"], seed, queries, path)
+    kept = kept.with_columns(split=pl.Series(split)).filter(pl.col("split") != "")
+    table = kept.select(
+        "query",
+        item_id=pl.col("text"),
+        text=pl.col("text"),
+        grade=pl.col("grade"),
+        weight=pl.lit(1.0, dtype=pl.Float32),
+        split=pl.col("split"),
+    ).to_arrow()
+    return Judged(table.cast(schema.LABELLED_PAIRS), rows.height - kept.height)
+
+
+def _read(path: Path) -> pl.DataFrame:
+    """All columns of a file."""
+    if not path.is_file():
+        raise UserError("no such file", where=str(path))
+    names = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    kind = names[-1] if names else ""
+    if kind not in READERS:
+        raise UserError(
+            f"a file of unknown kind {kind or path.name!r}",
+            where=str(path),
+            mend=f"give one that ends with {', '.join(READERS)}, or with .gz behind that",
+        )
+    try:
+        if path.suffix.lower() == ".gz":
+            import gzip
+            import io
+
+            return READERS[kind](io.BytesIO(gzip.decompress(path.read_bytes())))
+        return READERS[kind](path)
+    except (pl.exceptions.PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cannot be read as {kind[1:]}: {first}", where=str(path)) from None
+
+
+def _plain(text: str) -> str:
+    """Entities put right, white space tidied."""
+    return clean(html.unescape(text))
+
+
+def _divided(query: pl.Series, seed: int, most: int | None, path: Path) -> list[str]:
+    """The split of every row; empty where its query was not drawn. Case does not tell queries."""
+    folded = query.str.to_lowercase()
+    names = sorted(set(folded))
+    if len(names) < LEAST_QUERIES:
+        raise UserError(
+            f"{len(names)} {'query' if len(names) == 1 else 'queries'}: too few to learn from some "
+            "and be judged on others",
+            where=str(path),
+            mend=f"give at least {LEAST_QUERIES} queries",
+        )
+    order = np.random.default_rng(seed).permutation(len(names))[:most]
+    place = (np.arange(len(order)) + 0.5) / len(order)
+    ends = np.cumsum(list(SHARES.values()))
+    which = np.searchsorted(ends[:-1], place, side="right")
+    of = {names[at]: list(SHARES)[number] for at, number in zip(order, which, strict=True)}
+    return [of.get(name, "") for name in folded]

@@ -1,0 +1,478 @@
+"""`raysys benchmark relevance`: rank any file of judged pairs, within a budget of time.
+
+Settings are chosen by what this machine does in a second: a member is measured on a few pairs,
+then fitted as far as its share of the budget goes, or skipped. Members are fitted on folds of the
+training queries; the ensemble on what each said of the fold that it did not see.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raysys.ensemble import BaseScores, EnsembleSettings, Judgements, fit_ensemble
+from raysys.errors import UserError
+from raysys.evaluation.intervals import Bootstrap, Interval
+from raysys.learners.relevance_blend import fit_weights, folds_by_query, member_class
+from raysys.learners.relevance_trees import Remembered
+from raysys.learners.text import make_text_learner
+from raysys.learners.text_protocol import TextContext, TextModel
+from raysys.progress import task
+from raysys.stages.benchmark_pairs import Judged, read_pairs
+from raysys.text.pairs import Float32, Pairs, ndcg_by_query
+from raysys.text.relevance_features import PairFeatures
+
+log = logging.getLogger("raysys")
+
+FOLDS = 3
+ENCODER_FOLDS = 2
+LEAST_PRODUCTS = 5
+SPLITS = ("train", "validation", "test")
+PROBE = 96
+MARGIN = 0.8
+"""Of what is left of the budget, how much is planned: measurements on a few pairs err."""
+
+FAMILY = {
+    "relevance_trees": "tree",
+    "relevance_trees_ranking": "tree",
+    "bi_encoder": "transformer",
+    "cross_encoder": "transformer",
+}
+
+
+@dataclass
+class Budget:
+    """Seconds that a run may take.
+
+    Attributes:
+        seconds: all of them.
+        began: when it did, by a clock that only goes forward.
+    """
+
+    seconds: float
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def left(self) -> float:
+        """Seconds until it is spent; never below 0."""
+        return max(0.0, self.seconds - (time.monotonic() - self.began))
+
+
+@dataclass
+class Member:
+    """What one member says of every pair, and what it took.
+
+    Attributes:
+        said: float32[n] by split; of training pairs out of fold.
+        settings: that it was fitted with.
+        seconds: of fitting and scoring.
+    """
+
+    said: dict[str, Float32]
+    settings: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Pairs by split, and the folds of the training queries."""
+
+    judged: Judged
+    tables: dict[str, pa.Table]
+    pairs: dict[str, Pairs]
+    seed: int
+
+    def folds(self, count: int) -> npt.NDArray[np.int64]:
+        """The fold of every training pair."""
+        return folds_by_query(self.pairs["train"], count, self.seed)
+
+
+def run(
+    file: Path,
+    *,
+    query_col: str,
+    text_cols: Sequence[str],
+    label_col: str,
+    minutes: float = 60.0,
+    seed: int = 0,
+    queries: int | None = None,
+) -> dict[str, Any]:
+    """Figures of a file: each member, their ensemble, and its gain over the best of them.
+
+    Args:
+        file: see `read_pairs`, as for the columns.
+        query_col: column of the query.
+        text_cols: columns of the item's text.
+        label_col: column of the grade.
+        minutes: that it may take.
+        seed: of everything random.
+        queries: at most so many; None: all.
+
+    Raises:
+        UserError: see `read_pairs`.
+    """
+    budget = Budget(minutes * 60)
+    with task("relevance: reading"):
+        judged = read_pairs(file, query_col, text_cols, label_col, seed=seed, queries=queries)
+        tables = {name: judged.split(name) for name in SPLITS}
+        ground = Ground(
+            judged, tables, {name: Pairs.of(each) for name, each in tables.items()}, seed
+        )
+    members, skipped = _members(ground, budget)
+    with task("relevance: ensemble"):
+        began = time.monotonic()
+        ensembles = _ensembles(ground, members, seed)
+        figures = _figures(ground, members, ensembles)
+        took = time.monotonic() - began
+    return {
+        "file": file.name,
+        "columns": {"query": query_col, "text": list(text_cols), "label": label_col},
+        "pairs": {name: len(each) for name, each in ground.pairs.items()},
+        "queries": {name: len(each.queries) for name, each in ground.pairs.items()},
+        "rows_left_out": judged.dropped,
+        **figures,
+        "skipped": skipped,
+        "minutes_given": minutes,
+        "ensemble_seconds": round(took, 2),
+        "seconds": round(time.monotonic() - budget.began, 1),
+        "seed": seed,
+    }
+
+
+# ── members ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _members(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict[str, str]]:
+    """Whoever the budget allows, the cheapest first; and why the others were skipped."""
+    members, skipped = _trees(ground, budget)
+    with tempfile.TemporaryDirectory() as scratch:
+        waiting = ["bi_encoder", "cross_encoder"]
+        while waiting:
+            name = waiting.pop(0)
+            share = budget.left * MARGIN / (len(waiting) + 1)
+            with task(f"relevance: {name}") as fitting:
+                found = _encoder(name, ground, share, Path(scratch) / name)
+                if isinstance(found, str):
+                    skipped[name] = found
+                    fitting.note = f"skipped: {found}"
+                else:
+                    members[name] = found
+    for name, reason in skipped.items():
+        log.warning("relevance: %s was skipped: %s", name, reason)
+    return members, skipped
+
+
+def _trees(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict[str, str]]:
+    """Trees that guess the grade, and trees that order the items of a query."""
+    skipped: dict[str, str] = {}
+    began = time.monotonic()
+    texts = sum(len(each.items) + 2 * len(each.queries) for each in ground.pairs.values())
+    vectors: str | None = "all-MiniLM-L6-v2"
+    learner = make_text_learner("relevance_trees", {})
+    encode: Remembered | None = None
+    with task("relevance: features") as making:
+        encode = Remembered(learner.settings.vectors, learner.settings.max_tokens)
+        some = list(ground.pairs["train"].items[: PROBE + 8])
+        encode(some[:8])  # loads
+        at = time.monotonic()
+        encode(some[8:] or some)
+        pace = (time.monotonic() - at) / max(1, len(some[8:] or some))
+        if pace * texts > 0.3 * budget.left:
+            vectors, encode = None, None
+            skipped["vectors of texts"] = (
+                f"{texts:,} texts would take {pace * texts:.0f} s of {budget.left:.0f}"
+            )
+        columns, features = _columns(ground, encode)
+        making.note = f"{len(features.names)} features of {sum(map(len, columns.values())):,} pairs"
+    shared = (time.monotonic() - began) / 2
+    members: dict[str, Member] = {}
+    for name, objective in (
+        ("relevance_trees", "regression"),
+        ("relevance_trees_ranking", "lambdarank"),
+    ):
+        at = time.monotonic()
+        settings: dict[str, Any] = {"objective": objective, "vectors": vectors, "colsample": 0.3}
+        try:
+            with task(f"relevance: {name}"):
+                settings["n_estimators"] = _affordable_trees(
+                    ground, columns, features, settings, 0.15 * budget.left
+                )
+                said = _tree_folds(ground, columns, features, settings)
+        except UserError as error:  # no query with two grades: nothing to order
+            if objective == "regression":
+                raise
+            skipped[name] = str(error)
+            continue
+        members[name] = Member(said, settings, time.monotonic() - at + shared)
+    return members, skipped
+
+
+def _columns(ground: Ground, encode: Remembered | None) -> tuple[dict[str, Float32], PairFeatures]:
+    """Features of every split: the texts of all items are known, grades are not read."""
+    catalogue = sorted({text for pairs in ground.pairs.values() for text in pairs.items})
+    learner = make_text_learner("relevance_trees", {})
+    if encode is not None:
+        encode.keeping(True)
+    try:
+        features = learner.learn(ground.pairs["train"], encode, ground.seed, catalogue)  # type: ignore[attr-defined]
+        return {name: features.of(pairs) for name, pairs in ground.pairs.items()}, features
+    finally:
+        if encode is not None:
+            encode.keeping(False)
+
+
+def _affordable_trees(
+    ground: Ground,
+    columns: Mapping[str, Float32],
+    features: PairFeatures,
+    settings: Mapping[str, Any],
+    seconds: float,
+) -> int:
+    """How many trees a fold may have, at most 800: measured on a few."""
+    few = 20
+    learner = make_text_learner("relevance_trees", {**settings, "n_estimators": few})
+    began = time.monotonic()
+    learner.fit_columns(  # type: ignore[attr-defined]
+        features, ground.pairs["train"], columns["train"], None, None, ground.seed
+    )
+    pace = (time.monotonic() - began) / few
+    return int(np.clip(seconds / max(pace * FOLDS, 1e-9), few, 800))
+
+
+def _tree_folds(
+    ground: Ground,
+    columns: Mapping[str, Float32],
+    features: PairFeatures,
+    settings: Mapping[str, Any],
+) -> dict[str, Float32]:
+    """Out of fold on train, the mean of the folds' models elsewhere."""
+    learner = make_text_learner("relevance_trees", dict(settings))
+    train, fold = ground.pairs["train"], ground.folds(FOLDS)
+    models = []
+    said: dict[str, Float32] = {"train": np.empty(len(train), np.float32)}
+    for number in range(FOLDS):
+        inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        model = learner.fit_columns(  # type: ignore[attr-defined]
+            features,
+            train.take(inside),
+            columns["train"][inside],
+            ground.pairs["validation"],
+            columns["validation"],
+            ground.seed,
+        )
+        said["train"][outside] = model.grades(columns["train"][outside])
+        models.append(model)
+    for split in ("validation", "test"):
+        grades = [model.grades(columns[split]) for model in models]
+        said[split] = np.mean(grades, axis=0, dtype=np.float64).astype(np.float32)
+    return said
+
+
+def _encoder(name: str, ground: Ground, seconds: float, scratch: Path) -> Member | str:
+    """A transformer fitted as long as it may take; or why it was not."""
+    began = time.monotonic()
+    train, fold = ground.tables["train"], ground.folds(ENCODER_FOLDS)
+    batch = 32 if name == "cross_encoder" else 8
+    training: dict[str, Any] = {
+        "learning_rate": 1e-4,
+        "head_learning_rate": 1e-3 if name == "cross_encoder" else 1e-2,
+        "batch_size": batch,
+        "keep": "last",
+        "evaluate_every": {"epochs": 1000},
+        "checkpoint_every": None,
+    }
+    settings = {"max_tokens": 48, "training": training}
+    nothing = ground.tables["validation"].slice(0, 0)
+
+    def fit(rows: npt.NDArray[np.int64], steps: int, place: str) -> TextModel:
+        steps_too = {**settings, "training": {**training, "epochs": 1000, "max_steps": steps}}
+        learner = member_class(name)(member_class(name).settings_model(**steps_too))
+        where = scratch / place
+        where.mkdir(parents=True)
+        return learner.fit(train.take(rows), nothing, TextContext(where, ground.seed))
+
+    inside = [np.flatnonzero(fold != number) for number in range(ENCODER_FOLDS)]
+    if seconds < 20:
+        return f"{seconds:.0f} s are left for it"
+    probe = fit(inside[0][: 8 * PROBE], 3, "probe")  # its first steps pay for loading
+    at = time.monotonic()
+    fit(inside[0][: 8 * PROBE], 9, "pace")
+    step = (time.monotonic() - at) / 9
+    at = time.monotonic()
+    probe.predict(ground.tables["test"].slice(0, PROBE))
+    pair = (time.monotonic() - at) / min(PROBE, len(ground.tables["test"]))
+    rest = len(ground.tables["validation"]) + len(ground.tables["test"])
+    scoring = pair * (len(train) + ENCODER_FOLDS * rest)
+    left = seconds - (time.monotonic() - began) - scoring
+    whole = 2 * min(map(len, inside)) // batch  # two epochs
+    if name == "bi_encoder":  # a batch counts queries
+        whole = 2 * len(ground.pairs["train"].queries) // ENCODER_FOLDS // batch
+    steps = int(min(left / (ENCODER_FOLDS * step), max(whole, 20)))
+    if steps < min(whole, 60):
+        return (
+            f"{seconds:.0f} s are left for it, scoring takes {scoring:.0f} s and a step "
+            f"{step:.2f} s"
+        )
+    models = [fit(rows, steps, f"fold={number}") for number, rows in enumerate(inside)]
+    said: dict[str, Float32] = {"train": np.empty(len(train), np.float32)}
+    for number, model in enumerate(models):
+        outside = np.flatnonzero(fold == number)
+        said["train"][outside] = _grades(model, train.take(outside))
+    for split in ("validation", "test"):
+        grades = [_grades(model, ground.tables[split]) for model in models]
+        said[split] = np.mean(grades, axis=0, dtype=np.float64).astype(np.float32)
+    settings["training"] = {**training, "max_steps": steps}
+    return Member(said, settings, time.monotonic() - began)
+
+
+def _grades(model: TextModel, table: pa.Table) -> Float32:
+    return np.asarray(model.predict(table)["grade"].to_numpy(), dtype=np.float32)
+
+
+# ── ensemble and figures ─────────────────────────────────────────────────────────────────────────
+
+
+def _ensembles(
+    ground: Ground, members: Mapping[str, Member], seed: int
+) -> dict[str, tuple[dict[str, Float32], dict[str, Any]]]:
+    """Grades (by weights that never fall below 0) and orders (by the ensemble), by split."""
+    train = ground.pairs["train"]
+    names = tuple(members)
+    stacked = np.stack([members[name].said["train"] for name in names])
+    weights = fit_weights(stacked, train.grade, train.weight, ridge=1e-3, non_negative=True)
+    low, high = float(train.grade.min()), float(train.grade.max())
+    guessed = {
+        split: np.clip(
+            weights[:-1] @ np.stack([members[name].said[split] for name in names]) + weights[-1],
+            low,
+            high,
+        ).astype(np.float32)
+        for split in SPLITS
+    }
+    found: dict[str, tuple[dict[str, Float32], dict[str, Any]]] = {
+        "weighted_grades": (
+            guessed,
+            {"weights": dict(zip(names, weights[:-1].round(4).tolist(), strict=True))},
+        )
+    }
+    scores = _base_scores(ground, members, "train", seed)
+    try:
+        ensemble = fit_ensemble(
+            scores[0], {name: FAMILY[name] for name in names}, EnsembleSettings()
+        )
+    except ValueError as error:  # every query has grades of one kind: there is no order to learn
+        log.warning("relevance: no ensemble by order: %s", error)
+        return found
+    ordered = {}
+    for split in SPLITS:
+        base, order = _base_scores(ground, members, split, seed)
+        said = np.empty(len(order), dtype=np.float32)
+        said[order] = ensemble.score(base.base, base.offsets).score
+        ordered[split] = said
+    full = ensemble.fallbacks["full"]
+    share = {name: round(value, 4) for name, value in full.share.items()}
+    found["order"] = (ordered, {"method": full.method, "weights": share})
+    return found
+
+
+def _base_scores(
+    ground: Ground, members: Mapping[str, Member], split: str, seed: int
+) -> tuple[BaseScores, npt.NDArray[np.int64]]:
+    """Base scores with a query as a request, in random order, and the rows of the pairs in them."""
+    pairs = ground.pairs[split]
+    lists = pairs.lists()
+    lists = [lists[at] for at in np.random.default_rng(seed).permutation(len(lists))]
+    order = np.concatenate(lists)
+    sizes = np.array([len(rows) for rows in lists])
+    gain = pairs.grade - float(ground.pairs["train"].grade.min())
+    label = np.maximum(gain, 0.0).astype(np.float32)[order]
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    judgements = Judgements(
+        item=pairs.item[order].astype(np.int32),
+        label=label,
+        offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        n_relevant=np.bincount(owner, label > 0, len(sizes)).astype(np.int32),
+    )
+    scores = BaseScores(
+        request=np.arange(len(sizes), dtype=np.int32),
+        fold=np.ones(len(sizes), dtype=np.int32),
+        judgements=judgements,
+        base={name: member.said[split][order] for name, member in members.items()},
+    )
+    return scores, order
+
+
+@dataclass(frozen=True)
+class Judge:
+    """NDCG@10 by query, gains above the lowest grade, and RMSE, drawn by query."""
+
+    pairs: Pairs
+    least: int
+    low: float
+
+    def ndcg(self, said: Float32) -> npt.NDArray[np.float64]:
+        """Of each query, NaN where it has too few products or nothing relevant."""
+        gain = (self.pairs.grade - self.low).clip(0).astype(np.float32)
+        names, values = ndcg_by_query(said, gain, self.pairs.query)
+        return np.where(np.bincount(self.pairs.query)[names] >= self.least, values, np.nan)
+
+    def rmse(self, said: Float32, draws: Bootstrap) -> Interval:
+        """Root of the mean squared error of the grades."""
+        query = np.unique(self.pairs.query, return_inverse=True)[1]
+        error = (said - self.pairs.grade).astype(np.float64) ** 2
+        sums = np.stack([draws.sums(error, query), draws.sums(np.ones(len(error)), query)], axis=1)
+        totals = draws.replicate(sums)
+        return draws.interval(float(np.sqrt(error.mean())), np.sqrt(totals[:, 0] / totals[:, 1]))
+
+
+def _figures(
+    ground: Ground,
+    members: Mapping[str, Member],
+    ensembles: Mapping[str, tuple[dict[str, Float32], dict[str, Any]]],
+) -> dict[str, Any]:
+    """Figures of the test queries; which ensemble orders them is chosen on validation queries."""
+    test, low = ground.pairs["test"], float(ground.pairs["train"].grade.min())
+    sizes = np.bincount(test.query)
+    least = LEAST_PRODUCTS if (sizes >= LEAST_PRODUCTS).any() else 2
+    judge, held = Judge(test, least, low), Judge(ground.pairs["validation"], least, low)
+    draws = Bootstrap(np.unique(test.query))
+    ndcg = {name: judge.ndcg(member.said["test"]) for name, member in members.items()}
+    best = max(members, key=lambda name: _mean(ndcg[name]))
+    chosen = max(ensembles, key=lambda name: _mean(held.ndcg(ensembles[name][0]["validation"])))
+    mine = judge.ndcg(ensembles[chosen][0]["test"])
+    return {
+        "least_products": least,
+        "judged_queries": int((~np.isnan(mine)).sum()),
+        "members": {
+            name: {
+                "ndcg10": draws.mean(ndcg[name]).to_dict(),
+                "rmse": judge.rmse(member.said["test"], draws).to_dict(),
+                "seconds": round(member.seconds, 1),
+                "settings": member.settings,
+            }
+            for name, member in members.items()
+        },
+        "ensemble": {
+            "ndcg10": draws.mean(mine).to_dict(),
+            "rmse": judge.rmse(ensembles["weighted_grades"][0]["test"], draws).to_dict(),
+            "by": chosen,
+            **{name: told for name, (_, told) in ensembles.items()},
+        },
+        "best_member": best,
+        "gain": draws.difference(mine, ndcg[best]).to_dict(),
+    }
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    """Mean of what has a value; 0 where nothing has."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else 0.0

@@ -1,0 +1,123 @@
+"""`raysys benchmark relevance`: any file, split by query, within a budget; what it refuses."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from raysys.cli import app
+from raysys.errors import UserError
+from raysys.stages.benchmark_pairs import read_pairs
+
+COLOURS = ("red", "green", "blue", "black", "white")
+THINGS = ("shirt", "lamp", "chair", "kettle", "rug", "desk", "mug", "sofa")
+
+
+def judged(n_queries: int = 40, products: int = 8, seed: int = 0) -> pl.DataFrame:
+    """A query names colour and thing; a product's grade is how many of the two it has."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(n_queries):
+        thing, colour = THINGS[number % 8], COLOURS[(number // 8) % 5]
+        for _ in range(products):
+            one = thing if rng.random() < 0.5 else str(rng.choice(THINGS))
+            other = colour if rng.random() < 0.5 else str(rng.choice(COLOURS))
+            rows.append(
+                {
+                    "search": f"{colour} {thing}",
+                    "title": f"{other} {one} no. {rng.integers(100)}",
+                    "stars": float((one == thing) + (other == colour)),
+                }
+            )
+    return pl.DataFrame(rows)
+
+
+def read(path: Path, label: str = "stars", **more: object) -> object:
+    return read_pairs(path, "search", ["title"], label, **more)  # type: ignore[arg-type]
+
+
+def test_every_format_says_the_same(tmp_path: Path) -> None:
+    frame = judged()
+    frame.write_csv(tmp_path / "a.csv")
+    frame.write_csv(tmp_path / "a.tsv", separator="\t")
+    frame.write_ndjson(tmp_path / "a.jsonl")
+    frame.write_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
+    found = [read(path).table for path in sorted(tmp_path.iterdir())]  # type: ignore[attr-defined]
+    assert len(found) == 5
+    assert all(table.equals(found[0]) for table in found)
+
+
+def test_no_query_is_in_two_splits_whatever_its_case(tmp_path: Path) -> None:
+    frame = judged()
+    frame = pl.concat([frame, frame.with_columns(pl.col("search").str.to_uppercase())])
+    frame.write_csv(tmp_path / "a.csv")
+    table = read(tmp_path / "a.csv").table  # type: ignore[attr-defined]
+    parts = [
+        {query.lower() for query in part["query"].to_pylist()}
+        for name in ("train", "validation", "test")
+        for part in [table.filter(np.array(table["split"].to_pylist()) == name)]
+    ]
+    assert [len(part) for part in parts] == [29, 3, 8]
+    assert len(set.union(*parts)) == 40
+
+
+def test_rows_that_say_nothing_are_left_out_and_counted(tmp_path: Path) -> None:
+    frame = judged()
+    hole = pl.DataFrame({"search": ["red mug", None], "title": [" ", "x"], "stars": [1.0, 2.0]})
+    unjudged = pl.DataFrame({"search": ["red mug"], "title": ["mug"], "stars": [None]})
+    pl.concat([frame, hole, unjudged], how="vertical_relaxed").write_csv(tmp_path / "a.csv")
+    assert read(tmp_path / "a.csv").dropped == 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.drop("title"), "no column 'title'"),
+        (lambda f: f.with_columns(stars=pl.lit("good")), "'good' for one"),
+        (lambda f: f.with_columns(stars=pl.lit(2.0)), "every label is 2"),
+        (lambda f: f.with_columns(search=pl.lit("mug")), "1 query: too few"),
+        (lambda f: f.clear(), "no row has"),
+        (lambda f: f.with_columns(stars=pl.lit("inf")), "no numbers"),
+    ],
+)
+def test_files_that_cannot_work_are_refused(tmp_path: Path, change: object, message: str) -> None:
+    change(judged()).write_csv(tmp_path / "a.csv")  # type: ignore[operator]
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "a.csv")
+
+
+def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read(tmp_path / "none.csv")
+    (tmp_path / "a.xlsx").write_bytes(b"x")
+    with pytest.raises(UserError, match="unknown kind"):
+        read(tmp_path / "a.xlsx")
+    (tmp_path / "a.parquet").write_bytes(b"not at all")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        read(tmp_path / "a.parquet")
+
+
+@pytest.mark.slow
+def test_figures_of_a_file_within_its_budget(tmp_path: Path) -> None:
+    """Half a minute leaves no time for transformers; trees and their ensemble are there."""
+    judged(120).write_csv(tmp_path / "a.csv")
+    options = ["--query-col", "search", "--text-col", "title", "--label-col", "stars"]
+    command = ["benchmark", "relevance", str(tmp_path / "a.csv"), *options, "--minutes", "0.4"]
+    ran = CliRunner().invoke(app, [*command, "-q", "--out", str(tmp_path / "out.json")])
+    assert ran.exit_code == 0, ran.output
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert set(found["members"]) >= {"relevance_trees", "relevance_trees_ranking"}
+    assert set(found["skipped"]) >= {"bi_encoder", "cross_encoder"}
+    for member in found["members"].values():
+        assert member["ndcg10"]["low"] <= member["ndcg10"]["value"] <= member["ndcg10"]["high"]
+        assert member["ndcg10"]["value"] > 0.85 and member["rmse"]["value"] < 0.7
+    assert found["best_member"] in found["members"]
+    assert found["gain"]["low"] <= found["gain"]["value"] <= found["gain"]["high"]
+    assert found["queries"] == {"train": 29, "validation": 3, "test": 8}
