@@ -273,7 +273,7 @@ def _tree_folds(
         models.append(model)
     for split in ("validation", "test"):
         grades = [model.grades(columns[split]) for model in models]
-        said[split] = np.mean(grades, axis=0, dtype=np.float64).astype(np.float32)
+        said[split] = np.asarray(np.mean(grades, axis=0, dtype=np.float64), dtype=np.float32)
     return said
 
 
@@ -329,7 +329,7 @@ def _encoder(name: str, ground: Ground, seconds: float, scratch: Path) -> Member
         said["train"][outside] = _grades(model, train.take(outside))
     for split in ("validation", "test"):
         grades = [_grades(model, ground.tables[split]) for model in models]
-        said[split] = np.mean(grades, axis=0, dtype=np.float64).astype(np.float32)
+        said[split] = np.asarray(np.mean(grades, axis=0, dtype=np.float64), dtype=np.float32)
     settings["training"] = {**training, "max_steps": steps}
     return Member(said, settings, time.monotonic() - began)
 
