@@ -6,8 +6,10 @@ import contextlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks.rankings import figures
 from raysys.config import PRESETS, load_settings, parse_settings
 from raysys.errors import UserError
 from raysys.stages import evaluate, train
@@ -85,6 +87,39 @@ def test_cost_and_diversity_are_told(report: dict[str, object]) -> None:
         assert [matrix[i][i] for i in range(3)] == pytest.approx([1, 1, 1], abs=1e-3)
         assert matrix[0][1] == matrix[1][0] < 1
     assert set(report["calibrations"].values()) <= {"isotonic", "platt"}  # type: ignore[attr-defined]
+
+
+def test_the_benchmark_tells_what_the_report_says(report: dict[str, object]) -> None:
+    found = {figure.name: figure for figure in figures(report)}
+    gain = found["completejourney_gain"]
+    best = report["best_single"]
+    told = report["ensemble_minus"][best]  # type: ignore[index]
+    assert (gain.value, gain.low, gain.high) == (told["value"], told["low"], told["high"])
+    for name in ("popular", "repeat_purchase", "co_occurrence"):
+        assert found[f"completejourney_ndcg10_{name}"].reference == "baseline"
+        assert found[f"completejourney_ms_{name}"].value > 0
+    assert found["completejourney_recall10"].value > 0
+
+
+def test_a_member_that_fails_on_the_period_is_left_out(
+    trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report goes on without it, and says so."""
+    real = evaluate.base_score
+
+    def broken(name: str, model: object, batch: object, **more: object) -> np.ndarray:
+        said = real(name, model, batch, **more)  # type: ignore[arg-type]
+        return np.full_like(said, np.inf) if name == "popular" else said
+
+    monkeypatch.setattr(evaluate, "base_score", broken)
+    workspace = Workspace(tmp_path)
+    for folder in ("features", "registry", "train"):
+        (tmp_path / folder).symlink_to(getattr(trained, folder))
+    evaluate.run(settings(seed=1), workspace)
+    content = json.loads((workspace.evaluate / "report.json").read_text())
+    assert "not finite" in content["dropped"]["popular"]
+    assert "popular" not in content["scorers"]
+    assert "popular has no say" in (workspace.evaluate / "report.html").read_text()
 
 
 def test_slices_are_there(report: dict[str, object]) -> None:
