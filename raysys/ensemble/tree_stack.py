@@ -109,16 +109,30 @@ class TreeStack:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> TreeStack:
-        """Read what `to_dict` gave."""
+        """Read what `to_dict` gave.
+
+        Raises:
+            ValueError: no trees, or of other columns than those that are named.
+        """
+        import lightgbm
+
         members = tuple(content["members"])
         first = np.asarray(content["first_level"], dtype=np.float64)
-        return cls(
+        stack = cls(
             members=members,
             features=tuple(content["features"]),
             first_level=first.reshape(-1, len(FORMS), len(members)),
             text=content["trees"],
             share=content["share"],
         )
+        try:  # now, not in the first request
+            columns = stack.booster.num_feature()
+        except lightgbm.basic.LightGBMError as error:
+            raise ValueError(f"no trees: {error}") from None
+        wanted = len(FORMS) * len(members) + len(stack.first_level) + len(stack.features)
+        if columns != wanted:
+            raise ValueError(f"trees of {columns} columns for {wanted}")
+        return stack
 
 
 def tree_inputs(

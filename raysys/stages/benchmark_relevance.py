@@ -86,10 +86,15 @@ class Member:
 class Ground:
     """Pairs by split, and the folds of the training queries."""
 
-    judged: Judged
     tables: dict[str, pa.Table]
     pairs: dict[str, Pairs]
     seed: int
+
+    @classmethod
+    def of(cls, judged: Judged, seed: int) -> Ground:
+        """Of pairs that are divided already."""
+        tables = {name: judged.split(name) for name in SPLITS}
+        return cls(tables, {name: Pairs.of(each) for name, each in tables.items()}, seed)
 
     def folds(self, count: int) -> npt.NDArray[np.int64]:
         """The fold of every training pair."""
@@ -123,14 +128,11 @@ def run(
     budget = Budget(minutes * 60)
     with task("relevance: reading"):
         judged = read_pairs(file, query_col, text_cols, label_col, seed=seed, queries=queries)
-        tables = {name: judged.split(name) for name in SPLITS}
-        ground = Ground(
-            judged, tables, {name: Pairs.of(each) for name, each in tables.items()}, seed
-        )
-    members, skipped = _members(ground, budget)
+        ground = Ground.of(judged, seed)
+    members, skipped = fit_members(ground, budget)
     with task("relevance: ensemble"):
         began = time.monotonic()
-        ensembles = _ensembles(ground, members, seed)
+        ensembles = join_members(ground, members, seed)
         figures = _figures(ground, members, ensembles)
         took = time.monotonic() - began
     return {
@@ -151,7 +153,7 @@ def run(
 # ── members ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _members(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict[str, str]]:
+def fit_members(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict[str, str]]:
     """Whoever the budget allows, the cheapest first; and why the others were skipped."""
     members, skipped = _trees(ground, budget)
     with tempfile.TemporaryDirectory() as scratch:
@@ -191,7 +193,7 @@ def _trees(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict[str,
             skipped["vectors of texts"] = (
                 f"{texts:,} texts would take {pace * texts:.0f} s of {budget.left:.0f}"
             )
-        columns, features = _columns(ground, encode)
+        columns, features = columns_of(ground, encode)
         making.note = f"{len(features.names)} features of {sum(map(len, columns.values())):,} pairs"
     shared = (time.monotonic() - began) / 2
     members: dict[str, Member] = {}
@@ -216,7 +218,9 @@ def _trees(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict[str,
     return members, skipped
 
 
-def _columns(ground: Ground, encode: Remembered | None) -> tuple[dict[str, Float32], PairFeatures]:
+def columns_of(
+    ground: Ground, encode: Remembered | None
+) -> tuple[dict[str, Float32], PairFeatures]:
     """Features of every split: the texts of all items are known, grades are not read."""
     catalogue = sorted({text for pairs in ground.pairs.values() for text in pairs.items})
     learner = make_text_learner("relevance_trees", {})
@@ -241,7 +245,7 @@ def _affordable_trees(
     few = 20
     learner = make_text_learner("relevance_trees", {**settings, "n_estimators": few})
     began = time.monotonic()
-    learner.fit_columns(  # type: ignore[attr-defined]
+    learner.fitcolumns_of(  # type: ignore[attr-defined]
         features, ground.pairs["train"], columns["train"], None, None, ground.seed
     )
     pace = (time.monotonic() - began) / few
@@ -261,7 +265,7 @@ def _tree_folds(
     said: dict[str, Float32] = {"train": np.empty(len(train), np.float32)}
     for number in range(FOLDS):
         inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        model = learner.fit_columns(  # type: ignore[attr-defined]
+        model = learner.fitcolumns_of(  # type: ignore[attr-defined]
             features,
             train.take(inside),
             columns["train"][inside],
@@ -341,7 +345,7 @@ def _grades(model: TextModel, table: pa.Table) -> Float32:
 # ── ensemble and figures ─────────────────────────────────────────────────────────────────────────
 
 
-def _ensembles(
+def join_members(
     ground: Ground, members: Mapping[str, Member], seed: int
 ) -> dict[str, tuple[dict[str, Float32], dict[str, Any]]]:
     """Grades (by weights that never fall below 0) and orders (by the ensemble), by split."""
@@ -447,7 +451,7 @@ def _figures(
     draws = Bootstrap(np.unique(test.query))
     ndcg = {name: judge.ndcg(member.said["test"]) for name, member in members.items()}
     best = max(members, key=lambda name: _mean(ndcg[name]))
-    chosen = max(ensembles, key=lambda name: _mean(held.ndcg(ensembles[name][0]["validation"])))
+    chosen = best_on_validation(ensembles, held)
     mine = judge.ndcg(ensembles[chosen][0]["test"])
     return {
         "least_products": least,
@@ -470,6 +474,13 @@ def _figures(
         "best_member": best,
         "gain": draws.difference(mine, ndcg[best]).to_dict(),
     }
+
+
+def best_on_validation(
+    ensembles: Mapping[str, tuple[dict[str, Float32], dict[str, Any]]], held: Judge
+) -> str:
+    """The ensemble that orders the validation queries best."""
+    return max(ensembles, key=lambda name: _mean(held.ndcg(ensembles[name][0]["validation"])))
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:

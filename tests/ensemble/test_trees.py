@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from raysys.ensemble import BaseScores, Beside, Ensemble, EnsembleSettings, fit_
 from raysys.ensemble.bench import Bench
 from raysys.ensemble.methods import FIRST_LEVEL
 from raysys.ensemble.tree_stack import TreeStackSettings
+from raysys.errors import UserError
 from raysys.features.batch import Batch
 from tests.ensemble.planted import planted
 
@@ -93,6 +95,16 @@ def test_trees_come_back_as_they_were_and_serve_the_same(fitted: Ensemble, tmp_p
         )
         base = {name: said[rows] for name, said in later.base.items()}
         assert np.array_equal(again.score(base, one.offsets, one).score, whole.score[rows])
+
+
+def test_trees_of_other_columns_are_refused(fitted: Ensemble, tmp_path: Path) -> None:
+    path = tmp_path / "ensemble.json"
+    fitted.save(path)
+    content = json.loads(path.read_text())
+    content["fallbacks"]["full"]["stacked"]["trees"]["features"] += ["another"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="columns"):
+        Ensemble.load(path)
 
 
 def test_a_lost_member_leaves_it_to_the_weights(fitted: Ensemble) -> None:
