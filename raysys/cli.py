@@ -611,13 +611,20 @@ def analyse(
 
 @experiment_app.command("off-policy")
 def off_policy(
-    log: Annotated[Path, typer.Argument(metavar="LOG", help="CSV or Parquet, a row a slot.")],
+    log: Annotated[
+        Path,
+        typer.Argument(metavar="LOG", help="A row a slot; or recorded answers, with --events."),
+    ],
     policy: Annotated[
         Path | None, typer.Option("--policy", help="Table of the judged policy's probabilities.")
     ] = None,
     target: Annotated[
         str | None, typer.Option("--target", help="Or the log's column that has them.")
     ] = None,
+    events: Annotated[
+        Path | None, typer.Option("--events", help="That answer the recorded lists.")
+    ] = None,
+    reward: Annotated[str, typer.Option("--reward", help="Type of event that counts.")] = "click",
     estimator: Annotated[
         list[str] | None,
         typer.Option("--estimator", help="ips, snips, clipped, dm, dr; repeatable; all if unset."),
@@ -641,6 +648,8 @@ def off_policy(
             Workspace(workspace),
             policy=policy,
             target=target,
+            events=events,
+            reward=reward,
             estimators=stage.estimators(estimator or ()),
             settings=stage.OffPolicySettings(clip, resamples, seed=seed),
             output=output,

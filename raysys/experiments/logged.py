@@ -1,9 +1,12 @@
 """Logs for off-policy evaluation, and the policy that is judged on them, read from tables.
 
 The log has a row a shown slot: `reward` (or `click`), `propensity` (or `propensity_score`), and
-may have `item_id`, `position`, `request_id`, `user_id`. A policy is either a column of the log
-with the probability of the shown item, or a table of its own: any of `request_id`, `position`,
-`item_id`, and `probability` (1 where there is no such column: the item that it would show there).
+may have `item_id`, `position`, `request_id`, `user_id`. What a deployment records of its answers, a
+row a list with `item_ids` and `propensities`, becomes one with the events that came back.
+
+A policy is either a column of the log with the probability of the shown item, or a table of its
+own: any of `request_id`, `position`, `item_id`, and `probability` (1 where there is no such column:
+the item that it would show there).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import polars as pl
 from raysys.errors import UserError
 from raysys.experiments.off_policy import LoggedRows
 from raysys.experiments.reward_model import fit_reward_model
+from raysys.experiments.users import scan
 
 _OTHER_NAMES = {"click": "reward", "propensity_score": "propensity"}
 _KEYS = ("request_id", "position", "item_id")
@@ -52,6 +56,51 @@ def read_log(path: Path) -> pl.DataFrame:
                 mend="a row a shown slot: reward, propensity, and item_id, position, user_id",
             )
     return _numbers(frame, ("reward", "propensity"), path)
+
+
+def read_served(path: Path, events: Path, reward: str) -> pl.DataFrame:
+    """Recorded answers and the events that they got, as a log of slots.
+
+    Args:
+        path: Parquet file or folder, a row a list: `request_id`, `item_ids` from the top,
+            `propensities` of each given those above it, `user_id`; `session_id` may be there.
+        events: with `request_id` and `item_id`.
+        reward: an event type; a slot's reward is 1 if its item got such an event in its request.
+
+    Raises:
+        UserError: columns are missing, or no event answers any list.
+    """
+    lists = scan(path, ("request_id", "item_ids", "propensities", "user_id"), "recorded answers")
+    names = lists.collect_schema().names()
+    user = pl.col("user_id").cast(pl.String)
+    if "session_id" in names:
+        user = user.fill_null("session " + pl.col("session_id").cast(pl.String))
+    shown = (
+        lists.select(
+            "request_id", user.fill_null(pl.col("request_id")),
+            pl.col("item_ids").alias("item_id"), pl.col("propensities").alias("propensity"),
+            position=pl.int_ranges(1, pl.col("item_ids").list.len() + 1),
+        )
+        .filter(pl.col("item_id").list.len() > 0)
+        .explode("item_id", "propensity", "position")
+    )  # fmt: skip
+    done = (
+        scan(events, ("event_type", "request_id", "item_id"), "events")
+        .filter(pl.col("event_type") == reward, pl.col("request_id").is_not_null())
+        .select("request_id", "item_id", reward=pl.lit(1.0))
+        .unique()
+    )
+    log = shown.join(done, on=["request_id", "item_id"], how="left", maintain_order="left")
+    found = log.with_columns(pl.col("reward").fill_null(0.0)).collect()
+    if not len(found):
+        raise UserError("no list was shown", where=str(path))
+    if not (found["reward"] > 0).any():
+        raise UserError(
+            f"no {reward} answers any of these lists",
+            where=str(events),
+            mend="events join by request_id and item_id: do they carry both?",
+        )
+    return _numbers(found, ("reward", "propensity"), path)
 
 
 def read_policy(path: Path) -> pl.DataFrame:

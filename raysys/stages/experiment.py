@@ -19,7 +19,13 @@ from raysys.errors import UserError
 from raysys.experiments.analysis import ExperimentAnalysis, analyse
 from raysys.experiments.change import check_change
 from raysys.experiments.definition import Experiment, ExperimentsSettings
-from raysys.experiments.logged import PolicyColumn, logged_rows, read_log, read_policy
+from raysys.experiments.logged import (
+    PolicyColumn,
+    logged_rows,
+    read_log,
+    read_policy,
+    read_served,
+)
 from raysys.experiments.off_policy import (
     ESTIMATORS,
     Estimator,
@@ -199,11 +205,16 @@ def run_off_policy(
     *,
     policy: Path | None = None,
     target: str | None = None,
+    events: Path | None = None,
+    reward: str = "click",
     estimators: tuple[Estimator, ...] = (),
     settings: OffPolicySettings | None = None,
     output: Path | None = None,
 ) -> dict[Estimator, PolicyValue]:
     """Value of a policy from a log; writes report and manifest, prints the table.
+
+    With `events` the log is what a deployment recorded of its answers, and `reward` the type of
+    event that counts.
 
     Raises:
         UserError: neither or both of `policy` and `target`, or bad tables.
@@ -213,7 +224,8 @@ def run_off_policy(
     started = time.monotonic()
     how = settings or OffPolicySettings()
     with task("off-policy: reading"):
-        log = read_log(log_path)
+        served = events is not None
+        log = read_served(log_path, Path(str(events)), reward) if served else read_log(log_path)
         judged = PolicyColumn(target) if target is not None else read_policy(Path(str(policy)))
         rows = logged_rows(log, judged)
     with task("off-policy: estimating"):
@@ -223,8 +235,12 @@ def run_off_policy(
     name = log_path.name.split(".")[0] if policy is None else policy.name.split(".")[0]
     manifest = Manifest(
         stage="off_policy",
-        inputs={"log": _print(log_path), **({} if policy is None else {"policy": _print(policy)})},
-        settings=vars(how) | {"target": target},
+        inputs={
+            what: _print(path)
+            for what, path in (("log", log_path), ("policy", policy), ("events", events))
+            if path is not None
+        },
+        settings=vars(how) | {"target": target, "reward": reward},
         counts={"rows": len(rows)},
         figures={each: value.interval.to_dict() for each, value in found.items()},
     )

@@ -1,5 +1,6 @@
 """Values of policies from another policy's log: on a simulator with known truth, and real data."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,13 +9,22 @@ import polars as pl
 import pytest
 
 from raysys.errors import UserError
-from raysys.experiments.logged import PolicyColumn, logged_rows, read_log, read_policy
+from raysys.experiments.bandits import Thompson
+from raysys.experiments.logged import (
+    PolicyColumn,
+    logged_rows,
+    read_log,
+    read_policy,
+    read_served,
+)
 from raysys.experiments.off_policy import (
     LoggedRows,
     OffPolicySettings,
     evaluate_policy,
     warnings,
 )
+from raysys.stages.experiment import run_off_policy
+from raysys.storage import Workspace
 
 DATA = Path(os.environ.get("RAYSYS_DATA") or Path(__file__).parents[3] / "shared" / "data")
 QUICK = OffPolicySettings(resamples=200)
@@ -135,6 +145,46 @@ def test_what_the_log_never_shows_is_noticed():
     assert any(
         "hardly ever logged" in each for each in warnings(logged_rows(rare, PolicyColumn("target")))
     )
+
+
+def test_recorded_answers_and_events_are_a_log(tmp_path, capsys):
+    """As a deployment writes them: propensities given the items above, feedback by request."""
+    rng = np.random.default_rng(0)
+    bandit = Thompson([f"i{n}" for n in range(6)], floor=0.05)
+    bandit.update(np.arange(6), np.linspace(0.1, 0.6, 6))
+    rate = np.array([0.05, 0.3, 0.1, 0.2, 0.15, 0.4])
+    lists, events = [], []
+    for number in range(800):
+        choice = bandit.choose(3)
+        names = [f"i{arm}" for arm in choice.arms]
+        user = f"u{number % 300}" if number % 2 else None
+        lists.append((f"r{number}", user, f"s{number}", names, choice.propensities.tolist()))
+        hit = rng.random(3) < rate[choice.arms]
+        events += [("click", f"r{number}", name) for name, h in zip(names, hit, strict=True) if h]
+    columns = ("request_id", "user_id", "session_id", "item_ids", "propensities")
+    (tmp_path / "date=2026-01-05").mkdir()
+    pl.DataFrame(lists, schema=columns, orient="row").write_parquet(
+        tmp_path / "date=2026-01-05" / "a.parquet"
+    )
+    events.append(events[0])  # twice is once
+    done = pl.DataFrame(events, schema=("event_type", "request_id", "item_id"), orient="row")
+    done.write_parquet(tmp_path / "e.parquet")
+    log = read_served(tmp_path / "date=2026-01-05", tmp_path / "e.parquet", "click")
+    assert len(log) == 2400 and log["position"].unique().sort().to_list() == [1, 2, 3]
+    assert log["reward"].sum() == len(events) - 1
+    even = pl.DataFrame({"item_id": [f"i{n}" for n in range(6)], "probability": [1 / 6] * 6})
+    first = log.filter(pl.col("position") == 1)  # a first slot has nothing above it
+    for value in evaluate_policy(logged_rows(first, even), ["snips", "dr"], QUICK).values():
+        assert value.interval.low <= rate.mean() <= value.interval.high
+    even.write_parquet(tmp_path / "even.parquet")
+    run_off_policy(
+        tmp_path / "date=2026-01-05", Workspace(tmp_path),
+        policy=tmp_path / "even.parquet", events=tmp_path / "e.parquet",
+    )  # fmt: skip
+    assert "logged: 0." in capsys.readouterr().out
+    assert "dr" in json.loads((tmp_path / "off_policy" / "report.json").read_text())["values"]
+    with pytest.raises(UserError, match="no cart answers any of these lists"):
+        read_served(tmp_path / "date=2026-01-05", tmp_path / "e.parquet", "cart")
 
 
 @pytest.mark.parametrize(
