@@ -200,8 +200,10 @@ def analyse(
     comparisons: list[Comparison] = []
     for metric in metrics:
         told = _comparisons(experiment, metric, limits[metric.name], table.rows)
-        if told[0].cuped is None and experiment.covariate_days and not notes:
-            notes.append("No events before the exposures: nothing to adjust by (CUPED).")
+        if told[0].cuped is None and experiment.covariate_days:
+            notes.append(
+                f"{metric.name}: nothing known of before the exposures to adjust by (CUPED)."
+            )
         comparisons += told
     comparisons = _corrected(experiment, settings, comparisons)
     primary = metrics[0]

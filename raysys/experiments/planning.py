@@ -61,7 +61,8 @@ class Plan:
     Attributes:
         users: in all arms together, to find the minimum effect with the wanted power.
         by_arm: of these.
-        days: until they have come; None: more than three years, or not known how fast they come.
+        days: until they have come and the window of the last is over; None: more than three years,
+            or not known how fast they come.
         users_without_cuped: for comparison.
         detectable: (days, users, smallest relative lift that is found with the wanted power).
     """
@@ -94,6 +95,8 @@ def plan(experiment: Experiment, baseline: Baseline) -> Plan:
     if baseline.arrivals and any(baseline.arrivals):
         reach = float(total) * _slice(experiment)
         days = next((d for d in range(1, 1096) if baseline.users_after(d) * reach >= needed), None)
+        if days is not None:
+            days += int(np.ceil(experiment.window_days or 0))
         detectable = [
             (7 * weeks, int(users), detected(experiment, users, baseline))
             for weeks in _WEEKS

@@ -24,6 +24,7 @@ import polars as pl
 from raysys.errors import UserError
 from raysys.experiments.definition import Experiment, Measure, Metric
 
+_MANY_CROSSED = 0.005
 _WHEN = pl.Datetime("ms", "UTC")
 
 
@@ -162,7 +163,13 @@ def user_table(
     rows = _with_metrics(experiment, metrics, kept, events, end)
     for name in experiment.segments:
         rows = rows.with_columns(_attribute(name).alias(f"segment.{name}"))
-    return UserTable(rows.drop("attributes"), crossed, forced, unfinished, as_of)
+    notes = []
+    if crossed > _MANY_CROSSED * len(users):
+        notes.append(
+            f"{crossed / len(users):.1%} of the users were seen in more than one arm: the id that "
+            "was drawn does not stay, or their share was changed while it ran."
+        )
+    return UserTable(rows.drop("attributes"), crossed, forced, unfinished, as_of, notes)
 
 
 def read_user_table(path: Path, experiment: Experiment, metrics: Sequence[Metric]) -> UserTable:

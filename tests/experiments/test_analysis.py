@@ -93,6 +93,7 @@ def table_of(files, **changes):
 def test_users_are_counted_from_their_first_exposure_on(files):
     found = table_of(files)
     assert (found.crossed, found.forced) == (1, 1)
+    assert "20.0% of the users were seen in more than one arm" in found.notes[0]
     rows = {row["user_id"]: row for row in found.rows.to_dicts()}
     assert set(rows) == {"a", "b", "late"}
     a = rows["a"]
@@ -282,6 +283,8 @@ def test_a_plan_counts_days_by_how_users_come():
     experiment = shop(home(**(HALVES | {"arms": arms(0.25, 0.25)}))).experiments[0]
     found = plan(experiment, Baseline(1.0, 1.0, 0.6, (1000.0,) * 7))
     assert found.days == -(-found.users // 500)
+    waits = experiment.model_copy(update={"window_days": 6.5})
+    assert plan(waits, Baseline(1.0, 1.0, 0.6, (1000.0,) * 7)).days == found.days + 7
     assert found.users == pytest.approx(found.users_without_cuped * 0.64, rel=0.05)
     days, users, lift = found.detectable[0]
     assert (days, users) == (7, 3500) and lift > 0.05

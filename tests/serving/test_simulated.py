@@ -1,13 +1,19 @@
 """Simulated shoppers in front of the real application."""
 
 import asyncio
+import socket
+import threading
 
 import httpx
 import polars as pl
+import uvicorn
 
+from raysys.config import parse_settings
 from raysys.serving.app import http_app
 from raysys.simulation import Shoppers, ShopperSettings
 from raysys.simulation.driver import DriveSettings, drive
+from raysys.stages.simulate import SimulateSettings, run
+from raysys.storage import Workspace, read_manifest
 from tests.synthetic import make_catalogue
 
 
@@ -53,3 +59,25 @@ def test_visits_end_with_the_time(service):
     outcome = visit(service, seconds=0.3, rate=20, send_events=False)
     assert 1 <= outcome.visits <= 7
     assert not outcome.events and not outcome.failed
+
+
+def test_the_command_talks_to_a_served_shop(service, tmp_path, capsys):
+    door = socket.create_server(("127.0.0.1", 0))  # who comes early waits in its queue
+    port = door.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(http_app(service), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
+    thread.start()
+    try:
+        make_catalogue(200).save(tmp_path / "catalogue.parquet")
+        content = {
+            "url": f"http://127.0.0.1:{port}", "catalogue": str(tmp_path / "catalogue.parquet"),
+            "shoppers": {"shoppers": 20, "click": -1}, "drive": {"visits": 12, "rate": 200},
+        }  # fmt: skip
+        run(parse_settings(SimulateSettings, content, where="tests"), Workspace(tmp_path))
+    finally:
+        server.should_exit = True
+        thread.join(10)
+    assert "12 visits in" in capsys.readouterr().out
+    manifest = read_manifest(tmp_path / "simulate")
+    assert manifest.counts["lists"] == 12 and 0 < manifest.figures["reached"] <= 1
+    assert (tmp_path / "simulate" / "events.parquet").is_file()
