@@ -12,7 +12,7 @@ from raysys.experiments import assign
 from raysys.experiments.assignment import draw, hashes
 from tests.experiments.settings import DURING, START, arms, home, one, shop
 
-USERS = [f"u{number}" for number in range(20_000)]
+USERS = [f"u{number}" for number in range(10_000)]
 
 
 def arm_of(experiment, users=USERS):
@@ -62,7 +62,7 @@ def test_a_ramp_moves_nobody_who_is_in(parts, tenths, users):
 def test_a_ramp_adds_from_the_unassigned_part():
     before, after = arm_of(one(arms=arms(0.05, 0.1))), arm_of(one(arms=arms(0.3, 0.6)))
     assert all(b in (None, a) for b, a in zip(before, after, strict=True))
-    assert sum(b != a for b, a in zip(before, after, strict=True)) > 10_000
+    assert sum(b != a for b, a in zip(before, after, strict=True)) > 5_000
 
 
 def test_experiments_of_a_layer_exclude_each_other():
@@ -74,7 +74,7 @@ def test_experiments_of_a_layer_exclude_each_other():
     found = [assign(experiments, user, now=DURING) for user in USERS]
     names = [tuple(each) for each in found]
     assert set(names) == {("first",), ("second",)}
-    assert np.mean([name == ("first",) for name in names]) == pytest.approx(0.3, abs=0.015)
+    assert np.mean([name == ("first",) for name in names]) == pytest.approx(0.3, abs=0.02)
     # within a slice arms are still drawn evenly: the layer's draw is another
     inside = [each["first"].arm.name for each in found if "first" in each]
     assert inside.count("champion") / len(inside) == pytest.approx(0.5, abs=0.03)

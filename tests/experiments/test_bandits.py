@@ -31,9 +31,9 @@ def test_integrated_and_counted_probabilities_agree():
 def test_propensities_are_those_of_the_draws(items):
     bandit = Thompson([f"i{n}" for n in range(items)], floor=0.2 / items)
     bandit.update(np.arange(items), np.linspace(0, 1, items))
-    chosen = [bandit.choose() for _ in range(3000)]
+    chosen = [bandit.choose() for _ in range(2000)]
     assert min(c.propensities[0] for c in chosen) >= 0.2 / items
-    share = np.bincount([c.arms[0] for c in chosen], minlength=items) / 3000
+    share = np.bincount([c.arms[0] for c in chosen], minlength=items) / 2000
     assert np.allclose(share, bandit.probabilities(), atol=0.04)
     # the inverse of a true propensity averages to the number of arms
     assert np.mean([1 / c.propensities[0] for c in chosen]) == pytest.approx(items, rel=0.1)
@@ -80,14 +80,14 @@ def test_linucb_learns_a_context_and_explores_as_it_says():
     truth = np.array([0.8, -0.5, 0.3])
     bandit = LinUCB(["x", "y", "z"], explore=0.1, width=0.5)
     gaps = []
-    for _ in range(600):
+    for _ in range(400):
         features = rng.normal(size=(6, 3))
         choice = bandit.choose(features)
         value = features @ truth
         gaps.append(value.max() - value[choice.arms[0]])
         bandit.update(features[choice.arms], value[choice.arms] + rng.normal(0, 0.1, 1))
         assert choice.propensities[0] in (pytest.approx(0.1 / 6), pytest.approx(0.9 + 0.1 / 6))
-    assert np.mean(gaps[300:]) < 0.15 * 2  # a tenth of the choices are even
+    assert np.mean(gaps[200:]) < 0.15 * 2  # a tenth of the choices are even
     estimate = np.linalg.solve(bandit.precision, bandit.moment)
     assert np.allclose(estimate, truth, atol=0.05)
 
@@ -167,8 +167,8 @@ def test_interleaving_finds_the_preferred_and_no_other(analysis):
     assert found.sentence.startswith("The second ranking is preferred")
     alarms = [
         judge_interleaving(*clicks(1.0, 400, 100, seed), analysis=analysis).p_value <= 0.05
-        for seed in range(200)
+        for seed in range(120)
     ]
-    assert np.mean(alarms) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+    assert np.mean(alarms) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 120)
     with pytest.raises(UserError, match="fewer than two users"):
         judge_interleaving(*(each[:6] for each in clicks(1.0)))

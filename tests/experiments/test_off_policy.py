@@ -53,17 +53,17 @@ def world(seed=0, n=20_000, items=8, places=3):
 
 
 def test_every_unbiased_estimate_covers_the_truth():
-    """95% intervals, 60 worlds: all estimators but those that admit a bias."""
+    """95% intervals, 50 worlds: all estimators but those that admit a bias."""
     covered = {name: [] for name in ("ips", "snips", "dr")}
     normal = []
-    for seed in range(60):
-        log, policy, truth = world(seed, n=3000)
-        found = evaluate_policy(logged_rows(log, policy), settings=QUICK)
+    for seed in range(50):
+        log, policy, truth = world(seed, n=1500)
+        found = evaluate_policy(logged_rows(log, policy), [*covered], QUICK)
         for name, hits in covered.items():
             hits.append(found[name].interval.low <= truth <= found[name].interval.high)
         normal.append(found["dr"].normal.low <= truth <= found["dr"].normal.high)
     for hits in (*covered.values(), normal):
-        assert 0.87 <= np.mean(hits) <= 1  # 95% less three standard errors
+        assert np.mean(hits) >= 0.86  # 95% less three standard errors
 
 
 def test_the_model_calms_and_errs_alone():
@@ -218,24 +218,29 @@ def test_bad_policies_are_named(tmp_path):
             read_policy(path)
 
 
-@pytest.mark.parametrize(("logged", "judged"), [("random", "bts"), ("bts", "random")])
-def test_open_bandit_one_policy_from_the_others_log(logged, judged):
+@pytest.fixture(scope="module")
+def open_bandit():
     folder = DATA / "bandit"
     if not folder.is_dir():
         pytest.skip(f"no Open Bandit data: set RAYSYS_DATA (looked in {DATA})")
-    columns = ("item_id", "position", "click", "propensity_score")
-    logs = {}
-    for name in (logged, judged):
-        log = read_log(folder / f"open_bandit_{name}_all.csv.gz")
-        logs[name] = log.select(*columns[:2], "reward", "propensity")
-    counts = logs[judged].group_by("position", "item_id").len()
+    return {
+        name: read_log(folder / f"open_bandit_{name}_all.csv.gz").select(
+            "item_id", "position", "reward", "propensity"
+        )
+        for name in ("random", "bts")
+    }
+
+
+@pytest.mark.parametrize(("logged", "judged"), [("random", "bts"), ("bts", "random")])
+def test_open_bandit_one_policy_from_the_others_log(open_bandit, logged, judged):
+    counts = open_bandit[judged].group_by("position", "item_id").len()
     total = pl.col("len").sum().over("position")
     policy = counts.select("position", "item_id", probability=pl.col("len") / total)
     if judged == "random":  # its propensities say so: the same for all 80 items
         policy = policy.with_columns(probability=pl.lit(1 / 80))
-    rows = logged_rows(logs[logged], policy)
-    truth = float(logs[judged]["reward"].mean())
-    for name, value in evaluate_policy(rows).items():
+    rows = logged_rows(open_bandit[logged], policy)
+    truth = float(open_bandit[judged]["reward"].mean())
+    for name, value in evaluate_policy(rows, settings=QUICK).items():
         if name != "dm":
             assert value.interval.low <= truth <= value.interval.high, name
             width = value.interval.high - value.interval.low
