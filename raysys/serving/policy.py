@@ -69,8 +69,9 @@ class Boost(Dated):
     """Items that stand higher, or lower, than they would.
 
     Attributes:
-        item_ids: which; or
-        column, values: all with one of the values in a column of the catalogue.
+        item_ids: which; or, instead of them,
+        column: of the catalogue,
+        values: of that column, and all items that have one of them.
         by: how much is added to a score, in parts of the list's own span: 1 lifts the worst
             candidate to the best, -1 does the opposite.
     """
