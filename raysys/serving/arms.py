@@ -29,7 +29,7 @@ from raysys.serving.shadow import Shadow
 
 log = logging.getLogger("raysys")
 
-LISTS: Final = ("answer", "recommend", "search", "rank", "similar")
+LISTS: Final = ("answer", "content")
 """Methods of a service that make a list for somebody."""
 
 LOOK_S = 2.0  # how often a replica looks whether it is told something new
@@ -273,7 +273,7 @@ class Arms:
                 failed = True
                 if not isinstance(error, Problem):
                     log.exception("the challenger failed; the champion answers")
-            self._count(tried, arm, began, failed=failed or answer.degraded)
+            self._count(tried, arm, began, failed=failed or _degraded(answer))
             return answer
         try:
             answer = getattr(champion, name)(asked, *rest)
@@ -282,7 +282,7 @@ class Arms:
         except Exception:
             self._count(tried, arm, began, failed=True)
             raise
-        self._count(tried, arm, began, failed=answer.degraded)
+        self._count(tried, arm, began, failed=_degraded(answer))
         if tried.shadow is not None and tried.lease.take():
             challenger = tried.lease.service
 
@@ -291,7 +291,7 @@ class Arms:
                 shadowed, failed = None, True
                 try:
                     shadowed = getattr(challenger, name)(asked, *_afresh(rest))
-                    failed = shadowed.degraded
+                    failed = _degraded(shadowed)
                 finally:
                     self._count(tried, "challenger", began, failed=failed)
                 return shadowed
@@ -383,6 +383,10 @@ class Arms:
                     self.look()
                 except Exception:  # the thread must not end
                     log.exception("a fault while looking what is to be served")
+
+
+def _degraded(answer: Any) -> bool:
+    return bool(answer["degraded"] if isinstance(answer, dict) else answer.degraded)
 
 
 def _afresh(rest: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: FastAPI reads the annotations of the routes.
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from pydantic_core import to_json
 
 from raysys.serving.api import (
     Deadline,
@@ -29,9 +30,9 @@ def add_list_routes(app: FastAPI, service: Service) -> None:
 
         def work() -> bytes:
             # the answer is our own: serialised in the thread, and not checked once more by FastAPI
-            given = service.answer(asked, context)
-            request.state.degraded = given.degraded
-            return given.model_dump_json().encode()
+            given = service.content(asked, context)
+            request.state.degraded = given["degraded"]
+            return to_json(given)
 
         return Response(await service.run(work, context), media_type="application/json")
 

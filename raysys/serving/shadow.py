@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from raysys.serving.api import ListAnswer
+
 log = logging.getLogger("raysys")
 
 MAX_WAITING = 32  # comparisons; beyond that they are left out, so that answers keep their CPU
@@ -96,6 +98,7 @@ class Shadow:
         began = time.perf_counter()
         other = again()
         took = (time.perf_counter() - began) * 1000
+        answer, other = (_model(each) for each in (answer, other))
         ours = [item.item_id for item in answer.items]
         theirs = [item.item_id for item in other.items]
         with self._lock:
@@ -119,6 +122,10 @@ class Shadow:
             full = file.tell() > MAX_BYTES
         if full:
             self.path.replace(self.path.with_name(f"{self.path.name}.1"))
+
+
+def _model(answer: Any) -> Any:
+    return ListAnswer.model_validate(answer) if isinstance(answer, dict) else answer
 
 
 def _side(answer: Any, took_ms: float) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def test_a_challenger_that_fails_is_ended_and_nobody_notices(shop: Shop) -> None
     def broken(*_: Any) -> Any:
         raise RuntimeError("out of memory")
 
-    challenger.answer = broken  # type: ignore[method-assign]
+    challenger.content = broken  # type: ignore[method-assign]
     arms = [shop.ask(USERS[n % 30])["arm"] for n in range(120)]  # all are answered
     assert set(arms) == {"champion"}
     status = shop.client.get("/v1/admin/canary").json()
@@ -204,7 +204,7 @@ def test_a_broken_shadow_costs_no_answer(shop: Shop) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("no")
 
-    shop.made[1].answer = broken  # type: ignore[method-assign]
+    shop.made[1].content = broken  # type: ignore[method-assign]
     assert all(shop.ask(user)["items"] for user in USERS[:5])
     tried = shop.arms._tried
     assert tried is not None and tried.shadow is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from pydantic_core import to_json
 
 from raysys.errors import UserError
 from raysys.registry import Registry
+from raysys.serving.api import ListAnswer, RankRequest, RecommendRequest, SearchRequest
 from raysys.serving.app import http_app
 from raysys.serving.args import ServeArgs
+from raysys.serving.asking import Context
 from raysys.serving.members import Clock, Costs
-from raysys.serving.service import Service
+from raysys.serving.service import ListRequest, Service
 from raysys.serving.stock import Stock, StockArgs
 from tests.serving.test_routes import ask, ids, refuse
 
@@ -222,3 +226,17 @@ def test_an_explanation_says_what_moved_each_item(client: TestClient, service: S
         for name, parts in why["contributions"].items():
             if weights.get(name):
                 assert set(parts) <= set(why["moved_by"]) or not parts
+
+
+def test_json_is_made_of_the_model_that_openapi_shows(service: Service) -> None:
+    """It is written without the model, field by field, so it has to be what the model would say."""
+    asked: list[ListRequest] = [
+        RecommendRequest(user_id="u1", k=4, explain=True),
+        SearchRequest(query="chesse", k=4, explain=True),
+        SearchRequest(query="milk", k=1),
+        RankRequest(item_ids=["i00001", "x"], user_id="u1"),
+    ]
+    for each in asked:
+        text = to_json(service.content(each, Context(time.perf_counter())))
+        model = ListAnswer.model_validate_json(text, extra="forbid")
+        assert json.loads(model.model_dump_json()) == json.loads(text)
