@@ -1,6 +1,6 @@
-"""Requests a second and latency of /v1/recommend and /v1/search at 1 and 16 connections.
+"""Requests a second and latency of the four lists at 1 and 16 connections.
 
-Needs a server (`raysys demo` or `raysys deploy`); about a minute. Talks to 127.0.0.1 only.
+Needs a server (`raysys demo` or `raysys deploy`); about two minutes. Talks to 127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -19,9 +19,33 @@ from benchmarks.result import Figure, write_result
 QUERIES = ("milk", "dog food", "shampoo", "ice cream", "frozen pizza", "apples", "coffee", "bread")
 
 
-def bodies(path: str, users: list[str]) -> list[dict]:
+CANDIDATES = 100  # of /v1/rank
+
+
+def known_items(url: str) -> list[str]:
+    """Items that the shop sells, asked of the server itself."""
+    found: dict[str, None] = {}
+    with httpx.Client(base_url=url, timeout=30) as client:
+        for query in QUERIES:
+            answer = client.post("/v1/search", json={"query": query, "k": CANDIDATES})
+            answer.raise_for_status()
+            found |= dict.fromkeys(item["item_id"] for item in answer.json()["items"])
+    return list(found)
+
+
+def bodies(path: str, users: list[str], items: list[str]) -> list[dict]:
     """Requests of many users, so that no cache answers for the system."""
     chance = random.Random(7)
+    if path == "/v1/rank":
+        return [
+            {"user_id": chance.choice(users), "item_ids": chance.sample(items, CANDIDATES)}
+            for _ in range(500)
+        ]
+    if path == "/v1/similar":
+        return [
+            {"item_id": chance.choice(items), "user_id": chance.choice(users), "k": 10}
+            for _ in range(500)
+        ]
     if path == "/v1/search":
         return [
             {"query": chance.choice(QUERIES), "user_id": chance.choice(users), "k": 10}
@@ -30,9 +54,8 @@ def bodies(path: str, users: list[str]) -> list[dict]:
     return [{"user_id": chance.choice(users), "place": "home", "k": 10} for _ in range(500)]
 
 
-def load(url: str, path: str, users: list[str], connections: int, seconds: float) -> np.ndarray:
+def load(url: str, path: str, work: list[dict], connections: int, seconds: float) -> np.ndarray:
     """Latencies in ms of every answer that `connections` callers got within `seconds`."""
-    work = bodies(path, users)
     until = time.monotonic() + seconds
     ready = threading.Barrier(connections)
 
@@ -61,11 +84,13 @@ def main() -> None:
     arguments = parser.parse_args()
     users = [str(number) for number in range(1, 2400, 3)]
     figures, started = [], time.monotonic()
-    for path in ("/v1/recommend", "/v1/search"):
+    items = known_items(arguments.url)
+    for path in ("/v1/recommend", "/v1/search", "/v1/similar", "/v1/rank"):
         name = path.rsplit("/", 1)[1]
-        load(arguments.url, path, users, 1, 2)  # warm-up
+        work = bodies(path, users, items)
+        load(arguments.url, path, work, 1, 2)  # warm-up
         for connections in (1, 16):
-            taken = load(arguments.url, path, users, connections, arguments.seconds)
+            taken = load(arguments.url, path, work, connections, arguments.seconds)
             p50, p99 = np.percentile(taken, [50, 99])
             rate = len(taken) / arguments.seconds
             figures += [
