@@ -27,6 +27,7 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.arms import Arms
 from raysys.serving.asking import Context
 from raysys.serving.edge import minimal, policy_for, protect
+from raysys.serving.edge_args import under_home
 from raysys.serving.events_routes import add_event_routes
 from raysys.serving.list_routes import add_list_routes
 from raysys.serving.pages import add_pages
@@ -54,7 +55,7 @@ def build(args: ServeArgs) -> "Application":
 
 
 def settle(args: ServeArgs) -> ServeArgs:
-    """The arguments with an absolute registry and the bundles' ids, so that all replicas agree.
+    """The arguments with absolute paths and the bundles' ids, so that all replicas agree.
 
     Raises:
         UserError: there is no such bundle.
@@ -75,6 +76,12 @@ def settle(args: ServeArgs) -> ServeArgs:
     if args.events is not None:
         path = str(args.events_path.resolve())
         update["events"] = args.events.model_copy(update={"path": path})
+    if args.exposures is not None:
+        folder = str(under_home(args.exposures.folder).resolve())
+        update["exposures"] = args.exposures.model_copy(update={"folder": folder})
+    if args.stock is not None:
+        path = str(under_home(args.stock.path).resolve())
+        update["stock"] = args.stock.model_copy(update={"path": path})
     return args.model_copy(update=update)
 
 

@@ -112,6 +112,16 @@ class Ranking:
     reasons: dict[str, str] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)
 
+    def lean(self) -> Ranking:
+        """Without what only an explanation needs."""
+        return Ranking(
+            pool=self.pool,
+            timestamp=self.timestamp,
+            scores=self.scores,
+            fallback=self.fallback,
+            relevance=self.relevance,
+        )
+
 
 class Watch:
     """Milliseconds between laps, by name."""

@@ -145,7 +145,7 @@ class Cache:
 
     def _keep(self, key: str, ranking: Ranking, age: float) -> None:
         with self._lock:
-            self._held[key] = _Entry(_lean(ranking), time.monotonic() - age)
+            self._held[key] = _Entry(ranking.lean(), time.monotonic() - age)
             self._held.move_to_end(key)
             while len(self._held) > self.args.entries:
                 self._held.popitem(last=False)
@@ -193,17 +193,6 @@ class Remote:
             self._metrics.count("raysys_cache_faults")
             self._rests_until = time.monotonic() + self.REST_S
             return None
-
-
-def _lean(ranking: Ranking) -> Ranking:
-    """Without what only an explanation needs."""
-    return Ranking(
-        pool=ranking.pool,
-        timestamp=ranking.timestamp,
-        scores=ranking.scores,
-        fallback=ranking.fallback,
-        relevance=ranking.relevance,
-    )
 
 
 def _encode(ranking: Ranking) -> bytes:

@@ -376,11 +376,13 @@ class Service:
         exposures = self._exposures
         if exposures is None:
             return
-        state = self.versions.state
+        # what waits to be written should hold no more than will be
+        state, lean = self.versions.state, ranking.lean()
+        batch = ranking.batch if exposures.wants_inputs(ask) else None
+        left_out = list(ranking.reasons)
 
         def record() -> dict[str, Any]:
-            batch = ranking.batch if exposures.wants_inputs(ask) else None
-            items = ranking.pool.items[arranged.shown]
+            items = lean.pool.items[arranged.shown]
             return {
                 "request_id": ask.request_id,
                 "timestamp": ask.at,
@@ -393,18 +395,18 @@ class Service:
                 "bundle": self.bundle.id,
                 "arm": self.args.bundle or "",
                 "settings": exposures.settings,
-                "features_at": ranking.timestamp,
+                "features_at": lean.timestamp,
                 "state": state,
                 "item_ids": self.catalogue.ids[items].tolist(),
                 "scores": arranged.scores[arranged.shown],
                 "propensities": arranged.propensities,
-                "fallback": ranking.fallback,
-                "left_out": list(ranking.reasons),
+                "fallback": lean.fallback,
+                "left_out": left_out,
                 "cache": told,
                 "cold_start": ask.user < 0,
                 "took_ms": took,
                 "request": asked.model_dump_json(exclude_none=True),
-                "pool": pool_bytes(ranking),
+                "pool": pool_bytes(lean),
                 "inputs": None if batch is None else inputs_bytes(batch),
             }
 

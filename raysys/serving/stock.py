@@ -28,8 +28,8 @@ class StockArgs(Settings):
     """Where the stock is told.
 
     Attributes:
-        path: a CSV or Parquet file with the columns item_id and stock (a number); items that it
-            does not name are in stock.
+        path: a CSV or Parquet file with the columns item_id and stock (a number), under RAYSYS_HOME
+            as the registry; items that it does not name are in stock.
         refresh_s: how often it is looked at; a file that cannot be read leaves what was known.
         hide: show nothing that is out of stock, asked for or not; false: only where
             `filters.in_stock` is true.

@@ -95,6 +95,7 @@ class Deployment:
         lists = {
             "recommend": f"{self.address}/v1/recommend",
             "search": f"{self.address}/v1/search",
+            "similar": f"{self.address}/v1/similar",
             "rank": f"{self.address}/v1/rank",
             "profile": f"{self.address}/v1/users/{{id}}/profile",
         }

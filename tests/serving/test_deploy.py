@@ -127,6 +127,12 @@ def test_a_relative_registry_lies_under_raysys_home(
     monkeypatch.setenv("RAYSYS_HOME", str(tmp_path))
     assert ServeArgs(registry="runs/x").registry_path == tmp_path / "runs/x"
     assert ServeArgs(registry="/runs/x").registry_path == Path("/runs/x")
+    (tmp_path / "bundles" / "b-1").mkdir(parents=True)
+    content = {"exposures": {"folder": "shown"}, "stock": {"path": "stock.csv"}}
+    settled = settle(ServeArgs.model_validate({"registry": ".", "bundle": "b-1", **content}))
+    assert settled.exposures is not None and settled.stock is not None
+    assert settled.exposures.folder == str(tmp_path / "shown")
+    assert settled.stock.path == str(tmp_path / "stock.csv")
     monkeypatch.delenv("RAYSYS_HOME")
     assert ServeArgs(registry="runs/x").registry_path == Path("runs/x")
 
