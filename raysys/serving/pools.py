@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
+from raysys.features.live import LiveFeatures
 from raysys.learners.protocol import Float32
 from raysys.registry import Bundle
 from raysys.retrieval.allowed import first_of
 from raysys.retrieval.merge import Candidates
 from raysys.retrieval.search import SOURCES, Found
+from raysys.retrieval.segments import Part, Segments, favourites
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import ABOUT_ITEMS, Ask, Int32, Ranking
 from raysys.serving.members import Clock, Costs
@@ -20,6 +23,9 @@ log = logging.getLogger("raysys")
 
 MEANING = "meaning"
 """The search by vectors, which a deadline or a fault may leave out as a learner may be."""
+
+
+_AT_ONCE = 1_000_000
 
 
 class Pools:
@@ -37,6 +43,8 @@ class Pools:
         popularity = self._features.popularity_at(self._features.as_of).astype(np.float32)
         self._by_popularity: Int32 = np.argsort(-popularity, kind="stable").astype(np.int32)
         self._search.set_prior(popularity)
+        self._segments = _segments(self._features)
+        self._nothing: Int32 = np.empty(0, np.int32)
 
     def of(self, ask: Ask, pins: list[int]) -> Ranking:
         """The candidates, not scored yet; pinned items that may be shown are among them.
@@ -74,11 +82,13 @@ class Pools:
             near = goes_with(pool)
             order = np.concatenate([order[near], order[~near]])
         pool = _take(pool, order[: max(self._args.recommend.candidates, ask.k)])
-        missing = ask.k - len(pool.items)
-        if missing > 0:
-            taken = np.concatenate([pool.items, ask.seeds])
-            more = first_of(self._by_popularity, missing, ask.allowed, taken)
-            pool = _add(pool, more, "fill")
+        alike = self._segments.top(ask.user, ask.allowed) if self._segments else self._nothing
+        for source, best in (("segment", alike), ("fill", self._by_popularity)):
+            missing = ask.k - len(pool.items)
+            if missing > 0 and len(best):
+                taken = np.concatenate([pool.items, ask.seeds])
+                more = first_of(best, missing, ask.allowed, taken)
+                pool = _add(pool, more, source) if len(more) else pool
         return Ranking(pool, ask.now)
 
     def _of_query(self, ask: Ask) -> Ranking:
@@ -131,6 +141,23 @@ class Pools:
     def _found(found: Found, ask: Ask, reasons: dict[str, str]) -> Ranking:
         pool = Candidates(found.items, found.sources, SOURCES)
         return Ranking(pool, ask.now, relevance=found.relevance, reasons=reasons)
+
+
+def _segments(features: LiveFeatures) -> Segments | None:
+    """Users by their favourite category, where the plan keeps it."""
+    if "user_category" not in features.tables:
+        return None
+    segment = favourites(_taken(features, "user_category"), features.n_users)
+    return Segments(segment, _taken(features, "user_item"), len(features.catalogue))
+
+
+def _taken(features: LiveFeatures, name: str) -> Iterator[Part]:
+    """Users, the second part of the key, and the longest-lived count, of a table's records."""
+    table = features.tables[name]
+    for start in range(0, len(table), _AT_ONCE):
+        records = np.arange(start, min(start + _AT_ONCE, len(table)))
+        counts = table.read(records, features.as_of).counts[-1]
+        yield table.keys[records] // table.fan, table.second(records), counts
 
 
 def goes_with(pool: Candidates) -> np.ndarray:

@@ -240,3 +240,17 @@ def test_json_is_made_of_the_model_that_openapi_shows(service: Service) -> None:
         text = to_json(service.content(each, Context(time.perf_counter())))
         model = ListAnswer.model_validate_json(text, extra="forbid")
         assert json.loads(model.model_dump_json()) == json.loads(text)
+
+
+def test_a_list_too_short_is_filled_from_users_alike_first(registry: Registry) -> None:
+    client = served(registry, k_max=150)
+    body = {"k": 130, "explain": True}
+    lists = [ask(client, "recommend", user_id=f"u{n}", **body) for n in range(8)]
+    filled = [found for found in lists if "segment" in found["explanation"]["by_source"]]
+    assert filled
+    for found in filled:
+        told = found["explanation"]["by_source"]
+        sources = [item["why"]["sources"] for item in found["items"]]
+        assert sources.count(["segment"]) == told["segment"] > 0 and len(sources) == 130
+    stranger = ask(client, "recommend", session_id="s", **body)
+    assert "segment" not in stranger["explanation"]["by_source"]
