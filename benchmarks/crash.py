@@ -66,7 +66,7 @@ class Replicas:
         self.args = args
         # children of a process that has imported everything start in a fraction of a second
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["raysys.serving.service", "raysys.serving.app"])
+        self._context.set_forkserver_preload(["benchmarks.warm"])
         self.all = [Replica(free_port()) for _ in range(n)]
 
     def start(self, *numbers: int) -> None:
@@ -101,8 +101,8 @@ class Replicas:
 
 def answers(port: int) -> bool:
     """Whether a replica is ready."""
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        link = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    with contextlib.closing(link), contextlib.suppress(OSError, http.client.HTTPException):
         link.request("GET", "/readyz")
         return link.getresponse().status == 200
     return False
@@ -138,6 +138,13 @@ class Sender(threading.Thread):
         self._number = 0
 
     def run(self) -> None:
+        try:
+            self._send()
+        finally:
+            for link in self._links.values():
+                link.close()
+
+    def _send(self) -> None:
         old: list[bytes] = []
         while not self.stopped.is_set():
             body = self._batch()
@@ -174,7 +181,8 @@ class Sender(threading.Thread):
                 status, answer = self._post(port, body)
             except (OSError, http.client.HTTPException):
                 self.broken += 1
-                self._links.pop(port, None)
+                if port in self._links:
+                    self._links.pop(port).close()
             else:
                 if status == 200:
                     self.latencies.append(time.perf_counter() - began)

@@ -34,6 +34,14 @@ def write_rankings_result(figures: list[Figure], seconds: float, part: str = "")
     return write_part("rankings", figures, seconds, part)
 
 
+def write_loop_result(part: str, figures: list[Figure], seconds: float) -> Path:
+    """Write a part of `loop.json` under its own name, whatever script measures it."""
+    (result.RESULTS / "loop").mkdir(parents=True, exist_ok=True)
+    path = result.write_result(f"loop/{part}", figures, seconds)
+    merge_parts("loop", result.RESULTS)
+    return path
+
+
 def merge_parts(name: str, folder: Path = result.RESULTS) -> Path:
     """Write `NAME.json` from its parts: commands in a row, seconds summed, figures in order.
 

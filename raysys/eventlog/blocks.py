@@ -14,7 +14,6 @@ end of a write that nobody was told had happened.
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import zlib
@@ -22,6 +21,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from pydantic_core import from_json, to_json
 
 from raysys.eventlog.entries import Entry, NewEntry
 
@@ -55,7 +56,7 @@ class Block:
 def packed(entries: Sequence[NewEntry], first: int, received: int) -> bytes:
     """A block."""
     rows = [[entry.kind, entry.quarantined, entry.body] for entry in entries]
-    payload = json.dumps([received, rows], separators=(",", ":"), ensure_ascii=False).encode()
+    payload = to_json([received, rows])
     head = _HEAD.pack(MAGIC, len(payload), len(entries), first)
     return head + _CRC.pack(zlib.crc32(payload, zlib.crc32(head))) + payload
 
@@ -72,7 +73,7 @@ def entries_at(file: int, start: int) -> tuple[Block, list[Entry]] | None:
     if found is None:
         return None
     block, payload = found
-    received, rows = json.loads(payload)
+    received, rows = from_json(payload)
     return block, [
         Entry(block.first + at, received, kind, body, quarantined)
         for at, (kind, quarantined, body) in enumerate(rows)

@@ -249,18 +249,14 @@ STATUSES: Final = get_args(Status)
 
 
 class EventOutcome(BaseModel):
-    """What became of one event."""
+    """What became of one event; what says nothing is left out."""
 
     index: int = Field(description="Its place in the batch, from 0.")
     status: Status
-    event_id: str | None = Field(None, exclude_if=lambda value: value is None)
-    made_id: bool = Field(
-        False, description="The id is the server's.", exclude_if=lambda value: not value
-    )
-    reason: str | None = Field(
-        None, description="Why it is put aside.", exclude_if=lambda value: value is None
-    )
-    errors: list[FieldError] = Field([], exclude_if=lambda value: not value)
+    event_id: str | None = None
+    made_id: bool = Field(False, description="The id is the server's.")
+    reason: str | None = Field(None, description="Why it is put aside.")
+    errors: list[FieldError] = []
 
 
 class EventsAnswer(BaseModel):

@@ -1,0 +1,247 @@
+"""The loop: durable events a second, kill -9 under load, freshness across replicas, a real day.
+
+Six to ten minutes; `events`, `kills`, `freshness` or `replay` measures that part alone.
+
+Two replicas on uvicorn share a log on this machine's disk; clients and replicas share its cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.crash import Replicas, Sender, free_port, under_load, verdict
+from benchmarks.parts import write_loop_result
+from benchmarks.real_day import compare
+from benchmarks.result import Figure
+from raysys.eventlog.local import LocalLog
+from raysys.eventlog.redis_log import RedisLog
+from raysys.serving.events_args import EventsArgs
+from tests.eventlog.redis_server import RedisServer
+from tests.serving.shop import publish_shop
+
+PARTS = ("events", "kills", "freshness", "replay")
+
+
+def deployment(folder: Path, **events: Any) -> dict[str, Any]:
+    """Arguments of a small shop's deployment whose log lies in the folder."""
+    registry = folder / "registry"
+    if not registry.exists():
+        publish_shop(registry, with_encoder=False)
+    told = {"path": str(folder / "eventlog"), "roll_events": 0, **events}
+    return {"registry": str(registry), "events": told}
+
+
+def measure_events(folder: Path, seconds: float, clients: int, size: int) -> list[Figure]:
+    """Events a second and the latency of acknowledgements, over windows of a second."""
+    args = deployment(folder)
+    replicas = Replicas(args)
+    replicas.start()
+    ports = [replica.port for replica in replicas.all]
+    senders = [
+        Sender(f"load-{n}", ports[n % 2 :] + ports[: n % 2], size, again=0) for n in range(clients)
+    ]
+    windows: list[float] = []
+    for sender in senders:
+        sender.start()
+    time.sleep(2)  # connections, and the first segment
+    for sender in senders:
+        sender.latencies.clear()
+    began = before = time.perf_counter()
+    count = told = sum(len(sender.acknowledged) for sender in senders)
+    while time.perf_counter() - began < seconds:
+        time.sleep(1)
+        now, acknowledged = time.perf_counter(), sum(len(s.acknowledged) for s in senders)
+        windows.append((acknowledged - count) / (now - before))
+        before, count = now, acknowledged
+    rate = (count - told) / (before - began)
+    for sender in senders:
+        sender.stopped.set()
+    for sender in senders:
+        sender.join(60)
+    replicas.kill()
+    log = LocalLog(folder / "eventlog", EventsArgs(**args["events"]))
+    found = verdict(log, senders, 0)
+    log.close()
+    assert not found.lost and not found.twice
+    ms = np.concatenate([sender.latencies for sender in senders]) * 1000
+    sync = disk_ms(folder)
+    beside = f"{clients} clients, batches of {size}; a write of 20 kB and its sync: {sync:.1f} ms"
+    return [
+        Figure(
+            "durable_events_per_s", rate, "events/s", *np.quantile(windows, [0.025, 0.975]),
+            aim="≥ 10,000 on two cores", reference=f"{beside}; spread over windows of a second",
+        ),
+        Figure("ack_p99_ms", float(np.quantile(ms, 0.99)), "ms", reference=beside),
+        Figure("ack_p50_ms", float(np.median(ms)), "ms", reference=beside),
+    ]  # fmt: skip
+
+
+def disk_ms(folder: Path, n: int = 100) -> float:
+    """Median time of a write of 20 kB and its sync, over what is there already: the floor."""
+    import os
+
+    path, taken = folder / "probe", []
+    path.write_bytes(bytes(20_000 * n))
+    file = os.open(path, os.O_WRONLY)
+    os.fsync(file)
+    for at in range(n):
+        began = time.perf_counter()
+        os.pwrite(file, b"x" * 20_000, 20_000 * at)
+        os.fdatasync(file)
+        taken.append(time.perf_counter() - began)
+    os.close(file)
+    path.unlink()
+    return float(np.median(taken) * 1000)
+
+
+def measure_kills(folder: Path, rounds: int) -> list[Figure]:
+    """Kill replicas, whole nodes and Redis: a third of the rounds each, Redis where it is."""
+    with_redis = shutil.which("redis-server") is not None
+    of_redis = rounds // 3 if with_redis else 0
+    args = deployment(folder / "local", segment_mb=4)
+    replicas = Replicas(args)
+    replicas.start()
+
+    def kill(*numbers: int) -> Callable[[], None]:
+        def do() -> None:
+            replicas.kill(*numbers)
+            replicas.start(*numbers)
+
+        return do
+
+    plan = [kill() if n % 2 else kill(n // 2 % 2) for n in range(rounds - of_redis)]
+    senders = under_load(replicas, plan)
+    replicas.kill()
+    log = LocalLog(folder / "local" / "eventlog", EventsArgs(**args["events"]))
+    found = [verdict(log, senders, len(plan))]
+    log.close()
+    if with_redis:
+        found.append(_kill_redis(folder / "redis", of_redis))
+    told, kept = sum(v.acknowledged for v in found), sum(v.kept for v in found)
+    nodes = len(plan) // 2
+    how = f"{len(plan) - nodes} a replica, {nodes} all of the node, {of_redis} Redis"
+    acknowledged = f"of {told:,} acknowledged events"
+    return [
+        Figure("kills", sum(v.kills for v in found), "rounds", aim="≥ 50", reference=how),
+        Figure("lost", sum(len(v.lost) for v in found), "events", aim="0", reference=acknowledged),
+        Figure(
+            "duplicated", sum(len(v.twice) for v in found), "events", aim="0",
+            reference=f"of {kept:,} in the logs; one batch in ten was sent again",
+        ),
+    ]  # fmt: skip
+
+
+def _kill_redis(folder: Path, rounds: int) -> Any:
+    folder.mkdir()
+    server = RedisServer(folder, free_port())
+    server.start()
+    args = deployment(folder, backend="redis", url=server.url)
+    replicas = Replicas(args)
+    replicas.start()
+
+    def kill() -> None:
+        server.kill()
+        server.start()
+
+    try:
+        senders = under_load(replicas, [kill] * rounds)
+        replicas.kill()
+        log = RedisLog(EventsArgs(**args["events"]))
+        found = verdict(log, senders, rounds)
+        log.close()
+    finally:
+        replicas.kill()
+        server.kill()
+    return found
+
+
+def measure_freshness(folder: Path, samples: int) -> list[Figure]:
+    """From an acknowledgement by one replica until another answers by it, for new users."""
+    replicas = Replicas(deployment(folder))
+    replicas.start()
+    ports = [replica.port for replica in replicas.all]
+    taken, at_once = [], 0
+    with (
+        closing(http.client.HTTPConnection("127.0.0.1", ports[0], timeout=30)) as one,
+        closing(http.client.HTTPConnection("127.0.0.1", ports[1], timeout=30)) as two,
+    ):
+        for number in range(samples):
+            user = f"fresh-{number}"
+            event = {"event_type": "purchase", "user_id": user, "item_id": "i00007"}
+            body = json.dumps({"events": [event]})
+            assert _ask(one, "POST", "/v1/events", body) == 200
+            began = time.perf_counter()
+            at_once += _ask(one, "GET", f"/v1/users/{user}/profile") == 200
+            while _ask(two, "GET", f"/v1/users/{user}/profile") != 200:
+                assert time.perf_counter() - began < 30
+            taken.append(time.perf_counter() - began)
+            time.sleep(0.02 * (number % 5))  # at any phase of the other's looking
+    replicas.kill()
+    return [
+        Figure(
+            "freshness_p99_s", float(np.quantile(taken, 0.99)), "s",
+            low=float(min(taken)), high=float(max(taken)), aim="< 1 across replicas",
+            reference=f"{samples} new users; median {np.median(taken):.3f} s",
+        ),
+        Figure(
+            "fresh_at_once", at_once / samples, "share", aim="1 within one replica",
+            reference="in the very next answer of the replica that took the event",
+        ),
+    ]  # fmt: skip
+
+
+def _ask(link: http.client.HTTPConnection, method: str, path: str, body: str | None = None) -> int:
+    link.request(method, path, body, {"content-type": "application/json"})
+    response = link.getresponse()
+    response.read()
+    return response.status
+
+
+def measure_replay(folder: Path) -> list[Figure]:
+    """A day of the grocer's, over HTTP and by the offline replay."""
+    found = compare(folder, date(2017, 11, 15))
+    return [
+        Figure(
+            "replay_live_max_difference", found.difference, "", aim="0",
+            reference=f"{found.events:,} events of a day over HTTP; {found.features} features of "
+            f"{found.rows:,} candidates before {found.baskets} baskets, against the offline replay",
+        )
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", nargs="?", choices=("all", *PARTS), default="all")
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--size", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=54)
+    parser.add_argument("--samples", type=int, default=200)
+    given = parser.parse_args()
+    work: dict[str, Callable[[Path], list[Figure]]] = {
+        "events": lambda at: measure_events(at, given.seconds, given.clients, given.size),
+        "kills": lambda at: measure_kills(at, given.rounds),
+        "freshness": lambda at: measure_freshness(at, given.samples),
+        "replay": measure_replay,
+    }
+    for part in PARTS if given.part == "all" else (given.part,):
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            figures = work[part](Path(folder))
+        write_loop_result(part, figures, time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
