@@ -25,7 +25,7 @@ from typing import Any
 
 from raysys.eventlog.entries import EventLog
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 def free_port() -> int:
@@ -210,12 +210,13 @@ class Verdict:
     """What came of it.
 
     Attributes:
-        kills: how many.
+        kills: how many; nodes: those of them that killed every replica.
         acknowledged, kept: events.
         lost: acknowledged ids that the log does not have; twice: ids that it has more than once.
     """
 
     kills: int
+    nodes: int = 0
     acknowledged: int = 0
     kept: int = 0
     lost: list[str] = field(default_factory=list)

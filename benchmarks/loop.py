@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.crash import Replicas, Sender, free_port, under_load, verdict
+from benchmarks.crash import Replicas, Sender, Verdict, free_port, under_load, verdict
 from benchmarks.parts import write_loop_result
 from benchmarks.real_day import compare
 from benchmarks.result import Figure
@@ -31,6 +31,7 @@ from raysys.serving.events_args import EventsArgs
 from tests.eventlog.redis_server import RedisServer
 from tests.serving.shop import publish_shop
 
+_ROUNDS = 6  # over one log
 PARTS = ("events", "kills", "freshness", "replay")
 
 
@@ -110,28 +111,15 @@ def measure_kills(folder: Path, rounds: int) -> list[Figure]:
     """Kill replicas, whole nodes and Redis: a third of the rounds each, Redis where it is."""
     with_redis = shutil.which("redis-server") is not None
     of_redis = rounds // 3 if with_redis else 0
-    args = deployment(folder / "local", segment_mb=4)
-    replicas = Replicas(args)
-    replicas.start()
-
-    def kill(*numbers: int) -> Callable[[], None]:
-        def do() -> None:
-            replicas.kill(*numbers)
-            replicas.start(*numbers)
-
-        return do
-
-    plan = [kill() if n % 2 else kill(n // 2 % 2) for n in range(rounds - of_redis)]
-    senders = under_load(replicas, plan)
-    replicas.kill()
-    log = LocalLog(folder / "local" / "eventlog", EventsArgs(**args["events"]))
-    found = [verdict(log, senders, len(plan))]
-    log.close()
-    if with_redis:
-        found.append(_kill_redis(folder / "redis", of_redis))
+    found = []
+    for at in range(0, rounds - of_redis, _ROUNDS):  # a replica that starts counts the whole log
+        part = min(_ROUNDS, rounds - of_redis - at)
+        found.append(_kill_replicas(folder / f"local-{at}", part))
+    for at in range(0, of_redis, _ROUNDS):
+        found.append(_kill_redis(folder / f"redis-{at}", min(_ROUNDS, of_redis - at)))
     told, kept = sum(v.acknowledged for v in found), sum(v.kept for v in found)
-    nodes = len(plan) // 2
-    how = f"{len(plan) - nodes} a replica, {nodes} all of the node, {of_redis} Redis"
+    nodes = sum(v.nodes for v in found)
+    how = f"{rounds - of_redis - nodes} a replica, {nodes} all of the node, {of_redis} Redis"
     acknowledged = f"of {told:,} acknowledged events"
     return [
         Figure("kills", sum(v.kills for v in found), "rounds", aim="≥ 50", reference=how),
@@ -143,8 +131,34 @@ def measure_kills(folder: Path, rounds: int) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _kill_redis(folder: Path, rounds: int) -> Any:
-    folder.mkdir()
+def _kill_replicas(folder: Path, rounds: int) -> Verdict:
+    """One of two, then both, and so on."""
+    args = deployment(folder, segment_mb=4)
+    replicas = Replicas(args)
+    replicas.start()
+
+    def kill(*numbers: int) -> Callable[[], None]:
+        def do() -> None:
+            replicas.kill(*numbers)
+            replicas.start(*numbers)
+
+        return do
+
+    plan = [kill() if n % 2 else kill(n // 2 % 2) for n in range(rounds)]
+    try:
+        senders = under_load(replicas, plan)
+    finally:
+        replicas.kill()
+    log = LocalLog(folder / "eventlog", EventsArgs(**args["events"]))
+    found = verdict(log, senders, rounds)
+    log.close()
+    found.nodes = rounds // 2
+    print(f"{folder.name}: {found.acknowledged:,} acknowledged", flush=True)
+    return found
+
+
+def _kill_redis(folder: Path, rounds: int) -> Verdict:
+    folder.mkdir(parents=True)
     server = RedisServer(folder, free_port())
     server.start()
     args = deployment(folder, backend="redis", url=server.url)

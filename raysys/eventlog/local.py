@@ -83,6 +83,9 @@ class LocalLog:
             ) from None
         with self._locked(), _in_our_words(folder):
             self._state()
+            assert self._ids is not None
+            self._ids.known([])  # compiled now, so that the first event need not wait
+            self._ids.add([], np.empty(0, np.int64))
         self._group = GroupCommit(self._write, settings.queue_events)
 
     def submit(self, entries: Sequence[NewEntry]) -> Future[Appended]:

@@ -8,6 +8,7 @@ unless that ended: by the rule of `ingest.sessions`, and its names.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +17,7 @@ import polars as pl
 
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns, normalised
+from raysys.features.state import States
 from raysys.schema import EVENT_TYPES
 
 _KINDS: Final = {name: number for number, name in enumerate(EVENT_TYPES)}
@@ -53,6 +55,14 @@ class Incoming:
         """
         with self.live.lock:
             self.live.apply(self._columns(events))
+
+    def warm_up(self) -> None:
+        """Compile what counts, on a state of its own: the first event need not wait for it."""
+        live, nothing = self.live, EventColumns.nothing()
+        one = {
+            field.name: np.zeros(1, getattr(nothing, field.name).dtype) for field in fields(nothing)
+        }
+        States(live.plan, live.state.space, live.state.examination).apply(EventColumns(**one))
 
     def _columns(self, events: Sequence[Mapping[str, Any]]) -> EventColumns:
         live = self.live

@@ -89,6 +89,7 @@ class Follower:
             LogUnavailable: the log cannot be read.
         """
         began = time.monotonic()
+        self._incoming.warm_up()
         with self._lock:
             first = self._log.first()
             for entries in self._rolled.read(0, self._since):

@@ -81,6 +81,7 @@ class Deployment:
         bundle: id of the bundle that ranks; empty: none does.
         texts: text tasks that are served.
         pages: of `storefront` and `console`, those that are there.
+        events: whether events are taken.
     """
 
     address: str
@@ -88,6 +89,7 @@ class Deployment:
     bundle: str
     texts: tuple[str, ...] = ()
     pages: tuple[str, ...] = ()
+    events: bool = False
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -103,6 +105,7 @@ class Deployment:
         return {
             **{name: url for name, url in pages.items() if name in self.pages and self.bundle},
             **(lists if self.bundle else {}),
+            **({"events": f"{self.address}/v1/events"} if self.events else {}),
             **{task: f"{self.address}/v1/text/{task}" for task in self.texts},
             "API page": f"{self.address}/docs",
             "Ray dashboard": self.dashboard,
@@ -251,7 +254,8 @@ def deploy(
         _wait_ready(f"{address}/readyz", bundle, prefix["args"]["pinned_text"])
     args = ServeArgs.model_validate(prefix["args"])
     pages = tuple(name for name, wanted in args.pages if wanted is True)
-    return Deployment(address, dashboard, bundle, tuple(args.pinned_text), pages)
+    taken = args.events is not None
+    return Deployment(address, dashboard, bundle, tuple(args.pinned_text), pages, taken)
 
 
 def _wait_running(client: Any, config: dict[str, Any], reach: Any) -> str:

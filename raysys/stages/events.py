@@ -18,9 +18,7 @@ from raysys.eventlog.local import LocalLog
 from raysys.eventlog.opening import open_log
 from raysys.eventlog.rolled import Rolled, roll
 from raysys.eventlog.tidying import forget
-from raysys.serving.args import ServeArgs
 from raysys.serving.events_args import EventsArgs
-from raysys.stages.deploy import OURS, DeploySettings
 from raysys.storage import Workspace
 
 _MARGIN_MS = 60_000  # replicas that run may not have come further
@@ -112,6 +110,9 @@ def _named(config: str | None, workspace: Workspace) -> tuple[EventsArgs, Path]:
     """The log that a serve config names, else the one of the workspace."""
     if config is None:
         return EventsArgs(), workspace.eventlog
+    from raysys.serving.args import ServeArgs
+    from raysys.stages.deploy import OURS, DeploySettings  # which import Ray: seconds
+
     path = find_config(config, "deploy")
     settings: Any = load_settings(DeploySettings, path)
     for number, app in enumerate(settings.applications):

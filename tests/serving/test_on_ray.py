@@ -18,6 +18,8 @@ import yaml
 from raysys.cluster import ray_session
 from raysys.config import parse_settings
 from raysys.errors import UserError
+from raysys.eventlog.local import LocalLog
+from raysys.eventlog.settings import LogSettings
 from raysys.registry import Registry
 from raysys.stages.deploy import Deployment, DeploySettings, cluster, deploy, plan
 from tests.serving.shop import publish_shop
@@ -74,6 +76,19 @@ def test_every_route_answers(deployment: Deployment) -> None:
         problem = client.post("/v1/recommend", json={"user_id": "u1", "k": 0})
         assert problem.status_code == 422
         assert problem.headers["content-type"] == "application/problem+json"
+
+
+def test_events_are_kept_and_in_the_next_answer(deployment: Deployment, registry: Registry) -> None:
+    assert deployment.addresses["events"] == f"{deployment.address}/v1/events"
+    with httpx.Client(base_url=deployment.address, timeout=30) as client:
+        event = {"event_id": "e", "event_type": "purchase", "user_id": "new", "item_id": "i00042"}
+        answer = client.post("/v1/events", json={"events": [event, event]}).json()
+        assert (answer["accepted"], answer["duplicate"]) == (1, 1)
+        profile = client.get("/v1/users/new/profile").json()
+        assert profile["recent_items"][0]["item_id"] == "i00042"
+    log = LocalLog(registry.root.parent / "eventlog", LogSettings())
+    assert [entry.body["event_id"] for entry in log.read(0)] == ["e"]
+    log.close()
 
 
 def test_sixteen_at_once_all_get_their_own_answer(deployment: Deployment) -> None:
