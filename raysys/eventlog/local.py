@@ -86,7 +86,7 @@ class LocalLog:
             assert self._ids is not None
             self._ids.known([])  # compiled now, so that the first event need not wait
             self._ids.add([], np.empty(0, np.int64))
-        self._group = GroupCommit(self._write, settings.queue_events)
+        self._group: GroupCommit = GroupCommit(self._write, settings.queue_events)
 
     def submit(self, entries: Sequence[NewEntry]) -> Future[Appended]:
         """See `EventLog`."""
