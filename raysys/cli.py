@@ -526,7 +526,10 @@ def replay(
 experiment_app = typer.Typer(help="A/B tests: check, plan, analyse; policies on logged data.")
 app.add_typer(experiment_app, name="experiment")
 
-Experiments = Annotated[Path, typer.Argument(metavar="FILE", help="YAML of the experiments.")]
+Experiments = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="YAML of the experiments."),
+]
 Named = Annotated[
     str | None, typer.Option("--experiment", "-e", help="Its name, if the file has several.")
 ]
@@ -545,7 +548,8 @@ def experiment() -> None:
 def check(
     file: Experiments,
     against: Annotated[
-        Path | None, typer.Option("--against", help="The YAML that is running now.")
+        Path | None,
+        typer.Option("--against", exists=True, dir_okay=False, help="The YAML that runs now."),
     ] = None,
 ) -> None:
     """Refuse experiments that are wrong, or changes that would spoil one that runs."""
@@ -659,7 +663,10 @@ def off_policy(
 @app.command()
 def simulate(
     config: Annotated[
-        str | None, typer.Option("--config", "-c", help="A YAML file; options go over it.")
+        Path | None,
+        typer.Option(
+            "--config", "-c", exists=True, dir_okay=False, help="A YAML file; options go over it."
+        ),
     ] = None,
     url: Annotated[
         str | None, typer.Option("--url", help="Of the shop; http://127.0.0.1:8000 if unset.")
@@ -678,12 +685,12 @@ def simulate(
 
     with terminal.session(quiet=quiet, verbose=verbose):
         stage = import_module("raysys.stages.simulate")
-        content = load_yaml(Path(config)) if config else {}
+        content = load_yaml(config) if config else {}
         content |= {"url": url} if url else {}
         told = {"seconds": seconds, "rate": rate}
         drive = {name: value for name, value in told.items() if value is not None}
         content["drive"] = {**(content.get("drive") or {}), **drive}
-        where = config or "raysys simulate"
+        where = str(config or "raysys simulate")
         settings = parse_settings(stage.SimulateSettings, content, where=where)
         stage.run(settings, Workspace(workspace), output)
 

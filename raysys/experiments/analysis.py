@@ -118,6 +118,7 @@ class ExperimentAnalysis:
         as_of: the newest moment of the data.
         crossed, forced, unfinished: users that were left out, see `UserTable`.
         notes: what a reader should know.
+        sign: 1 where more of the primary metric is better, else -1.
     """
 
     experiment: Experiment
@@ -132,6 +133,7 @@ class ExperimentAnalysis:
     forced: int
     unfinished: int
     notes: list[str] = field(default_factory=list)
+    sign: int = 1
 
     @property
     def trusted(self) -> bool:
@@ -221,6 +223,7 @@ def analyse(
         forced=table.forced,
         unfinished=table.unfinished,
         notes=notes,
+        sign=1 if primary.better == "higher" else -1,
     )
 
 

@@ -59,7 +59,9 @@ def _metrics(section: Section, found: ExperimentAnalysis) -> None:
         [c.relative for c in found.comparisons],
         [_STATE_COLOURS[c.state] for c in found.comparisons],
     )
-    axes.axvline(found.experiment.minimum_effect, color=COLOURS[0], linewidth=1, linestyle=":")
+    axes.axvline(
+        found.sign * found.experiment.minimum_effect, color=COLOURS[0], linewidth=1, linestyle=":"
+    )
     section.plot(
         figure,
         "Relative lifts over the control with their intervals: green is clearly good, red clearly "
@@ -114,7 +116,9 @@ def _moments(section: Section, found: ExperimentAnalysis) -> None:
         ]
         bound = max(bound, *settled)
     axes.axhline(0, color="#1d2733", linewidth=1)
-    axes.axhline(found.experiment.minimum_effect, color=COLOURS[0], linewidth=1, linestyle=":")
+    axes.axhline(
+        found.sign * found.experiment.minimum_effect, color=COLOURS[0], linewidth=1, linestyle=":"
+    )
     axes.set_ylim(-1.1 * bound, 1.1 * bound)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:+.0%}" if value else "0")
     figure.autofmt_xdate()
@@ -157,7 +161,7 @@ def _segments(section: Section, found: ExperimentAnalysis) -> None:
     names = [f"{s.attribute} {s.value}" + (f", {s.arm}" if several else "") for s in found.segments]
     colours = [
         COLOURS[5] if s.p_adjusted > found.experiment.alpha
-        else COLOURS[2] if s.relative.value > 0 else COLOURS[4]
+        else COLOURS[2] if s.relative.value * found.sign > 0 else COLOURS[4]
         for s in found.segments
     ]  # fmt: skip
     figure, axes = new_figure(9, 0.9 + 0.36 * len(names))

@@ -178,6 +178,14 @@ def test_the_verdict_says_what_to_do(tmp_path, world, told, state):
     assert [c.role for c in found.comparisons] == ["primary", "secondary", "secondary", "guardrail"]
 
 
+def test_less_can_be_better(tmp_path):
+    changes = {"primary": "searches", "guardrails": []}
+    found = judged(tmp_path, shoppers(harm=-0.2), **changes)
+    assert found.sign == -1 and found.of("primary")[0].state == "better"
+    assert "challenger is better: searches changes by -" in verdict(found)[0]
+    assert "worse" in verdict(judged(tmp_path, shoppers(harm=0.2), **changes))[0]
+
+
 def test_a_sample_ratio_mismatch_stops_everything(tmp_path):
     rows = shoppers(lift=0.3)
     lost = (
@@ -344,3 +352,10 @@ def test_a_mistake_on_the_command_line_is_a_message(tmp_path):
     done = CliRunner().invoke(app, ["experiment", "check", str(tmp_path / "e.yaml")])
     assert done.exit_code == 2
     assert "shares exceed one" in done.stderr and "Traceback" not in done.stderr
+    for words in (["experiment", "check"], ["simulate", "--config"]):
+        lost = CliRunner().invoke(app, [*words, str(tmp_path / "none.yaml")])
+        assert lost.exit_code == 2 and "does not exist" in lost.stderr
+    lost = CliRunner().invoke(
+        app, ["experiment", "off-policy", str(tmp_path / "none"), "--target", "x"]
+    )
+    assert lost.exit_code == 2 and "no such file" in lost.stderr
