@@ -107,7 +107,7 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     traffic = Traffic()
-    app.add_middleware(Watched, traffic=traffic)
+    app.add_middleware(Watched, traffic=traffic, metrics=lambda: service.metrics)
     app.add_middleware(Arrival)
     protect(app, service.args)
     handle_problems(app)

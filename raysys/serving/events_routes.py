@@ -1,6 +1,8 @@
 """The route of events."""
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of the routes.
+from collections import Counter
+
 from fastapi import FastAPI, Response
 
 from raysys.serving.arms import Arms
@@ -37,6 +39,8 @@ def add_event_routes(app: FastAPI, service: Service, arms: Arms | None = None) -
             detail = "this deployment takes no events: give `events` in the args of its config"
             raise Problem(404, "no-events", detail)
         answer = await taken.run(len(asked.events), lambda: taken.take(asked.events))
+        for status, count in Counter(outcome.status for outcome in answer.events).items():
+            service.metrics.count("raysys_events", count, status=status)
         if arms is not None:
             for event, outcome in zip(asked.events, answer.events, strict=True):
                 if outcome.status == "accepted" and isinstance(event, dict):

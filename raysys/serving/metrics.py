@@ -1,10 +1,11 @@
-"""Counts of what a replica does: kept here, and handed to Ray's metrics where it runs on Ray."""
+"""What a replica does in numbers: kept here, and handed to Ray's metrics where it runs on Ray."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 log = logging.getLogger("raysys")
@@ -18,21 +19,49 @@ NAMES: Final = {
     "raysys_cache_faults": "Failed calls of the shared cache.",
     "raysys_shed": "Requests refused for want of time or room.",
     "raysys_exposures": "Exposures by what became of them: written, dropped, failed.",
+    "raysys_requests": "Requests answered, by route and status.",
+    "raysys_events": "Events by what became of them: accepted, duplicate, rejected, quarantined.",
 }
+"""Counters. Prometheus sees each as `ray_NAME_total`."""
+
+SECONDS: Final = {
+    "raysys_request_seconds": "From a request's arrival to its answer, by route.",
+    "raysys_stage_seconds": "Of one stage of a list: candidates, features, a learner, policy, ….",
+}
+"""Histograms. Prometheus sees each as `ray_NAME_bucket`, `_sum` and `_count`."""
+
+GAUGES: Final = {
+    "raysys_event_lag_seconds": "From an event's arrival until this replica's state counted it.",
+    "raysys_state_age_seconds": "Since the newest event that this replica's state holds.",
+    "raysys_bundle": "1, by the id of the bundle that answers and the name it was chosen by.",
+}
+"""Read when they are handed on. Prometheus sees each as `ray_NAME`."""
+
+BOUNDS: Final = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05),
+    *(0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0),
+)
+"""Upper ends of the histograms' bins, in seconds: fine around what people notice."""
+
 _PERIOD_S = 2.0
+_MOST = 100_000  # observations between two reports; beyond that they are dropped, and counted
 
 
 class Metrics:
-    """Counters; safe to use from several threads.
+    """Counters, histograms of seconds, and gauges; safe to use from several threads.
 
     Args:
-        on_ray: hand the counts on to `ray.util.metrics` every two seconds.
+        on_ray: hand them on to `ray.util.metrics` every two seconds; nothing on an answer's way
+            waits for that. Without Ray only counters are kept.
     """
 
     def __init__(self, *, on_ray: bool = False) -> None:
         self._counts: Counter[Key] = Counter()
         self._told: Counter[Key] = Counter()
-        self._counters: dict[str, Any] = {}
+        self._on_ray = on_ray
+        self._of_ray: dict[str, Any] = {}
+        self._seconds: list[tuple[Key, float]] = []
+        self._gauges: list[tuple[Key, Callable[[], float | None]]] = []
         self._lock = threading.Lock()
         self._ended = threading.Event()
         if on_ray:
@@ -43,6 +72,15 @@ class Metrics:
         key = (name, tuple(sorted(tags.items())))
         with self._lock:
             self._counts[key] += amount
+
+    def observe(self, name: str, seconds: float, **tags: str) -> None:
+        """Add to a histogram of `SECONDS`."""
+        if self._on_ray and len(self._seconds) < _MOST:
+            self._seconds.append(((name, tuple(sorted(tags.items()))), seconds))
+
+    def gauge(self, name: str, read: Callable[[], float | None], **tags: str) -> None:
+        """Have a gauge of `GAUGES` read whenever it is handed on; None: it says nothing now."""
+        self._gauges.append(((name, tuple(sorted(tags.items()))), read))
 
     def read(self) -> dict[str, dict[str, int]]:
         """Counts by name, then by the values of their tags, joined by commas."""
@@ -64,13 +102,26 @@ class Metrics:
                 log.exception("counts were not handed on to Ray")
 
     def _hand_on(self) -> None:
-        from ray.util.metrics import Counter as RayCounter
+        from ray.util import metrics as ray_metrics
 
         with self._lock:
             news = self._counts - self._told
             self._told = self._counts.copy()
-        for (name, tags), amount in news.items():
-            if name not in self._counters:
-                keys = tuple(tag for tag, _ in tags)
-                self._counters[name] = RayCounter(name, NAMES[name], tag_keys=keys)
-            self._counters[name].inc(amount, tags=dict(tags))
+        for key, amount in news.items():
+            self._metric(ray_metrics.Counter, NAMES, key).inc(amount, tags=dict(key[1]))
+        seconds, self._seconds = self._seconds, []
+        for key, spent in seconds:
+            histogram = self._metric(ray_metrics.Histogram, SECONDS, key, boundaries=list(BOUNDS))
+            histogram.observe(spent, tags=dict(key[1]))
+        for key, read in self._gauges:
+            value = read()
+            if value is not None:
+                self._metric(ray_metrics.Gauge, GAUGES, key).set(value, tags=dict(key[1]))
+
+    def _metric(self, kind: Any, names: Mapping[str, str], key: Key, **more: Any) -> Any:
+        """Ray's metric of a name, made when it is first told something."""
+        name, tags = key
+        if name not in self._of_ray:
+            keys = tuple(tag for tag, _ in tags)
+            self._of_ray[name] = kind(name, names[name], tag_keys=keys, **more)
+        return self._of_ray[name]

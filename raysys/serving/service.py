@@ -89,6 +89,7 @@ class Service:
         self.events = open_events(
             args, self._bundle.features if self._bundle else None, self._counted
         )
+        self._watch()
         self.loaded_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.ready = False
         self.workers = Workers(args.threads, args.max_waiting)
@@ -116,6 +117,21 @@ class Service:
         To be called after the state has changed, never before.
         """
         self.versions.bump(user_id, session_id)
+
+    def _watch(self) -> None:
+        """Have the state's gauges read."""
+        if self._bundle is None:
+            return
+        features, events = self._bundle.features, self.events
+        self.metrics.gauge(
+            "raysys_bundle", lambda: 1.0, bundle=self._bundle.id, arm=self.args.bundle or ""
+        )
+        self.metrics.gauge(
+            "raysys_state_age_seconds", lambda: max(0.0, time.time() - features.as_of / 1000)
+        )
+        if events is not None and events.follower is not None:
+            followed = events.follower.followed
+            self.metrics.gauge("raysys_event_lag_seconds", lambda: followed.lag_ms / 1000)
 
     def _counted(self, events: Sequence[dict[str, Any]], position: int) -> None:
         """The state has counted events of the log, up to a place in it."""
@@ -373,6 +389,8 @@ class Service:
         )
         for name, reason in ranking.reasons.items():
             self.metrics.count("raysys_left_out", member=name, reason=reason)
+        for stage, spent in ranking.milliseconds.items():
+            self.metrics.observe("raysys_stage_seconds", spent / 1000, stage=stage)
         exposures = self._exposures
         if exposures is None:
             return

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raysys.serving.metrics import Metrics
 from raysys.web.operations import CallFacts
 
 WINDOW_S = 60
@@ -93,10 +94,11 @@ class Watched:
     Args:
         app: what answers.
         traffic: where it is noted.
+        metrics: gives the metrics it is counted in as well.
     """
 
-    def __init__(self, app: ASGIApp, traffic: Traffic) -> None:
-        self.app, self.traffic = app, traffic
+    def __init__(self, app: ASGIApp, traffic: Traffic, metrics: Callable[[], Metrics]) -> None:
+        self.app, self.traffic, self.metrics = app, traffic, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -119,3 +121,5 @@ class Watched:
                 degraded = bool(scope.get("state", {}).get("degraded"))
                 spent = (time.perf_counter() - began) * 1000
                 self.traffic.note(route, spent, status, degraded=degraded)
+                self.metrics().count("raysys_requests", route=route, status=str(status))
+                self.metrics().observe("raysys_request_seconds", spent / 1000, route=route)

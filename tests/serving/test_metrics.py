@@ -20,7 +20,7 @@ def test_ray_is_told_what_was_added(monkeypatch: pytest.MonkeyPatch) -> None:
             super().inc(value, tags)
 
     monkeypatch.setattr(of_ray, "Counter", Counter)
-    metrics = Metrics()
+    metrics = Metrics()  # it would hand on by itself, at its own time
     for result in ("hit", "hit", "miss"):
         metrics.count("raysys_cache", result=result)
     metrics._hand_on()
@@ -39,3 +39,31 @@ def test_ray_is_told_what_was_added(monkeypatch: pytest.MonkeyPatch) -> None:
         "raysys_left_out": {"two_tower,deadline": 1},
     }
     assert set(metrics.read()) <= set(NAMES)
+
+
+def test_ray_is_told_seconds_and_gauges(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.util import metrics as of_ray
+
+    told: list[tuple[str, float, dict[str, str]]] = []
+
+    class Histogram(of_ray.Histogram):
+        def observe(self, value: float, tags: Any = None) -> None:
+            told.append((self.info["name"], value, tags))
+
+    class Gauge(of_ray.Gauge):
+        def set(self, value: float | None, tags: Any = None) -> None:
+            told.append((self.info["name"], value or 0.0, tags))
+
+    monkeypatch.setattr(of_ray, "Histogram", Histogram)
+    monkeypatch.setattr(of_ray, "Gauge", Gauge)
+    monkeypatch.setattr(Metrics, "_report", lambda self: None)
+    metrics, lag = Metrics(on_ray=True), [None, 2.5]
+    metrics.gauge("raysys_event_lag_seconds", lambda: lag.pop(0))
+    metrics.observe("raysys_request_seconds", 0.02, route="/v1/rank")
+    metrics._hand_on()
+    assert told == [("raysys_request_seconds", 0.02, {"route": "/v1/rank"})]
+    metrics._hand_on()  # what was told is not told again
+    assert told[1:] == [("raysys_event_lag_seconds", 2.5, {})]
+    alone = Metrics()
+    alone.observe("raysys_request_seconds", 0.02, route="/v1/rank")
+    assert not alone._seconds  # nobody would ever take them away
