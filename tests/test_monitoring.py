@@ -1,0 +1,70 @@
+"""Dashboard and alerts speak of metrics that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+
+from raysys.config import PRESETS
+from raysys.serving.metrics import GAUGES, NAMES, SECONDS
+
+FOLDER = PRESETS / "monitoring"
+KNOWN = (
+    {f"ray_{name}_total" for name in NAMES}
+    | {f"ray_{name}_{part}" for name in SECONDS for part in ("bucket", "sum", "count")}
+    | {f"ray_{name}" for name in GAUGES}
+)
+
+
+def dashboard() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text())
+    return content
+
+
+def rules() -> list[dict[str, Any]]:
+    content = yaml.safe_load((FOLDER / "alerts.yaml").read_text())
+    return [rule for group in content["groups"] for rule in group["rules"]]
+
+
+def expressions() -> list[str]:
+    of_panels = [t["expr"] for panel in dashboard()["panels"] for t in panel.get("targets", ())]
+    return of_panels + [rule["expr"] for rule in rules()]
+
+
+def test_every_metric_there_is_known_and_most_are_shown() -> None:
+    shown = set(re.findall(r"ray_raysys_\w+", " ".join(expressions())))
+    assert shown <= KNOWN
+    plain = {re.sub(r"^ray_|_(total|bucket|sum|count)$", "", name) for name in shown}
+    assert plain >= set(NAMES) | set(SECONDS)
+
+
+def test_panels_lie_beside_each_other() -> None:
+    taken: set[tuple[int, int]] = set()
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {(at["x"] + i, at["y"] + j) for i in range(at["w"]) for j in range(at["h"])}
+        assert not cells & taken and at["x"] + at["w"] <= 24
+        taken |= cells
+        assert panel["type"] == "row" or (panel["description"] and panel["targets"])
+
+
+def test_alerts_say_what_to_do() -> None:
+    for rule in rules():
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert rule["annotations"]["summary"] and rule["annotations"]["action"]
+    assert len({rule["alert"] for rule in rules()}) == len(rules())
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool: apt install prometheus")
+def test_prometheus_takes_them() -> None:
+    for words in (("rules", "alerts.yaml"), ("config", "prometheus.yaml")):
+        done = subprocess.run(["promtool", "check", *words], cwd=FOLDER, capture_output=True)
+        assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
