@@ -58,7 +58,7 @@ class SequenceSuite:
     @pytest.fixture(scope="class")
     @classmethod
     def train(cls) -> Sequences:
-        return walks(400, 0)
+        return walks(300, 0)
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -16,7 +16,7 @@ from raysys.learners.protocol import Context
 from tests.learners.suite import LearnerSuite
 
 QUICK = {
-    "settings": {"width": 16, "layers": 1, "epochs": 8, "batch_size": 64, "learning_rate": 1e-2},
+    "settings": {"width": 16, "layers": 1, "epochs": 5, "batch_size": 128, "learning_rate": 2e-2},
     "history": 12,
 }
 
