@@ -183,16 +183,20 @@ def settings(
     for axes, (name, parameter) in zip(grid.flat, space.items(), strict=False):
         values: list[Any] = [trial.values[name] for trial in complete]
         if isinstance(parameter, Choice):
-            values = [_label(value) for value in values]
+            values = [parameter.grid(0).index(value) for value in values]
         scores = [trial.score for trial in complete]
         colours = [COLOURS[1] if trial is best else COLOURS[0] for trial in complete]
         axes.scatter(values, scores, c=colours, s=22)
         axes.set_title(name, fontsize=10)
         if isinstance(parameter, Choice):
-            axes.tick_params(axis="x", labelrotation=20)
+            labels = [_label(value) for value in parameter.grid(0)]
+            axes.set_xticks(range(len(labels)), labels, rotation=20 if max(map(len, labels)) > 5
+                            else 0)  # fmt: skip
+            axes.set_xlim(-0.5, len(labels) - 0.5)
         elif parameter.log:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+            between = (1.0, 2.0, 5.0) if parameter.high < 100 * parameter.low else (1.0,)
+            axes.xaxis.set_major_locator(LogLocator(subs=between))
             axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
             axes.xaxis.set_minor_locator(NullLocator())
     grid[0, 0].set_ylabel(metric)
