@@ -1,8 +1,8 @@
 """What a search finds and a random one for the same core-seconds; trials lost when its driver dies.
 
-About six minutes on one core that is free. Searches LightGBM on the examples of `raysys demo`, or with
-`--synthetic` on a made-up shop, with three seeds; then kills the driver of a search with SIGKILL,
-again and again, and counts.
+About six minutes on one core that is free. Searches LightGBM on the examples of `raysys demo`, or
+with `--synthetic` on a made-up shop, with three seeds; then kills the driver of a search with
+SIGKILL, again and again, and counts.
 """
 
 from __future__ import annotations

@@ -191,13 +191,13 @@ def of_namespace(values: Mapping[str, Any], namespace: str) -> dict[str, Any]:
         values: by dotted name.
         namespace: one of `NAMESPACES`; empty: what lies in none, the learner's own.
     """
-    first = {name: name.partition(".")[0] for name in values}
     if not namespace:
-        return {name: value for name, value in values.items() if first[name] not in NAMESPACES}
+        others = tuple(f"{each}." for each in NAMESPACES)
+        return {name: value for name, value in values.items() if not name.startswith(others)}
     return {
         name.removeprefix(f"{namespace}."): value
         for name, value in values.items()
-        if first[name] == namespace
+        if name.startswith(f"{namespace}.")
     }
 
 

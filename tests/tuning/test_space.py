@@ -7,10 +7,25 @@ from pydantic import Field, TypeAdapter
 
 from raysys.config import Settings, parse_settings
 from raysys.errors import UserError
-from raysys.tuning.space import Space, check_space, distributions, starting_point
+from raysys.tuning.space import (
+    Space,
+    check_space,
+    distributions,
+    grid,
+    merged,
+    of_namespace,
+    starting_point,
+)
+
+
+class Inner(Settings):
+    width: int = Field(8, ge=1)
+    depth: int = 2
 
 
 class Model(Settings):
+    inner: Inner = Inner()
+    columns: tuple[str, ...] = ("a",)
     rate: float = Field(0.1, gt=0, le=1)
     leaves: int = Field(31, ge=2)
     mode: str = "fast"
@@ -77,6 +92,53 @@ def test_the_learners_own_settings_are_the_first_trial_if_they_lie_inside():
     assert starting_point(wide, Model()) == {"rate": 0.1}
     assert starting_point(wide, Model(rate=0.9)) is None
     assert starting_point(space(mode={"kind": "choice", "choices": ["slow"]}), Model()) is None
+
+
+def test_settings_within_settings_and_lists_are_searched_by_their_names():
+    wide = space(
+        **{
+            "inner.width": {"kind": "int", "low": 1, "high": 16},
+            "columns": {"kind": "choice", "choices": [["a"], ["a", "b"]]},
+        }
+    )
+    start = check_space(wide, {"inner": {"depth": 3}}, Model, where="t")
+    point = starting_point(wide, start)
+    assert point["inner.width"] == 8
+    assert point["columns"] in distributions(wide)["columns"].choices
+    assert merged({"inner": {"depth": 3}}, point) == {
+        "inner": {"depth": 3, "width": 8},
+        "columns": ["a"],
+    }
+    with pytest.raises(UserError, match="did you mean 'width'"):
+        check_space(space(**{"inner.widht": {"kind": "int", "low": 1, "high": 2}}), {}, Model,
+                    where="t")  # fmt: skip
+    with pytest.raises(UserError, match="both fixed and searched"):
+        check_space(wide, {"inner": {"width": 3}}, Model, where="t")
+
+
+def test_names_of_a_namespace_have_a_dot_and_a_learner_may_have_a_setting_of_that_name():
+    values = {"features": 1, "features.history": 2, "data.negatives": 3, "rate": 4}
+    assert of_namespace(values, "") == {"features": 1, "rate": 4}
+    assert of_namespace(values, "features") == {"history": 2}
+    assert of_namespace(values, "data") == {"negatives": 3}
+
+
+def test_a_grid_has_ends_steps_and_choices():
+    points = list(
+        grid(
+            space(
+                rate={"kind": "float", "low": 0.01, "high": 1, "log": True},
+                leaves={"kind": "int", "low": 2, "high": 8, "step": 3},
+                mode={"kind": "choice", "choices": ["fast", None]},
+            ),
+            points=3,
+            seed=1,
+        )
+    )
+    assert len(points) == 18
+    assert sorted({round(point["rate"], 6) for point in points}) == [0.01, 0.1, 1.0]
+    assert {point["leaves"] for point in points} == {2, 5, 8}
+    assert {point["mode"] for point in points} == {"fast", None}
 
 
 @given(st.integers(1, 1000), st.integers(0, 1000), st.booleans())
