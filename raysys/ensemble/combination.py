@@ -9,7 +9,7 @@ weights stand by for when something is missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,11 @@ FALLBACKS: dict[str, frozenset[str]] = {
     "popularity": frozenset({"baseline"}),
 }
 """Families of learners that each fallback combines, from the best to the last resort."""
+
+
+HARDLY = 0.05
+"""Share of the weight without which a combination is still as good as itself, and better than one
+of fewer members."""
 
 
 def combine(
@@ -140,6 +145,10 @@ class Combination:
     def needed(self) -> frozenset[str]:
         """Members whose weight is not zero: without them the score would be another."""
         return frozenset(name for name, share in self.share.items() if share > 0)
+
+    def lacks(self, present: Collection[str]) -> float:
+        """What the absent members count where the weights answer, in parts of 1."""
+        return sum(share for name, share in self.share_of_weights.items() if name not in present)
 
     def answer(
         self,
@@ -269,9 +278,10 @@ class Ensemble:
     def choose(self, present: frozenset[str]) -> tuple[str, Combination]:
         """Name and combination of the fallback for the members that are present.
 
-        The first fallback whose members all are. When that would throw away every tree and
-        transformer although one is present, or when there is none: the one that keeps most of
-        its weight, without the absent members.
+        The first fallback whose members all are, but for some that hardly count where weights
+        answer instead of trees. When that would throw away every tree and transformer although
+        one is present, or when there is none: the one that keeps most of its weight, without the
+        absent members.
 
         Raises:
             ValueError: no member at all.
@@ -280,7 +290,8 @@ class Ensemble:
             raise ValueError(f"no base scores of any member: {', '.join(self.members)}")
         strong = {name for name in present if self.families[name] != "baseline"}
         for name, combination in self.fallbacks.items():
-            if combination.needed <= present and (combination.needed & strong or not strong):
+            whole = combination.needed <= present or combination.lacks(present) <= HARDLY
+            if whole and (combination.needed & strong or not strong):
                 return name, combination
         useful = strong or present
         kept = {

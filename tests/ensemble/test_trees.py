@@ -139,6 +139,18 @@ def test_the_first_level_does_not_see_the_rows_that_trees_learn_from() -> None:
     assert len(first & second) < 0.1 * len(whole)
 
 
+def test_one_who_hardly_counts_may_be_lost(fitted: Ensemble) -> None:
+    """Trees look at `popular` too; the weights, which stand by, can do without."""
+    later, batch = turns(seed=1)
+    full = fitted.fallbacks["full"]
+    assert full.share_of_weights["popular"] < 0.05
+    base = {name: said for name, said in later.base.items() if name != "popular"}
+    found = fitted.score(base, later.offsets, batch)
+    assert found.fallback == "full"
+    weights, _ = full.answer(base, later.offsets)
+    assert np.array_equal(found.score, weights)
+
+
 def test_a_feature_that_is_not_there_leaves_it_to_the_weights(fitted: Ensemble) -> None:
     later, batch = turns(seed=1)
     poor = replace(batch, names=("other", "another"))
