@@ -58,6 +58,10 @@ def test_it_loads(path):
             check(load_settings(stage_settings("tune"), ROOT / path), features={})
         case "serve":
             load_settings(stage_settings("deploy"), ROOT / path)
+        case "deploy/kuberay.yaml":
+            from tests.test_deployables import DOCUMENTS
+
+            assert [document["kind"] for document in DOCUMENTS][-1] == "RayService"
         case "cluster.yaml":
             from ray.autoscaler._private.util import prepare_config, validate_config
 

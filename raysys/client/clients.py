@@ -28,7 +28,7 @@ class Client:
 
     Args:
         base_url: of the application; None: RAYSYS_URL, else http://127.0.0.1:8000.
-        key: an API key; None: RAYSYS_KEY, else none.
+        key: an API key; None: RAYSYS_API_KEY, else none.
         timeout_s: seconds that one try may take.
         retries: when to try again.
         verify: as httpx has it: an `ssl.SSLContext` for certificates of your own.

@@ -24,7 +24,7 @@ def settings(
     base_url: str | None, key: str | None, timeout_s: float, verify: bool | ssl.SSLContext
 ) -> dict[str, Any]:
     """Arguments of httpx's clients."""
-    key = key if key is not None else os.environ.get("RAYSYS_KEY")
+    key = key if key is not None else os.environ.get("RAYSYS_API_KEY")
     headers = {"Accept": "application/json, application/problem+json", "User-Agent": "raysys"}
     if key:
         headers["Authorization"] = f"Bearer {key}"

@@ -26,6 +26,7 @@ from raysys.registry import Registry
 from raysys.serving.app import settle
 from raysys.serving.args import ServeArgs
 from raysys.serving.keys import KeyFile
+from raysys.serving.rollout import UserConfig
 from raysys.storage import Manifest, Workspace
 
 OURS = "raysys.serving.app:build"
@@ -167,9 +168,28 @@ def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[st
         for name in filter(None, (args.pinned, *args.pinned_text.values())):
             Registry(args.registry).verify(name)  # said here rather than by a replica's log
         _check_who_may_call(args, config.get("http_options", {}), where)
+        for at, deployment in enumerate(app.get("deployments") or ()):
+            if deployment.get("user_config") is not None:
+                place = f"applications.{number}.deployments.{at}.user_config"
+                deployment["user_config"] = _settle_canary(args, deployment["user_config"], place)
         app["args"] = args.model_dump(mode="json")
     parse_settings(ServeDeploySchema, config, where="serve config")
     return config, bundle
+
+
+def _settle_canary(args: ServeArgs, content: Any, where: str) -> dict[str, Any]:
+    """The `user_config` with the id of the bundle that is tried, so that all replicas agree.
+
+    Raises:
+        UserError: what nobody reads; no such bundle, or a damaged one.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"a mapping is expected, found {content!r}", where=where)
+    canary = parse_settings(UserConfig, content, where=where).canary
+    if canary is not None:
+        bundle = Registry(args.registry).verify(canary.bundle).id
+        canary = canary.model_copy(update={"bundle": bundle})
+    return UserConfig(canary=canary).model_dump(mode="json")
 
 
 def _check_who_may_call(args: ServeArgs, options: dict[str, Any], where: str) -> None:

@@ -200,7 +200,7 @@ def test_what_is_no_answer_is_said() -> None:
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYSYS_URL", "https://shop.example/rank/")
-    monkeypatch.setenv("RAYSYS_KEY", "rsk_1")
+    monkeypatch.setenv("RAYSYS_API_KEY", "rsk_1")
     server = Server(OK)
     server.ask("search", "milk", deadline_ms=50, priority="background", k=3)
     (request,) = server.requests

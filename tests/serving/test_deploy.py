@@ -14,6 +14,7 @@ from raysys.errors import UserError
 from raysys.registry import Registry
 from raysys.serving.app import build, settle
 from raysys.serving.args import ServeArgs
+from raysys.serving.keys import KeyFile
 from raysys.stages.deploy import DeploySettings, _check_port, cluster, plan
 from raysys.storage import Workspace
 
@@ -58,6 +59,26 @@ def test_the_local_config_is_planned_with_the_workspace_s_champion(registry: Reg
         ({"args": {"k_max": 0}}, ["k_max: 0", "greater than or equal to 1"]),
         ({"args": {"clock": "sundial"}}, ["clock", "'wall' or 'log_end'"]),
         ({"args": {"recommend": {"policy": {"at_most": {"colour": 1}}}}}, ["at_most.colour"]),
+        (
+            {"deployments": [{"name": "Ranker", "user_config": {"canari": None}}]},
+            ["deployments.0.user_config", "did you mean 'canary'"],
+        ),
+        (
+            {
+                "deployments": [
+                    {"name": "Ranker", "user_config": {"canary": {"bundle": "champion"}}}
+                ]
+            },
+            ["user_config", "give a share above 0"],
+        ),
+        (
+            {
+                "deployments": [
+                    {"name": "Ranker", "user_config": {"canary": {"bundle": "x", "share": 0.1}}}
+                ]
+            },
+            ["no bundle 'x'"],
+        ),
         ({"import_path": "other:app"}, ["no application of raysys", "raysys.serving.app:build"]),
         ({"deployments": [{"name": "Ranker", "max_ongoing_requests": -1}]}, ["max_ongoing"]),
     ],
@@ -72,11 +93,16 @@ def test_what_nobody_reads_or_cannot_be_is_refused(
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["local", "production", "sticky"])
-def test_every_config_says_only_what_is_read(registry: Registry, name: str) -> None:
+@pytest.mark.parametrize("name", ["local", "production", "sticky", "canary"])
+def test_every_config_says_only_what_is_read(registry: Registry, name: str, tmp_path: Path) -> None:
     content = yaml.safe_load((LOCAL.parent / f"{name}.yaml").read_text())
     app = content["applications"][0]
     app["args"]["registry"] = str(registry.root)
+    if "auth" in app["args"]:
+        app["args"]["auth"]["keys"] = str(tmp_path / "keys.json")
+        KeyFile(tmp_path / "keys.json").create("a", ("read",))
+    if name == "canary":
+        app["deployments"][0]["user_config"]["canary"]["bundle"] = "champion"
     planned, bundle = plan(parse_settings(DeploySettings, content, where=name), None)
     assert bundle == registry.resolve("champion")
     # what waits within a replica has to fit into what Serve lets it have
@@ -85,6 +111,8 @@ def test_every_config_says_only_what_is_read(registry: Registry, name: str) -> N
     assert ranker["max_ongoing_requests"] > args["threads"]
     application = build(ServeArgs.model_validate(args))
     assert type(application).__name__ == "Application"
+    if name == "canary":  # the replicas agree on what is tried
+        assert ranker["user_config"]["canary"]["bundle"] == bundle
 
 
 def test_the_router_of_sticky_users_is_there() -> None:

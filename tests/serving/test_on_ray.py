@@ -6,8 +6,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from raysys.eventlog.settings import LogSettings
 from raysys.registry import Registry
 from raysys.stages.deploy import Deployment, DeploySettings, cluster, deploy, plan
 from tests.serving.shop import publish_shop
+from tests.serving.test_arms import copy
 
 pytestmark = pytest.mark.slow
 LOCAL = Path(__file__).parents[2] / "serve_configs" / "local.yaml"
@@ -102,6 +105,57 @@ def test_sixteen_at_once_all_get_their_own_answer(deployment: Deployment) -> Non
             answers = list(pool.map(ask, range(200)))
     assert {status for status, _ in answers} == {200}
     assert len({request_id for _, request_id in answers}) == 200
+
+
+def test_a_canary_comes_and_goes_and_no_request_is_dropped(
+    deployment: Deployment, registry: Registry, config: dict[str, Any], dashboard: str
+) -> None:
+    """By `user_config`: the replica stays, and answers all the while."""
+    champion = registry.path("champion")
+    learners = registry.verify("champion").learners
+    challenger = registry.publish(
+        lambda folder: copy(champion, folder), name_hint="copied", learners=learners
+    )
+    registry.point("challenger", challenger)
+    ended = threading.Event()
+    seen: list[tuple[int, str]] = []
+
+    def ask() -> None:
+        with httpx.Client(base_url=deployment.address, timeout=30) as client:
+            while not ended.is_set():
+                body = {"user_id": f"u{len(seen) % 30}", "k": 3}
+                answer = client.post("/v1/recommend", json=body)
+                seen.append((answer.status_code, answer.json().get("arm", answer.text)))
+
+    def wait_for(arms: set[str]) -> None:
+        for _ in range(400):
+            with httpx.Client(base_url=deployment.address, timeout=30) as client:
+                users = (f"u{n}" for n in range(12))
+                posts = [client.post("/v1/recommend", json={"user_id": u, "k": 1}) for u in users]
+            if {post.json()["arm"] for post in posts} == arms:
+                return
+        raise AssertionError(f"the arms never were {arms}")
+
+    loaded_at = httpx.get(f"{deployment.address}/readyz").json()["loaded_at"]
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for canary, arms in (
+            ({"bundle": "challenger", "share": 0.5}, {"champion", "challenger"}),
+            ({"bundle": "challenger", "share": 1.0}, {"challenger"}),
+            (None, {"champion"}),
+        ):
+            changed = deepcopy(config)
+            changed["applications"][0]["deployments"][0]["user_config"] = {"canary": canary}
+            settings = parse_settings(DeploySettings, changed, where="canary.yaml")
+            deploy(*plan(settings, None), dashboard)
+            wait_for(arms)
+    finally:
+        ended.set()
+        asking.join()
+    assert {status for status, _ in seen} == {200} and len(seen) > 20
+    assert {arm for _, arm in seen} == {"champion", "challenger"}
+    assert httpx.get(f"{deployment.address}/readyz").json()["loaded_at"] == loaded_at
 
 
 def test_a_new_champion_takes_over_when_deployed_again(
