@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raysys.serving.access import Access, AccessTable
+from raysys.serving.access import AccessTable
 from raysys.serving.edge_args import AuthArgs
 from raysys.serving.keys import Key, KeyRing
 from raysys.serving.problems import Problem
@@ -24,8 +24,8 @@ class Auth:
     is `scope["state"]["key"]`, and whether there are keys at all `["keyed"]`.
 
     Without keys, only this machine is answered unless `open` says otherwise, and on admin routes
-    even then: neither another machine (403), nor a page of another site that a browser here shows
-    (told by its Origin, or by a name of its own that leads here).
+    and the console even then: neither another machine (403), nor a page of another site that a
+    browser here shows (told by its Origin, or by a name of its own that leads here).
 
     Args:
         app: what answers.
@@ -55,7 +55,7 @@ class Auth:
         try:
             if self.ring is not None:
                 state["key"] = self._admit(scope, self.ring)
-            elif not self.args.open or self._role(scope) == "admin":
+            elif not self.args.open or self._operates(scope):
                 _check_near(scope, self.cors_origins)
         except Problem as problem:
             response = problem.response(scope["path"])
@@ -65,8 +65,11 @@ class Auth:
             return
         await self.app(scope, receive, send)
 
-    def _role(self, scope: Scope) -> Access | None:
-        return self.table.methods(_path(scope)).get(scope["method"])
+    def _operates(self, scope: Scope) -> bool:
+        """Whether this changes what is served, or shows it to operators."""
+        path = _path(scope)
+        # the console's own login is a key; where there are none it lets in whoever comes
+        return "admin" in self.table.methods(path).values() or path.startswith("/console")
 
     def _admit(self, scope: Scope, ring: KeyRing) -> Key | None:
         methods = self.table.methods(_path(scope))

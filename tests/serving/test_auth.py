@@ -306,6 +306,18 @@ def test_without_keys_only_this_machine_is_answered(
     assert found.status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/admin/bundles", "/console", "/console/live"])
+def test_who_is_open_to_all_lets_nobody_operate_it(service: Service, path: str) -> None:
+    args = {"auth": {"open": True}, "pages": {"console": True}}
+    args = ServeArgs.model_validate({**service.args.model_dump(), **args})
+    arms = Arms(args, lambda args: Clothed(service, args), watch=False)
+    app = http_app(cast("Service", arms), arms)
+    far = TestClient(app, client=("10.0.0.7", 5)).get(path)
+    assert far.status_code == 403 and far.json()["type"].endswith("not-local")
+    here = TestClient(app, client=("127.0.0.1", 5)).get(path, follow_redirects=False)
+    assert here.status_code == 200
+
+
 def config(registry_root: Path, host: str | None, **args: Any) -> DeploySettings:
     content: dict[str, Any] = {
         "applications": [
