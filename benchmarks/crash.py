@@ -116,6 +116,7 @@ class Sender(threading.Thread):
         ports: of the replicas; after a failure it goes to the next.
         size: events of a batch.
         again: share of batches that it sends a second time, later.
+        pause_s: between two batches.
 
     Attributes:
         acknowledged: ids that a replica said are kept.
@@ -124,9 +125,16 @@ class Sender(threading.Thread):
         wrong: acknowledged ids that were accepted as new when sent again.
     """
 
-    def __init__(self, name: str, ports: list[int], size: int = 100, again: float = 0.1) -> None:
+    def __init__(
+        self,
+        name: str,
+        ports: list[int],
+        size: int = 100,
+        again: float = 0.1,
+        pause_s: float = 0.0,
+    ) -> None:
         super().__init__(name=name, daemon=True)
-        self.ports, self.size, self.again = ports, size, again
+        self.ports, self.size, self.again, self.pause_s = ports, size, again, pause_s
         self.stopped = threading.Event()
         self.acknowledged: list[str] = []
         self.latencies: list[float] = []
@@ -146,7 +154,7 @@ class Sender(threading.Thread):
 
     def _send(self) -> None:
         old: list[bytes] = []
-        while not self.stopped.is_set():
+        while not self.stopped.wait(self.pause_s):
             body = self._batch()
             if (outcomes := self._until_acknowledged(body)) is None:
                 return
@@ -256,7 +264,8 @@ def under_load(
     chance = random.Random(len(rounds))
     ports = [replica.port for replica in replicas.all]
     mark = f"{time.time_ns():x}"
-    senders = [Sender(f"{mark}-{number}", ports) for number in range(clients)]
+    # pauses, so that the log does not grow by more than a replica that starts can count soon
+    senders = [Sender(f"{mark}-{n}", ports, pause_s=0.05) for n in range(clients)]
     for sender in senders:
         sender.start()
     try:

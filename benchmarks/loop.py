@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from benchmarks.crash import Replicas, Sender, Verdict, free_port, under_load, verdict
 from benchmarks.parts import write_loop_result
@@ -27,6 +28,7 @@ from benchmarks.real_day import compare
 from benchmarks.result import Figure
 from raysys.eventlog.local import LocalLog
 from raysys.eventlog.redis_log import RedisLog
+from raysys.eventlog.rolled import Rolled, roll
 from raysys.serving.events_args import EventsArgs
 from tests.eventlog.redis_server import RedisServer
 from tests.serving.shop import publish_shop
@@ -133,7 +135,8 @@ def measure_kills(folder: Path, rounds: int) -> list[Figure]:
 
 def _kill_replicas(folder: Path, rounds: int) -> Verdict:
     """One of two, then both, and so on."""
-    args = deployment(folder, segment_mb=4)
+    # rolled and copied all the while, so that this is killed too
+    args = deployment(folder, segment_mb=4, roll_events=5_000, snapshot_events=10_000)
     replicas = Replicas(args)
     replicas.start()
 
@@ -151,7 +154,10 @@ def _kill_replicas(folder: Path, rounds: int) -> Verdict:
         replicas.kill()
     log = LocalLog(folder / "eventlog", EventsArgs(**args["events"]))
     found = verdict(log, senders, rounds)
+    roll(log, Rolled(folder / "eventlog"))
     log.close()
+    names = pl.read_parquet(folder / "eventlog/rolled/events/*.parquet")["event_id"]
+    assert len(names) == names.n_unique() == found.kept, "rolled twice, or not at all"
     found.nodes = rounds // 2
     print(f"{folder.name}: {found.acknowledged:,} acknowledged", flush=True)
     return found

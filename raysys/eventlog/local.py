@@ -62,6 +62,7 @@ class LocalLog:
 
     def __init__(self, folder: Path, settings: LogSettings) -> None:
         self.folder, self.settings = folder, settings
+        self._group: GroupCommit = GroupCommit(self._write, settings.queue_events)
         self._boot = this_boot()
         self._threads = threading.Lock()
         self._news = threading.Condition()
@@ -86,7 +87,6 @@ class LocalLog:
             assert self._ids is not None
             self._ids.known([])  # compiled now, so that the first event need not wait
             self._ids.add([], np.empty(0, np.int64))
-        self._group: GroupCommit = GroupCommit(self._write, settings.queue_events)
 
     def submit(self, entries: Sequence[NewEntry]) -> Future[Appended]:
         """See `EventLog`."""

@@ -25,6 +25,7 @@ from pydantic import Field
 from raysys.catalogue import Catalogue
 from raysys.config import Settings, load_settings
 from raysys.features.batch import Batch
+from raysys.features.changing import Changing
 from raysys.features.keys import CODES, KeySpace
 from raysys.features.log import EventColumns, normalised
 from raysys.features.of_users import OfUsers
@@ -459,27 +460,50 @@ class LiveFeatures:
         ]
 
     @_alone
+    def changing(self) -> Changing:
+        """A copy of what events have changed, to be written while others are counted."""
+        users = {"user_id": pa.array(self.users, pa.string()), **self._by_user.columns()}
+        return Changing(
+            self.state.arrays(),
+            pa.table(users),
+            self.sessions.frame(),
+            self.sessions.count,
+            self.as_of,
+        )
+
+    @_alone
+    def restore(self, folder: Path) -> None:
+        """Go on from what `changing` gave and `Changing.write` wrote, of a state of this bundle.
+
+        All or nothing: where a file is missing or damaged, the state stays as it was.
+        """
+        users = pq.read_table(folder / "users.parquet")
+        facts = json.loads((folder / "state.json").read_text())
+        sessions = Sessions(self.sessions.keep)
+        sessions.name(pl.read_parquet(folder / "sessions.parquet"))
+        sessions.count = facts["sessions"]
+        by_user = OfUsers(len(users))
+        by_user.take(users)
+        self.state.load(folder)
+        self.users = users["user_id"].to_pylist()
+        self._user_numbers = {user_id: number for number, user_id in enumerate(self.users)}
+        self._by_user, self.sessions, self.as_of = by_user, sessions, facts["as_of"]
+        self._popular = None
+
+    @_alone
     def save(self, folder: Path) -> None:
         """Write into an existing folder: YAML, JSON, Parquet and safetensors."""
-        self.state.save(folder)
+        self.changing().write(folder, stores=self.stores)
         (folder / "resources").mkdir()
         self.resources.save(folder / "resources")
         for name, model in (("plan", self.plan), ("candidates", self.settings)):
             content = model.model_dump(mode="json")
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         self.catalogue.save(folder / "catalogue.parquet")
-        users = {
-            "user_id": pa.array(self.users, pa.string()),
-            **self._by_user.columns(),
-        }
-        pq.write_table(pa.table(users), folder / "users.parquet", compression="zstd")
         queries = pa.table({"query": pa.array(self.queries, pa.string())})
         pq.write_table(queries, folder / "queries.parquet", compression="zstd")
-        self.sessions.frame().write_parquet(folder / "sessions.parquet")
         labels = {name: list(words.labels) for name, words in self.vocabularies.items()}
         (folder / "vocabularies.json").write_text(json.dumps(labels) + "\n")
-        facts = {"as_of": self.as_of, "stores": self.stores, "sessions": self.sessions.count}
-        (folder / "state.json").write_text(json.dumps(facts) + "\n")
         self.covisitation.save(folder / "covisitation.safetensors")
         self.promotions.save(folder / "promotions.safetensors")
 
@@ -499,11 +523,7 @@ class LiveFeatures:
             resources=Resources.load(folder / "resources"),
             vocabularies={name: Vocabulary(tuple(words)) for name, words in labels.items()},
         )
-        live.state.load(folder)
-        live.as_of = facts["as_of"]
-        live._by_user.take(users)
-        live.sessions.name(pl.read_parquet(folder / "sessions.parquet"))
-        live.sessions.count = facts["sessions"]
+        live.restore(folder)
         live.covisitation = CoVisitation.load(folder / "covisitation.safetensors")
         live.promotions = Promotions.load(folder / "promotions.safetensors")
         return live

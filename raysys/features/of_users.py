@@ -83,8 +83,8 @@ class OfUsers:
             self._arrays[name][events.user[rows]] = values[rows]
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """To save."""
-        return {f"last_{name}": array[: self._n] for name, array in self._arrays.items()}
+        """To save, as copies."""
+        return {f"last_{name}": array[: self._n].copy() for name, array in self._arrays.items()}
 
     def take(self, table: pa.Table) -> None:
         """Take over what was saved; what an older version did not save is unknown."""

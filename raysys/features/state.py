@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
+from raysys.features.changing import Arrays
 from raysys.features.keyed import State
 from raysys.features.keys import KeySpace, Rows
 from raysys.features.last import Last, LastStats
@@ -188,20 +189,24 @@ class States:
         """Take away what has aged out everywhere; how many records went."""
         return sum(state.compact() for state in self.all().values())
 
-    def save(self, folder: Path) -> None:
-        """Write every state as safetensors below an existing folder."""
-        for kind, states in self._kinds().items():
-            (folder / kind).mkdir()
-            for name, state in states.items():
-                save_file(state.arrays(), folder / kind / f"{name}.safetensors")
+    def arrays(self) -> dict[str, dict[str, Arrays]]:
+        """Everything to save, copied, by kind and name."""
+        return {
+            kind: {name: state.arrays() for name, state in states.items()}
+            for kind, states in self._kinds().items()
+        }
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote for the same plan."""
+        """Read what `arrays` gave, and `Changing.write` wrote, of the same plan; all or nothing."""
         makers: dict[str, Any] = {"tables": Table, "windows": Window, "last": Last}
+        read: dict[str, dict[str, Any]] = {}
         for kind, states in self._kinds().items():
-            for name in states:
-                arrays = load_file(folder / kind / f"{name}.safetensors")
-                states[name] = makers[kind].from_arrays(arrays)
+            read[kind] = {
+                name: makers[kind].from_arrays(load_file(folder / kind / f"{name}.safetensors"))
+                for name in states
+            }
+        for kind, states in self._kinds().items():
+            states.update(read[kind])
 
     def _kinds(self) -> dict[str, dict[str, Any]]:
         return {"tables": self.tables, "windows": self.windows, "last": self.last}

@@ -29,6 +29,7 @@ from raysys.serving.events_api import (
 from raysys.serving.events_args import EventsArgs
 from raysys.serving.follower import Counted, Follower
 from raysys.serving.problems import Problem
+from raysys.serving.snapshots import Snapshots
 
 log = logging.getLogger("raysys")
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class EventService:
         live: the state that follows it; None: the deployment ranks nothing.
         wall: whether the clock is the wall's; else it stands where the state does.
         counted: see `Follower`.
+        bundle: id of the bundle whose state it is.
 
     Attributes:
         counts: events by what became of them, since the start.
@@ -66,6 +68,7 @@ class EventService:
         *,
         wall: bool,
         counted: Counted | None = None,
+        bundle: str = "",
     ) -> None:
         self.args = args
         self._live, self._wall = live, wall or live is None
@@ -78,6 +81,7 @@ class EventService:
                 gap_minutes=args.session_gap_minutes, new_users=args.new_users,
                 poll_s=args.poll_ms / 1000, ahead_ms=None if self._wall else _BEYOND_LOG_MS,
                 counted=counted,
+                snapshots=Snapshots(folder, bundle) if bundle and args.snapshot_events else None,
             )  # fmt: skip
         self.counts = dict.fromkeys(STATUSES, 0)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="events")
@@ -95,8 +99,8 @@ class EventService:
         """
         if self.follower is not None:
             self.follower.start()
-        if self.args.roll_events:
-            self._roller = threading.Thread(target=self._roll, name="event roller", daemon=True)
+        if self.args.roll_events or self.args.snapshot_events:
+            self._roller = threading.Thread(target=self._tend, name="event log", daemon=True)
             self._roller.start()
 
     def clock(self) -> Clock:
@@ -209,25 +213,41 @@ class EventService:
     def _later(self, kind: str, detail: str) -> Problem:
         return Problem(503, kind, detail, retry_after_s=self.args.retry_after_s)
 
-    def _roll(self) -> None:
-        """Roll what is much or old, and forget what the files hold."""
+    def _tend(self) -> None:
+        """Roll what is much or old, forget what the files hold, leave copies of the state."""
         while not self._done.wait(_ROUND_S):
-            now = time.time_ns() // 1_000_000
             try:
-                roll(
-                    self.log, self.rolled,
-                    at_least=self.args.roll_events,
-                    older_than=now - round(self.args.roll_minutes * 60_000),
-                )  # fmt: skip
-                forget(self.log, self.rolled, now - round(self.args.keep_hours * 3_600_000))
+                self.tend()
             except (LogUnavailable, OSError) as error:
-                log.warning("the event log cannot be rolled now: %s", error)
+                log.warning("the event log cannot be tended now: %s", error)
             except Exception:
-                log.exception("the event log could not be rolled")
+                log.exception("the event log could not be tended")
+
+    def tend(self) -> None:
+        """One round of that; nothing is done twice by replicas that do it at once.
+
+        Raises:
+            LogUnavailable: the log cannot be asked.
+            OSError: no space.
+        """
+        now = time.time_ns() // 1_000_000
+        if self.args.roll_events:
+            oldest = now - round(self.args.roll_minutes * 60_000)
+            roll(self.log, self.rolled, at_least=self.args.roll_events, older_than=oldest)
+            forget(self.log, self.rolled, now - round(self.args.keep_hours * 3_600_000))
+        if self.follower is not None and self.args.snapshot_events:
+            followed = self.follower.followed
+            if followed.position - followed.copied >= self.args.snapshot_events:
+                with self.log.exclusively("state") as mine:
+                    if mine:
+                        self.follower.copy()
 
 
 def open_events(
-    args: ServeArgs, live: LiveFeatures | None, counted: Counted | None = None
+    args: ServeArgs,
+    live: LiveFeatures | None,
+    bundle: str = "",
+    counted: Counted | None = None,
 ) -> EventService | None:
     """What takes a deployment's events in; None: it takes none.
 
@@ -242,8 +262,14 @@ def open_events(
     if args.events is None:
         return None
     try:
-        wall = args.clock == "wall"
-        return EventService(args.events, args.events_path, live, wall=wall, counted=counted)
+        return EventService(
+            args.events,
+            args.events_path,
+            live,
+            wall=args.clock == "wall",
+            counted=counted,
+            bundle=bundle,
+        )
     except LogUnavailable as error:
         mend = "make room on the disk, or start Redis; then deploy again"
         raise UserError(str(error), where="events", mend=mend) from None

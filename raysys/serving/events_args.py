@@ -20,6 +20,8 @@ class EventsArgs(LogSettings):
         session_gap_minutes: a session ends when nothing happens for longer than this; the same
             as `sessions.gap_minutes` of the ingest.
         new_users: users that may become known between two trainings.
+        snapshot_events: after so many a replica leaves a copy of its state, for the next one that
+            starts to go on from; 0: never.
         poll_ms: how often a replica looks at what others appended.
         retry_after_s: after so long a client should try again when pushed back.
     """
@@ -28,5 +30,6 @@ class EventsArgs(LogSettings):
     out_of_range: Literal["reject", "quarantine"] = "reject"
     session_gap_minutes: Annotated[float, Field(gt=0)] = 30
     new_users: Annotated[int, Field(ge=0)] = 1_000_000
+    snapshot_events: Annotated[int, Field(ge=0)] = 100_000
     poll_ms: Annotated[int, Field(ge=1, le=10_000)] = 50
     retry_after_s: Annotated[int, Field(ge=1, le=3600)] = 1

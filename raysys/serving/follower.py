@@ -1,8 +1,9 @@
 """A replica's state follows the event log: what it missed at the start, and what comes in.
 
-The bundle is the snapshot: its state holds the log up to its newest event. What the log has of
-later moments is counted on top, in the order of the log, by every replica alike; so two replicas
-that have come as far say the same, whoever took the events in.
+The bundle's state holds the log up to its newest event. What the log has of later moments is
+counted on top, in the order of the log, by every replica alike; so two replicas that have come as
+far say the same, whoever took the events in. From time to time one of them leaves a copy of its
+state (`snapshots`), from which the next one to start goes on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from raysys.eventlog.entries import Entry, EventLog, LogUnavailable
 from raysys.eventlog.rolled import Rolled
 from raysys.features.incoming import Incoming
 from raysys.features.live import LiveFeatures
+from raysys.serving.snapshots import Snapshots
 
 log = logging.getLogger("raysys")
 
@@ -33,6 +35,7 @@ class Followed:
 
     Attributes:
         position: offset of the newest entry that was looked at.
+        copied: offset of the newest copy of the state that this replica knows of.
         events: how many were counted since the start.
         skipped: how many were not: older than the bundle's state, which may hold them; or further
             ahead than `ahead_ms`.
@@ -40,6 +43,7 @@ class Followed:
     """
 
     position: int = 0
+    copied: int = 0
     events: int = 0
     skipped: int = 0
     lag_ms: int = 0
@@ -52,6 +56,7 @@ class Follower:
         events: the log.
         rolled: its files, for what the log does not hold any more.
         live: as the bundle has it; nothing may have been counted since.
+        snapshots: copies of states of this bundle; None: there are none.
         gap_minutes, new_users: see `Incoming`.
         poll_s: how long one look at the log waits for something new.
         ahead_ms: leave out what is further ahead of the state; None: count all. For a state whose
@@ -70,12 +75,15 @@ class Follower:
         poll_s: float = 0.05,
         ahead_ms: int | None = None,
         counted: Counted | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self._counted = counted
         self._log, self._rolled = events, rolled
         self._incoming = Incoming(live, gap_minutes, new_users)
         self._live, self._ahead_ms = live, ahead_ms
         self._since = live.as_of
+        self._snapshots = snapshots
+        self.restored = 0  # offset that the state stood at when it was restored; 0: the bundle's
         self._poll_s = poll_s
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -91,14 +99,18 @@ class Follower:
         began = time.monotonic()
         self._incoming.warm_up()
         with self._lock:
+            if self._snapshots is not None:
+                at = self._snapshots.restore(self._live, self._log.end())
+                self.followed.position = self.followed.copied = self.restored = at
             first = self._log.first()
-            for entries in self._rolled.read(0, self._since):
-                self._count([entry for entry in entries if entry.offset < first])
-            self.followed.position = first - 1
+            if first > self.followed.position + 1:
+                for entries in self._rolled.read(self.followed.position, self._since):
+                    self._count([entry for entry in entries if entry.offset < first])
+                self.followed.position = first - 1
         self.catch_up()
         if self.followed.events:
             seconds = time.monotonic() - began
-            log.info("%d events since the bundle, in %.1f s", self.followed.events, seconds)
+            log.info("counted %d events that it missed, in %.1f s", self.followed.events, seconds)
         self._thread = threading.Thread(target=self._follow, name="event follower", daemon=True)
         self._thread.start()
 
@@ -122,6 +134,20 @@ class Follower:
                         self._count([e for e in missed if e.offset < entries[0].offset])
                 self._count(entries)
                 self.followed.position = entries[-1].offset
+
+    def copy(self) -> None:
+        """Leave a copy of the state for the next replica to start; answers wait for the copying
+        in memory, not for the disk.
+
+        Raises:
+            OSError: no space.
+        """
+        if self._snapshots is None:
+            return
+        with self._lock:
+            changing, position = self._live.changing(), self.followed.position
+        self._snapshots.write(changing, position)
+        self.followed.copied = position
 
     def stop(self) -> None:
         """End the thread."""

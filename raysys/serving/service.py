@@ -86,9 +86,9 @@ class Service:
             folder = under_home(args.exposures.folder)
             self._exposures = ExposureLog(args.exposures, folder, args, self.metrics)
         self.text = TextService(args)
-        self.events = open_events(
-            args, self._bundle.features if self._bundle else None, self._counted
-        )
+        bundle = self._bundle
+        live, name = (bundle.features, bundle.id) if bundle is not None else (None, "")
+        self.events = open_events(args, live, name, self._counted)
         self._watch()
         self.loaded_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.ready = False
@@ -144,6 +144,8 @@ class Service:
         self.text.warm_up()
         if self.events is not None:
             self.events.start()  # answers begin with what happened since the bundle was trained
+            if self.events.follower is not None:
+                self.versions.base = f"log {self.events.follower.restored}"
         if self._bundle is not None:
             self._warm_up_ranking()
         self.ready = True

@@ -349,6 +349,57 @@ def test_a_replica_that_starts_counts_what_it_missed(start: Start) -> None:
     assert statuses(answer.json()) == ["duplicate", "duplicate"]
 
 
+def same_state(one: Service, two: Service) -> None:
+    ours, theirs = one.bundle.features, two.bundle.features
+    assert (ours.as_of, ours.n_users) == (theirs.as_of, theirs.n_users)
+    items = np.arange(len(ours.catalogue), dtype=np.int32)
+    for user in range(ours.n_users):
+        session = ours.current_session(user, ours.as_of, HOUR)
+        assert session == theirs.current_session(user, ours.as_of, HOUR)
+        np.testing.assert_array_equal(
+            ours.batch(user, items, ours.as_of, session=session).features,
+            theirs.batch(user, items, ours.as_of, session=session).features,
+        )
+
+
+def test_a_replica_goes_on_from_a_copy_of_the_state(start: Start, caplog) -> None:
+    one = start(snapshot_events=50, roll_events=1)
+    client = client_of(one)
+    send(client, *(click(f"a{n}", user_id=f"u{n % 40}", event_type="purchase") for n in range(60)))
+    one.events.tend()
+    assert (one.events.follower.followed.copied, one.events.rolled.last()) == (60, 60)
+    send(client, *(click(f"b{n}", user_id=f"v{n}", event_type="purchase") for n in range(7)))
+    one.events.tend()  # not enough for another
+    two = start(snapshot_events=50)
+    assert two.events.follower.followed.events == 7
+    same_state(one, two)
+    send(client, *(click(f"c{n}", session_id="s") for n in range(50)))
+    two.events.follower.catch_up()
+    two.events.tend()
+    copies = list((two.events.follower._snapshots.root).iterdir())
+    assert [path.name for path in copies] == [f"{117:016d}"]
+    (copies[0] / "users.parquet").write_bytes(b"no Parquet")
+    three = start(snapshot_events=50)
+    assert "cannot be used" in caplog.text
+    assert three.events.follower.followed.events == 117  # from the bundle, then
+    same_state(one, three)
+    four = start(snapshot_events=0)
+    same_state(one, four)
+
+
+def test_a_copy_of_another_log_is_not_used(start: Start, tmp_path: Path, caplog) -> None:
+    import shutil
+
+    one = start(snapshot_events=1)
+    send(client_of(one), *(click(f"a{n}") for n in range(9)))
+    one.events.tend()
+    states = tmp_path / "new" / "states"
+    shutil.copytree(tmp_path / "eventlog" / "states", states)
+    two = start(path=str(tmp_path / "new"))
+    assert "of another log" in caplog.text and two.events.follower.followed.position == 0
+    assert two.bundle.features.as_of < one.bundle.features.as_of
+
+
 def test_replaying_a_log_through_serving_gives_the_offline_features(
     start: Start, bundle: Path
 ) -> None:
