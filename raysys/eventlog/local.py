@@ -256,25 +256,29 @@ class LocalLog:
         block = blocks.Block(start, start + len(data), head.end + 1, len(fresh))
         return self._take(replace(head, segment=segment), block, fresh)
 
-    def _take(self, head: Head, block: blocks.Block, entries: Sequence[NewEntry]) -> Head:
-        """Take note of a durable block: its ids first, then the end."""
+    def _take(
+        self, head: Head, block: blocks.Block, entries: Sequence[NewEntry], *, tell: bool = True
+    ) -> Head:
+        """Take note of a durable block: its ids first, then the end, and tell others of it."""
         assert self._ids is not None
         days = np.array([entry.timestamp // DAY_MS for entry in entries], dtype=np.int64)
         until = np.maximum(0, days + self.settings.remember_days)
         new = self._ids.add([entry.digest for entry in entries], until)
         head = replace(head, end=block.last, last=block.start, byte=block.end, ids=head.ids + new)
-        self._head.write(head)
+        if tell:
+            self._head.write(head)
         return head
 
-    def _roomy(self, head: Head, more: int) -> Head:
-        """Make the index of ids anew where it has no room."""
+    def _roomy(self, head: Head, more: int, *, tell: bool = True) -> Head:
+        """Make the index of ids anew where it has no room, and tell others of it."""
         ids = self._ids
         assert ids is not None
         if not ids.is_full(head.ids, more):
             return head
         fresh, held = ids.grown(head.ids, more, time.time_ns() // 1_000_000 // DAY_MS)
         head = replace(head, generation=fresh.generation, ids=held)
-        self._head.write(head)
+        if tell:
+            self._head.write(head)
         self._ids = fresh
         ids.remove()
         return head
@@ -331,7 +335,7 @@ class LocalLog:
         head = Head(self._boot, generation=generation, damaged=before.damaged if before else 0)
         today = time.time_ns() // 1_000_000 // DAY_MS
         for digests, until in rolled.ids(self.settings.remember_days, today):
-            head = self._roomy(head, len(digests))
+            head = self._roomy(head, len(digests), tell=False)
             head = replace(head, ids=head.ids + self._ids.add(digests, until))
         damaged, end = 0, rolled.last()
         there = blocks.segments(self.folder)
@@ -347,8 +351,8 @@ class LocalLog:
                     continue
                 read = blocks.entries_at(file, found.start)
                 assert read is not None  # it was whole a moment ago
-                head = self._roomy(head, found.entries)
-                head = self._take(head, found, _again(read[1]))
+                head = self._roomy(head, found.entries, tell=False)
+                head = self._take(head, found, _again(read[1]), tell=False)
             end = head.end
         head = replace(head, end=max(end, head.end), damaged=head.damaged + damaged)
         if (

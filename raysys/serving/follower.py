@@ -126,8 +126,9 @@ class Follower:
                 if self.followed.position >= until:
                     return
                 entries = self._log.read(self.followed.position, _AT_ONCE)
-                if not entries:  # what there was up to here was damaged, and said to be
-                    self.followed.position = until
+                if not entries:
+                    if self._log.end() >= until:  # what there was is damaged, and said to be
+                        self.followed.position = until
                     return
                 if entries[0].offset > self.followed.position + 1:  # the log forgot some meanwhile
                     for missed in self._rolled.read(self.followed.position, self._since):
