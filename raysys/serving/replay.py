@@ -68,6 +68,7 @@ def _service(record: dict[str, Any], folder: Path, registry: Path | None) -> Ser
     content = dict(settings_of(folder, record["settings"]))
     content |= {"pinned": record["bundle"], "exposures": None, "cache": None, "threads": 1}
     content |= {"stock": None, "text": {}, "pinned_text": {}}  # the pool says what there was
+    content.pop("events", None)  # of now, not of then
     if registry is not None:
         content["registry"] = str(registry.resolve())
     return Service(parse_settings(ServeArgs, content, where=str(folder)))
