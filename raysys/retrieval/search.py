@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raysys.retrieval.allowed import Allowed
-from raysys.retrieval.fuse import Hits, best, fuse
+from raysys.retrieval.fuse import Hits, best, fuse, fuse_items, top
 from raysys.retrieval.lexical import LexicalIndex
 from raysys.retrieval.vector import VectorIndex
 
@@ -143,16 +143,15 @@ class Search:
             limit: most items.
             allowed: the only items that may be found, `near` as well; None: all.
         """
-        allowed = allowed or Allowed(np.ones(len(self.lexical.row_of_item), dtype=bool))
-        allowed = allowed.without([item])
         rankings = [self._by_words(text, limit, allowed), _NOTHING]
         if self.vectors is not None:
             vector = self.vectors.vectors[self.vectors.row_of_item[item]]
             if vector.any():
                 rankings[1] = self._by_vector(vector, limit, allowed)
-        bought = allowed.keep(near)
+        bought = near if allowed is None else allowed.keep(near)
         rankings.append((bought, np.arange(1, len(bought) + 1, dtype=np.int32)))
-        return self._fuse(rankings, limit)
+        others = [(items[items != item], ranks[items != item]) for items, ranks in rankings]
+        return self._fuse(others, limit)
 
     def _by_words(self, query: str, limit: int, allowed: Allowed | None) -> _Ranking:
         rows = None if allowed is None else allowed.rows(self.lexical.row_of_item)
@@ -168,17 +167,11 @@ class Search:
         return self._of_vector.items(near, allowed)
 
     def _fuse(self, rankings: Sequence[_Ranking], limit: int) -> Found:
-        fused = fuse(rankings)
-        if self._prior is not None:  # equal relevance is the rule among items of one text
-            order = np.lexsort((fused.rows, -self._prior[fused.rows], -fused.scores))[:limit]
-            top = Hits(fused.rows[order], fused.scores[order])
-        else:
-            top = best(fused.rows, fused.scores, limit)
-        sources = np.zeros(len(top), np.uint8)
-        for bit, (items, _) in enumerate(rankings):
-            sources |= np.isin(top.rows, items).astype(np.uint8) << np.uint8(bit)
-        relevance = top.scores / top.scores[0] if len(top) else top.scores
-        return Found(top.rows, relevance, sources)
+        fused, sources = fuse_items(rankings, len(self.lexical.row_of_item))
+        order = top(fused, limit, self._prior)  # equal relevance is the rule among items of a text
+        scores = fused.scores[order]
+        relevance = scores / scores[0] if len(order) else scores
+        return Found(fused.rows[order], relevance, sources[order])
 
     def relevance(
         self, query: str, items: npt.NDArray[np.int32], *, meaning: bool = True

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysys.retrieval.fuse import Hits, best, fuse
+from raysys.retrieval.fuse import Hits, best, fuse, fuse_items, top
 
 
 def ranking(*pairs: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -52,3 +52,27 @@ def test_fused_order_ignores_the_order_of_rankings(lists: list[list[int]]) -> No
         rtol=1e-6,
     )
     assert (np.diff(forward.scores) <= 0).all()
+
+
+rankings_of = st.lists(
+    st.lists(st.integers(0, 19), unique=True, max_size=12), min_size=1, max_size=4
+)
+
+
+@given(rankings_of, st.integers(1, 25), st.booleans())
+def test_items_fused_by_a_table_are_those_fused_by_sorting(lists, limit, with_prior) -> None:
+    rankings = [
+        (np.array(items, np.int32), np.arange(1, len(items) + 1, dtype=np.int32)) for items in lists
+    ]
+    prior = np.arange(20, dtype=np.float32)[::-1] % 3 if with_prior else None
+    hits, held = fuse_items(rankings, 20)
+    for item, bits in zip(hits.rows.tolist(), held.tolist(), strict=True):
+        assert [item in items for items in lists] == [
+            bool(bits >> at & 1) for at in range(len(lists))
+        ]
+    expected = fuse(rankings)
+    wanted = np.zeros(len(expected)) if prior is None else prior[expected.rows]
+    order = np.lexsort((expected.rows, -wanted, -expected.scores))[:limit]
+    places = top(hits, limit, prior)
+    assert hits.rows[places].tolist() == expected.rows[order].tolist()
+    assert hits.scores[places].tolist() == expected.scores[order].tolist()
