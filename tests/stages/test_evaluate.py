@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ import pytest
 from benchmarks.rankings import figures
 from raysys.config import PRESETS, load_settings, parse_settings
 from raysys.errors import UserError
-from raysys.stages import evaluate, train
+from raysys.registry import Registry
+from raysys.stages import evaluate, life, train
 from raysys.stages.evaluate import EvaluateSettings
 from raysys.storage import Workspace, read_manifest
+from tests.serving.test_arms import copy
 from tests.stages.test_train import settings as train_settings
 from tests.stages.workspace import write_features
 
@@ -149,6 +152,43 @@ def test_the_manifest_holds_the_gain(trained: Workspace, report: dict[str, objec
 def test_a_second_run_reuses_the_first(trained: Workspace, report: dict[str, object]) -> None:
     before = read_manifest(trained.evaluate).created
     assert evaluate.run(settings(), trained).created == before
+
+
+def again(registry: Registry, *, upside_down: bool) -> str:
+    """The champion once more, or one that ranks the worst first; both promise much."""
+    champion = registry.path("champion")
+    manifest = registry.verify("champion")
+
+    def write(folder: Path) -> None:
+        copy(champion, folder)
+        content = json.loads((folder / "ensemble.json").read_text())
+        if upside_down:
+            content["fallbacks"] = {"full": content["alone"]["repeat_purchase"]}
+            content["fallbacks"]["full"]["weights"]["standard"] = [-1.0]
+        (folder / "ensemble.json").write_text(json.dumps(content))
+
+    figures = {"ndcg10": {"full": {"value": 0.99, "low": 0.98, "high": 1.0}}}
+    return registry.publish(write, learners=manifest.learners, data=manifest.data, figures=figures)
+
+
+def test_a_promotion_is_judged_request_by_request(
+    trained: Workspace, report: dict[str, Any]
+) -> None:
+    """What manifests promise does not count where both bundles can be asked."""
+    registry = Registry(trained.registry)
+    champion = registry.resolve("champion")
+    worse = again(registry, upside_down=True)
+    with pytest.raises(UserError, match="worse on the same requests"):
+        life.promote(trained, worse, None, force=False)
+    judged = life.promote(trained, worse, None, force=True, look=True)
+    assert judged.how == "paired" and not judged.passes
+    told = report["scorers"]["ensemble"]["metrics"]["ndcg@10"]
+    assert judged.champion == pytest.approx(told["value"])
+    assert judged.challenger is not None and judged.challenger < told["low"]
+    same = again(registry, upside_down=False)
+    judged = life.promote(trained, same, None, force=False, look=True)
+    assert judged.passes and judged.how == "paired" and judged.challenger == judged.champion
+    assert registry.resolve("champion") == champion
 
 
 def test_a_bundle_of_other_features_is_refused(trained: Workspace, tmp_path: Path) -> None:
