@@ -176,6 +176,30 @@ def test_outcomes_count_for_the_arm_of_their_user(shop: Shop) -> None:
         assert told[arm]["outcomes"] == len(users) + 3 * (arms["u0"] == arm)
 
 
+def test_events_reach_both_arms_and_count_for_the_guard(bundle: Path, tmp_path: Path) -> None:
+    """Each arm's state follows the one log; a purchase counts for the arm of its user."""
+    shop = Shop(tmp_path / "registry", bundle, events={})
+    try:
+        shop.tries(share=0.5)
+        arms = shop.arms_of()
+        user = next(user for user in USERS if arms[user] == "challenger")
+        as_of = [service.bundle.features.as_of for service in shop.made]
+        event = {"event_type": "purchase", "user_id": user, "item_id": "i00003"}
+        sent = {"events": [{**event, "event_id": "e1"}]}
+        for status in ("accepted", "duplicate"):  # sent twice, counted once
+            response = shop.client.post("/v1/events", json=sent)
+            assert response.status_code == 200, response.text
+            assert response.json()["events"][0]["status"] == status
+        told = shop.arms.status()["arms"]
+        assert told["challenger"]["outcomes"] == 1 and told["champion"]["outcomes"] == 0
+        for service, before in zip(shop.made, as_of, strict=True):
+            assert service.events is not None and service.events.follower is not None
+            service.events.follower.catch_up()
+            assert service.bundle.features.as_of > before
+    finally:
+        shop.arms.close()
+
+
 def test_a_shadow_answers_nobody_and_is_compared(shop: Shop) -> None:
     shop.tries(shadow=True)
     answers = [shop.ask(user) for user in USERS]
