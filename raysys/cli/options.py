@@ -1,0 +1,50 @@
+"""Options that commands share, and how one runs a stage."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Config = Annotated[str, typer.Option("--config", "-c", help="A YAML file or a preset's name.")]
+Folder = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the pipeline.")]
+Force = Annotated[bool, typer.Option("--force", help="Run even if the outcome is there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what Ray and others log.")]
+
+WORKSPACE = Path("runs/default")
+DEMO_WORKSPACE = Path("runs/demo")
+PRESET = "complete_journey"
+
+
+def run_stage(
+    stage: str,
+    config: str | None,
+    workspace: Path,
+    options: dict[str, Any] | None = None,
+    *,
+    force: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Load the settings of a stage, run it, say what came of it."""
+    from raysys import terminal
+    from raysys.config import find_config, load_yaml, parse_settings
+    from raysys.storage import Workspace
+
+    with terminal.session(quiet=quiet, verbose=verbose) as console:
+        path = find_config(config, stage) if config is not None else None
+        module = import_module(f"raysys.stages.{stage}")
+        content = {**(load_yaml(path) if path else {}), **(options or {})}
+        model = getattr(module, f"{stage.capitalize()}Settings")
+        settings = parse_settings(model, content, where=str(path or f"raysys {stage}"))
+        manifest = module.run(settings, Workspace(workspace), force=force)
+        if not quiet:
+            folder = getattr(Workspace(workspace), stage, workspace)
+            if hasattr(module, "folder_of"):  # a stage with a folder for each of its outcomes
+                folder = module.folder_of(settings, Workspace(workspace))
+            terminal.show_manifest(console, manifest, folder)
+            if hasattr(module, "show"):  # a stage that has more to say than counts
+                module.show(manifest, console)
