@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.ingest.spread import InProcess
-from raysys.stages import features
+from raysys.stages import features, train, tune
 from raysys.stages.tune import TuneSettings, _causes, _objectives, check
 from raysys.stages.tune_rows import FeatureRuns
 from raysys.storage import Manifest, Workspace, read_manifest
 from raysys.tuning.objective import LearnerObjective, Rows
 from raysys.tuning.settings import Proxy
 from tests.features import logs, test_columns
+from tests.stages.workspace import write_features
 from tests.synthetic import write_examples
+from tests.tuning import toy
 
 SPACE = {"learning_rate": {"kind": "float", "low": 0.01, "high": 0.3}}
 INT = {"kind": "int", "low": 1, "high": 9}
@@ -151,3 +156,70 @@ def test_features_are_run_once_for_each_of_their_settings(tmp_path):
     assert space.keys() == {"features.history"}
     with pytest.raises(UserError, match="did you mean 'history'"):
         check(settings(space={"features.histry": INT}), manifest.settings)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """The stage as it is, with trials one after the other in this process."""
+    from raysys.tuning import runner
+
+    def run(objective, made, left, progress):
+        toy.drive(made, left, lambda job: objective(job, lambda *_: None))
+
+    for module in (tune, train):
+        monkeypatch.setattr(module, "ray_session", contextlib.nullcontext)
+    monkeypatch.setattr(tune, "resources_here", lambda wanted: wanted)
+    monkeypatch.setattr(runner, "run", run)
+
+
+def test_an_ensemble_is_searched_on_what_train_stored(here, tmp_path):
+    shop = write_features(tmp_path)
+    learners = {"popular": {}, "repeat_purchase": {}, "co_occurrence": {}}
+    train.run(train.TrainSettings(learners=learners), shop)
+    content = {
+        "learner": "ensemble",
+        "space": {
+            "methods": {
+                "kind": "choice",
+                "choices": [["average_rank"], ["average_standard", "stack_both"]],
+            },
+            "rounds": {"kind": "int", "low": 2, "high": 20},
+        },
+        "trials": 4,
+        "scheduler": "none",
+    }
+    done = tune.run(TuneSettings.model_validate(content), shop)
+    assert done.counts["trials"] == 4 and 0 < done.figures["ndcg@10"] < 1
+    best = yaml.safe_load((shop.tune / "ensemble" / "best.yaml").read_text())
+    made = train.TrainSettings(learners=learners, ensemble=best["ensemble"])
+    assert made.ensemble.rounds == best["ensemble"]["rounds"]
+
+
+def test_a_search_refits_compares_and_is_not_run_twice(here, workspace):
+    asked = settings(
+        settings={"n_estimators": 8, "early_stopping_rounds": 0, "min_child_samples": 2},
+        proxy={"requests": 20, "steps": 0.5},
+        full={"best": 1},
+        compare_random=True,
+        trials=3,
+        scheduler="none",
+    )
+    done = tune.run(asked, workspace)
+    folder = workspace.tune / "lightgbm_ranker"
+    content = json.loads((folder / "trials.json").read_text())
+    assert {name: len(content[name]) >= least for name, least in COUNTS.items()} == dict.fromkeys(
+        COUNTS, True
+    )
+    assert done.figures["ndcg@10"] == max(trial["score"] for trial in content["full"])
+    assert (
+        content["random"][0]["values"] == content["search"][0]["values"] == {"learning_rate": 0.08}
+    )
+    before = (folder / "report.html").stat().st_mtime_ns
+    assert tune.run(asked, workspace).created == done.created
+    assert (folder / "report.html").stat().st_mtime_ns == before
+    more = tune.run(asked.model_copy(update={"trials": 4}), workspace)
+    assert more.counts["trials"] == 4
+    assert json.loads((folder / "trials.json").read_text())["search"][:3] == content["search"]
+
+
+COUNTS = {"search": 3, "random": 1, "full": 1}
