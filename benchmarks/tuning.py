@@ -8,6 +8,7 @@ SIGKILL, again and again, and counts.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from raysys.stages import tune
 from raysys.storage import Manifest, Workspace
 from raysys.tuning.plots import best_so_far
 from raysys.tuning.settings import Goal
-from raysys.tuning.study import RANDOM, Trial, open_study, trials_of
+from raysys.tuning.study import FAILED, RANDOM, Trial, open_study, trials_of
 
 SPACE = {
     "learning_rate": {"kind": "float", "low": 0.01, "high": 0.5, "log": True},
@@ -125,14 +126,28 @@ def kill(workspace: Workspace, requests: int, times: int) -> list[Figure]:
         lost += sum(ended(folder).get(number) != score for number, score in before.items())
         resumed += in_midst(folder)
     before = ended(folder)
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    after = ended(folder)
-    lost += sum(after.get(number) != score for number, score in before.items())
-    lost += 2 * times + 2 - len(after)
+    running = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    workers = 0
+    while running.poll() is None:  # once a worker, too
+        time.sleep(0.1)
+        if not workers and len(ended(folder)) > len(before) and in_midst(folder):
+            for process in psutil.Process(running.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if "ImplicitFunc" in " ".join(process.cmdline()[:1]):
+                        process.kill()
+                        workers += 1
+    if running.returncode:
+        raise RuntimeError("the search failed after it was killed")
+    after = {trial.number: trial for trial in trials_of(open_study(folder))}
+    lost += sum(after[number].score != score for number, score in before.items())
+    lost += 2 * times + 2 - len(after) + sum(trial.state == FAILED for trial in after.values())
     return [
         Figure("kills", times, "kills", reference="SIGKILL of the driver in the midst of a trial"),
+        Figure("worker_kills", workers, "kills", reference="SIGKILL of a worker, in the last run"),
         Figure("lost_trials_after_kill", lost, "trials", aim="0",
-               reference=f"of {len(after)}; ended ones that changed or are gone, or never ended"),
+               reference=f"of {len(after)}; changed, gone, failed or never ended"),
         Figure("resumed_after_kill", resumed, "trials",
                reference="that had a checkpoint when the driver was killed"),
     ]  # fmt: skip
