@@ -74,7 +74,7 @@ class Auth:
     def _admit(self, scope: Scope, ring: KeyRing) -> Key | None:
         methods = self.table.methods(_path(scope))
         role = methods.get(scope["method"])
-        secret = _secret(Headers(scope=scope))
+        secret = _secret(scope)
         if role == "open" and secret is None:
             return None
         key = _valid(secret, ring)
@@ -104,18 +104,21 @@ def _valid(secret: str | None, ring: KeyRing) -> Key:
     return key
 
 
-def _secret(headers: Headers) -> str | None:
+def _secret(scope: Scope) -> str | None:
     """The key that was sent; None: none was.
 
     Raises:
         Problem: 401, more than one, or another scheme than Bearer.
     """
-    sent = headers.getlist("x-api-key")
-    for value in headers.getlist("authorization"):
-        scheme, _, credentials = value.partition(" ")
-        if scheme.lower() != "bearer":
-            raise Problem(401, "key-invalid", "the scheme of Authorization is Bearer here")
-        sent.append(credentials.strip())
+    sent = []
+    for name, value in scope["headers"]:
+        if name == b"x-api-key":
+            sent.append(value.decode("latin-1"))
+        elif name == b"authorization":
+            scheme, _, credentials = value.decode("latin-1").partition(" ")
+            if scheme.lower() != "bearer":
+                raise Problem(401, "key-invalid", "the scheme of Authorization is Bearer here")
+            sent.append(credentials.strip())
     if len(sent) > 1:
         raise Problem(401, "key-invalid", "send one key, once")
     return sent[0] if sent else None

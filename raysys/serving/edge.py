@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from functools import lru_cache
 
 from fastapi import FastAPI, Request
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +26,15 @@ PAGE_POLICY = (
 DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
 """Of everything else, should a browser show it as a page."""
 
+_OF_ALL = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+_OF_PAGES = ((b"content-security-policy", PAGE_POLICY.encode()), *_OF_ALL)
+_OF_DATA = ((b"content-security-policy", DATA_POLICY.encode()), *_OF_ALL)
+_JSON = re.compile(rb"application/([\w.-]+[+-])?json")
 _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
@@ -70,15 +79,20 @@ class JsonOnly:
         """See ASGI."""
         writes = scope["type"] == "http" and scope["method"] in ("POST", "PUT", "PATCH")
         if writes and scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
-            said = Headers(scope=scope).get("content-type", "application/json")
-            kind = said.partition(";")[0].strip().lower()
-            if not re.fullmatch(r"application/([\w.-]+[+-])?json", kind):
+            said = next((v for name, v in scope["headers"] if name == b"content-type"), None)
+            if said is not None and not _says_json(said):
                 message = "send the body as application/json"
-                error = FieldError(path="header.content-type", message=message, value=said[:80])
+                value = said[:80].decode("latin-1")
+                error = FieldError(path="header.content-type", message=message, value=value)
                 problem = Problem(415, "unsupported-media-type", message, [error])
                 await problem.response(scope["path"])(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+@lru_cache(maxsize=64)
+def _says_json(content_type: bytes) -> bool:
+    return _JSON.fullmatch(content_type.partition(b";")[0].strip().lower()) is not None
 
 
 class SecurityHeaders:
@@ -95,15 +109,13 @@ class SecurityHeaders:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                page = headers.get("content-type", "").startswith("text/html")
-                headers.setdefault("Content-Security-Policy", PAGE_POLICY if page else DATA_POLICY)
-                headers.setdefault("X-Content-Type-Options", "nosniff")
-                headers.setdefault("X-Frame-Options", "DENY")
-                headers.setdefault("Referrer-Policy", "no-referrer")
-                headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
+                said = {name.lower(): value for name, value in message.get("headers", ())}
+                page = said.get(b"content-type", b"").startswith(b"text/html")
+                ours = _OF_PAGES if page else _OF_DATA
                 if "/v1/" in scope["path"]:  # personal, or of this moment
-                    headers.setdefault("Cache-Control", "no-store")
+                    ours = (*ours, (b"cache-control", b"no-store"))
+                missing = [header for header in ours if header[0] not in said]
+                message = {**message, "headers": [*message.get("headers", ()), *missing]}
             await send(message)
 
         await self.app(scope, receive, with_headers)
