@@ -9,7 +9,7 @@ import numpy as np
 
 from raysys.report import COLOURS, new_figure
 from raysys.tuning.settings import Goal
-from raysys.tuning.space import Choice, Parameter, distributions
+from raysys.tuning.space import Choice, Parameter, distributions, told
 from raysys.tuning.study import COMPLETE, STOPPED, Trial
 
 if TYPE_CHECKING:
@@ -226,9 +226,5 @@ def _ticks(parameter: Parameter) -> list[tuple[float, str]]:
 
 
 def _label(value: Any) -> str:
-    from raysys.tuning.space import plain
-
-    found = plain(value)
-    text = " + ".join(map(str, found)) if isinstance(found, list) else str(found)
-    text = "null" if found is None else text
+    text = told(value)
     return text if len(text) <= 24 else text[:22] + "…"

@@ -16,7 +16,7 @@ from raysys.tuning import plots
 from raysys.tuning.ensemble import ENSEMBLE
 from raysys.tuning.metrics import LATENCY, SIZE
 from raysys.tuning.settings import TuneSettings
-from raysys.tuning.space import NAMESPACES, Choice, Parameter, merged, of_namespace, plain
+from raysys.tuning.space import NAMESPACES, Choice, Parameter, merged, of_namespace, told
 from raysys.tuning.study import COMPLETE, FAILED, INFEASIBLE, STOPPED, Trial, best_of
 
 
@@ -98,7 +98,7 @@ def write_report(path: Path, found: Found) -> None:
     )  # fmt: skip
     page.section("Outcome").facts(_facts(found)).table(
         ["setting", "best", "searched"],
-        [[name, value_text(found.best.values[name]), _range(space[name])] for name in space],
+        [[name, told(found.best.values[name]), _range(space[name])] for name in space],
     )
     course = {name: each for name, each in found.studies.items() if name != "full"}
     page.section("Course").plot(
@@ -202,25 +202,15 @@ def _trials(trials: Sequence[Trial], found: Found) -> tuple[list[str], list[list
             f"{trial.seconds * found.cpus:.1f}",
             *(f"{trial.metrics[name]:.3g}" if name in trial.metrics else "" for name in costs),
             *([str(trial.steps or "")] if bred else []),
-            *(value_text(trial.values.get(name)) for name in names),
+            *(told(trial.values.get(name)) for name in names),
         ]
         for trial in _order(trials, found.settings.objective.sign)
     ]
     return headers, rows
 
 
-def value_text(value: Any) -> str:
-    """A setting's value for a table."""
-    value = plain(value)
-    if isinstance(value, list):
-        return ", ".join(str(each) for each in value)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "null" if value is None else str(value)
-
-
 def _range(parameter: Parameter) -> str:
     if isinstance(parameter, Choice):
-        return " or ".join(value_text(value) for value in parameter.grid(0))
+        return " or ".join(told(value) for value in parameter.grid(0))
     scale = ", logarithmic" if parameter.log else ""
-    return f"from {value_text(parameter.low)} to {value_text(parameter.high)}{scale}"
+    return f"from {told(parameter.low)} to {told(parameter.high)}{scale}"

@@ -109,10 +109,10 @@ class IntRange(Settings):
 
 
 class Choice(Settings):
-    """One of several values, in no order; each may be a list, for settings that take one."""
+    """One of several values, in no order; each may be a list of values or of mappings."""
 
     kind: Literal["choice"] = "choice"
-    choices: tuple[Scalar | tuple[Scalar, ...], ...] = Field(min_length=1)
+    choices: tuple[Scalar | tuple[Scalar | dict[str, Any], ...], ...] = Field(min_length=1)
 
     def distribution(self) -> BaseDistribution:
         """The same for Optuna."""
@@ -136,10 +136,7 @@ class Choice(Settings):
     @property
     def _single(self) -> list[Scalar]:
         """The choices as single values."""
-        return [
-            LISTED + json.dumps(list(value)) if isinstance(value, tuple) else value
-            for value in self.choices
-        ]
+        return [_single(value) for value in self.choices]
 
 
 Parameter = Annotated[FloatRange | IntRange | Choice, Field(discriminator="kind")]
@@ -279,9 +276,21 @@ def inside(space: Mapping[str, Parameter], point: Mapping[str, Any]) -> bool:
 def _single(value: Any) -> Scalar:
     """A setting's value as Optuna's journal holds it."""
     if isinstance(value, list | tuple):
-        return LISTED + json.dumps(list(value))
+        return LISTED + json.dumps(list(value), default=lambda each: each.model_dump(mode="json"))
     found: Scalar = value
     return found
+
+
+def told(value: Any) -> str:
+    """A value for people: null, numbers to four digits, of mappings in a list their kinds."""
+    value = plain(value)
+    if isinstance(value, list):
+        return " + ".join(told(each) for each in value) or "none"
+    if isinstance(value, Mapping):
+        return str(value.get("kind", dict(value)))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "null" if value is None else str(value)
 
 
 def _given(fixed: Mapping[str, Any], name: str) -> bool:

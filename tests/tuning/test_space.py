@@ -15,6 +15,7 @@ from raysys.tuning.space import (
     merged,
     of_namespace,
     starting_point,
+    told,
 )
 
 
@@ -114,6 +115,23 @@ def test_settings_within_settings_and_lists_are_searched_by_their_names():
                     where="t")  # fmt: skip
     with pytest.raises(UserError, match="both fixed and searched"):
         check_space(wide, {"inner": {"width": 3}}, Model, where="t")
+
+
+def test_augmentation_is_switched_by_a_choice_of_methods():
+    from raysys.learners.two_tower import TwoTowerSettings
+
+    methods = [[], [{"kind": "crop"}], [{"kind": "mask", "strength": 0.5}, {"kind": "reorder"}]]
+    wide = space(**{"augmentation.methods": {"kind": "choice", "choices": methods}})
+    start = check_space(wide, {}, TwoTowerSettings, where="t")
+    assert starting_point(wide, start) == {"augmentation.methods": "list []"}
+    values = distributions(wide)["augmentation.methods"].choices
+    assert [merged({}, {"augmentation.methods": v})["augmentation"]["methods"] for v in values] == (
+        methods
+    )
+    assert [told(value) for value in values] == ["none", "crop", "mask + reorder"]
+    wrong = space(**{"augmentation.methods": {"kind": "choice", "choices": [[{"kind": "cut"}]]}})
+    with pytest.raises(UserError, match="augmentation"):
+        check_space(wrong, {}, TwoTowerSettings, where="t")
 
 
 def test_names_of_a_namespace_have_a_dot_and_a_learner_may_have_a_setting_of_that_name():
