@@ -22,14 +22,11 @@ from raysys.ensemble.methods import (
     fit_method,
 )
 from raysys.ensemble.normalise import FORMS, normalise
-from raysys.ensemble.ranking import light_rows, ndcg, rows_of
+from raysys.ensemble.ranking import ndcg, rows_of
 from raysys.ensemble.splits import cross_folds, folds_by_group, folds_by_time
 
 HELD_OUT = "held_out_ndcg"
 HOUR_MS = 3_600_000
-LIGHT = 60
-"""Irrelevant candidates of each request that linear stacks learn from; all count when judged."""
-
 CALIBRATED = 1500
 """Requests, evenly over time, by which calibrations are compared; the winner is fitted on all."""
 
@@ -97,7 +94,7 @@ class Bench:
         beside: Beside | None = None,
     ) -> None:
         self.settings, self.members = settings, members
-        beside = beside or Beside()
+        self._beside = beside = beside or Beside()
         self.scores = scores.take(np.flatnonzero(scores.fold == scores.fold.max()))
         if not len(self.scores.judgements.relevant):
             raise ValueError("no candidate of the validation fold is relevant")
@@ -114,7 +111,6 @@ class Bench:
             beside.raw[self.scores.judgements.rows(chosen)]
             if beside.names
             else np.empty((n, 0), np.float32),
-            light_rows(sample.judgements, LIGHT),
             beside.names,
         )
         self.judgements = self.lesson.judgements
@@ -144,7 +140,8 @@ class Bench:
         Args:
             members: names of learners.
             made: combinations of others; one of fewer of these members takes the place if it is
-                better by more than a standard error: the others do harm then.
+                better by more than two standard errors: the others do harm then. The bar is
+                higher than between methods, since what is dropped can no longer help.
             methods: that compete; None: all of the settings.
         """
         method, figures = self._compete(members, methods or self.settings.methods)
@@ -153,7 +150,7 @@ class Bench:
             if not set(rival.members) < set(members):
                 continue
             theirs = self.trial(rival.method, rival.members)
-            if not within_one_error(theirs.values - mine.values):
+            if not within_errors(theirs.values - mine.values, 2):
                 self._trials[rival.method, members] = theirs
                 return _among(rival, members)
             break
@@ -168,6 +165,13 @@ class Bench:
         figures |= _told(own)
         stacked = Stacked(formula.trees, own.calibration)
         return Combination(members, formula.weights, choice.calibration, method, figures, stacked)
+
+    def smaller(self, requests: int) -> Bench:
+        """A bench of at most so many of the requests; this one if it has no more."""
+        if self.judgements.n_requests <= requests:
+            return self
+        fewer = self.settings.model_copy(update={"max_requests": requests})
+        return Bench(self.scores, self.members, fewer, self._beside)
 
     def trial(self, method: str, members: tuple[str, ...]) -> Trial:
         """A method judged block by block, each time fitted on the others; remembered."""
@@ -218,7 +222,7 @@ class Bench:
         trials = {method: self.trial(method, members) for method in methods}
         best = max(methods, key=lambda name: trials[name].mean)
         method = next(
-            name for name in methods if within_one_error(trials[best].values - trials[name].values)
+            name for name in methods if within_errors(trials[best].values - trials[name].values, 1)
         )
         figures = {f"{HELD_OUT}_{name}": trial.mean for name, trial in trials.items()}
         return method, {HELD_OUT: trials[method].mean, **figures}
@@ -266,12 +270,12 @@ class Bench:
         return choose_calibration(scores, label, parts, settings.calibrations, bins=settings.bins)
 
 
-def within_one_error(differences: Float64) -> bool:
-    """Whether paired differences are no larger in the mean than their standard error."""
+def within_errors(differences: Float64, errors: float) -> bool:
+    """Whether paired differences are no larger in the mean than so many standard errors."""
     known = differences[~np.isnan(differences)]
     if len(known) < 2:
         return True
-    return bool(known.mean() <= known.std(ddof=1) / np.sqrt(len(known)))
+    return bool(known.mean() <= errors * known.std(ddof=1) / np.sqrt(len(known)))
 
 
 def evenly(count: int, most: int) -> Int64:

@@ -25,6 +25,9 @@ from raysys.learners.protocol import Model
 
 CANDIDATES = 100
 REPEATS, WARM_UP = 30, 3
+REQUESTS = 2000
+"""Of the last fold, evenly over time, by which subsets are judged."""
+
 METHOD = "stack_standard"
 """By which subsets are compared: the quickest to fit of those that compete."""
 
@@ -122,7 +125,7 @@ def subsets(bench: Bench, milliseconds: Mapping[str, float]) -> list[Subset]:
         milliseconds: of each of them.
     """
     everyone = bench.members
-    judge = Judge(bench)
+    judge = Judge(bench.smaller(REQUESTS))
     seen: dict[tuple[str, ...], float] = {}
 
     def quality(members: Collection[str]) -> float:
@@ -156,7 +159,7 @@ def marked(found: Collection[Subset]) -> list[Subset]:
 
 
 class Judge:
-    """Held-out NDCG of any members, on a sample of the bench's requests; remembered.
+    """Held-out NDCG of any members.
 
     Args:
         bench: its trials are used.

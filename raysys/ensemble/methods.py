@@ -106,23 +106,19 @@ class Lesson:
         judgements: of n rows.
         forms: float32[n] by member and form.
         raw: float32[n, p], raw features that trees may read.
-        light: bool[n], rows that linear stacks are fitted on, see `light_rows`.
         names: of the raw features.
     """
 
     judgements: Judgements
     forms: Forms
     raw: npt.NDArray[np.float32]
-    light: npt.NDArray[np.bool_]
     names: tuple[str, ...] = ()
 
     def take(self, which: npt.NDArray[np.int64]) -> Lesson:
         """The given requests, in the given order."""
         rows = self.judgements.rows(which)
         forms = {key: scores[rows] for key, scores in self.forms.items()}
-        return Lesson(
-            self.judgements.take(which), forms, self.raw[rows], self.light[rows], self.names
-        )
+        return Lesson(self.judgements.take(which), forms, self.raw[rows], self.names)
 
 
 @dataclass(frozen=True)
@@ -215,8 +211,7 @@ def _linear(
     if kind == "average":
         fitted = select(inputs, lesson.judgements, rounds=settings.rounds, k=settings.k)
     else:
-        light = lesson.judgements.drop(lesson.light)
-        fitted = fit_listwise(inputs[:, lesson.light], light, ridge=settings.ridge)
+        fitted = fit_listwise(inputs, lesson.judgements, ridge=settings.ridge)
     weights[used] = fitted.reshape(len(used), len(members))
     return weights
 

@@ -76,11 +76,6 @@ class Judgements:
         label = np.where(rows, self.label, np.float32(0))
         return Judgements(self.item, label, self.offsets, n_relevant)
 
-    def drop(self, kept: npt.NDArray[np.bool_]) -> Judgements:
-        """Shorter lists: only the rows in `kept` (bool[n])."""
-        sizes = np.concatenate([[0], np.cumsum(kept)])[self.offsets].astype(np.int64)
-        return Judgements(self.item[kept], self.label[kept], sizes, self.n_relevant)
-
     def rows(self, which: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Rows of the given requests, one request after the other."""
         return rows_of(self.offsets, which)[0]
@@ -156,22 +151,6 @@ def rows_of(
     sizes = np.diff(offsets)[which]
     fresh = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     return np.repeat(offsets[which] - fresh[:-1], sizes) + np.arange(fresh[-1]), fresh
-
-
-def light_rows(judgements: Judgements, candidates: int, seed: int = 0) -> npt.NDArray[np.bool_]:
-    """All that is relevant, and so many other candidates of each request at random: bool[n].
-
-    Enough to learn a few weights from, and several times quicker.
-    """
-    irrelevant = np.flatnonzero(judgements.label <= 0)
-    owner = np.searchsorted(judgements.offsets, irrelevant, side="right") - 1
-    count = np.bincount(owner, minlength=judgements.n_requests)
-    draw = np.random.default_rng(seed).random(len(irrelevant))
-    order = np.argsort(owner + draw, kind="stable")  # requests stay apart, rows within mix
-    place = np.arange(len(order)) - (np.cumsum(count) - count)[owner]
-    light = judgements.label > 0
-    light[irrelevant[order[place < candidates]]] = True
-    return light
 
 
 def _dcg(

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from raysys.config import Settings
 from raysys.ensemble.normalise import FORMS, Form
-from raysys.ensemble.ranking import Judgements, light_rows, ndcg
+from raysys.ensemble.ranking import Judgements, ndcg
 
 if TYPE_CHECKING:
     import lightgbm
@@ -173,9 +173,7 @@ def grow(
 
     cut = judgements.n_requests - max(1, round(judgements.n_requests * settings.last_fraction))
     rows = int(judgements.offsets[cut])
-    kept = np.arange(rows)
-    if settings.candidates:
-        kept = np.flatnonzero(light_rows(judgements, settings.candidates, seed)[:rows])
+    kept = _thinned(judgements, rows, settings.candidates, seed)
     if not judgements.label[kept].any():
         raise ValueError("no relevant candidate to learn from")
     owner = np.searchsorted(judgements.offsets, kept, side="right") - 1
@@ -247,3 +245,20 @@ def gain_by_member(
     if levels:
         own = (own + parts.mean(axis=0)) / (2 if own.sum() > 0 else 1)
     return {name: float(share) for name, share in zip(members, own, strict=True)}
+
+
+def _thinned(
+    judgements: Judgements, rows: int, candidates: int, seed: int
+) -> npt.NDArray[np.int64]:
+    """Of the first `rows` rows all that are relevant, and so many others of each request."""
+    label, offsets = judgements.label[:rows], judgements.offsets[judgements.offsets <= rows]
+    if not candidates:
+        return np.arange(rows)
+    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    draw = np.random.default_rng(seed).random(rows)
+    draw[label > 0] = -1.0
+    order = np.lexsort((draw, owner))
+    place = np.arange(rows) - offsets[:-1][owner]
+    n_relevant = np.bincount(owner, weights=label > 0, minlength=len(offsets) - 1)
+    kept = order[place < candidates + n_relevant[owner]]
+    return np.sort(kept)
