@@ -256,7 +256,7 @@ class EventOutcome(BaseModel):
     event_id: str | None = None
     made_id: bool = Field(False, description="The id is the server's.")
     reason: str | None = Field(None, description="Why it is put aside.")
-    errors: list[FieldError] = []
+    errors: tuple[FieldError, ...] = ()
 
 
 class EventsAnswer(BaseModel):
@@ -354,7 +354,7 @@ _TAGS: Final = frozenset(
 
 
 def _rejected(index: int, errors: list[FieldError]) -> EventOutcome:
-    return EventOutcome(index=index, status="rejected", errors=errors[:MAX_ERRORS])
+    return EventOutcome(index=index, status="rejected", errors=tuple(errors[:MAX_ERRORS]))
 
 
 def _span(ms: int) -> str:
