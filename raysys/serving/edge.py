@@ -26,14 +26,15 @@ PAGE_POLICY = (
 DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
 """Of everything else, should a browser show it as a page."""
 
-_OF_ALL = (
+_Raw = tuple[tuple[bytes, bytes], ...]
+_OF_ALL: _Raw = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-_OF_PAGES = ((b"content-security-policy", PAGE_POLICY.encode()), *_OF_ALL)
-_OF_DATA = ((b"content-security-policy", DATA_POLICY.encode()), *_OF_ALL)
+_OF_PAGES: _Raw = ((b"content-security-policy", PAGE_POLICY.encode()), *_OF_ALL)
+_OF_DATA: _Raw = ((b"content-security-policy", DATA_POLICY.encode()), *_OF_ALL)
 _JSON = re.compile(rb"application/([\w.-]+[+-])?json")
 _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 

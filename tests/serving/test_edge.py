@@ -102,7 +102,10 @@ def test_replicas_count_together_in_redis(redis_url: str) -> None:
 
     async def count() -> list[int]:
         replicas = [Shared(redis=redis_url), Shared(redis=redis_url)]
-        return [await replica.hits(4, "k") for replica in replicas]
+        hits = [await replica.hits(4, "k") for replica in replicas]
+        for replica in replicas:
+            await replica.limits._together.storage.storage.aclose()
+        return hits
 
     assert asyncio.run(count()) == [4, 1]
     alone = asyncio.run(Shared().hits(9, "k"))
