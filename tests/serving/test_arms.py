@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Iterator
@@ -252,6 +253,31 @@ def test_changes_drop_no_request(shop: Shop) -> None:
     assert {answer["bundle"] for answer in answers} <= {shop.first, shop.second}
     assert all(len(answer["items"]) == 5 for answer in answers)
     assert shop.ask("u1")["bundle"] in (shop.first, shop.second)
+
+
+def test_serve_hands_a_replica_its_user_config(shop: Shop) -> None:
+    """The class that Serve makes replicas of, without the wrapper that wants a cluster."""
+    from raysys.serving.replica import Replica
+
+    args = shop.arms.args.model_dump(mode="json")
+    wrapped = Replica.func_or_class  # type: ignore[attr-defined]
+    assert asyncio.iscoroutinefunction(wrapped.reconfigure)  # Serve awaits it, answers go on
+    made = wrapped.__mro__[1](args)
+    try:
+        for config, tried in (
+            ({"canary": {"bundle": "challenger", "share": 0.5}}, shop.second),
+            ({"canary": None}, None),
+            ({"canary": {"bundle": "challenger", "shadow": True}}, shop.second),
+            (None, None),
+        ):
+            asyncio.run(made.reconfigure(config))
+            challenger = made.service.challenger
+            assert (challenger and challenger.bundle.id) == tried
+            made.check_health()
+        with pytest.raises(UserError, match="did you mean 'canary'"):
+            asyncio.run(made.reconfigure({"canari": None}))
+    finally:
+        made.service.close()
 
 
 def test_promotion_and_rollback_over_http(shop: Shop) -> None:
