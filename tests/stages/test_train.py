@@ -302,9 +302,10 @@ def test_tuned_settings_are_taken(trained: Workspace, tmp_path: Path) -> None:
         )
 
 
-def test_the_preset_names_every_learner() -> None:
+def test_the_preset_names_every_learner_that_suits_baskets() -> None:
     preset = load_settings(TrainSettings, PRESETS / "complete_journey" / "train.yaml")
-    assert set(preset.learners) == set(LEARNERS)
+    # what is in one basket has one moment: there is no next item to learn
+    assert set(preset.learners) == set(LEARNERS) - {"next_item"}
 
 
 @pytest.mark.slow
