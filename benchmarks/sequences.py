@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def measured(name: str, minutes: float) -> dict[str, Any]:
     return benchmark_sessions.run(folder / train, folder / test, minutes=minutes)
 
 
-def figures(name: str, report: dict[str, Any]) -> list[Figure]:
+def figures(name: str, report: dict[str, Any], note: str = "") -> list[Figure]:
     """Of the ensemble, of its gain over its best member, and of every member."""
     found = []
     unit = "%" if SCALE[name] == 100 else "share"
@@ -64,6 +65,7 @@ def figures(name: str, report: dict[str, Any]) -> list[Figure]:
     counts, best = report["counts"], report["best_member"]
     judged = f"{counts['test_cases_judged']:,} of {counts['test_cases']:,} cases"
     chosen = f"{report['ensemble']['method']} of {len(report['members'])} members; {judged}"
+    chosen += note and f"; {note}"
     for measure, short in MEASURES[name].items():
         label = f"{name}_{short}"
         reference = f"{PUBLISHED[label]}; {chosen}"
@@ -81,19 +83,23 @@ def figures(name: str, report: dict[str, Any]) -> list[Figure]:
 def main() -> None:
     """Run what is asked for, or write a report that `raysys benchmark … --out` left."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*MEASURES, []], help="all if left out")
+    parser.add_argument("names", nargs="*", help="diginetica, beauty; both if left out")
     parser.add_argument("--minutes", type=float, default=60, help="a data set")
     parser.add_argument("--report", type=Path, help="of a run of the same command before")
+    parser.add_argument("--note", default="", help="of the circumstances, kept beside figures")
     told = parser.parse_args()
+    if unknown := set(told.names) - set(MEASURES):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose among {', '.join(MEASURES)}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     for name in told.names or MEASURES:
         began = time.monotonic()
         if told.report is not None:
             report = json.loads(told.report.read_text(encoding="utf-8"))
+            sys.argv[1:] = [name, "--minutes", f"{report['minutes']:g}"]  # what made it
         else:
             report = measured(name, told.minutes)
         seconds = report["seconds"] if told.report else time.monotonic() - began
-        write_rankings_result(figures(name, report), seconds, name)
+        write_rankings_result(figures(name, report, told.note), seconds, name)
 
 
 if __name__ == "__main__":

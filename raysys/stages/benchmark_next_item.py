@@ -367,7 +367,7 @@ class Trial:
                 survey(dense, np.zeros(len(rows), dtype=np.int32), TOP)
         each = (time.monotonic() - began) / len(few)
         asked = len(self.problem.test) + min(len(self.problem.validation), VALIDATION_CASES)
-        return min(1.2 * each * asked + 0.12 * 60 * self.minutes, 0.6 * self.left)
+        return min(1.5 * each * asked + 0.13 * 60 * self.minutes, 0.6 * self.left)
 
     def _facts(self, train: Sequences) -> PlainFacts:
         problem, n = self.problem, self.problem.n_items
