@@ -28,6 +28,7 @@ from raysys.learners.text import make_text_learner
 from raysys.learners.text_protocol import TextContext, TextModel
 from raysys.progress import task
 from raysys.stages.benchmark_pairs import Judged, read_pairs
+from raysys.text.models import PACKAGED
 from raysys.text.pairs import Float32, Pairs, ndcg_by_query
 from raysys.text.relevance_features import PairFeatures
 
@@ -162,7 +163,7 @@ def fit_members(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict
             name = waiting.pop(0)
             share = budget.left * MARGIN / (len(waiting) + 1)
             with task(f"relevance: {name}") as fitting:
-                found = _encoder(name, ground, share, Path(scratch) / name)
+                found = fit_encoder(name, ground, share, Path(scratch) / name)
                 if isinstance(found, str):
                     skipped[name] = found
                     fitting.note = f"skipped: {found}"
@@ -178,7 +179,7 @@ def _trees(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict[str,
     skipped: dict[str, str] = {}
     began = time.monotonic()
     texts = sum(len(each.items) + 2 * len(each.queries) for each in ground.pairs.values())
-    vectors: str | None = "all-MiniLM-L6-v2"
+    vectors: str | None = PACKAGED
     learner = make_text_learner("relevance_trees", {})
     encode: Remembered | None = None
     with task("relevance: features") as making:
@@ -281,8 +282,18 @@ def _tree_folds(
     return said
 
 
-def _encoder(name: str, ground: Ground, seconds: float, scratch: Path) -> Member | str:
-    """A transformer fitted as long as it may take; or why it was not."""
+def fit_encoder(
+    name: str, ground: Ground, seconds: float, scratch: Path, model: str = PACKAGED
+) -> Member | str:
+    """A transformer fitted as long as it may take; or why it was not.
+
+    Args:
+        name: bi_encoder or cross_encoder.
+        ground: to learn from and to score.
+        seconds: for all of it.
+        scratch: a folder that is not there yet.
+        model: where the fit starts.
+    """
     began = time.monotonic()
     train, fold = ground.tables["train"], ground.folds(ENCODER_FOLDS)
     batch = 32 if name == "cross_encoder" else 8
@@ -294,7 +305,7 @@ def _encoder(name: str, ground: Ground, seconds: float, scratch: Path) -> Member
         "evaluate_every": {"epochs": 1000},
         "checkpoint_every": None,
     }
-    settings = {"max_tokens": 48, "training": training}
+    settings = {"model": model, "max_tokens": 48, "training": training}
     nothing = ground.tables["validation"].slice(0, 0)
 
     def fit(rows: npt.NDArray[np.int64], steps: int, place: str) -> TextModel:

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from raysys.cli import app
 from raysys.errors import UserError
 from raysys.stages.benchmark_pairs import read_pairs
+from raysys.stages.benchmark_relevance import Ground, fit_encoder, join_members
+from tests.text.tiny import write_tiny_bert
 
 COLOURS = ("red", "green", "blue", "black", "white")
 THINGS = ("shirt", "lamp", "chair", "kettle", "rug", "desk", "mug", "sofa")
@@ -102,6 +104,24 @@ def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"not at all")
     with pytest.raises(UserError, match="cannot be read as parquet"):
         read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("name", ["bi_encoder", "cross_encoder"])
+def test_a_transformer_is_fitted_as_far_as_its_time_goes(tmp_path: Path, name: str) -> None:
+    """Out of fold on train; too little time is a reason, not a failure."""
+    judged(20, 6).write_csv(tmp_path / "a.csv")
+    ground = Ground.of(read(tmp_path / "a.csv"), 0)  # type: ignore[arg-type]
+    tiny = str(write_tiny_bert(tmp_path / "tiny"))
+    member = fit_encoder(name, ground, 600, tmp_path / "fit", tiny)
+    assert not isinstance(member, str), member
+    for split, pairs in ground.pairs.items():
+        assert member.said[split].shape == (len(pairs),)
+        assert np.isfinite(member.said[split]).all()
+    assert member.settings["training"]["max_steps"] == 20
+    ensembles = join_members(ground, {name: member, "relevance_trees": member}, 0)
+    assert set(ensembles) == {"weighted_grades", "order"}
+    refused = fit_encoder(name, ground, 5, tmp_path / "refused", tiny)
+    assert isinstance(refused, str) and "left for it" in refused
 
 
 @pytest.mark.slow
