@@ -339,11 +339,11 @@ def fit_encoder(
         )
     models = [fit(rows, steps, f"fold={number}") for number, rows in enumerate(inside)]
     said: dict[str, Float32] = {"train": np.empty(len(train), np.float32)}
-    for number, model in enumerate(models):
+    for number, made in enumerate(models):
         outside = np.flatnonzero(fold == number)
-        said["train"][outside] = _grades(model, train.take(outside))
+        said["train"][outside] = _grades(made, train.take(outside))
     for split in ("validation", "test"):
-        grades = [_grades(model, ground.tables[split]) for model in models]
+        grades = [_grades(made, ground.tables[split]) for made in models]
         said[split] = np.asarray(np.mean(grades, axis=0, dtype=np.float64), dtype=np.float32)
     settings["training"] = {**training, "max_steps": steps}
     return Member(said, settings, time.monotonic() - began)
