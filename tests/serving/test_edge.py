@@ -104,7 +104,7 @@ def test_replicas_count_together_in_redis(redis_url: str) -> None:
         replicas = [Shared(redis=redis_url), Shared(redis=redis_url)]
         hits = [await replica.hits(4, "k") for replica in replicas]
         for replica in replicas:
-            await replica.limits._together.storage.storage.aclose()
+            await replica.limits._together.storage.bridge.storage.aclose()
         return hits
 
     assert asyncio.run(count()) == [4, 1]
