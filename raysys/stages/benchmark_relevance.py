@@ -246,7 +246,7 @@ def _affordable_trees(
     few = 20
     learner = make_text_learner("relevance_trees", {**settings, "n_estimators": few})
     began = time.monotonic()
-    learner.fitcolumns_of(  # type: ignore[attr-defined]
+    learner.fit_columns(  # type: ignore[attr-defined]
         features, ground.pairs["train"], columns["train"], None, None, ground.seed
     )
     pace = (time.monotonic() - began) / few
@@ -266,7 +266,7 @@ def _tree_folds(
     said: dict[str, Float32] = {"train": np.empty(len(train), np.float32)}
     for number in range(FOLDS):
         inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        model = learner.fitcolumns_of(  # type: ignore[attr-defined]
+        model = learner.fit_columns(  # type: ignore[attr-defined]
             features,
             train.take(inside),
             columns["train"][inside],
