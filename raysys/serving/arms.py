@@ -342,7 +342,7 @@ class Arms:
             lease = now.lease
             lease.give_back()
         else:
-            lease = Lease(self._load("challenger", canary.bundle, shadow=canary.shadow))
+            lease = Lease(self._challenger(canary))
         shadow = None
         if canary.shadow:
             shadow = Shadow(self._registry.root / "serving" / "shadow", canary.bundle)
@@ -362,11 +362,21 @@ class Arms:
         if tried.lease is not keep:
             tried.lease.retire()
 
-    def _load(self, name: str, bundle: str, *, shadow: bool = False) -> Service:
-        """A warm service of another bundle, which shares the text tasks of the first."""
-        update: dict[str, Any] = {"bundle": name, "pinned": bundle}
-        if shadow and "exposures" in type(self.args).model_fields:
+    def _challenger(self, canary: CanaryArgs) -> Service:
+        """What is tried: it leaves the event log's files to the champion."""
+        update: dict[str, Any] = {}
+        if self.args.events is not None:
+            update["events"] = self.args.events.model_copy(update={"roll_events": 0})
+        if canary.shadow:
             update["exposures"] = None  # nobody is shown what it says
+        service = self._load("challenger", canary.bundle, **update)
+        if canary.shadow:
+            service.metrics.close()  # nor does it count
+        return service
+
+    def _load(self, name: str, bundle: str, **update: Any) -> Service:
+        """A warm service of another bundle, which shares the text tasks of the first."""
+        update = {"bundle": name, "pinned": bundle, **update}
         alone = {"text": TextArgs(), "pinned_text": {}}
         service = self._make(self.args.model_copy(update={**update, **alone}))
         service.args = self.args.model_copy(update=update)

@@ -73,9 +73,10 @@ class Permissions:
         since = policy.bought_since(now)
         if since is None or user < 0:
             return allowed
-        table = self._features.tables["user_item"]
-        records = table.members(user)
-        bought = table.second(records[table.times[records, 2] >= since])
+        with self._features.lock:
+            table = self._features.tables["user_item"]
+            records = table.members(user)
+            bought = table.second(records[table.times[records, 2] >= since])
         if not len(bought):
             return allowed
         everything = allowed or Allowed(np.ones(len(self._features.catalogue), dtype=bool))

@@ -331,7 +331,7 @@ class Service:
         key = caching.key_of(
             self.bundle.id,
             ask.surface,
-            (ask.user, self.versions.of(asked.user_id, asked.session_id)),
+            (ask.user, self.versions.of(_who(asked.user_id, asked.session_id), asked.session_id)),
             (ask.session, ask.query, ask.text, ask.place, ask.seeds.tolist()),
             (ask.filters, self.permissions.version, max(ask.k, self._pool_size(ask))),
         )
@@ -438,8 +438,7 @@ class Service:
         return float("inf") if deadline is None else context.arrived + deadline / 1000
 
     def _user(self, user_id: str | None, session_id: str | None) -> int:
-        if user_id is None and session_id is not None:
-            user_id = visitor(session_id)  # known from the first event of theirs on
+        user_id = _who(user_id, session_id)
         return -1 if user_id is None else self.bundle.features.user_number(user_id)
 
     def _session(self, user: int, session_id: str | None) -> int:
@@ -463,6 +462,11 @@ class Service:
         ]
         detail = f"the catalogue of bundle {self.bundle.id} has none of the items"
         return Problem(404, "unknown-item", detail, errors)
+
+
+def _who(user_id: str | None, session_id: str | None) -> str | None:
+    """Who asks; a stranger is known by their session, from the first event of theirs on."""
+    return visitor(session_id) if user_id is None and session_id is not None else user_id
 
 
 def _filters(filters: Filters | None) -> Any:
