@@ -23,8 +23,11 @@ from raysys.ensemble import BaseScores, EnsembleSettings, Judgements, fit_ensemb
 from raysys.errors import UserError
 from raysys.evaluation.intervals import Bootstrap, Interval
 from raysys.learners.relevance_blend import fit_weights, folds_by_query, member_class
-from raysys.learners.relevance_trees import Remembered
-from raysys.learners.text import make_text_learner
+from raysys.learners.relevance_trees import (
+    RelevanceTreesLearner,
+    RelevanceTreesSettings,
+    Remembered,
+)
 from raysys.learners.text_protocol import TextContext, TextModel
 from raysys.progress import task
 from raysys.stages.benchmark_pairs import Judged, read_pairs
@@ -180,10 +183,10 @@ def _trees(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict[str,
     began = time.monotonic()
     texts = sum(len(each.items) + 2 * len(each.queries) for each in ground.pairs.values())
     vectors: str | None = PACKAGED
-    learner = make_text_learner("relevance_trees", {})
+    learner = RelevanceTreesLearner(RelevanceTreesSettings())
     encode: Remembered | None = None
     with task("relevance: features") as making:
-        encode = Remembered(learner.settings.vectors, learner.settings.max_tokens)
+        encode = Remembered(PACKAGED, learner.settings.max_tokens)
         some = list(ground.pairs["train"].items[: PROBE + 8])
         encode(some[:8])  # loads
         at = time.monotonic()
@@ -224,11 +227,11 @@ def columns_of(
 ) -> tuple[dict[str, Float32], PairFeatures]:
     """Features of every split: the texts of all items are known, grades are not read."""
     catalogue = sorted({text for pairs in ground.pairs.values() for text in pairs.items})
-    learner = make_text_learner("relevance_trees", {})
+    learner = RelevanceTreesLearner(RelevanceTreesSettings())
     if encode is not None:
         encode.keeping(True)
     try:
-        features = learner.learn(ground.pairs["train"], encode, ground.seed, catalogue)  # type: ignore[attr-defined]
+        features = learner.learn(ground.pairs["train"], encode, ground.seed, catalogue)
         return {name: features.of(pairs) for name, pairs in ground.pairs.items()}, features
     finally:
         if encode is not None:
@@ -244,11 +247,9 @@ def _affordable_trees(
 ) -> int:
     """How many trees a fold may have, at most 800: measured on a few."""
     few = 20
-    learner = make_text_learner("relevance_trees", {**settings, "n_estimators": few})
+    learner = RelevanceTreesLearner(RelevanceTreesSettings(**{**settings, "n_estimators": few}))
     began = time.monotonic()
-    learner.fit_columns(  # type: ignore[attr-defined]
-        features, ground.pairs["train"], columns["train"], None, None, ground.seed
-    )
+    learner.fit_columns(features, ground.pairs["train"], columns["train"], None, None, ground.seed)
     pace = (time.monotonic() - began) / few
     return int(np.clip(seconds / max(pace * FOLDS, 1e-9), few, 800))
 
@@ -260,13 +261,13 @@ def _tree_folds(
     settings: Mapping[str, Any],
 ) -> dict[str, Float32]:
     """Out of fold on train, the mean of the folds' models elsewhere."""
-    learner = make_text_learner("relevance_trees", dict(settings))
+    learner = RelevanceTreesLearner(RelevanceTreesSettings(**settings))
     train, fold = ground.pairs["train"], ground.folds(FOLDS)
     models = []
     said: dict[str, Float32] = {"train": np.empty(len(train), np.float32)}
     for number in range(FOLDS):
         inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        model = learner.fit_columns(  # type: ignore[attr-defined]
+        model = learner.fit_columns(
             features,
             train.take(inside),
             columns["train"][inside],
