@@ -254,9 +254,7 @@ class Trial:
             self.members[name] = self._searched(name, menu, deadline)
 
     def _searched(self, name: str, menu: dict[str, tuple[Any, ...]], deadline: float) -> Member:
-        few = self.problem.fit.take(np.arange(min(20, len(self.problem.fit))))
-        model = make_sequence_learner(name, {}).fit(few, self._context())
-        model.score(few.take(np.arange(1)))  # compiles: that is no part of what a try takes
+        self._compile(name, {})
         began = time.monotonic()
         best = self._tried(name, {})
         timed = self.problem.fit.moment is not None
@@ -280,6 +278,13 @@ class Trial:
             shown.note = f"{best.value:.4f} with {best.settings or 'the defaults'}"
         best.seconds = time.monotonic() - began
         return best
+
+    def _compile(self, name: str, settings: dict[str, Any]) -> None:
+        """A fit and a score of next to nothing: compiling is no part of what a try takes."""
+        fit = self.problem.fit
+        few = fit.take(np.flatnonzero(fit.sizes > 1)[:8])
+        model = make_sequence_learner(name, settings).fit(few, self._context())
+        model.score(few.take(np.arange(1)))
 
     def _tried(self, name: str, settings: dict[str, Any]) -> Member:
         began = time.monotonic()
@@ -311,6 +316,7 @@ class Trial:
             log.warning("no time for a transformer")
             return
         common = self._transformer_settings()
+        self._compile("sequence_transformer", {**common, "epochs": 1, "start": "random"})
         tried: list[Member] = []
         epochs = 0.0  # that all the time is worth
         for choice in TRANSFORMERS:
