@@ -203,6 +203,7 @@ class Trial:
     members: dict[str, Member] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
     pace: float = 0.0  # epochs a second of the transformer trained last
+    needed: float = 0.0  # seconds for scoring the test cases, as measured on validation
 
     def __post_init__(self) -> None:
         self.end = self.began + 60 * self.minutes
@@ -228,6 +229,10 @@ class Trial:
     def left(self) -> float:
         """Seconds."""
         return self.end - time.monotonic()
+
+    def _spare(self, share: float) -> float:
+        """Seconds for one more step: a share of all, less if scoring the test cases needs them."""
+        return min(share * 60 * self.minutes, max(1.0, (self.left - self.needed) / 2))
 
     def _context(self, deadline: float = float("inf"), **more: Any) -> SequenceContext:
         problem = self.problem
@@ -395,14 +400,17 @@ class Trial:
         """Fitted on validation with the models that did not see it."""
         cases = self.problem.validation.sample(VALIDATION_CASES, self.seed)
         models = {name: member.model for name, member in self.members.items()}
+        began = time.monotonic()
         with task("score validation", len(cases)) as shown:
             candidates, alone = self._collect(models, cases, advance=shown.advance)
+        each = (time.monotonic() - began) / len(cases)
+        self.needed = 1.15 * each * len(self.problem.test)
         for name, ranks in alone.items():
             self.members[name].value = float(self.problem.quality(ranks).mean())
         settings = StackSettings(
             k=self.problem.k,
             seed=self.seed,
-            deadline=time.monotonic() + 0.06 * 60 * self.minutes,
+            deadline=time.monotonic() + self._spare(0.06),
         )
         with task("fit the ensemble") as shown:
             found = fit_next_item(
@@ -415,7 +423,7 @@ class Trial:
         """Every member learns what validation asked for, too."""
         with task("fit members again on all of training", len(self.members)) as shown:
             for member in self.members.values():
-                deadline = time.monotonic() + 0.03 * 60 * self.minutes
+                deadline = time.monotonic() + self._spare(0.03)
                 context = self._context(deadline)
                 member.model = member.make().refit(member.model, self.problem.whole, context)
                 shown.advance()
