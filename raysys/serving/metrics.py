@@ -26,8 +26,9 @@ NAMES: Final = {
 
 SECONDS: Final = {
     "raysys_request_seconds": "From a request's arrival to its answer, by route.",
-    "raysys_stage_seconds": "Of one stage of a list: candidates, features, a learner, policy, ….",
+    "raysys_stage_seconds": "Of one stage of a list: candidates, features, a learner, policy and so on.",
 }
+_TAGS: Final = {"raysys_request_seconds": "route", "raysys_stage_seconds": "stage"}
 """Histograms. Prometheus sees each as `ray_NAME_bucket`, `_sum` and `_count`."""
 
 GAUGES: Final = {
@@ -95,11 +96,20 @@ class Metrics:
         self._ended.set()
 
     def _report(self) -> None:
+        self._prepare()
         while not self._ended.wait(_PERIOD_S):
             try:
                 self._hand_on()
             except Exception:  # an answer is worth more than its count
                 log.exception("counts were not handed on to Ray")
+
+    def _prepare(self) -> None:
+        """Make the histograms: what Ray is told in a metric's first moments may be lost."""
+        from ray.util.metrics import Histogram
+
+        for name, tag in _TAGS.items():
+            key = (name, ((tag, ""),))
+            self._metric(Histogram, SECONDS, key, boundaries=list(BOUNDS))
 
     def _hand_on(self) -> None:
         from ray.util import metrics as ray_metrics

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raysys.serving.metrics import NAMES, Metrics
+from raysys.serving.metrics import GAUGES, NAMES, SECONDS, Metrics
 
 
 def test_ray_is_told_what_was_added(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,3 +67,9 @@ def test_ray_is_told_seconds_and_gauges(monkeypatch: pytest.MonkeyPatch) -> None
     alone = Metrics()
     alone.observe("raysys_request_seconds", 0.02, route="/v1/rank")
     assert not alone._seconds  # nobody would ever take them away
+
+
+def test_ray_takes_what_they_say() -> None:
+    """Its metrics refuse descriptions that are not ASCII, and with them all observations."""
+    assert all(said.isascii() for names in (NAMES, SECONDS, GAUGES) for said in names.values())
+    Metrics()._prepare()
