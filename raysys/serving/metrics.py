@@ -26,7 +26,7 @@ NAMES: Final = {
 
 SECONDS: Final = {
     "raysys_request_seconds": "From a request's arrival to its answer, by route.",
-    "raysys_stage_seconds": "Of one stage of a list: candidates, features, a learner, policy and so on.",
+    "raysys_stage_seconds": "Of one stage of a list, such as candidates, features or a learner.",
 }
 _TAGS: Final = {"raysys_request_seconds": "route", "raysys_stage_seconds": "stage"}
 """Histograms. Prometheus sees each as `ray_NAME_bucket`, `_sum` and `_count`."""
