@@ -35,6 +35,7 @@ from raysys.schema import LOGGED_EVENTS
 from raysys.serving.events import EventService
 from raysys.serving.events_args import EventsArgs
 from raysys.serving.events_routes import add_event_routes
+from raysys.serving.metrics import Metrics
 from raysys.stages.features import FeaturesSettings
 
 DAY_MS = 86_400_000
@@ -147,7 +148,7 @@ def _serve(
         EventsArgs(roll_events=0, max_ahead_minutes=1440), folder / "eventlog", live, wall=False
     )
     app = FastAPI()
-    add_event_routes(app, type("Only", (), {"events": service})())  # type: ignore[arg-type]
+    add_event_routes(app, type("Only", (), {"events": service, "metrics": Metrics()})())  # type: ignore[arg-type]
     client = TestClient(app)
     service.start()
     reads: list[EventColumns] = []

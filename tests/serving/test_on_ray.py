@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -194,8 +195,8 @@ def test_plain_serve_deploy_takes_the_same_file(
         [*command, str(path)], env=os.environ, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    seen = []
-    for _ in range(300):
+    seen, until = [], time.monotonic() + 150  # a replica has to load the bundle first
+    while time.monotonic() < until:
         response = httpx.post(
             f"{deployment.address}/v1/recommend", json={"user_id": "u1", "k": 8}, timeout=30
         )
