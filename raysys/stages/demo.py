@@ -33,8 +33,8 @@ STAGES = {
     "ingest": (PRESET, 16),
     "features": (PRESET, 66),
     "tune": ("tune_configs/demo.yaml", 35),
-    "train": (PRESET, 245),
-    "evaluate": (PRESET, 63),
+    "train": (PRESET, 290),
+    "evaluate": (PRESET, 75),
     "deploy": ("serve_configs/local.yaml", 15),
 }
 
