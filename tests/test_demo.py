@@ -20,8 +20,9 @@ import httpx
 import psutil
 import pytest
 
-from raysys.learners import LEARNERS
+from raysys.config import find_config, load_settings
 from raysys.stages.demo import CALLS, Call, free_port
+from raysys.stages.train import TrainSettings
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 1500
@@ -99,7 +100,8 @@ def test_from_nothing_to_answers(workspace: Path) -> None:
         assert first.process.returncode == 0, first.output
         assert not first.left()
     table = first.output[first.output.index("The last four weeks") :]
-    for name in ("ensemble", *LEARNERS):
+    preset = load_settings(TrainSettings, find_config("complete_journey", "train"))
+    for name in ("ensemble", *preset.learners):
         assert re.search(rf"│ {name} +│ +0\.\d{{4}} │", table), name
     assert "Traceback" not in first.output and "WARNING" not in first.output
     assert table.count("curl -s http://127.0.0.1:") == 3
