@@ -9,14 +9,8 @@ from raysys.features.hashing import lookup as _lookup
 
 DAY_MS = 86_400_000.0
 _EMPTY = -1
-
-
 _NEVER = -(1 << 62)
-
-
 _FOREVER = 1 << 61  # ms; no two moments are further apart
-
-
 _AHEAD = 64  # rows whose records are looked up together, so that the cache misses overlap
 
 
