@@ -21,6 +21,7 @@ from pydantic import Field
 
 from raysys.config import Settings
 from raysys.features.batch import Batch
+from raysys.features.negatives import inverse_weights
 from raysys.storage import CheckpointFolder
 
 Float32 = npt.NDArray[np.float32]
@@ -43,6 +44,8 @@ class HeadSettings(Settings):
         learning_rate: at its highest.
         weight_decay: of the weights.
         candidates: at most so many of a request, all that were wanted among them; 0: all.
+        correct_sampling: a negative that was drawn stands for all that could have been: its share
+            of the softmax's sum is divided by its probability (Bengio and Senécal 2008, eq. 4).
     """
 
     width: int = Field(128, ge=1, le=4096)
@@ -53,6 +56,7 @@ class HeadSettings(Settings):
     learning_rate: float = Field(4e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     candidates: int = Field(60, ge=0)
+    correct_sampling: bool = True
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,7 @@ def fit_head(
     wide = torch.from_numpy(scale(columns))
     of_text, of_user = torch.from_numpy(vectors).to(device), torch.from_numpy(users).to(device)
     gain = batch.label * batch.weight
+    stands_for = _stands_for(batch) if settings.correct_sampling else None
     torch.manual_seed(seed)
     network = _network(wide.shape[1], _whitening(vectors, settings.vector_size), settings)
     network.to(device)
@@ -311,6 +316,8 @@ def fit_head(
         items, mine = of_text[there(codes[rows].astype(np.int64))], of_user[there(chosen)]
         scores = module(wide[torch.from_numpy(rows)].to(device), items, mine, at[0])
         shape = (len(chosen), int(sizes.max()))
+        if stands_for is not None:
+            scores = scores + there(stands_for[rows])
         listed = torch.full(shape, -1e9, device=device).index_put(at, scores)
         wanted = torch.zeros(shape, device=device).index_put(at, there(gain[rows]))
         share = wanted / wanted.sum(1, keepdim=True)
@@ -325,6 +332,20 @@ def fit_head(
         if checkpoint is not None and (checkpoint.due(step) or step == steps):
             write_state(checkpoint, step, network, optimiser)
     return as_it_stands()
+
+
+def _stands_for(batch: Batch) -> Float32 | None:
+    """What the softmax adds to each row's score: the logarithm of how many rows it stands for.
+
+    What was wanted is there for certain, so it stands for itself: float32[n], ≥ 0. None where
+    nothing was drawn.
+    """
+    assert batch.label is not None
+    drawn = batch.sampling_probability
+    if drawn is None or (drawn >= 1).all():
+        return None
+    many = np.where(batch.label > 0, np.float32(1), inverse_weights(drawn.astype(np.float64)))
+    return np.log(many).astype(np.float32)
 
 
 def _whitening(vectors: Float32, size: int) -> Float32:

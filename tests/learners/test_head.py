@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from raysys.learners.head import Head, HeadSettings, Scale, _network, _whitening, standard
+from raysys.features.batch import Batch
+from raysys.learners.head import (
+    Head,
+    HeadSettings,
+    Scale,
+    _network,
+    _whitening,
+    fit_head,
+    standard,
+)
 
 
 @given(
@@ -87,3 +97,44 @@ def test_whitened_vectors_have_no_main_direction() -> None:
     white = vectors @ _whitening(vectors, 5).T
     assert white.shape[1] == 4  # two directions hold nothing
     np.testing.assert_allclose(np.cov(white.T), np.eye(4), atol=0.02)
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_what_is_drawn_often_is_not_scored_low_for_it(correct: bool) -> None:
+    """Every item is wanted equally often; half are drawn as negatives nine times as often."""
+    rng = np.random.default_rng(3)
+    n_items, n_requests, chance = 20, 400, np.tile([0.9, 0.1], 10)
+    vectors = standard(np.eye(n_items, dtype=np.float32), np.zeros(n_items, np.float32))
+    items, drawn, labels, sizes = [], [], [], []
+    for _ in range(n_requests):
+        wanted = rng.integers(n_items)
+        negatives = np.flatnonzero(rng.random(n_items) < chance)
+        negatives = negatives[negatives != wanted]
+        items += [wanted, *negatives]
+        labels += [1.0, *np.zeros(len(negatives))]
+        drawn += [1.0, *chance[negatives]]
+        sizes.append(1 + len(negatives))
+    item = np.array(items, np.int32)
+    batch = Batch(
+        names=("nothing",),
+        features=np.zeros((len(item), 1), np.float32),
+        item=item,
+        offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        history=[np.empty(0, np.int32)] * n_requests,
+        user=np.zeros(n_requests, np.int32),
+        label=np.array(labels, np.float32),
+        weight=np.ones(len(item), np.float32),
+        sampling_probability=np.array(drawn, np.float32),
+    )
+    head = fit_head(
+        *(batch, np.zeros(len(item), np.float32), item, vectors),
+        np.zeros((n_requests, n_items), np.float32),
+        np.zeros(n_items, np.float32),
+        HeadSettings(width=16, dropout=0, vector_size=20, correct_sampling=correct),
+        **{"steps": 150, "seed": 0, "device": torch.device("cpu")},
+    )
+    columns = np.zeros((n_items, 2), np.float32)
+    projected = head.projected(vectors)
+    score = head.score(columns, projected, np.zeros_like(projected))
+    often, seldom = score[chance > 0.5].mean(), score[chance < 0.5].mean()
+    assert abs(seldom - often) < 0.5 if correct else seldom - often > 1.5
