@@ -180,13 +180,14 @@ def home_depot(arguments: argparse.Namespace):
     from raysys.learners.relevance_blend import folds_by_query
     from raysys.learners.relevance_trees import Remembered
     from raysys.stages import benchmark_relevance as ours
+    from raysys.stages import relevance_judging as judging
     from raysys.stages.benchmark_pairs import read_pairs
 
     judged = read_pairs(
         DATA / "search" / "home_depot.csv.gz", "search_term", ["product_title"], "relevance",
         queries=arguments.requests,
     )  # fmt: skip
-    ground = ours.Ground.of(judged, 0)
+    ground = judging.Ground.of(judged, 0)
     pairs = ground.pairs
     began = time.monotonic()
     members, skipped = ours.fit_members(ground, ours.Budget(arguments.seconds))
@@ -207,9 +208,12 @@ def home_depot(arguments: argparse.Namespace):
 
     def judge(said: np.ndarray, facts: dict) -> list[Figure]:
         low = float(pairs["train"].grade.min())
-        test, held = ours.Judge(pairs["test"], 5, low), ours.Judge(pairs["validation"], 5, low)
+        test, held = (
+            judging.Judge(pairs["test"], 5, low),
+            judging.Judge(pairs["validation"], 5, low),
+        )
         draws = Bootstrap(np.unique(pairs["test"].query))
-        mine = test.ndcg(joined[ours.best_on_validation(joined, held)][0]["test"])
+        mine = test.ndcg(joined[judging.best_on_validation(joined, held)][0]["test"])
         theirs = test.ndcg(said)
         n = int((~np.isnan(mine)).sum())
         about = f"{n} unseen queries, {len(frame)} pairs; {_told(facts)}"

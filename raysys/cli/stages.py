@@ -118,12 +118,16 @@ def train(
         list[str] | None,
         typer.Option("--without", help="A learner that gets no say in the ensemble; repeatable."),
     ] = None,
+    publish_as: Annotated[
+        str | None,
+        typer.Option("--as", help="What points at the bundle: champion, challenger, …"),
+    ] = None,
     force: Force = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Fit learners out-of-fold, stack them, publish a bundle."""
-    told = {"ensemble_only": ensemble_only, "without": without}
+    told = {"ensemble_only": ensemble_only, "without": without, "publish_as": publish_as}
     options = {name: value for name, value in told.items() if value}
     run_stage("train", config, workspace, options, force=force, quiet=quiet, verbose=verbose)
 

@@ -241,7 +241,7 @@ def read(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset()) -> 
     what the file lacks is what its path says (text), else null. A file that lacks a column which
     no event can do without, or that is gone, is one fault.
     """
-    from raysys.datasets import text
+    from raysys.datasets import json_lines, text
 
     try:
         if part.format == "parquet":
@@ -249,7 +249,7 @@ def read(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset()) -> 
         elif part.format == "csv":
             yield from text.read_csv(part, files, derived)
         else:
-            yield from text.read_jsonl(part, files, derived)
+            yield from json_lines.read_jsonl(part, files, derived)
     except FileNotFoundError:
         lost = "" if part.rows is None else f"; {part.rows:,} rows of it are lost"
         yield nothing_but(Fault(0, "missing_file", f"it was there when the run began{lost}"))

@@ -6,7 +6,6 @@ its text) never stops a run: it goes to the quarantine with its reason.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import polars as pl
 from raysys.datasets import complete_journey, files
 from raysys.datasets.files import Part
 from raysys.datasets.labelled_files import LEVELS, LabelledFiles, TextColumns, TextSource
+from raysys.datasets.labelled_spans import Locate, Reader, spans_of
 from raysys.datasets.mapping import TableFiles
 from raysys.datasets.times import to_millis
 from raysys.errors import UserError
@@ -48,8 +48,6 @@ DRAFT: Final[dict[str, Any]] = {
 }
 """Columns of a draft: all that a source may say; null where it does not. `time`: UTC ms."""
 
-Locate = Callable[[str, Mapping[str, Sequence[str]]], tuple[list[dict[str, Any]], int]]
-"""Spans {start, end, label} of a text from attribute → values, and how many values it lacks."""
 
 _RAW: Final = 300  # characters of a row that the quarantine keeps
 _BAD: Final = "_bad"
@@ -75,23 +73,6 @@ class Labelled:
     def reasons(self) -> dict[str, int]:
         """Reason → rows aside, the most frequent first."""
         return dict(Counter(self.aside["reason"].to_list()).most_common())
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """What is the same for all files of a task."""
-
-    task: str
-    locate: Locate | None
-    notes: Counter[str]
-
-    def located(self, text: str, values: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-        """Spans of attribute values; counts those that the text does not hold."""
-        if self.locate is None:
-            raise TypeError("no way to locate values was given")
-        spans, missed = self.locate(text, values)
-        self.notes["attribute_value_not_in_text"] += missed
-        return spans
 
 
 def find(sources: Sequence[TextSource]) -> list[list[Part]]:
@@ -133,7 +114,7 @@ def read(
     aside: list[pl.DataFrame] = []
     total = 0
     notes: Counter[str] = Counter()
-    reader = _Reader(task, locate, notes)
+    reader = Reader(task, locate, notes)
     for number, (source, parts) in enumerate(zip(sources, found, strict=True)):
         _check(source, task, where=f"sources.{number}")
         texts = _item_texts(source)
@@ -242,7 +223,7 @@ def _draft(
     source: TextSource,
     rows: pl.DataFrame,
     part: Part,
-    reader: _Reader,
+    reader: Reader,
     items: pl.DataFrame | None,
 ) -> pl.DataFrame:
     """`DRAFT`, and `_bad`: why the row cannot be used, else null; `_raw`: what it said."""
@@ -287,7 +268,7 @@ def _draft(
     spans: list[list[dict[str, Any]] | None] = [None] * rows.height
     bad_spans: list[str | None] = [None] * rows.height
     if reader.task == "entities":
-        spans, bad_spans = _spans(source, rows, frame["text"].to_list(), reader)
+        spans, bad_spans = spans_of(source, rows, frame["text"].to_list(), reader)
     frame = frame.with_columns(
         pl.Series("spans", spans, dtype=SPANS), pl.Series("_spans", bad_spans, dtype=pl.String)
     )
@@ -347,74 +328,6 @@ def _of_rating(classes: Mapping[str, float]) -> pl.Expr:
     for name, highest in reversed(list(classes.items())):
         label = pl.when(pl.col("rating") <= highest).then(pl.lit(name)).otherwise(label)
     return label
-
-
-def _spans(
-    source: TextColumns, rows: pl.DataFrame, texts: list[str | None], reader: _Reader
-) -> tuple[list[list[dict[str, Any]] | None], list[str | None]]:
-    """Spans of every row, and why they cannot be used."""
-    n = rows.height
-    columns = {name: rows[column].to_list() for name, column in source.attribute_columns.items()}
-    whole = source.spans or source.attributes
-    told = rows[whole].to_list() if whole else [None] * n
-    spans: list[list[dict[str, Any]] | None] = []
-    bad: list[str | None] = []
-    for at, text in enumerate(texts):
-        try:
-            content = _parsed(told[at])
-            if source.spans:
-                found = _checked(content or [], text or "")
-            else:
-                values = dict(content or {})
-                values |= {name: column[at] for name, column in columns.items()}
-                found = reader.located(text or "", _values(values, source.no_value))
-        except _OutsideError:
-            spans.append(None)
-            bad.append("span_outside_text")
-        except (ValueError, TypeError, KeyError, AttributeError):
-            spans.append(None)
-            bad.append("spans_unreadable")
-        else:
-            spans.append(found)
-            bad.append(None)
-    return spans, bad
-
-
-class _OutsideError(Exception):
-    """A span is not within its text."""
-
-
-def _parsed(value: object) -> Any:
-    """JSON where a file holds text; Parquet has lists and mappings of its own."""
-    if isinstance(value, str):
-        return json.loads(value) if value.strip() else None
-    return value
-
-
-def _checked(content: Iterable[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
-    found = []
-    for span in content:
-        start, end, label = int(span["start"]), int(span["end"]), str(span["label"]).strip()
-        if not 0 <= start < end <= len(text):
-            raise _OutsideError
-        if not label:
-            raise ValueError("a span without a label")
-        found.append({"start": start, "end": end, "label": label})
-    return sorted(found, key=lambda span: (span["start"], span["end"]))
-
-
-def _values(attributes: Mapping[str, Any], none: Sequence[str]) -> dict[str, list[str]]:
-    """Attribute → its values: of a text, a list, or a mapping whose keys they are."""
-    found: dict[str, list[str]] = {}
-    for name, told in attributes.items():
-        listed = [told] if isinstance(told, str) else list(told) if told is not None else []
-        if isinstance(told, Mapping):  # Parquet gives every row all keys, most of them null
-            listed = [value for value, weight in told.items() if weight is not None]
-        values = [str(value) for value in listed if value is not None]
-        kept = [value for value in values if value.strip().lower() not in none]
-        if kept:
-            found[str(name)] = kept
-    return found
 
 
 def _as_text(rows: pl.DataFrame, name: str) -> pl.Expr:

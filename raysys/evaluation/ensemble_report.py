@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from raysys.evaluation.figures import Evaluation
 from raysys.evaluation.intervals import Interval
 from raysys.report import COLOURS, Report, Section, new_figure
-
-if TYPE_CHECKING:
-    from raysys.evaluation.report import Evaluation
 
 INK = "#1d2733"
 
@@ -22,11 +20,6 @@ def inside(page: Report, evaluation: Evaluation) -> None:
     _losses(page, evaluation)
     _diversity(page, evaluation)
     _cost(page, evaluation)
-
-
-def numbers(values: npt.NDArray[np.float64]) -> list[list[float | None]]:
-    """A matrix for JSON, where NaN is null."""
-    return [[None if np.isnan(v) else round(float(v), 4) for v in row] for row in values]
 
 
 def _weights(page: Report, evaluation: Evaluation) -> None:

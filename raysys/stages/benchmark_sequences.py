@@ -16,7 +16,8 @@ import numpy as np
 from raysys.datasets.sequences import numbered, read_attributes, read_user_sequences
 from raysys.errors import UserError
 from raysys.learners.sequence_protocol import ItemFacts, Sequences
-from raysys.stages.benchmark_next_item import Cases, Measure, Problem, Trial, discounted, hits
+from raysys.stages.benchmark_next_item import Trial
+from raysys.stages.next_item_problem import Cases, Measure, Problem, discounted, hits
 
 PLACES = 10
 VALIDATION_CASES = 5000

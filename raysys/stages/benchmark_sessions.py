@@ -16,7 +16,8 @@ import numpy as np
 from raysys.datasets.sequences import Case, numbered, read_cases, read_sessions
 from raysys.errors import UserError
 from raysys.learners.sequence_protocol import ItemFacts, Sequences
-from raysys.stages.benchmark_next_item import Cases, Measure, Problem, Trial, hits, reciprocal
+from raysys.stages.benchmark_next_item import Trial
+from raysys.stages.next_item_problem import Cases, Measure, Problem, hits, reciprocal
 
 PLACES = 20
 VALIDATION_SHARE = 0.05

@@ -20,10 +20,11 @@ from raysys.ensemble.cost import Subset
 from raysys.ensemble.folds import base_score
 from raysys.errors import UserError
 from raysys.evaluation.diversity import error_overlap, rank_correlation
+from raysys.evaluation.figures import Evaluation, Loss
 from raysys.evaluation.intervals import Bootstrap
 from raysys.evaluation.judge import Period, Scorer, differences, judge_all
 from raysys.evaluation.metrics import recall
-from raysys.evaluation.report import Evaluation, Loss, write_report
+from raysys.evaluation.report import write_report
 from raysys.evaluation.slices import by_department, by_newness, by_price, read_missed
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples

@@ -7,35 +7,30 @@ What is done of a file counts once all of it is: a run that was cut off goes on 
 
 from __future__ import annotations
 
-import io
 import json
-import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-import polars as pl
-import pyarrow as pa
 from pydantic import Field, field_validator
 
 from raysys.cluster import ray_session
 from raysys.config import StageSettings
 from raysys.datasets import files
 from raysys.datasets.files import Part
-from raysys.datasets.labelled import QUARANTINE, blocks, joined, unsayable
 from raysys.datasets.mapping import Files, TableFiles
 from raysys.errors import UserError
 from raysys.progress import task
 from raysys.registry import TEXT, TEXT_FILE, Registry, TextBundle
-from raysys.storage import MANIFEST, Manifest, Workspace, digest, read_manifest, write_atomic
+from raysys.stages.score_tasks import WORK, Job, Reading, Scoring, fingerprint_of, key_of
+from raysys.storage import MANIFEST, Manifest, Workspace, read_manifest, write_atomic
 
 PIECE_ROWS: Final = 65_536  # of a large Parquet file that are one file's worth of work
 _BLOCK_BYTES: Final = 8 << 20  # that travel at once: small, so that several actors get some
-_DONE, _WORK = ".done", ".work"
+_DONE = ".done"
 
 
 class ScoreSettings(StageSettings, Files):
@@ -71,29 +66,6 @@ class ScoreSettings(StageSettings, Files):
         return (text,) if isinstance(text, str) else text
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every worker needs to know.
-
-    Attributes:
-        parts: the files to read, or pieces of large ones.
-        table: which of their columns are text and query; all are kept.
-        text: columns of the text.
-        join: between them.
-        piece: rows that a model is given at once.
-        bundle: the bundle's folder.
-        output: where predictions go.
-    """
-
-    parts: tuple[Part, ...]
-    table: TableFiles
-    text: tuple[str, ...]
-    join: str
-    piece: int
-    bundle: Path
-    output: Path
-
-
 def run(settings: ScoreSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
     """Predict for every row of the files; see `Job` and the module.
 
@@ -119,8 +91,10 @@ def run(settings: ScoreSettings, workspace: Workspace, *, force: bool = False) -
     output = Path(settings.output).absolute()
     plan = {"bundle": bundle_id, "text": text, "join": join, "query": columns.get("query")}
     done = _prepare(output, plan, force)
-    states = {_key(part): _fingerprint(part) for part in parts}
-    todo = tuple(p for p in parts if done.get(_key(p), {}).get("fingerprint") != states[_key(p)])
+    states = {key_of(part): fingerprint_of(part) for part in parts}
+    todo = tuple(
+        p for p in parts if done.get(key_of(p), {}).get("fingerprint") != states[key_of(p)]
+    )
     manifest = Manifest(
         stage="score",
         inputs={**states, "bundle": bundle_id},
@@ -129,14 +103,14 @@ def run(settings: ScoreSettings, workspace: Workspace, *, force: bool = False) -
     if not todo and (output / MANIFEST).is_file():
         return read_manifest(output)
     for part in todo:  # a file that has changed since
-        for name in done.pop(_key(part), {}).get("files", ()):
+        for name in done.pop(key_of(part), {}).get("files", ()):
             (output / name).unlink(missing_ok=True)
     job = Job(todo, table, text, join, settings.piece, folder, output)
     rows = 0
     if todo:
         with ray_session():
             rows = _on_ray(job, settings, done, states)
-    shutil.rmtree(output / _WORK, ignore_errors=True)
+    shutil.rmtree(output / WORK, ignore_errors=True)
     aside: Counter[str] = Counter()
     for told in done.values():
         aside.update(told["aside"])
@@ -180,15 +154,15 @@ def _prepare(output: Path, plan: dict[str, Any], force: bool) -> dict[str, dict[
                 mend="give another --output, or --force to write them anew",
             )
         if force:
-            for leftover in (_DONE, _WORK, "predictions", "quarantine", MANIFEST):
+            for leftover in (_DONE, WORK, "predictions", "quarantine", MANIFEST):
                 path = output / leftover
                 if path.is_dir():
                     shutil.rmtree(path)
                 path.unlink(missing_ok=True)
     for name in ("predictions", _DONE):
         (output / name).mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(output / _WORK, ignore_errors=True)
-    (output / _WORK).mkdir()
+    shutil.rmtree(output / WORK, ignore_errors=True)
+    (output / WORK).mkdir()
     write_atomic(plan_file, json.dumps(plan, indent=1) + "\n")
     found = sorted((output / _DONE).glob("part-*.json"))
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in found}
@@ -225,14 +199,14 @@ def _on_ray(
     )
     numbers.context.target_max_block_size = _BLOCK_BYTES
     told = numbers.map_batches(
-        _Reading(job),
+        Reading(job),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=0.25,
         compute=TaskPoolStrategy(size=max(1, int(cpus / 2))),
     ).map_batches(
         # as an attribute of the class: Ray warns of arguments that lie in its object store
-        type("Scoring", (_Scoring,), {"job": job}),
+        type("Scoring", (Scoring,), {"job": job}),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=own,
@@ -252,7 +226,7 @@ def _on_ray(
                 scoring.advance(piece["rows"] + piece["n_aside"])
                 if arrived.complete:
                     part = job.parts[piece["number"]]
-                    key = _key(part)
+                    key = key_of(part)
                     done[key] = _settle(job.output, part, arrived, states[key])
                     ended += 1
         scoring.note = f"{ended:,} files or parts of files by up to {workers} models"
@@ -283,7 +257,7 @@ def _settle(output: Path, part: Part, arrived: _Arrived, fingerprint: str) -> di
     for _, piece in sorted(arrived.pieces.items()):
         for name in json.loads(piece["files"]):
             (output / name).parent.mkdir(exist_ok=True)
-            (output / _WORK / Path(name).name).replace(output / name)
+            (output / WORK / Path(name).name).replace(output / name)
             written.append(name)
         aside.update(json.loads(piece["aside"]))
     told = {
@@ -293,133 +267,5 @@ def _settle(output: Path, part: Part, arrived: _Arrived, fingerprint: str) -> di
         "aside": dict(aside),
         "files": written,
     }
-    write_atomic(output / _DONE / f"{_key(part)}.json", json.dumps(told) + "\n")
+    write_atomic(output / _DONE / f"{key_of(part)}.json", json.dumps(told) + "\n")
     return told
-
-
-class _Reading:
-    """Reads parts; yields one row a piece."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for number in batch["number"].to_pylist():
-            for at, (rows, aside, last) in enumerate(_looking_ahead(self._pieces(number))):
-                yield pa.table(
-                    {
-                        "number": [number],
-                        "piece": [at],
-                        "last": [last],
-                        "rows": pa.array([_packed(rows)], pa.large_binary()),
-                        "aside": pa.array([_packed(aside)], pa.large_binary()),
-                    }
-                )
-
-    def _pieces(self, number: int) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-        job = self.job
-        part = job.parts[number]
-        for rows, lost in blocks(job.table, part):
-            if not rows.height:
-                yield rows, lost
-                continue
-            text = rows.select(joined(rows, job.text, job.join).alias("_text"))["_text"]
-            bad = pl.select(unsayable(pl.lit(text))).to_series()
-            reasons = pl.Series("empty_text", ["empty_text"]).new_from_index(0, rows.height)
-            if "query" in job.table.columns:
-                query = rows[job.table.columns["query"]].cast(pl.String)
-                without = pl.select(unsayable(pl.lit(query))).to_series() & ~bad
-                reasons = reasons.zip_with(~without, pl.Series(["empty_query"]))
-                bad = bad | without
-            rows = rows.with_columns(text.alias("_text"), pl.lit(part.label).alias("_file"))
-            aside = rows.filter(bad).select(
-                reasons.filter(bad).alias("reason"),
-                pl.col("_file").alias("source"),
-                pl.col("_row").alias("row"),
-                pl.lit("").alias("raw"),
-            )
-            lost = pl.concat([lost, aside])
-            rows = rows.filter(~bad)
-            for start in range(0, max(1, rows.height), job.piece):
-                yield rows.slice(start, job.piece), lost if not start else lost.clear()
-
-
-class _Scoring:
-    """Holds the model; writes what it says of each piece."""
-
-    job: Job
-
-    def __init__(self) -> None:
-        self.bundle = TextBundle.load(self.job.bundle)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self._score(piece) for piece in batch.to_pylist()])
-
-    def _score(self, piece: dict[str, Any]) -> dict[str, Any]:
-        job = self.job
-        part = job.parts[piece["number"]]
-        name = f"{_stem(part)}-{piece['piece']:05d}.parquet"
-        rows, aside = _unpacked(piece["rows"]), _unpacked(piece["aside"])
-        work, written = job.output / _WORK, []
-        if rows.height:
-            self._predicted(rows).write_parquet(work / name)
-            written.append(f"predictions/{name}")
-        if aside.height:
-            aside.write_parquet(work / f"aside-{name}")
-            written.append(f"quarantine/aside-{name}")
-        return {
-            "number": piece["number"],
-            "piece": piece["piece"],
-            "last": piece["last"],
-            "rows": rows.height,
-            "n_aside": aside.height,
-            "aside": json.dumps(dict(Counter(aside["reason"].to_list()))),
-            "files": json.dumps(written),
-        }
-
-    def _predicted(self, rows: pl.DataFrame) -> pl.DataFrame:
-        columns = {"text": rows["_text"].to_arrow().cast(pa.string())}
-        if self.bundle.task == "relevance":
-            query = rows[self.job.table.columns["query"]].cast(pl.String)
-            columns["query"] = query.to_arrow().cast(pa.string())
-        said = pl.from_arrow(self.bundle.model.predict(pa.table(columns)))
-        assert isinstance(said, pl.DataFrame)
-        said = said.rename({name: f"predicted_{name}" for name in said.columns})
-        return pl.concat([rows.drop("_text"), said], how="horizontal")
-
-
-def _looking_ahead(
-    pieces: Iterator[tuple[pl.DataFrame, pl.DataFrame]],
-) -> Iterator[tuple[pl.DataFrame, pl.DataFrame, bool]]:
-    """Each piece, and whether it is the last; at least one, as a file may say nothing."""
-    empty = pl.DataFrame(schema=QUARANTINE)
-    held = next(pieces, (pl.DataFrame(), empty))
-    for piece in pieces:
-        yield *held, False
-        held = piece
-    yield *held, True
-
-
-def _packed(rows: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    rows.write_ipc(buffer)
-    return buffer.getvalue()
-
-
-def _unpacked(content: bytes) -> pl.DataFrame:
-    return pl.read_ipc(io.BytesIO(content))
-
-
-def _key(part: Part) -> str:
-    """Names a part among those of all runs into one folder."""
-    return f"part-{digest([part.label, part.first_row])}"
-
-
-def _stem(part: Part) -> str:
-    """Begins the names of a part's files: readable, and its own."""
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(part.label).name.split(".")[0])[:40]
-    return f"{readable}-{_key(part)[5:13]}"
-
-
-def _fingerprint(part: Part) -> str:
-    return digest([files.fingerprint(part), part.row_groups])

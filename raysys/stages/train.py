@@ -79,6 +79,8 @@ class TrainSettings(StageSettings):
         learner_resources: name -> resources, for learners that need others.
         surface: which lists the bundle is for.
         name: readable beginning of the bundle's id.
+        publish_as: what points at the new bundle. Where `champion` is served (`follow`), give
+            another name, such as `challenger`: `raysys promote` asks whether it is better.
         seed: of everything random.
     """
 
@@ -95,6 +97,7 @@ class TrainSettings(StageSettings):
     learner_resources: dict[str, ResourceSettings] = Field(default_factory=dict)
     surface: str = "recommend"
     name: str = "bundle"
+    publish_as: str = Field(default="champion", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
@@ -118,7 +121,7 @@ class Member:
 
 
 def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
-    """Fit, stack and publish; point `champion` at the new bundle.
+    """Fit, stack and publish; point `publish_as` at the new bundle.
 
     Raises:
         UserError: no features yet, settings that no learner takes, data nothing learns from, or
@@ -141,7 +144,7 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
         stage="train",
         inputs={"features": upstream.fingerprint},
         settings={
-            **settings.model_dump(mode="json"),
+            **settings.model_dump(mode="json", exclude={"publish_as"}),
             "chosen": chosen,
             "rows": {name: each.model_dump() for name, each in rows.items()},
         },
@@ -149,7 +152,10 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
     registry = Registry(workspace.registry)
     if not force and is_done(workspace.train, planned):
         done = read_manifest(workspace.train)
-        if done.figures.get("bundle") in registry.list():
+        bundle = done.figures.get("bundle")
+        if bundle in registry.list():
+            if settings.publish_as not in registry.pointers():
+                registry.point(settings.publish_as, bundle)
             return done
     started = time.monotonic()
     validation = int(upstream.figures["folds"]["validation"])
@@ -238,7 +244,7 @@ def _publish(
     planned: Manifest,
     upstream: Manifest,
 ) -> str:
-    """The id of a new bundle, which `champion` then points at."""
+    """The id of a new bundle, which `publish_as` then points at."""
     registry = Registry(workspace.registry)
     bundle = registry.publish(
         lambda fresh: write_bundle(fresh, workspace, served, made.ensemble, catalogue),
@@ -249,7 +255,7 @@ def _publish(
         settings=planned.settings,
         figures=made.figures(),
     )
-    registry.point("champion", bundle)
+    registry.point(settings.publish_as, bundle)
     return bundle
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysys.datasets import text
+from raysys.datasets import chunks, json_lines
 from raysys.datasets.files import find, read
 from raysys.datasets.mapping import ItemFiles, TableFiles, UserFiles
 from raysys.errors import UserError
@@ -96,7 +96,7 @@ def test_a_title_of_a_million_characters(tmp_path):
 
 
 def test_records_across_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "CHUNK", 64)
+    monkeypatch.setattr(chunks, "CHUNK", 64)
     content = b"a,b\n" + b"".join(b'%d,"line\nof %d"\n' % (i, i) for i in range(500))
     rows, faults = csv(tmp_path / "x.csv", content)
     assert not faults
@@ -171,7 +171,7 @@ def test_quick_and_slow_json_say_the_same(tmp_path, monkeypatch):
     files = ItemFiles(paths=str(path), columns=names)
     quick, faults = read_all(path, files)
     assert not faults
-    monkeypatch.setattr(text, "_quick_json", lambda *_: None)
+    monkeypatch.setattr(json_lines, "_quick_json", lambda *_: None)
     slow, _ = read_all(path, files)
     assert quick == slow
     assert [row["p.b"] for row in slow.values()][5:7] == ['[1, "é"]', '{"k": "v"}']

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysys.datasets import text
+from raysys.datasets import chunks
 from raysys.datasets.source import Source
 from raysys.errors import UserError
 from raysys.ingest import pipeline, reading, settling
@@ -186,7 +186,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path, monkeypatch, afte
 
 
 def test_a_failure_leaves_no_half_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "CHUNK", 400)  # the fault is in a later block than the first
+    monkeypatch.setattr(chunks, "CHUNK", 400)  # the fault is in a later block than the first
     shop = Shop(tmp_path)
     shop.log("a.csv", lines(0))
     wrong = [f"e{i},u,i1,view,{START * 1000},1,1," for i in range(60)]

@@ -13,7 +13,7 @@ from raysys.cli import app
 from raysys.datasets.sequences import Case
 from raysys.errors import UserError
 from raysys.stages import benchmark_next_item, benchmark_sequences, benchmark_sessions
-from raysys.stages.benchmark_next_item import discounted, hits, reciprocal
+from raysys.stages.next_item_problem import discounted, hits, reciprocal
 from tests.learners.sequence_suite import walks
 
 

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from raysys.cli import app
 from raysys.errors import UserError
 from raysys.stages.benchmark_pairs import read_pairs
-from raysys.stages.benchmark_relevance import Ground, fit_encoder, join_members
+from raysys.stages.benchmark_relevance import fit_encoder, join_members
+from raysys.stages.relevance_judging import Ground
 from tests.text.tiny import write_tiny_bert
 
 COLOURS = ("red", "green", "blue", "black", "white")

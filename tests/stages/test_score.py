@@ -26,7 +26,7 @@ from raysys.registry import Registry
 from raysys.serving.app import http_app, settle
 from raysys.serving.args import ServeArgs
 from raysys.serving.service import Service
-from raysys.stages import score
+from raysys.stages import score, score_tasks
 from raysys.stages import text as fitting
 from raysys.stages.score import ScoreSettings
 from raysys.storage import Workspace, read_manifest
@@ -67,8 +67,8 @@ class InProcess:
         self.scored: list[str] = []
 
         def on_ray(job: Any, settings: Any, done: Any, states: Any) -> int:
-            reading = score._Reading(job)
-            scoring = type("Scoring", (score._Scoring,), {"job": job})()
+            reading = score_tasks.Reading(job)
+            scoring = type("Scoring", (score_tasks.Scoring,), {"job": job})()
             rows = 0
             for number in list(range(len(job.parts)))[:most]:
                 arrived = score._Arrived()
@@ -79,7 +79,7 @@ class InProcess:
                         rows += told["rows"]
                 assert arrived.complete
                 part = job.parts[number]
-                key = score._key(part)
+                key = score_tasks.key_of(part)
                 done[key] = score._settle(job.output, part, arrived, states[key])
                 self.scored.append(part.label)
             if most is not None:

@@ -52,6 +52,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory, without_ray: object) -> Wo
     return workspace
 
 
+def test_a_challenger_leaves_the_champion_alone(trained: Workspace, tmp_path: Path) -> None:
+    copy = Workspace(tmp_path / "copy")
+    shutil.copytree(trained.root, copy.root)
+    registry = Registry(copy.registry)
+    champion = registry.resolve("champion")
+    train.run(settings(publish_as="challenger"), copy)  # fitted already: only the name is new
+    assert registry.resolve("challenger") == champion
+    train.run(settings(publish_as="challenger", seed=5, name="other"), copy)
+    assert registry.resolve("challenger") != champion == registry.resolve("champion")
+    with pytest.raises(UserError, match="publish_as"):
+        settings(publish_as="../champion")
+
+
 def test_it_writes_scores_models_and_figures(trained: Workspace) -> None:
     manifest = read_manifest(trained.train)
     assert manifest.counts["learners"] == 3
