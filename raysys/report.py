@@ -127,10 +127,13 @@ class Report:
         self.parts.append(Section(title))
         return self.parts[-1]
 
+    def html(self) -> str:
+        """The page; it needs no other file."""
+        return str(_render(_PAGE, title=self.title, lead=self.lead, parts=self.parts))
+
     def write(self, path: Path) -> None:
-        """Write the page; it needs no other file."""
-        page = _render(_PAGE, title=self.title, lead=self.lead, parts=self.parts)
-        write_atomic(path, str(page))
+        """Write the page."""
+        write_atomic(path, self.html())
 
 
 def new_figure(width: float = 9.0, height: float = 3.2) -> tuple[Figure, Any]:

@@ -88,6 +88,11 @@ class Workspace:
         return self.root / "eventlog"
 
     @property
+    def exposures(self) -> Path:
+        """Which arm of which experiment a user got, as a deployment records it."""
+        return self.root / "exposures"
+
+    @property
     def compress(self) -> Path:
         """What smaller and faster models cost and lose: HTML and JSON, one folder a bundle."""
         return self.root / "compress"

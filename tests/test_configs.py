@@ -35,7 +35,7 @@ def kind(path: Path) -> str:
     """Which part of the program reads a file."""
     if path.parts[:2] == ("raysys", "presets"):
         return path.stem
-    if path.parts[0] in ("tune_configs", "serve_configs"):
+    if path.parts[0] in ("tune_configs", "serve_configs", "experiment_configs"):
         return path.parts[0].partition("_")[0]
     return str(path)
 
@@ -58,6 +58,13 @@ def test_it_loads(path):
             check(load_settings(stage_settings("tune"), ROOT / path), features={})
         case "serve":
             load_settings(stage_settings("deploy"), ROOT / path)
+        case "experiment":
+            from raysys.experiments import ExperimentsSettings
+            from raysys.serving.args import ServeArgs
+            from raysys.serving.experiments import check_served
+
+            settings = load_settings(ExperimentsSettings, ROOT / path)
+            check_served(settings, ServeArgs(), str(path))
         case "deploy/kuberay.yaml":
             from tests.test_deployables import DOCUMENTS
 

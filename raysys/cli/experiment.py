@@ -85,9 +85,16 @@ def analyse(
     file: Experiments,
     name: Named = None,
     exposures: Annotated[
-        Path | None, typer.Option("--exposures", help="Parquet file or folder.")
+        Path | None,
+        typer.Option("--exposures", help="Parquet file or folder; the workspace's if unset."),
     ] = None,
-    events: Events = None,
+    events: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--events",
+            help="Parquet, or the folder of an event log; repeatable. The workspace's if unset.",
+        ),
+    ] = None,
     users: Annotated[
         Path | None, typer.Option("--users", help="A table of one row a user, instead of both.")
     ] = None,
@@ -100,7 +107,7 @@ def analyse(
 
     with terminal.session():
         stage = import_module("raysys.stages.experiment")
-        options = stage.AnalyseOptions(name, exposures, events, users, output)
+        options = stage.AnalyseOptions(name, exposures, events or (), users, output)
         stage.run_analysis(file, Workspace(workspace), options)
 
 

@@ -125,9 +125,9 @@ def key_revoke(
 
 def replay(
     request_id: Annotated[str, typer.Argument(help="Of the answer.")],
-    exposures: Annotated[
-        Path, typer.Option("--exposures", "-e", help="Folder that the serve config names.")
-    ] = Path("runs/exposures"),
+    shown_lists: Annotated[
+        Path, typer.Option("--shown-lists", "-s", help="Folder that the serve config names.")
+    ] = Path("runs/shown_lists"),
     registry: Annotated[
         Path | None, typer.Option("--registry", help="Where the bundle lies now, if it moved.")
     ] = None,
@@ -138,5 +138,5 @@ def replay(
 
     with terminal.session():
         stage = import_module("raysys.stages.replay")
-        same = stage.run(request_id, exposures, registry, machine=as_json)
+        same = stage.run(request_id, shown_lists, registry, machine=as_json)
     raise typer.Exit(0 if same else 1)

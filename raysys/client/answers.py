@@ -35,6 +35,7 @@ class ListAnswer(_Answer):
         items: best first.
         bundle: id of the bundle that answered.
         arm: the name by which it was chosen: champion, challenger.
+        experiments: experiment → arm that this list shows.
         degraded: whether something was left out.
         left_out: what.
         cold_start: whether nothing was known of the user.
@@ -47,6 +48,7 @@ class ListAnswer(_Answer):
     items: list[ListedItem]
     bundle: str
     arm: str
+    experiments: dict[str, str] = {}
     degraded: bool
     left_out: list[str] = []
     cold_start: bool

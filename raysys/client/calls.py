@@ -21,9 +21,11 @@ Event = Mapping[str, Any]
 
 
 class Made(TypedDict, total=False):
-    """How a list is to be made; see the API page."""
+    """How a list is to be made; see the API page. `arms`: experiment → arm, for testers."""
 
     session_id: str | None
+    attributes: Mapping[str, str]
+    arms: Mapping[str, str]
     explain: bool
     deadline_ms: float | None
     priority: Literal["normal", "background"]
@@ -79,6 +81,8 @@ def listed(path: str, **asked: Any) -> Call[answers.ListAnswer]:
         headers["X-Deadline-Ms"] = f"{deadline:g}"
     if (priority := asked.pop("priority", None)) is not None:
         headers["X-Priority"] = str(priority)
+    if arms := asked.pop("arms", None):
+        headers["X-Experiment-Arm"] = ",".join(f"{name}={arm}" for name, arm in arms.items())
     body = {
         name: list(value) if name == "item_ids" else value
         for name, value in asked.items()

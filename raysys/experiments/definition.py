@@ -342,7 +342,7 @@ class ExperimentsSettings(Settings):
                         f"{experiment.name}: no metric {name!r}; one of: {', '.join(known)}"
                     )
         _refuse_overlaps(self.experiments)
-        _refuse_conflicts(self.experiments)
+        refuse_conflicts(self.experiments)
         return self
 
     def metric(self, name: str) -> Metric:
@@ -379,8 +379,12 @@ def _refuse_overlaps(experiments: Iterable[Experiment]) -> None:
                 )
 
 
-def _refuse_conflicts(experiments: Iterable[Experiment]) -> None:
-    """Experiments that decide the same thing for the same list must exclude each other."""
+def refuse_conflicts(experiments: Iterable[Experiment]) -> None:
+    """Experiments that decide the same thing for the same list must exclude each other.
+
+    Raises:
+        ValueError: naming two, and what both decide.
+    """
     for one, other in combinations(experiments, 2):
         together = not one.surfaces or not other.surfaces or set(one.surfaces) & set(other.surfaces)
         exclusive = one.layer and other.layer and one.layer.name == other.layer.name

@@ -26,7 +26,12 @@ def write_experiment_report(found: ExperimentAnalysis, folder: Path) -> None:
     sentences = verdict(found)
     content = json.dumps({"verdict": sentences, **found.to_dict()}, indent=1, ensure_ascii=False)
     write_atomic(folder / "report.json", content + "\n")
-    experiment = found.experiment
+    experiment_report(found).write(folder / "report.html")
+
+
+def experiment_report(found: ExperimentAnalysis) -> Report:
+    """The page."""
+    sentences, experiment = verdict(found), found.experiment
     page = Report(f"Experiment: {experiment.name}", experiment.question or "")
     short = page.section("Verdict")
     for sentence in sentences:
@@ -46,7 +51,7 @@ def write_experiment_report(found: ExperimentAnalysis, folder: Path) -> None:
     if found.segments:
         _segments(page.section("Segments"), found)
     _method(page.section("How it was judged"), found)
-    page.write(folder / "report.html")
+    return page
 
 
 def _metrics(section: Section, found: ExperimentAnalysis) -> None:

@@ -96,13 +96,15 @@ def read_exposures(path: Path) -> pl.LazyFrame:
 
 
 def read_events(path: Path) -> pl.LazyFrame:
-    """Events as `schema.EVENTS` has them; price and quantity may be missing."""
+    """Events as `schema.EVENTS` has them; price, quantity and event_id may be missing."""
     frame = scan(path, ("event_type", "user_id", "timestamp"), "events")
     names = frame.collect_schema().names()
     for name in ("price", "quantity"):
         if name not in names:
             frame = frame.with_columns(pl.lit(None, pl.Float64).alias(name))
+    known = ["event_id"] if "event_id" in names else []
     return frame.select(
+        *(pl.col(name).cast(pl.String) for name in known),
         pl.col("event_type").cast(pl.String),
         pl.col("user_id").cast(pl.String),
         pl.col("timestamp").cast(_WHEN),

@@ -17,6 +17,7 @@ PAGES: Final = (
     *("POST /cart", "POST /visitor", "POST /seen"),
     *("GET /console/login", "POST /console/login", "POST /console/leave"),
     *("GET /console", "GET /console/compare", "GET /console/live", "GET /console/query"),
+    *("GET /console/experiments", "GET /console/experiments/{name}"),
     "POST /console/champion",
 )
 """Of people with browsers: the shop is everybody's, the console has a login of its own."""
@@ -42,6 +43,7 @@ ACCESS: Final[dict[str, Access]] = {
     "POST /v1/admin/rollback": "admin",
     "GET /v1/admin/canary": "admin",
     "POST /v1/admin/canary": "admin",
+    "GET /v1/admin/experiments": "admin",
     **dict.fromkeys(PAGES, "open"),
 }
 """Method and path of each route, as OpenAPI writes them, to the role that it needs."""

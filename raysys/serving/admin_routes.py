@@ -77,6 +77,26 @@ class CanaryAnswer(BaseModel):
     halted: list[dict[str, Any]] = Field(description="Canaries that a guard ended, and why.")
 
 
+class ServedExperiment(BaseModel):
+    """One experiment of this deployment."""
+
+    name: str
+    arms: dict[str, float] = Field(description="Arm → share of the eligible users.")
+    bundles: dict[str, str] = Field(description="Arm → id of the bundle that answers it.")
+    start: str
+    end: str | None
+    served: bool = Field(description="Whether this replica draws users into it now.")
+
+
+class ServedExperiments(BaseModel):
+    """What this replica draws users into."""
+
+    experiments: list[ServedExperiment]
+    trouble: dict[str, str] = Field(
+        description="`files`, or an experiment's name → why it is not served, or was not changed."
+    )
+
+
 def add_admin_routes(app: FastAPI, arms: Arms) -> None:
     """Add `/v1/admin/*`."""
     registry = Registry(arms.args.registry_path)
@@ -143,6 +163,11 @@ def add_admin_routes(app: FastAPI, arms: Arms) -> None:
     async def canary() -> CanaryAnswer:
         """Of the replica that answers; others count their own."""
         return CanaryAnswer.model_validate(await asyncio.to_thread(arms.status))
+
+    @app.get("/v1/admin/experiments", tags=["admin"], summary="Experiments that are served")
+    async def experiments() -> ServedExperiments:
+        """Of the replica that answers, with what keeps any of them from being served."""
+        return ServedExperiments.model_validate(arms.experiments.status())
 
     @app.post("/v1/admin/canary", tags=["admin"], summary="Try a bundle, or stop")
     async def try_canary(asked: CanaryRequest) -> CanaryAnswer:

@@ -56,6 +56,16 @@ Urgency = Annotated[
 ]
 
 
+Attributes = Annotated[
+    dict[Id, Annotated[str, StringConstraints(max_length=200), *_Plain]],
+    Field(
+        max_length=20,
+        description="What the caller knows of who asks, such as country or device: experiments "
+        "ask for it (eligibility, segments), and nothing else does.",
+    ),
+]
+
+
 class _Request(BaseModel):
     """Unknown fields are refused: a misspelt one would otherwise be silently ignored."""
 
@@ -86,6 +96,7 @@ class RecommendRequest(_Request):
 
     user_id: Id | None = None
     session_id: Id | None = None
+    attributes: Attributes = {}
     place: Annotated[
         Literal["home", "item", "cart"],
         Field(description="Where the list stands: item and cart are about item_ids."),
@@ -116,6 +127,7 @@ class SearchRequest(_Request):
     query: Query
     user_id: Id | None = None
     session_id: Id | None = None
+    attributes: Attributes = {}
     filters: Filters | None = None
     k: K = 10
     explain: Explain = False
@@ -129,6 +141,7 @@ class SimilarRequest(_Request):
     item_id: Id
     user_id: Id | None = None
     session_id: Id | None = None
+    attributes: Attributes = {}
     filters: Filters | None = None
     k: K = 10
     explain: Explain = False
@@ -145,6 +158,7 @@ class RankRequest(_Request):
     query: Query | None = None
     user_id: Id | None = None
     session_id: Id | None = None
+    attributes: Attributes = {}
     explain: Explain = False
 
     @model_validator(mode="after")
@@ -211,6 +225,9 @@ class ListAnswer(BaseModel):
 
     request_id: str = Field(description="Send it back with events, so that feedback joins.")
     items: list[ListedItem]
+    experiments: dict[str, str] = Field(
+        {}, description="Experiment → arm that this list shows; empty: it is in none."
+    )
     bundle: str = Field(description="Id of the bundle that answered.")
     arm: str = Field(description="The name by which that bundle was chosen.")
     degraded: bool = Field(description="Whether something was left out; see left_out.")

@@ -72,13 +72,16 @@ def settle(args: ServeArgs) -> ServeArgs:
         "pinned": pinned,
         "pinned_text": texts,
         "auth": args.auth.settled(),
+        "experiments": args.experiments.model_copy(
+            update={"exposures": str(args.exposures_path.resolve())}
+        ),
     }
     if args.events is not None:
         path = str(args.events_path.resolve())
         update["events"] = args.events.model_copy(update={"path": path})
-    if args.exposures is not None:
-        folder = str(under_home(args.exposures.folder).resolve())
-        update["exposures"] = args.exposures.model_copy(update={"folder": folder})
+    if args.shown_lists is not None:
+        folder = str(under_home(args.shown_lists.folder).resolve())
+        update["shown_lists"] = args.shown_lists.model_copy(update={"folder": folder})
     if args.stock is not None:
         path = str(under_home(args.stock.path).resolve())
         update["stock"] = args.stock.model_copy(update={"path": path})

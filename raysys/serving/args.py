@@ -11,8 +11,9 @@ from raysys.config import Settings
 from raysys.serving.cache import CacheArgs
 from raysys.serving.edge_args import AuthArgs, LimitArgs, Origin, under_home
 from raysys.serving.events_args import EventsArgs
-from raysys.serving.exposures import ExposureArgs
+from raysys.serving.exposures import ExperimentArgs
 from raysys.serving.policy import PolicyArgs
+from raysys.serving.shown_lists import ShownArgs
 from raysys.serving.stock import StockArgs
 
 
@@ -111,7 +112,8 @@ class ServeArgs(Settings):
         similar: lists of items like another.
         stock: where it is told what is in stock; null: all is.
         cache: how long scores are kept for the same request; null: not at all.
-        exposures: where it is recorded what was shown to whom; null: nowhere.
+        shown_lists: where it is recorded what was shown to whom; null: nowhere.
+        experiments: how experiments are served; which are is `user_config.experiments`.
         text: text tasks that are served as well.
         pinned_text: task → id of the bundle, as `pinned`.
         follow: load the bundle that `bundle` means as soon as that changes, without a deployment;
@@ -136,7 +138,8 @@ class ServeArgs(Settings):
     similar: SimilarArgs = SimilarArgs()
     stock: StockArgs | None = None
     cache: CacheArgs | None = None
-    exposures: ExposureArgs | None = None
+    shown_lists: ShownArgs | None = None
+    experiments: ExperimentArgs = ExperimentArgs()
     text: TextArgs = TextArgs()
     pinned_text: dict[str, str] = {}
     follow: bool = False
@@ -161,6 +164,13 @@ class ServeArgs(Settings):
     def registry_path(self) -> Path:
         """The registry's folder; see `registry`."""
         return under_home(self.registry)
+
+    @property
+    def exposures_path(self) -> Path:
+        """The exposures' folder; see `ExperimentArgs.exposures`."""
+        if self.experiments.exposures is None:
+            return self.registry_path.parent / "exposures"
+        return under_home(self.experiments.exposures)
 
     @property
     def events_path(self) -> Path:

@@ -21,11 +21,16 @@ from typing import Any, Final
 from raysys.errors import UserError
 from raysys.registry import Registry
 from raysys.serving.args import ServeArgs, TextArgs
+from raysys.serving.asking import Context
+from raysys.serving.experiment_arms import ExperimentArms
 from raysys.serving.guard import Arm, Guard
+from raysys.serving.lease import Lease
+from raysys.serving.outcomes import NO_EXPERIMENT, Outcomes
 from raysys.serving.problems import Problem
 from raysys.serving.rollout import CanaryArgs, Rollout, RolloutState, UserConfig, effective, plain
-from raysys.serving.service import Service
+from raysys.serving.service import SURFACES, Service
 from raysys.serving.shadow import Shadow
+from raysys.serving.treatments import Treatment
 
 log = logging.getLogger("raysys")
 
@@ -34,46 +39,6 @@ LISTS: Final = ("answer", "content")
 
 LOOK_S = 2.0  # how often a replica looks whether it is told something new
 _VERDICT_EVERY = 20  # answers
-
-
-class Lease:
-    """A service and how many requests are at it; closed when it is retired and the last one ends.
-
-    Args:
-        service: warm.
-    """
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self._lock = threading.Lock()
-        self._users = 0
-        self._retired = False
-
-    def take(self) -> bool:
-        """Begin to use it; False: it is about to close."""
-        with self._lock:
-            self._users += not self._retired
-            return not self._retired
-
-    def give_back(self) -> None:
-        """One use has ended."""
-        with self._lock:
-            self._users -= 1
-            ended = self._retired and not self._users
-        if ended:
-            self._close()
-
-    def retire(self) -> None:
-        """Close it as soon as nobody uses it."""
-        with self._lock:
-            ended = not self._users and not self._retired
-            self._retired = True
-        if ended:
-            self._close()
-
-    def _close(self) -> None:
-        # it may wait for a disk, and whoever gave back last has an answer to send
-        threading.Thread(target=self.service.close, name="close", daemon=True).start()
 
 
 @dataclass
@@ -132,6 +97,9 @@ class Arms:
         self._halting: list[tuple[str, str]] = []
         self._watch = watch and args.bundle is not None
         self._trouble = ""
+        self.experiments = ExperimentArms(args, self._beside, lambda: self.champion.metrics)
+        self.outcomes = Outcomes(lambda: self.champion.metrics)
+        self._hear(self._lease)
 
     def __getattr__(self, name: str) -> Any:
         """Lists go to the arm of whoever asks; everything else is the champion's."""
@@ -186,6 +154,7 @@ class Arms:
                 self._write_halts()
                 if self.args.follow:
                     self._follow(self._registry.resolve(self.args.bundle))
+                self.experiments.look(self._config.experiments, self._lease)
                 self._try(effective(self.rollout.read(), self._config, self._registry.resolve))
             self._trouble = ""
         except (UserError, OSError) as error:
@@ -239,6 +208,7 @@ class Arms:
         self._wake.set()
         with self._changing:
             self._drop()
+            self.experiments.close()
         self.champion.close()
 
     @contextlib.contextmanager
@@ -251,22 +221,95 @@ class Arms:
             lease.give_back()
 
     def _list(self, name: str, asked: Any, *rest: Any) -> Any:
+        """The answer, in the arms of whoever asks; one to look at (explain) counts nowhere."""
+        began = time.perf_counter()
+        context = rest[0] if rest and isinstance(rest[0], Context) else None
+        treatment = None
+        if context is not None and (self.experiments.served is not None or context.forced):
+            with self._held() as champion:
+                treatment = self.experiments.treatment(asked, context, champion)
+        failed = False
+        if treatment is None:
+            answer = self._untreated(name, asked, *rest)
+        else:
+            answer, failed = self._treated(treatment, name, asked, *rest)
+        if context is None or asked.explain:
+            return answer
+        told = answer if isinstance(answer, dict) else vars(answer)
+        if treatment is not None:
+            self.experiments.exposed(treatment, told["request_id"], told["bundle"])
+        self.outcomes.answered(
+            told["request_id"],
+            SURFACES[type(asked)],
+            treatment.arms if treatment is not None else {NO_EXPERIMENT: told["arm"]},
+            time.perf_counter() - began,
+            "failed" if failed else "degraded" if told["degraded"] else "ok",
+        )
+        return answer
+
+    def _treated(self, treatment: Treatment, name: str, asked: Any, *rest: Any) -> tuple[Any, bool]:
+        """The answer by an experiment's arms, and whether they failed and the champion answers."""
+        failed = False
+        try:
+            if treatment.bundle is None:
+                answer = self._untreated(name, asked, *rest, treatment=treatment)
+            else:
+                with self._service_of(treatment.bundle) as service:
+                    answer = getattr(_in(treatment, service), name)(asked, *rest)
+        except Exception as error:
+            # the user's own mistakes fail on both, and then say nothing of the arm
+            answer = self._untreated(name, asked, *rest)
+            failed = True
+            if not isinstance(error, Problem):
+                log.exception("%s failed; the champion answers", treatment.arms)
+        if isinstance(answer, dict):
+            answer["experiments"] = treatment.arms
+        else:
+            answer = answer.model_copy(update={"experiments": treatment.arms})
+        return answer, failed
+
+    @contextlib.contextmanager
+    def _service_of(self, bundle: str) -> Iterator[Service]:
+        """The service of an experiment's bundle; the champion's, should it be gone meanwhile."""
+        lease = self.experiments.lease(bundle)
+        if lease is None:
+            with self._held() as service:
+                yield service
+            return
+        try:
+            yield lease.service
+        finally:
+            lease.give_back()
+
+    def _untreated(
+        self, name: str, asked: Any, *rest: Any, treatment: Treatment | None = None
+    ) -> Any:
+        """The answer of the champion or of what is tried beside it."""
         tried = self._tried
         if tried is None or not tried.lease.take():
             with self._held() as service:
-                return getattr(service, name)(asked, *rest)
+                return getattr(_in(treatment, service), name)(asked, *rest)
         try:
             with self._held() as service:
-                return self._either(tried, service, name, asked, *rest)
+                return self._either(tried, service, treatment, name, asked, *rest)
         finally:
             tried.lease.give_back()
 
-    def _either(self, tried: Tried, champion: Service, name: str, asked: Any, *rest: Any) -> Any:
+    def _either(
+        self,
+        tried: Tried,
+        champion: Service,
+        treatment: Treatment | None,
+        name: str,
+        asked: Any,
+        *rest: Any,
+    ) -> Any:
+        champion = _in(treatment, champion)
         arm = tried.canary.arm_of(asked.user_id or asked.session_id)
         began, failed = time.perf_counter(), False
         if arm == "challenger":
             try:
-                answer = getattr(tried.lease.service, name)(asked, *rest)
+                answer = getattr(_in(treatment, tried.lease.service), name)(asked, *rest)
             except Exception as error:
                 # the user's own mistakes fail on both, and then say nothing of the challenger
                 answer = getattr(champion, name)(asked, *rest)
@@ -284,7 +327,7 @@ class Arms:
             raise
         self._count(tried, arm, began, failed=_degraded(answer))
         if tried.shadow is not None and tried.lease.take():
-            challenger = tried.lease.service
+            challenger = _in(treatment, tried.lease.service)
 
             def again() -> Any:
                 began = time.perf_counter()
@@ -322,9 +365,13 @@ class Arms:
         if bundle == self.champion.bundle.id:
             return
         fresh = Lease(self._load(self.args.bundle or "", bundle))
-        old, self._lease = self._lease, fresh
-        self.args = fresh.service.args
-        old.retire()
+        old = self._lease
+        kept = self.experiments.keep(old)  # before: its arm is never without it
+        self._lease, self.args = fresh, fresh.service.args
+        old.service.heard = None
+        self._hear(fresh)
+        if not kept:
+            old.retire()
         log.info("%s answers now, %s has ended", bundle, old.service.bundle.id)
 
     def _try(self, canary: CanaryArgs | None) -> None:
@@ -337,7 +384,7 @@ class Arms:
         if any(bundle == canary.bundle for bundle, _ in self._halting):
             return  # its end is not written yet
         same = now is not None and now.canary.bundle == canary.bundle
-        # a shadow leaves no exposures, a canary does: it is another service
+        # a shadow records no shown lists, a canary does: it is another service
         if now is not None and same and now.canary.shadow == canary.shadow and now.lease.take():
             lease = now.lease
             lease.give_back()
@@ -363,16 +410,21 @@ class Arms:
             tried.lease.retire()
 
     def _challenger(self, canary: CanaryArgs) -> Service:
-        """What is tried: it leaves the event log's files to the champion."""
-        update: dict[str, Any] = {}
-        if self.args.events is not None:
-            update["events"] = self.args.events.model_copy(update={"roll_events": 0})
-        if canary.shadow:
-            update["exposures"] = None  # nobody is shown what it says
-        service = self._load("challenger", canary.bundle, **update)
+        update = {"shown_lists": None} if canary.shadow else {}  # nobody is shown what it says
+        service = self._beside("challenger", canary.bundle, **update)
         if canary.shadow:
             service.metrics.close()  # nor does it count
         return service
+
+    def _hear(self, lease: Lease) -> None:
+        """Have events joined as the champion counts them."""
+        lease.service.heard = self.outcomes.heard
+
+    def _beside(self, name: str, bundle: str, **update: Any) -> Service:
+        """A warm service beside the champion: it leaves the event log's files to that."""
+        if self.args.events is not None:
+            update["events"] = self.args.events.model_copy(update={"roll_events": 0})
+        return self._load(name, bundle, **update)
 
     def _load(self, name: str, bundle: str, **update: Any) -> Service:
         """A warm service of another bundle, which shares the text tasks of the first."""
@@ -393,6 +445,13 @@ class Arms:
                     self.look()
                 except Exception:  # the thread must not end
                     log.exception("a fault while looking what is to be served")
+
+
+def _in(treatment: Treatment | None, service: Service) -> Service:
+    """The service as an experiment's arms want it."""
+    if treatment is None or not treatment.decided:
+        return service
+    return service.variant(treatment.surface, treatment.decided)
 
 
 def _degraded(answer: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +34,7 @@ class Context:
         priority: 0 is served first.
         request_id: None: a new one; one that was given gives the same answer again.
         at: UTC ms for what is dated; None: now.
+        forced: experiment → arm, as a tester wants it whatever the draw says.
     """
 
     arrived: float
@@ -40,6 +42,7 @@ class Context:
     priority: int = 1
     request_id: str | None = None
     at: int | None = None
+    forced: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

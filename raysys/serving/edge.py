@@ -53,7 +53,13 @@ def protect(app: FastAPI, args: ServeArgs) -> None:
             CORSMiddleware,
             allow_origins=list(args.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Deadline-Ms"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "X-API-Key",
+                "X-Deadline-Ms",
+                "X-Experiment-Arm",
+            ],
             expose_headers=["Retry-After"],
             max_age=600,
         )

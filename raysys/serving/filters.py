@@ -54,6 +54,10 @@ class Permissions:
         self._known: OrderedDict[tuple[str, FilterKey, int], Allowed | None] = OrderedDict()
         self._lock = threading.Lock()
 
+    def with_policies(self, policies: Mapping[str, Policy]) -> Permissions:
+        """The same under other policies."""
+        return Permissions(self._features, policies, self._stock)
+
     @property
     def version(self) -> int:
         """Changes whenever the same request may be answered with other items."""

@@ -1,7 +1,9 @@
 """The routes of ranked lists."""
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of the routes.
-from fastapi import FastAPI, Request
+from typing import Annotated
+
+from fastapi import FastAPI, Header, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
@@ -15,18 +17,38 @@ from raysys.serving.api import (
     Urgency,
 )
 from raysys.serving.asking import Context
+from raysys.serving.edge_args import AuthArgs
+from raysys.serving.problems import Problem, invalid
 from raysys.serving.service import ListRequest, Service
+from raysys.serving.treatments import HEADER
 from raysys.serving.workers import BACKGROUND, NORMAL, URGENT
+
+Forced = Annotated[
+    str | None,
+    Header(
+        alias=HEADER,
+        max_length=1000,
+        pattern=r"^[A-Za-z0-9_-]+=[A-Za-z0-9_-]+( *, *[A-Za-z0-9_-]+=[A-Za-z0-9_-]+)*$",
+        description="Experiment=arm, several by commas: for testers, with a key that has the role "
+        "admin too. What they are shown is left out of the analysis.",
+    ),
+]
 
 
 def add_list_routes(app: FastAPI, service: Service) -> None:
     """Add `/v1/recommend`, `/v1/search`, `/v1/similar` and `/v1/rank`."""
 
     async def answer(
-        asked: ListRequest, request: Request, deadline_ms: float | None, urgency: str, own: int
+        asked: ListRequest,
+        request: Request,
+        deadline_ms: float | None,
+        urgency: str,
+        forced: str | None,
+        own: int,
     ) -> Response:
         priority = BACKGROUND if urgency == "background" else own
-        context = Context(request.state.arrived, deadline_ms, priority)
+        arms = _forced(forced, request, service.args.auth)
+        context = Context(request.state.arrived, deadline_ms, priority, forced=arms)
 
         def work() -> bytes:
             # the answer is our own: serialised in the thread, and not checked once more by FastAPI
@@ -47,12 +69,13 @@ def add_list_routes(app: FastAPI, service: Service) -> None:
         request: Request,
         deadline_ms: Deadline = None,
         priority: Urgency = "normal",
+        forced: Forced = None,
     ) -> Response:
         """A list for a user or a session: home page, beside an item, or with a cart.
 
         An unknown user gets what sells, or what goes with `item_ids`, and `cold_start: true`.
         """
-        return await answer(asked, request, deadline_ms, priority, NORMAL)
+        return await answer(asked, request, deadline_ms, priority, forced, NORMAL)
 
     @app.post(
         "/v1/search",
@@ -65,12 +88,13 @@ def add_list_routes(app: FastAPI, service: Service) -> None:
         request: Request,
         deadline_ms: Deadline = None,
         priority: Urgency = "normal",
+        forced: Forced = None,
     ) -> Response:
         """Items for a query, by words and meaning, ordered for the user where one is given.
 
         Slips of the pen, stems and beginnings of words are understood.
         """
-        return await answer(asked, request, deadline_ms, priority, URGENT)
+        return await answer(asked, request, deadline_ms, priority, forced, URGENT)
 
     @app.post(
         "/v1/similar",
@@ -83,9 +107,10 @@ def add_list_routes(app: FastAPI, service: Service) -> None:
         request: Request,
         deadline_ms: Deadline = None,
         priority: Urgency = "normal",
+        forced: Forced = None,
     ) -> Response:
         """Items like one: by words, by meaning and by what is bought with it."""
-        return await answer(asked, request, deadline_ms, priority, NORMAL)
+        return await answer(asked, request, deadline_ms, priority, forced, NORMAL)
 
     @app.post(
         "/v1/rank",
@@ -98,9 +123,30 @@ def add_list_routes(app: FastAPI, service: Service) -> None:
         request: Request,
         deadline_ms: Deadline = None,
         priority: Urgency = "normal",
+        forced: Forced = None,
     ) -> Response:
         """The caller's own items, all of them, ranked for a query or a user.
 
         Items that the catalogue lacks come last with `score: null`, and in `unknown_item_ids`.
         """
-        return await answer(asked, request, deadline_ms, priority, NORMAL)
+        return await answer(asked, request, deadline_ms, priority, forced, NORMAL)
+
+
+def _forced(said: str | None, request: Request, auth: AuthArgs) -> dict[str, str]:
+    """Experiment → arm, as a tester wants it.
+
+    Raises:
+        Problem: 403, the key lacks the role; 422, an experiment is named twice.
+    """
+    if said is None:
+        return {}
+    key = request.state.key
+    may = "admin" in key.roles if key is not None else not request.state.keyed and not auth.open
+    if not may:
+        detail = f"{HEADER} needs a key with the role 'admin'"
+        raise Problem(403, "role-missing", detail)
+    pairs = [part.strip().partition("=") for part in said.split(",")]
+    found = {experiment: arm for experiment, _, arm in pairs}
+    if len(found) < len(pairs):
+        raise invalid(f"header.{HEADER}", "an experiment is named twice", said)
+    return found

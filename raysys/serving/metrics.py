@@ -18,7 +18,10 @@ NAMES: Final = {
     "raysys_cache": "Lists by how the cache knew them: hit, stale, miss, shared, remote, off.",
     "raysys_cache_faults": "Failed calls of the shared cache.",
     "raysys_shed": "Requests refused for want of time or room.",
+    "raysys_shown_lists": "Shown lists by what became of their records: written, dropped, failed.",
     "raysys_exposures": "Exposures by what became of them: written, dropped, failed.",
+    "raysys_arm_answers": "Lists by surface, experiment, arm and status: ok, degraded, failed.",
+    "raysys_arm_events": "Events joined to lists, by surface, experiment, arm and type.",
     "raysys_requests": "Requests answered, by route and status.",
     "raysys_events": "Events by what became of them: accepted, duplicate, rejected, quarantined.",
 }
@@ -27,8 +30,13 @@ NAMES: Final = {
 SECONDS: Final = {
     "raysys_request_seconds": "From a request's arrival to its answer, by route.",
     "raysys_stage_seconds": "Of one stage of a list, such as candidates, features or a learner.",
+    "raysys_arm_seconds": "From the start of a list to its end, by experiment and arm.",
 }
-_TAGS: Final = {"raysys_request_seconds": "route", "raysys_stage_seconds": "stage"}
+_TAGS: Final = {
+    "raysys_request_seconds": ("route",),
+    "raysys_stage_seconds": ("stage",),
+    "raysys_arm_seconds": ("arm", "experiment"),
+}
 """Histograms. Prometheus sees each as `ray_NAME_bucket`, `_sum` and `_count`."""
 
 GAUGES: Final = {
@@ -107,8 +115,8 @@ class Metrics:
         """Make the histograms: what Ray is told in a metric's first moments may be lost."""
         from ray.util.metrics import Histogram
 
-        for name, tag in _TAGS.items():
-            key = (name, ((tag, ""),))
+        for name, tags in _TAGS.items():
+            key = (name, tuple((tag, "") for tag in tags))
             self._metric(Histogram, SECONDS, key, boundaries=list(BOUNDS))
 
     def _hand_on(self) -> None:

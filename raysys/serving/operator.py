@@ -14,9 +14,10 @@ from raysys.errors import UserError
 from raysys.registry import BundleManifest, Registry
 from raysys.registry.listing import default_pointer, judge_known
 from raysys.serving.arms import Arms
+from raysys.serving.experiment_reports import ExperimentReports
 from raysys.serving.keys import Key, KeyRing
 from raysys.serving.traffic import Traffic
-from raysys.web import BundleFacts, CallFacts, DeploymentFacts, Refused
+from raysys.web import BundleFacts, CallFacts, DeploymentFacts, ExperimentFacts, Refused
 
 log = logging.getLogger("raysys")
 
@@ -43,6 +44,13 @@ class Operator:
         self._registry = Registry(arms.args.registry_path)
         path = arms.args.auth.keys_path
         self._ring = None if path is None else KeyRing(path)
+        self._reports = ExperimentReports(
+            lambda: arms.experiments.served,
+            arms.args.exposures_path,
+            lambda: arms.champion.events,
+            lambda: arms.champion.ranker.now(),
+            arms.args.experiments.analyse_minutes * 60,
+        )
 
     def enter(self, key: str) -> str | None:
         """A token for a key with the role admin; None if it has not, or is none."""
@@ -113,6 +121,18 @@ class Operator:
         """What this replica counted since it started; see `Metrics.read`."""
         counted: dict[str, dict[str, int]] = self._arms.champion.metrics.read()
         return counted
+
+    def experiments(self) -> list[ExperimentFacts]:
+        """Those that are served, planned or ended lately."""
+        return self._reports.facts()
+
+    def experiments_trouble(self) -> dict[str, str]:
+        """What keeps experiments, or a change of them, from being served → why."""
+        return self._arms.experiments.trouble
+
+    def experiment_report(self, name: str) -> str | None:
+        """The whole report of an experiment as a page; None: there is none."""
+        return self._reports.report(name)
 
     def deployments(self) -> list[DeploymentFacts]:
         """Those of the application; empty where it runs without Ray Serve."""

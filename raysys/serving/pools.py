@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Iterator
@@ -45,6 +46,12 @@ class Pools:
         self._search.set_prior(popularity)
         self._segments = _segments(self._features)
         self._nothing: Int32 = np.empty(0, np.int32)
+
+    def with_args(self, args: ServeArgs) -> Pools:
+        """The same by other arguments of its lists."""
+        other = copy.copy(self)
+        other._args = args
+        return other
 
     def of(self, ask: Ask, pins: list[int]) -> Ranking:
         """The candidates, not scored yet; pinned items that may be shown are among them.

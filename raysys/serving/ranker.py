@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -36,15 +37,25 @@ class Ranker:
         self.bundle, self.args = bundle, args
         self.features = bundle.features
         self.costs = Costs()
-        policies = {name: args.of(name).policy for name in ("recommend", "search", "similar")}
-        policies["rank"] = PolicyArgs()  # all of them are wanted back
-        catalogue = self.features.catalogue
-        self.policies = {
-            name: Policy(policy, catalogue, bundle.search) for name, policy in policies.items()
-        }
+        self.policies = self._policies(args)
         self.pools = Pools(bundle, args, self.costs)
         cost = {name: _COST.get(family, 1) for name, family in bundle.families.items()}
         self._learners = sorted(bundle.learners, key=lambda name: cost[name])
+
+    def with_args(self, args: ServeArgs) -> Ranker:
+        """The same by other arguments of its lists; all that is costly is shared."""
+        other = copy.copy(self)
+        other.args, other.policies = args, self._policies(args)
+        other.pools = self.pools.with_args(args)
+        return other
+
+    def _policies(self, args: ServeArgs) -> dict[str, Policy]:
+        policies = {name: args.of(name).policy for name in ("recommend", "search", "similar")}
+        policies["rank"] = PolicyArgs()  # all of them are wanted back
+        catalogue = self.features.catalogue
+        return {
+            name: Policy(policy, catalogue, self.bundle.search) for name, policy in policies.items()
+        }
 
     def now(self) -> int:
         """UTC ms at which features are read, by the deployment's clock."""

@@ -13,8 +13,8 @@ from raysys.config import parse_settings
 from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Ask, Context, Ranking
-from raysys.serving.exposures import batch_of, find_exposure, ranking_of, settings_of
 from raysys.serving.service import ListRequest, Service
+from raysys.serving.shown_lists import batch_of, find_shown, ranking_of, settings_of
 
 _REQUESTS: dict[str, type[ListRequest]] = {
     "recommend": RecommendRequest,
@@ -29,7 +29,7 @@ class Replayed:
     """What came of it.
 
     Attributes:
-        record: the exposure.
+        record: of the shown list.
         item_ids: shown now, from the top.
         propensities: of these.
         scored_from: what the scores were computed from: `inputs`, the recorded features; `state`,
@@ -49,14 +49,14 @@ def replay(folder: Path, request_id: str, registry: Path | None = None) -> Repla
     """Answer a recorded request again.
 
     Args:
-        folder: of the exposures.
+        folder: of the shown lists.
         request_id: of the answer.
         registry: where the bundle lies; None: where it lay.
 
     Raises:
-        UserError: no such exposure, or its bundle or settings are gone.
+        UserError: no such record, or its bundle or settings are gone.
     """
-    record = find_exposure(folder, request_id)
+    record = find_shown(folder, request_id)
     service = _service(record, folder, registry)
     try:
         return _again(record, service)
@@ -66,7 +66,7 @@ def replay(folder: Path, request_id: str, registry: Path | None = None) -> Repla
 
 def _service(record: dict[str, Any], folder: Path, registry: Path | None) -> Service:
     content = dict(settings_of(folder, record["settings"]))
-    content |= {"pinned": record["bundle"], "exposures": None, "cache": None, "threads": 1}
+    content |= {"pinned": record["bundle"], "shown_lists": None, "cache": None, "threads": 1}
     content |= {"stock": None, "text": {}, "pinned_text": {}}  # the pool says what there was
     content.pop("events", None)  # of now, not of then
     if registry is not None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raysys.config import Settings, parse_settings
 from raysys.errors import UserError
@@ -73,9 +73,17 @@ class UserConfig(Settings):
 
     Attributes:
         canary: what is tried; null: nothing.
+        experiments: YAML files of experiments, or patterns of them; relative ones lie under
+            RAYSYS_HOME. They are looked at every two seconds; null: no experiment is served.
     """
 
     canary: CanaryArgs | None = None
+    experiments: tuple[str, ...] = ()
+
+    @field_validator("experiments", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else () if value is None else value
 
 
 class Halt(Settings):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,13 +30,14 @@ from raysys.serving.asking import ABOUT_ITEMS, Ask, Context, Ranking, Watch, new
 from raysys.serving.cache import Cache
 from raysys.serving.edge_args import under_home
 from raysys.serving.events import open_events
-from raysys.serving.exposures import ExposureLog, inputs_bytes, pool_bytes
+from raysys.serving.experiments import with_arm
 from raysys.serving.filters import Permissions, key_of
 from raysys.serving.metrics import Metrics
 from raysys.serving.policy import Arrangement
 from raysys.serving.problems import FieldError, Problem, invalid
 from raysys.serving.profile import Profile, profile_of
 from raysys.serving.ranker import Ranker, shares
+from raysys.serving.shown_lists import ShownLog, inputs_bytes, pool_bytes
 from raysys.serving.stock import Stock
 from raysys.serving.text import TextService
 from raysys.serving.versions import Versions
@@ -45,8 +47,9 @@ from raysys.serving.workers import BACKGROUND, Workers
 log = logging.getLogger("raysys")
 T = TypeVar("T")
 ListRequest = RecommendRequest | SearchRequest | SimilarRequest | RankRequest
+_VARIANTS = 256
 
-_SURFACES: dict[type[ListRequest], str] = {
+SURFACES: dict[type[ListRequest], str] = {
     RecommendRequest: "recommend",
     SearchRequest: "search",
     SimilarRequest: "similar",
@@ -64,6 +67,7 @@ class Service:
     Attributes:
         versions: of what is known of users and sessions: who changes the state raises them.
         metrics: counts of what was answered, and how.
+        heard: is told the events that the state has just counted; None: nobody is.
 
     Raises:
         UserError: no such bundle, or a damaged one.
@@ -73,6 +77,9 @@ class Service:
         self.args = args
         self.metrics = Metrics(on_ray=on_ray)
         self.versions = Versions()
+        self.heard: Callable[[Sequence[dict[str, Any]]], None] | None = None
+        self._variant = ""
+        self._variants: dict[str, Service] = {}
         self._bundle: Bundle | None = None
         if args.bundle is not None:
             self._bundle = Registry(args.registry_path).load(args.pinned or args.bundle)
@@ -81,10 +88,12 @@ class Service:
             stock = None if args.stock is None else Stock(args.stock, catalogue)
             self.permissions = Permissions(self._bundle.features, self.ranker.policies, stock)
         self._cache = None if args.cache is None else Cache(args.cache, self.metrics)
-        self._exposures = None
-        if args.exposures is not None and self._bundle is not None:
-            folder = under_home(args.exposures.folder)
-            self._exposures = ExposureLog(args.exposures, folder, args, self.metrics)
+        self._shown: ShownLog | None = None
+        self._settings = ""  # hash of the arguments by which shown lists are given again
+        if args.shown_lists is not None and self._bundle is not None:
+            folder = under_home(args.shown_lists.folder)
+            self._shown = ShownLog(args.shown_lists, folder, args, self.metrics)
+            self._settings = self._shown.settings
         self.text = TextService(args)
         bundle = self._bundle
         live, name = (bundle.features, bundle.id) if bundle is not None else (None, "")
@@ -138,6 +147,8 @@ class Service:
         for event in events:
             self.bump(event["user_id"], event.get("session_id"))
         self.versions.state = f"log {position}"
+        if self.heard is not None:
+            self.heard(events)
 
     def warm_up(self) -> None:
         """Answer real requests, so that the first user does not pay for compiling and caching."""
@@ -194,8 +205,8 @@ class Service:
         self.workers.close()
         if self._cache is not None:
             self._cache.close()
-        if self._exposures is not None:
-            self._exposures.close()
+        if self._shown is not None:
+            self._shown.close()
         self.metrics.close()
 
     def readiness(self) -> Readiness:
@@ -281,13 +292,42 @@ class Service:
             **explained,
         }
 
+    def variant(self, surface: str, decided: Mapping[str, Any]) -> Service:
+        """The same service with what an experiment's arms decide of a surface's lists.
+
+        It shares bundle, state, cache and threads, and ends with this one: it is not to be closed.
+
+        Args:
+            surface: of the list.
+            decided: see `experiments.decides`.
+
+        Raises:
+            UserError: a setting that there is not; `experiments.check_served` says so before.
+        """
+        if not decided:
+            return self
+        key = caching.key_of(surface, decided)
+        if key not in self._variants:
+            other = copy.copy(self)
+            other.args = with_arm(self.args, surface, decided, "experiments")
+            other.ranker = self.ranker.with_args(other.args)
+            other.permissions = self.permissions.with_policies(other.ranker.policies)
+            other._variant = key
+            if self._shown is not None:
+                other._settings = self._shown.keep(other.args)
+            if len(self._variants) >= _VARIANTS:
+                self._variants.clear()  # of experiments long gone
+            self._variants[key] = other
+            return other
+        return self._variants[key]
+
     def asking(self, asked: ListRequest, context: Context) -> tuple[Ask, list[str]]:
         """A request in numbers, and the items that it names and nobody knows.
 
         Raises:
             Problem: see `answer`.
         """
-        surface = _SURFACES[type(asked)]
+        surface = SURFACES[type(asked)]
         features = self.bundle.features
         named = [asked.item_id] if isinstance(asked, SimilarRequest) else []
         named = asked.item_ids if isinstance(asked, RecommendRequest | RankRequest) else named
@@ -329,9 +369,12 @@ class Service:
         if cache is None or ask.surface == "rank":
             return self.ranker.scored(ask), "off"
         key = caching.key_of(
-            self.bundle.id,
+            f"{self.bundle.id} {self._variant}",
             ask.surface,
-            (ask.user, self.versions.of(_who(asked.user_id, asked.session_id), asked.session_id)),
+            (
+                ask.user,
+                self.versions.of(who_asks(asked.user_id, asked.session_id), asked.session_id),
+            ),
             (ask.session, ask.query, ask.text, ask.place, ask.seeds.tolist()),
             (ask.filters, self.permissions.version, max(ask.k, self._pool_size(ask))),
         )
@@ -393,12 +436,12 @@ class Service:
             self.metrics.count("raysys_left_out", member=name, reason=reason)
         for stage, spent in ranking.milliseconds.items():
             self.metrics.observe("raysys_stage_seconds", spent / 1000, stage=stage)
-        exposures = self._exposures
-        if exposures is None:
+        shown = self._shown
+        if shown is None:
             return
         # what waits to be written should hold no more than will be
         state, lean = self.versions.state, ranking.lean()
-        batch = ranking.batch if exposures.wants_inputs(ask) else None
+        batch = ranking.batch if shown.wants_inputs(ask) else None
         left_out = list(ranking.reasons)
 
         def record() -> dict[str, Any]:
@@ -414,7 +457,7 @@ class Service:
                 "filters": _json_of(getattr(asked, "filters", None)),
                 "bundle": self.bundle.id,
                 "arm": self.args.bundle or "",
-                "settings": exposures.settings,
+                "settings": self._settings,
                 "features_at": lean.timestamp,
                 "state": state,
                 "item_ids": self.catalogue.ids[items].tolist(),
@@ -430,7 +473,7 @@ class Service:
                 "inputs": None if batch is None else inputs_bytes(batch),
             }
 
-        exposures.note(record)
+        shown.note(record)
 
     def _until(self, context: Context) -> float:
         """`time.perf_counter()` at which the answer has to be there."""
@@ -438,7 +481,7 @@ class Service:
         return float("inf") if deadline is None else context.arrived + deadline / 1000
 
     def _user(self, user_id: str | None, session_id: str | None) -> int:
-        user_id = _who(user_id, session_id)
+        user_id = who_asks(user_id, session_id)
         return -1 if user_id is None else self.bundle.features.user_number(user_id)
 
     def _session(self, user: int, session_id: str | None) -> int:
@@ -464,7 +507,7 @@ class Service:
         return Problem(404, "unknown-item", detail, errors)
 
 
-def _who(user_id: str | None, session_id: str | None) -> str | None:
+def who_asks(user_id: str | None, session_id: str | None) -> str | None:
     """Who asks; a stranger is known by their session, from the first event of theirs on."""
     return visitor(session_id) if user_id is None and session_id is not None else user_id
 

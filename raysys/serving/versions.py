@@ -21,7 +21,7 @@ class Versions:
             the event log; "": the bundle's own. Replicas that share a cache count from the same
             base, or do not answer for each other.
         state: how far the state has counted, such as a place in the event log; "": it is as it is
-            in the bundle. Exposures record it.
+            in the bundle. Shown lists record it.
     """
 
     def __init__(self) -> None:

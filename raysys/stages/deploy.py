@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin
 from urllib.error import HTTPError, URLError
@@ -25,6 +26,8 @@ from raysys.progress import task
 from raysys.registry import Registry
 from raysys.serving.app import settle
 from raysys.serving.args import ServeArgs
+from raysys.serving.edge_args import under_home
+from raysys.serving.experiments import AcceptedFile, check_served, load_experiments, places_of
 from raysys.serving.keys import KeyFile
 from raysys.serving.rollout import UserConfig
 from raysys.storage import Manifest, Workspace
@@ -171,25 +174,48 @@ def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[st
         for at, deployment in enumerate(app.get("deployments") or ()):
             if deployment.get("user_config") is not None:
                 place = f"applications.{number}.deployments.{at}.user_config"
-                deployment["user_config"] = _settle_canary(args, deployment["user_config"], place)
+                deployment["user_config"] = _settle_tried(args, deployment["user_config"], place)
         app["args"] = args.model_dump(mode="json")
     parse_settings(ServeDeploySchema, config, where="serve config")
     return config, bundle
 
 
-def _settle_canary(args: ServeArgs, content: Any, where: str) -> dict[str, Any]:
-    """The `user_config` with the id of the bundle that is tried, so that all replicas agree.
+def _settle_tried(args: ServeArgs, content: Any, where: str) -> dict[str, Any]:
+    """The `user_config` with the id of the bundle that is tried and the whole paths of files.
 
     Raises:
-        UserError: what nobody reads; no such bundle, or a damaged one.
+        UserError: what nobody reads; no such bundle, or a damaged one; experiments that are wrong,
+            or changed as they must not be while they run.
     """
     if not isinstance(content, dict):
         raise UserError(f"a mapping is expected, found {content!r}", where=where)
-    canary = parse_settings(UserConfig, content, where=where).canary
+    asked = parse_settings(UserConfig, content, where=where)
+    canary = asked.canary
     if canary is not None:
         bundle = Registry(args.registry).verify(canary.bundle).id
         canary = canary.model_copy(update={"bundle": bundle})
-    return UserConfig(canary=canary).model_dump(mode="json")
+    files = tuple(str(under_home(each).resolve()) for each in asked.experiments)
+    if files:
+        _check_experiments(args, files)
+    return UserConfig(canary=canary, experiments=files).model_dump(mode="json")
+
+
+def _check_experiments(args: ServeArgs, files: tuple[str, ...]) -> None:
+    """Refuse what replicas would only log.
+
+    Raises:
+        UserError: see `check_served` and `check_change`; an arm's bundle is not there.
+    """
+    where, now = ", ".join(files), datetime.now(UTC)
+    settings = load_experiments(files)
+    check_served(settings, args, where)
+    registry = Registry(args.registry)
+    AcceptedFile(registry.root).check(settings, now, where)
+    for experiment in settings.experiments:
+        if places_of(experiment) and experiment.runs_at(now):
+            for arm in experiment.arms:
+                if arm.bundle is not None:
+                    registry.verify(arm.bundle)
 
 
 def _check_who_may_call(args: ServeArgs, options: dict[str, Any], where: str) -> None:

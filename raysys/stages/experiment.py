@@ -19,6 +19,7 @@ from raysys.errors import UserError
 from raysys.experiments.analysis import ExperimentAnalysis, analyse
 from raysys.experiments.change import check_change
 from raysys.experiments.definition import Experiment, ExperimentsSettings
+from raysys.experiments.event_sources import events_of
 from raysys.experiments.logged import (
     PolicyColumn,
     logged_rows,
@@ -54,14 +55,16 @@ class AnalyseOptions:
 
     Attributes:
         experiment: its name; None: the only one of the file.
-        exposures, events: Parquet files or folders; events default to the workspace's.
+        exposures: Parquet file or folder; None: the workspace's, where a deployment leaves them.
+        events: Parquet files, folders, or event logs; none: what ingest wrote and the event log, as
+            far as the workspace has them.
         users: a table with a row a user, instead of both.
         output: folder of the report; None: `experiments/NAME` of the workspace.
     """
 
     experiment: str | None = None
     exposures: Path | None = None
-    events: Path | None = None
+    events: Sequence[Path] = ()
     users: Path | None = None
     output: Path | None = None
 
@@ -129,15 +132,19 @@ def run_analysis(path: Path, workspace: Workspace, options: AnalyseOptions) -> E
         if options.users is not None:
             table = read_user_table(options.users, experiment, metrics)
             inputs = {"users": options.users}
-        elif options.exposures is not None:
-            events = options.events or workspace.ingest / "events"
-            exposures = read_exposures(options.exposures)
-            table = user_table(experiment, metrics, exposures, read_events(events))
-            inputs = {"exposures": options.exposures, "events": events}
         else:
-            raise UserError(
-                "nothing to analyse", mend="give --exposures (and --events), or --users"
-            )
+            exposures = options.exposures or workspace.exposures
+            if options.exposures is None and not exposures.exists():
+                raise UserError(
+                    "nothing to analyse",
+                    where=str(exposures),
+                    mend="give --exposures (and --events), or --users",
+                )
+            events = options.events or _events_of(workspace)
+            known = read_exposures(exposures)
+            table = user_table(experiment, metrics, known, events_of(events))
+            inputs = {"exposures": exposures}
+            inputs |= {f"events {n}": path for n, path in enumerate(events, start=1)}
     with task("experiment: comparing arms"):
         found = analyse(experiment, settings, table)
     folder = options.output or workspace.root / "experiments" / experiment.name
@@ -286,6 +293,18 @@ def pick(settings: ExperimentsSettings, name: str | None, path: Path) -> Experim
             where=str(path),
             mend=f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(names)}",
         )
+    return found
+
+
+def _events_of(workspace: Workspace) -> list[Path]:
+    """What ingest wrote and the event log, as far as they are there.
+
+    Raises:
+        UserError: neither is.
+    """
+    found = [path for path in (workspace.ingest / "events", workspace.eventlog) if path.exists()]
+    if not found:
+        raise UserError("no events", where=str(workspace.root), mend="give --events")
     return found
 
 

@@ -11,25 +11,25 @@ _FROM = {
     "inputs": "scored again from the recorded features",
     "state": "scored again from the state of the bundle",
     "nothing": "not scored again: the state has moved on, and the features of this answer were not "
-    "among the recorded share (exposures.inputs_share); arranged again from the recorded scores",
+    "among the recorded share (shown_lists.inputs_share); arranged again from the recorded scores",
 }
 
 
 def run(
-    request_id: str, exposures: Path, registry: Path | None = None, *, machine: bool = False
+    request_id: str, shown_lists: Path, registry: Path | None = None, *, machine: bool = False
 ) -> bool:
     """Print what came of it; whether it is the same to the last bit.
 
     Raises:
-        UserError: the folder, the exposure, or its bundle is not there.
+        UserError: the folder, the record, or its bundle is not there.
     """
-    if not exposures.is_dir():
+    if not shown_lists.is_dir():
         raise UserError(
-            "no folder of exposures",
-            where=str(exposures),
-            mend="give --exposures the folder that the serve config names (`exposures.folder`)",
+            "no folder of shown lists",
+            where=str(shown_lists),
+            mend="give --shown-lists the folder that the serve config names (`shown_lists.folder`)",
         )
-    replayed = replay(exposures, request_id, registry)
+    replayed = replay(shown_lists, request_id, registry)
     print(as_json(replayed) if machine else as_text(replayed))
     return not replayed.differences
 

@@ -2,15 +2,26 @@
 
 from raysys.web.answers import Answers, Refused
 from raysys.web.console import console
-from raysys.web.operations import BundleFacts, CallFacts, DeploymentFacts, Operations
+from raysys.web.operations import (
+    ArmFacts,
+    BundleFacts,
+    CallFacts,
+    DeploymentFacts,
+    ExperimentFacts,
+    LiftFacts,
+    Operations,
+)
 from raysys.web.pages import assets
 from raysys.web.storefront import storefront
 
 __all__ = [
     "Answers",
+    "ArmFacts",
     "BundleFacts",
     "CallFacts",
     "DeploymentFacts",
+    "ExperimentFacts",
+    "LiftFacts",
     "Operations",
     "Refused",
     "assets",

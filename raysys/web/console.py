@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from raysys.web.answers import Answers, Refused
+from raysys.web.experiments import add_experiments
 from raysys.web.operations import BundleFacts, Operations
 from raysys.web.pages import Pages
 from raysys.web.shelf import card_of
@@ -115,6 +116,8 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
         counts = system.counts()
         deployments = await asyncio.to_thread(system.deployments)
         return page(template, calls=system.traffic(), counts=counts, deployments=deployments)
+
+    add_experiments(router, pages, refused, system)
 
     @router.get("/query")
     async def query(request: Request) -> Response:

@@ -77,6 +77,78 @@ class DeploymentFacts:
     replicas: dict[str, int]
 
 
+@dataclass(frozen=True)
+class ArmFacts:
+    """One arm of an experiment.
+
+    Attributes:
+        name: of the arm.
+        share: of the eligible users.
+        bundle: id of the one that answers; empty: the surface's own.
+        exposures: lists that were shown in it.
+        users: that count; None: not known yet.
+    """
+
+    name: str
+    share: float
+    bundle: str
+    exposures: int
+    users: int | None
+
+
+@dataclass(frozen=True)
+class LiftFacts:
+    """The deciding metric of an arm against the control.
+
+    Attributes:
+        arm: the treatment.
+        control, treatment: means of the metric.
+        lift: relative; low, high: its interval.
+        state: better, worse or open.
+    """
+
+    arm: str
+    control: float
+    treatment: float
+    lift: float
+    low: float
+    high: float
+    state: str
+
+
+@dataclass(frozen=True)
+class ExperimentFacts:
+    """One experiment.
+
+    Attributes:
+        name: of the experiment.
+        question: what is to be learnt.
+        state: planned, runs, waits (its bundles are not loaded here) or over.
+        surfaces: where it runs.
+        metric: that decides.
+        arms: the control first.
+        verdict: sentences.
+        made: when the figures were made; empty: they are being made.
+        srm_p: of the sample-ratio check; None: no figures yet.
+        trusted: whether arms are filled as their shares say.
+        lifts: one a treatment.
+        has_report: whether there is a whole report.
+    """
+
+    name: str
+    question: str
+    state: str
+    surfaces: str
+    metric: str
+    arms: tuple[ArmFacts, ...]
+    verdict: tuple[str, ...]
+    made: str = ""
+    srm_p: float | None = None
+    trusted: bool = True
+    lifts: tuple[LiftFacts, ...] = ()
+    has_report: bool = False
+
+
 class Operations(Protocol):
     """The system behind the console; serving has the one over registry and replica."""
 
@@ -108,6 +180,15 @@ class Operations(Protocol):
 
     def counts(self) -> dict[str, dict[str, int]]:
         """What this replica counted since it started: by name, then by the values of its tags."""
+
+    def experiments(self) -> list[ExperimentFacts]:
+        """Those that are served, planned or ended lately."""
+
+    def experiments_trouble(self) -> dict[str, str]:
+        """What keeps experiments, or a change of them, from being served → why."""
+
+    def experiment_report(self, name: str) -> str | None:
+        """The whole report of an experiment as a page; None: there is none."""
 
     def deployments(self) -> list[DeploymentFacts]:
         """Those of the application; empty where it runs without Ray Serve."""

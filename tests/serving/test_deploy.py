@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from raysys.errors import UserError
 from raysys.registry import Registry
 from raysys.serving.app import build, settle
 from raysys.serving.args import ServeArgs
+from raysys.serving.experiments import AcceptedFile, load_experiments
 from raysys.serving.keys import KeyFile
 from raysys.stages.deploy import DeploySettings, _check_port, cluster, plan
 from raysys.storage import Workspace
@@ -93,7 +96,7 @@ def test_what_nobody_reads_or_cannot_be_is_refused(
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["local", "production", "sticky", "canary"])
+@pytest.mark.parametrize("name", ["local", "production", "sticky", "canary", "experiment"])
 def test_every_config_says_only_what_is_read(registry: Registry, name: str, tmp_path: Path) -> None:
     content = yaml.safe_load((LOCAL.parent / f"{name}.yaml").read_text())
     app = content["applications"][0]
@@ -113,6 +116,45 @@ def test_every_config_says_only_what_is_read(registry: Registry, name: str, tmp_
     assert type(application).__name__ == "Application"
     if name == "canary":  # the replicas agree on what is tried
         assert ranker["user_config"]["canary"]["bundle"] == bundle
+    if name == "experiment":
+        (files,) = ranker["user_config"]["experiments"]
+        assert Path(files).is_absolute()
+        assert args["experiments"]["exposures"] == str(registry.root.parent / "exposures")
+
+
+def test_experiments_are_checked_before_anything_starts(registry: Registry, tmp_path: Path) -> None:
+    folder = LOCAL.parents[1] / "experiment_configs"
+    content = yaml.safe_load((folder / "home.yaml").read_text())
+    path = tmp_path / "home.yaml"
+    shutil.copytree(registry.root, tmp_path / "registry", symlinks=True)
+    own = Registry(tmp_path / "registry")
+
+    def planned() -> dict[str, Any]:
+        path.write_text(yaml.safe_dump(content))
+        ranker = {"name": "Ranker", "user_config": {"experiments": str(path)}}
+        told = config(args={"registry": str(own.root)}, deployments=[ranker])
+        found: dict[str, Any] = plan(parse_settings(DeploySettings, told, where="x"), None)[0]
+        return found
+
+    assert planned()["applications"][0]["deployments"][0]["user_config"] == {
+        "canary": None,
+        "experiments": [str(path)],
+    }
+    now = datetime(2026, 11, 20, tzinfo=UTC)
+    AcceptedFile(own.root).accept(load_experiments([str(path)]), now, own.resolve, "tests")
+    arms = content["experiments"][0]["arms"]
+    arms[0]["share"], arms[1]["share"] = 0.3, 0.7
+    with pytest.raises(UserError, match="shares change their ratio"):
+        planned()
+    arms[0]["share"], arms[1]["share"] = 0.5, 0.5
+    arms[1]["policy"] = {"diversitee": 1}
+    with pytest.raises(UserError, match=r"home_diversity\.arms\.diverse.*diversitee"):
+        planned()
+    path.unlink()
+    ranker = {"name": "Ranker", "user_config": {"experiments": [str(path)]}}
+    told = config(args={"registry": str(own.root)}, deployments=[ranker])
+    with pytest.raises(UserError, match="no such file of experiments"):
+        plan(parse_settings(DeploySettings, told, where="x"), None)
 
 
 def test_the_router_of_sticky_users_is_there() -> None:
@@ -156,10 +198,10 @@ def test_a_relative_registry_lies_under_raysys_home(
     assert ServeArgs(registry="runs/x").registry_path == tmp_path / "runs/x"
     assert ServeArgs(registry="/runs/x").registry_path == Path("/runs/x")
     (tmp_path / "bundles" / "b-1").mkdir(parents=True)
-    content = {"exposures": {"folder": "shown"}, "stock": {"path": "stock.csv"}}
+    content = {"shown_lists": {"folder": "shown"}, "stock": {"path": "stock.csv"}}
     settled = settle(ServeArgs.model_validate({"registry": ".", "bundle": "b-1", **content}))
-    assert settled.exposures is not None and settled.stock is not None
-    assert settled.exposures.folder == str(tmp_path / "shown")
+    assert settled.shown_lists is not None and settled.stock is not None
+    assert settled.shown_lists.folder == str(tmp_path / "shown")
     assert settled.stock.path == str(tmp_path / "stock.csv")
     monkeypatch.delenv("RAYSYS_HOME")
     assert ServeArgs(registry="runs/x").registry_path == Path("runs/x")

@@ -18,10 +18,10 @@ from raysys.registry import Registry
 from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Context, moment_of, new_request_id
-from raysys.serving.exposures import EXPOSURES, ExposureArgs, ExposureLog, find_exposure
 from raysys.serving.metrics import Metrics
 from raysys.serving.replay import replay
 from raysys.serving.service import ListRequest, Service
+from raysys.serving.shown_lists import SHOWN_LISTS, ShownArgs, ShownLog, find_shown
 
 POLICY = {
     "exploration": {"share": 0.5, "depth": 8},
@@ -45,7 +45,7 @@ def serve(registry: Registry, folder: Path, **more: Any) -> Service:
         "clock": "log_end",
         "recommend": {"policy": POLICY},
         "search": {"policy": {"exploration": {"share": 0.3}}},
-        "exposures": {"folder": str(folder), "inputs_share": 0},
+        "shown_lists": {"folder": str(folder), "inputs_share": 0},
         **more,
     }
     return Service(ServeArgs.model_validate(content))
@@ -56,7 +56,7 @@ def context() -> Context:
 
 
 def inputs(folder: Path, share: float) -> dict[str, Any]:
-    return {"exposures": {"folder": str(folder), "inputs_share": share}}
+    return {"shown_lists": {"folder": str(folder), "inputs_share": share}}
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -77,7 +77,7 @@ def test_every_answer_can_be_given_again(registry: Registry, tmp_path: Path, sha
 
 
 def replay_of(folder: Path, answer: Any) -> dict[str, Any]:
-    return find_exposure(folder, answer.request_id)
+    return find_shown(folder, answer.request_id)
 
 
 def test_a_state_that_has_moved_on_needs_the_recorded_features(
@@ -122,25 +122,25 @@ def test_the_command_says_whether_it_is_the_same(registry: Registry, tmp_path: P
     answer = service.answer(ASKED[0], context())
     service.close()
     run = CliRunner().invoke
-    done = run(cli, ["replay", answer.request_id, "--exposures", str(tmp_path)])
+    done = run(cli, ["replay", answer.request_id, "--shown-lists", str(tmp_path)])
     assert done.exit_code == 0 and "the same, to the last bit" in done.output
-    done = run(cli, ["replay", answer.request_id, "-e", str(tmp_path), "--json"])
+    done = run(cli, ["replay", answer.request_id, "-s", str(tmp_path), "--json"])
     assert json.loads(done.output)["same"] is True
-    assert run(cli, ["replay", "0" * 32, "-e", str(tmp_path)]).exit_code == 2
-    assert run(cli, ["replay", "x", "-e", str(tmp_path / "no")]).exit_code == 2
+    assert run(cli, ["replay", "0" * 32, "-s", str(tmp_path)]).exit_code == 2
+    assert run(cli, ["replay", "x", "-s", str(tmp_path / "no")]).exit_code == 2
     (tmp_path / f"settings-{replay_of(tmp_path, answer)['settings']}.json").unlink()
     with pytest.raises(UserError, match="no settings"):
         replay(tmp_path, answer.request_id)
 
 
-def log_of(folder: Path, **args: Any) -> tuple[ExposureLog, Metrics]:
+def log_of(folder: Path, **args: Any) -> tuple[ShownLog, Metrics]:
     metrics = Metrics()
-    told = ExposureArgs(folder=str(folder), **args)
-    return ExposureLog(told, folder, told, metrics), metrics
+    told = ShownArgs(folder=str(folder), **args)
+    return ShownLog(told, folder, told, metrics), metrics
 
 
 def record(at: int, request_id: str | None = None) -> dict[str, Any]:
-    row: dict[str, Any] = {field.name: None if field.nullable else "x" for field in EXPOSURES}
+    row: dict[str, Any] = {field.name: None if field.nullable else "x" for field in SHOWN_LISTS}
     return row | {
         "request_id": request_id or new_request_id(at),
         "timestamp": at,
@@ -163,14 +163,14 @@ def test_segments_are_cut_by_rows_and_found_by_moment(tmp_path: Path) -> None:
     log.close()
     segments = sorted(tmp_path.glob("date=*/*.parquet"))
     assert [pq.read_metadata(path).num_rows for path in segments] == [10, 10, 5]
-    assert metrics.read()["raysys_exposures"] == {"written": 25}
+    assert metrics.read()["raysys_shown_lists"] == {"written": 25}
     for row in made:
-        assert find_exposure(tmp_path, row["request_id"])["request_id"] == row["request_id"]
+        assert find_shown(tmp_path, row["request_id"])["request_id"] == row["request_id"]
     own = "chosen by the caller"
     log, _ = log_of(tmp_path)
     log.note(lambda: record(1, own))
     log.close()
-    assert find_exposure(tmp_path, own)["request_id"] == own
+    assert find_shown(tmp_path, own)["request_id"] == own
 
 
 def test_a_full_queue_and_a_broken_record_cost_no_answer(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_full_queue_and_a_broken_record_cost_no_answer(tmp_path: Path) -> None
         log.note(lambda: record(6))
     go.set()
     log.close()
-    assert metrics.read()["raysys_exposures"] == {"dropped": 3, "failed": 1, "written": 3}
+    assert metrics.read()["raysys_shown_lists"] == {"dropped": 3, "failed": 1, "written": 3}
 
 
 def test_request_ids_say_when(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""Events of several sources as one table: what ingest wrote, and event logs with their newest end.
+
+An ingest that read the event log holds its events too: each counts once, by its id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from raysys.errors import UserError
+from raysys.eventlog.entries import EventLog, LogUnavailable
+from raysys.eventlog.opening import open_log
+from raysys.eventlog.rolled import Rolled
+from raysys.eventlog.settings import LogSettings
+from raysys.experiments.users import read_events
+
+COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
+    "event_id": pl.String,
+    "event_type": pl.String,
+    "user_id": pl.String,
+    "timestamp": pl.Datetime("ms", "UTC"),
+    "price": pl.Float64,
+    "quantity": pl.Float64,
+}
+_AT_ONCE = 50_000
+
+
+def events_of(paths: Sequence[Path]) -> pl.LazyFrame:
+    """Events in the columns that metrics read.
+
+    Args:
+        paths: each a Parquet file, a folder of them, or the folder of an event log: then what is
+            rolled, and, of a log of this machine, what is not yet.
+
+    Raises:
+        UserError: nothing there, columns are missing, or a log cannot be read.
+    """
+    frames: list[pl.LazyFrame] = []
+    for path in paths:
+        frame = _of_log(path) if is_event_log(path) else read_events(path)
+        if frames and "event_id" in frame.collect_schema().names():
+            frame = _without(frame, frames)
+        frames.append(frame)
+    if not frames:
+        raise UserError("no events", mend="give --events: Parquet, or the folder of an event log")
+    return pl.concat([frame.select(list(COLUMNS)[1:]) for frame in frames])
+
+
+def is_event_log(path: Path) -> bool:
+    """Whether a folder is that of an event log."""
+    return (path / "head").exists() or (path / "rolled").is_dir()
+
+
+def logged_events(rolled: Rolled, log: EventLog | None) -> pl.LazyFrame:
+    """Used events of a log.
+
+    Args:
+        rolled: its files.
+        log: for what these do not hold yet; None: nothing else is known.
+
+    Raises:
+        LogUnavailable: the log cannot be read.
+    """
+    stretches = rolled.stretches()
+    paths = [rolled.events / f"{each.name}.parquet" for each in stretches if each.events]
+    frames = [
+        pl.scan_parquet(path, hive_partitioning=False).select(
+            pl.col(name).cast(kind) for name, kind in COLUMNS.items()
+        )
+        for path in paths
+    ]
+    if log is not None:
+        frames.append(_tail(log, stretches[-1].last if stretches else 0).lazy())
+    return pl.concat(frames) if frames else pl.LazyFrame(schema=COLUMNS)
+
+
+def _of_log(path: Path) -> pl.LazyFrame:
+    rolled = Rolled(path)
+    if not (path / "head").exists():  # Redis has the rest: `raysys events roll` brings it here
+        return logged_events(rolled, None)
+    try:
+        log = open_log(LogSettings(), path)
+        try:
+            return logged_events(rolled, log)
+        finally:
+            log.close()
+    except LogUnavailable as error:
+        raise UserError(str(error), where=str(path), mend="try again later") from None
+
+
+def _tail(log: EventLog, after: int) -> pl.DataFrame:
+    """Used events of offsets above `after`."""
+    rows = []
+    while entries := log.read(after, _AT_ONCE):
+        after = entries[-1].offset
+        rows += [
+            tuple(entry.body.get(name) for name in COLUMNS)
+            for entry in entries
+            if entry.kind == "event" and entry.quarantined is None
+        ]
+    schema = {**COLUMNS, "timestamp": pl.Int64}
+    frame = pl.DataFrame(rows, schema=schema, orient="row")
+    return frame.with_columns(pl.col("timestamp").cast(COLUMNS["timestamp"]))
+
+
+def _without(frame: pl.LazyFrame, others: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
+    """Without the events that others have; of one that knows no ids nothing is left out."""
+    for other in others:
+        if "event_id" in other.collect_schema().names():
+            frame = frame.join(other.select("event_id"), on="event_id", how="anti")
+    return frame

@@ -1,0 +1,230 @@
+"""The experiments of one replica: what runs, the bundles it needs, and who was exposed to what."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from raysys.errors import UserError
+from raysys.registry import Registry
+from raysys.serving.api import RecommendRequest
+from raysys.serving.args import ServeArgs
+from raysys.serving.asking import Context
+from raysys.serving.experiments import (
+    AcceptedFile,
+    check_served,
+    load_experiments,
+    places_of,
+    stamp_of,
+)
+from raysys.serving.exposures import ExposureLog
+from raysys.serving.lease import Lease
+from raysys.serving.metrics import Metrics
+from raysys.serving.problems import invalid
+from raysys.serving.service import SURFACES, ListRequest, Service, who_asks
+from raysys.serving.treatments import HEADER, Served, Treatment, attributes_of
+
+log = logging.getLogger("raysys")
+
+
+class ExperimentArms:
+    """Draws arms, keeps their bundles warm, and records exposures.
+
+    Args:
+        args: the deployment's.
+        load: makes a warm service of a bundle's id, known by a name.
+        metrics: gives what counts.
+    """
+
+    def __init__(
+        self,
+        args: ServeArgs,
+        load: Callable[[str, str], Service],
+        metrics: Callable[[], Metrics],
+    ) -> None:
+        self._args, self._load, self._metrics = args, load, metrics
+        self._registry = Registry(args.registry_path)
+        self._accepted = AcceptedFile(self._registry.root)
+        self._leases: dict[str, Lease] = {}
+        self._log: ExposureLog | None = None
+        self.served: Served | None = None
+        self.trouble: dict[str, str] = {}
+        self._stamp: tuple[Any, ...] = ()
+
+    def look(self, patterns: Sequence[str], champion: Lease) -> None:
+        """Serve what the files say, as far as it may change; blocks while bundles are loaded.
+
+        What is wrong is logged once, told by `trouble`, and changes nothing of what runs.
+
+        Args:
+            patterns: files of experiments; empty: none is served.
+            champion: whoever answers all else.
+        """
+        if not patterns and self.served is None:
+            self.trouble = {}
+            return
+        now = champion.service.ranker.now()
+        stamp = stamp_of(patterns)
+        known = self.served
+        served: Served | None
+        if stamp == self._stamp and known is not None and known.settled(_moment(now)):
+            served = known
+            trouble = {what: why for what, why in self.trouble.items() if what == "files"}
+        else:
+            served, trouble = self._read_or_keep(patterns, now)
+            self._stamp = stamp
+        self._serve(served, champion, now, trouble)
+        for name, told in trouble.items():
+            if self.trouble.get(name) != told:
+                log.error("experiments, %s: %s", name, told)
+        self.trouble = trouble
+
+    def keep(self, lease: Lease) -> bool:
+        """Take over a service that answers no more as champion, if an experiment needs it."""
+        served, bundle = self.served, lease.service.bundle.id
+        needed = served is not None and any(
+            bundle in served.bundles.get(name, {}).values() for name in served.ready
+        )
+        if needed and bundle not in self._leases:
+            self._leases[bundle] = lease
+            return True
+        return False
+
+    def treatment(
+        self, asked: ListRequest, context: Context, champion: Service
+    ) -> Treatment | None:
+        """What a request is to get; None: it is in no experiment.
+
+        Raises:
+            Problem: 422, a tester names what does not run on this list.
+        """
+        served = self.served
+        if served is None:
+            if context.forced:
+                raise invalid(f"header.{HEADER}", "no experiment runs here", list(context.forced))
+            return None
+        surface = SURFACES[type(asked)]
+        place = (surface, asked.place if isinstance(asked, RecommendRequest) else surface)
+        who, at = who_asks(asked.user_id, asked.session_id), champion.ranker.now()
+        features = champion.bundle.features
+        read = attributes_of(features, at, place, asked.user_id, who, asked.attributes)
+        return served.treatment(place, who, read, context.forced, at)
+
+    def lease(self, bundle: str) -> Lease | None:
+        """The service of a bundle other than the champion's, in use until it is given back."""
+        found = self._leases.get(bundle)
+        return found if found is not None and found.take() else None
+
+    def exposed(self, treatment: Treatment, request_id: str, bundle: str) -> None:
+        """A list was answered in these arms."""
+        if self._log is not None:
+            self._log.served(
+                treatment.assignments,
+                treatment.who,
+                treatment.attributes,
+                at=treatment.at,
+                request_id=request_id,
+                surface=treatment.surface,
+                bundle=bundle,
+            )
+
+    def status(self) -> dict[str, Any]:
+        """What is served here, for people."""
+        served = self.served
+        if served is None:
+            return {"experiments": [], "trouble": self.trouble}
+        return {
+            "experiments": [
+                {
+                    "name": each.name,
+                    "arms": {arm.name: float(arm.share) for arm in each.arms},
+                    "bundles": dict(served.bundles.get(each.name, {})),
+                    "start": each.start.isoformat(),
+                    "end": None if each.end is None else each.end.isoformat(),
+                    "served": each.name in served.ready,
+                }
+                for each in served.settings.experiments
+                if places_of(each)
+            ],
+            "trouble": self.trouble,
+        }
+
+    def close(self) -> None:
+        """End everything; what was recorded is written."""
+        self.served = None
+        for lease in self._leases.values():
+            lease.retire()
+        self._leases = {}
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _read_or_keep(
+        self, patterns: Sequence[str], now: int
+    ) -> tuple[Served | None, dict[str, str]]:
+        """What is to be served, and what is wrong: then what was served goes on."""
+        try:
+            return (self._read(patterns, now) if patterns else None), {}
+        except (UserError, OSError) as error:
+            return self.served or self._kept(), {"files": str(error)}
+
+    def _read(self, patterns: Sequence[str], now: int) -> Served:
+        where = ", ".join(patterns)
+        settings = load_experiments(patterns)
+        check_served(settings, self._args, where)
+        accepted = self._accepted.accept(settings, _moment(now), self._registry.resolve, where)
+        return Served(settings, accepted.bundles, self._args)
+
+    def _kept(self) -> Served | None:
+        """What replicas served before this one started; None: nothing, or nobody knows."""
+        try:
+            accepted = self._accepted.read()
+            if accepted.settings is not None:
+                check_served(accepted.settings, self._args, str(self._accepted.path))
+        except UserError:
+            return None
+        if accepted.settings is None:
+            return None
+        return Served(accepted.settings, accepted.bundles, self._args)
+
+    def _serve(
+        self, served: Served | None, champion: Lease, now: int, trouble: dict[str, str]
+    ) -> None:
+        """Load what is needed, draw into what is ready, and end what nobody needs any more."""
+        needs = {} if served is None else served.needs(_moment(now))
+        ready, wanted = set(), set[str]()
+        for name, bundles in needs.items():
+            assert served is not None
+            experiment = served.settings.find(name)
+            assert experiment is not None
+            pinned = served.bundles.get(name, {})
+            lacking = [a.bundle for a in experiment.arms if a.bundle and a.name not in pinned]
+            if lacking:
+                trouble[name] = f"no such bundle: {', '.join(map(str, lacking))}"
+                continue
+            names = {pinned[arm.name]: arm.bundle or "" for arm in experiment.arms if arm.bundle}
+            try:
+                for bundle in sorted(bundles - {champion.service.bundle.id}):
+                    if bundle not in self._leases:
+                        self._leases[bundle] = Lease(self._load(names[bundle], bundle))
+                        log.info("%s is loaded for the experiment %s", bundle, name)
+            except UserError as error:
+                trouble[name] = str(error)
+                continue
+            ready.add(name)
+            wanted |= bundles
+        if ready and self._log is None:
+            folder = self._args.exposures_path
+            self._log = ExposureLog(self._args.experiments, folder, self._metrics)
+        fresh = None if served is None else replace(served, ready=frozenset(ready))
+        if fresh != self.served:
+            self.served = fresh
+        for bundle in [b for b in self._leases if b not in wanted]:
+            self._leases.pop(bundle).retire()
+
+
+def _moment(at: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(at / 1000, dt.UTC)

@@ -1,0 +1,151 @@
+"""Records written as Parquet behind an answer: a bounded queue, and a thread that empties it.
+
+Segments are `date=2026-11-26/FIRST-LAST-REPLICA-N.parquet` (first and last moment in UTC ms), each
+written beside its place, synced, and renamed into it. Answers never wait: what the queue has no
+room for is dropped, and counted. What is queued when a process is killed is lost: at most the
+seconds of one segment; a replica that ends writes all it has.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from raysys.config import Settings
+from raysys.eventlog.blocks import sync_folder
+
+log = logging.getLogger("raysys")
+
+Record = Callable[[], dict[str, Any]]
+Count = Callable[[int, Literal["written", "dropped", "failed"]], None]
+_NOBODY_WAITS_S: Final = 30  # for a disk, when a replica ends
+
+
+class SegmentArgs(Settings):
+    """How often records are written.
+
+    Attributes:
+        segment_s: a segment is written so often,
+        segment_rows: or when so many records are waiting.
+        max_waiting: beyond this many unwritten ones, records are dropped and counted.
+    """
+
+    segment_s: Annotated[float, Field(gt=0)] = 10
+    segment_rows: Annotated[int, Field(ge=1)] = 5000
+    max_waiting: Annotated[int, Field(ge=1)] = 20_000
+
+
+class SegmentWriter:
+    """Takes records and writes them; safe to use from several threads.
+
+    Args:
+        args: how often.
+        folder: of the segments, absolute; made if need be.
+        schema: of a record; has a column `timestamp` (ms, UTC).
+        count: counts records by what became of them: written, dropped, failed.
+        what: records are called in the log of the process.
+    """
+
+    def __init__(
+        self,
+        args: SegmentArgs,
+        folder: Path,
+        schema: pa.Schema,
+        count: Count,
+        what: str,
+    ) -> None:
+        self.args, self._folder, self._schema = args, folder, schema
+        self._count, self._what = count, what
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._replica = uuid.uuid4().hex[:8]
+        self._queue: queue.Queue[Record | None] = queue.Queue(args.max_waiting)
+        self._written = 0
+        self._thread = threading.Thread(target=self._run, name=what, daemon=True)
+        self._thread.start()
+
+    def note(self, record: Record) -> None:
+        """Have a record written; never waits.
+
+        Args:
+            record: gives a row of the schema; called in the writing thread.
+        """
+        try:
+            self._queue.put_nowait(record)
+        except queue.Full:
+            self._count(1, "dropped")
+
+    def close(self) -> None:
+        """Write what is there, and end."""
+        self._queue.put(None)
+        self._thread.join(timeout=_NOBODY_WAITS_S)
+
+    def _run(self) -> None:
+        rows: list[dict[str, Any]] = []
+        due = time.monotonic() + self.args.segment_s
+        while True:
+            try:
+                record = self._queue.get(timeout=max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                record = _nothing
+            if record is not None and record is not _nothing:
+                try:
+                    rows.append(record())
+                except Exception:
+                    log.exception("one of the %s could not be recorded", self._what)
+                    self._count(1, "failed")
+            ended = record is None
+            if ended or len(rows) >= self.args.segment_rows or time.monotonic() >= due:
+                if rows:
+                    self._write(rows)
+                rows, due = [], time.monotonic() + self.args.segment_s
+            if ended:
+                return
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        try:
+            table = pa.Table.from_pylist(rows, schema=self._schema)
+            first, last = (int(f(table["timestamp"]).cast(pa.int64()).as_py()) for f in _ENDS)
+            day = datetime.fromtimestamp(first / 1000, UTC).date().isoformat()
+            folder = self._folder / f"date={day}"
+            folder.mkdir(exist_ok=True)
+            self._written += 1
+            name = f"{first}-{last}-{self._replica}-{self._written}.parquet"
+            fresh = folder / f".{name}.new"  # no reader takes it for a segment
+            with fresh.open("wb") as file:
+                pq.write_table(table, file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(folder / name)
+            sync_folder(folder)
+            self._count(len(rows), "written")
+        except Exception:  # a full disk must not end the writing
+            log.exception("%d %s could not be written", len(rows), self._what)
+            self._count(len(rows), "failed")
+
+
+def segments(folder: Path, moment: int | None = None) -> Iterator[Path]:
+    """Segments that may hold a moment (UTC ms), None: all of them, the newest first."""
+    for path in sorted(folder.glob("date=*/[0-9]*.parquet"), reverse=True):
+        first, last = (int(part) for part in path.name.split("-")[:2])
+        if moment is None or first - 1000 <= moment <= last + 1000:
+            yield path
+
+
+def _nothing() -> dict[str, Any]:
+    return {}
+
+
+_ENDS = (pc.min, pc.max)
