@@ -15,7 +15,8 @@ from markupsafe import Markup
 from raysys.features.alteration import KINDS
 from raysys.features.audit_outcome import CANDIDATES, Audit, Difference, Leak
 from raysys.features.drift import LARGE, MODERATE, Drift, counts
-from raysys.report import COLOURS, Report, Section, new_figure
+from raysys.features.drift_plots import histograms
+from raysys.report import Report
 from raysys.storage import write_atomic
 
 VERDICTS = {
@@ -306,7 +307,11 @@ def _drift(page: Report, findings: Findings) -> None:
     )
     worst = [drift for drift in findings.drifts if drift.level != "stable"][:_PLOTS]
     worst = worst or list(findings.drifts[: _PLOTS // 2])
-    _histograms(section, worst, findings.periods)
+    histograms(
+        section,
+        [(f"{drift.feature}  (PSI {drift.psi:.2f})", drift.histogram) for drift in worst],
+        findings.periods,
+    )
     section.table(
         ["feature", "PSI", "level", "chance", "KS", "p", "missing", "mean", "shift"],
         [_drift_row(drift) for drift in findings.drifts],
@@ -330,43 +335,6 @@ def _drift_row(drift: Drift) -> list[object]:
         "codes" if drift.categorical else _arrow(_say(old.mean), _say(new.mean)),
         "–" if drift.shift is None else f"{round(drift.shift, 2) + 0.0:+.2f}",
     ]
-
-
-def _histograms(section: Section, drifts: Sequence[Drift], periods: tuple[str, str]) -> None:
-    columns = min(3, len(drifts))
-    rows = -(-len(drifts) // columns)
-    figure, axes = new_figure(12, 0.6 + 3.0 * rows)
-    axes.remove()
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for drift, part in zip(drifts, grid, strict=False):
-        shown = [
-            at
-            for at, shares in enumerate(
-                zip(drift.histogram.reference, drift.histogram.current, strict=True)
-            )
-            if max(shares) > 0
-        ]
-        places = np.arange(len(shown))
-        for step, colour, shares, label in (
-            (-0.2, COLOURS[0], drift.histogram.reference, periods[0]),
-            (0.2, COLOURS[1], drift.histogram.current, periods[1]),
-        ):
-            part.bar(places + step, [shares[at] for at in shown], 0.4, color=colour, label=label)
-        labels = [drift.histogram.labels[at] for at in shown]
-        part.set_xticks(places, labels, rotation=60, ha="right", fontsize=8)
-        part.grid(axis="x", visible=False)
-        part.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
-        part.set_title(f"{drift.feature}  (PSI {drift.psi:.2f})", fontsize=10, loc="left")
-    for part in grid[len(drifts) :]:
-        part.remove()
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, ncols=2, loc="upper left")
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
-    section.plot(
-        figure,
-        "Features with the largest PSI: shares of the sampled candidates in the bins that it is "
-        "counted on.",
-    )
 
 
 def _method(page: Report, findings: Findings) -> None:

@@ -125,6 +125,52 @@ class Drift:
         return {**asdict(self), "level": self.level}
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Bins of one feature, as its reference has them; the last one is for what is missing.
+
+    Attributes:
+        ends: float32[b], rising. Of numbers: the upper ends of all bins but the last, which has
+            none. Of codes: those with a bin of their own; the others share one more.
+        categorical: the values are codes.
+    """
+
+    ends: Float32
+    categorical: bool = False
+
+    @classmethod
+    def of(cls, reference: Float32, categorical: bool = False) -> Cut:
+        """Bins of a reference, float32[n], NaN where missing: quantiles, or its frequent codes."""
+        known = reference[~np.isnan(reference)]
+        if not categorical:
+            return cls(_edges(known))
+        codes, count = np.unique(known + np.float32(0), return_counts=True)  # not -0
+        return cls(np.sort(codes[np.lexsort((codes, -count))][:CODES]), categorical=True)
+
+    @property
+    def bins(self) -> int:
+        """How many there are, with that for what is missing."""
+        return len(self.ends) + 2
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of the bins, the last one `missing`."""
+        if self.categorical:
+            return (*(f"{code:g}" for code in self.ends), _OTHER, _MISSING)
+        if not len(self.ends):
+            return ("any", _MISSING)
+        ends = [f"{edge:.4g}" for edge in self.ends]
+        return (f"≤ {ends[0]}", *(f"≤ {end}" for end in ends[1:]), f"> {ends[-1]}", _MISSING)
+
+    def place(self, values: Float32) -> Int64:
+        """The bin of each value: int64[n]."""
+        if self.categorical:
+            places = _place_of_code(values, self.ends)
+        else:
+            places = np.searchsorted(self.ends, values, side="left")
+        return np.where(np.isnan(values), self.bins - 1, places)
+
+
 def compare(
     reference: Sample, current: Sample, categorical: frozenset[str] = frozenset()
 ) -> list[Drift]:
@@ -184,7 +230,7 @@ def drift_of(
         feature=name,
         categorical=categorical,
         psi=population_stability_index(p, q, 0.5 / min(len(reference), len(current))),
-        chance=float(stats.chi2.ppf(0.95, max(1, used - 1)) * (1 / n + 1 / m)),
+        chance=by_chance(used, n, m),
         ks=ks,
         p=p_value,
         shift=shift,
@@ -206,6 +252,11 @@ def population_stability_index(p: Float64, q: Float64, epsilon: float = 1e-4) ->
     one, other = (np.maximum(shares[there], epsilon) for shares in (p, q))
     one, other = one / one.sum(), other / other.sum()
     return float(((one - other) * np.log(one / other)).sum())
+
+
+def by_chance(bins: int, n: float, m: float) -> float:
+    """The 95% point of PSI over so many bins when nothing drifts, of n and m observations."""
+    return float(stats.chi2.ppf(0.95, max(1, bins - 1)) * (1 / n + 1 / m))
 
 
 def kolmogorov_smirnov(
@@ -295,23 +346,12 @@ def _binned(
     reference: Float32, current: Float32, categorical: bool
 ) -> tuple[tuple[str, ...], tuple[Float64, Float64]]:
     """Labels of the bins, and how many rows of each period lie in them; the last: missing."""
-    both = (reference, current)
-    known = reference[~np.isnan(reference)]
-    if categorical:
-        codes, count = np.unique(known + np.float32(0), return_counts=True)  # not -0
-        top = np.sort(codes[np.lexsort((codes, -count))][:CODES])
-        labels: tuple[str, ...] = (*(f"{code:g}" for code in top), _OTHER)
-        places = [_place_of_code(values, top) for values in both]
-    else:
-        edges = _edges(known)
-        labels = _ranges(edges)
-        places = [np.searchsorted(edges, values, side="left") for values in both]
-    bins = len(labels)
-    places = [
-        np.where(np.isnan(values), bins, place) for values, place in zip(both, places, strict=True)
-    ]
-    old, new = (np.bincount(place, minlength=bins + 1).astype(np.float64) for place in places)
-    return (*labels, _MISSING), (old, new)
+    cut = Cut.of(reference, categorical)
+    old, new = (
+        np.bincount(cut.place(values), minlength=cut.bins).astype(np.float64)
+        for values in (reference, current)
+    )
+    return cut.labels, (old, new)
 
 
 def _edges(known: Float32) -> Float32:
@@ -324,13 +364,6 @@ def _edges(known: Float32) -> Float32:
         return edges
     inner = np.arange(1, BINS) / BINS
     return np.unique(np.quantile(known, inner, method="inverted_cdf")) + np.float32(0)
-
-
-def _ranges(edges: Float32) -> tuple[str, ...]:
-    if not len(edges):
-        return ("any",)
-    ends = [f"{edge:.4g}" for edge in edges]
-    return (f"≤ {ends[0]}", *(f"≤ {end}" for end in ends[1:]), f"> {ends[-1]}")
 
 
 def _place_of_code(values: Float32, top: Float32) -> Int64:

@@ -27,8 +27,10 @@ from raysys.features.examples import Examples
 from raysys.learners import load_model, make_learner
 from raysys.learners.protocol import Context, Learner, Model, Resources, TextEncoder
 from raysys.learners.resources import cpus_of_a_node, resources_here
+from raysys.monitoring.reference import Reference
 from raysys.progress import task
 from raysys.registry import Registry, write_search
+from raysys.stages.reference import reference_of
 from raysys.stages.stacking import Stacking, label_window_ms, require_lessons, stack
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
 from raysys.tuning.settings import DataSettings
@@ -205,8 +207,14 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
             made.ensemble.save(folder / "ensemble.json")
             stacking.note = made.ensemble.fallbacks["full"].method.replace("_", " ")
         served = {name: served[name] for name in made.ensemble.members}
+        with task("train: reference"):
+            reference = reference_of(
+                workspace, settings.surface, last, scores, made.ensemble, catalogue, settings.seed
+            )
         with task("train: bundle") as publishing:
-            bundle = _publish(settings, workspace, served, made, catalogue, planned, upstream)
+            bundle = _publish(
+                settings, workspace, served, made, catalogue, planned, upstream, reference
+            )
             publishing.note = bundle
         planned.seconds = time.monotonic() - started
         planned.counts = {
@@ -243,11 +251,12 @@ def _publish(
     catalogue: Catalogue,
     planned: Manifest,
     upstream: Manifest,
+    reference: Reference,
 ) -> str:
     """The id of a new bundle, which `publish_as` then points at."""
     registry = Registry(workspace.registry)
     bundle = registry.publish(
-        lambda fresh: write_bundle(fresh, workspace, served, made.ensemble, catalogue),
+        lambda fresh: write_bundle(fresh, workspace, served, made.ensemble, catalogue, reference),
         name_hint=settings.name,
         surface=settings.surface,
         learners=made.ensemble.families,
@@ -311,6 +320,7 @@ def write_bundle(
     models: Mapping[str, Model],
     ensemble: Ensemble,
     catalogue: Catalogue,
+    reference: Reference | None = None,
 ) -> None:
     """Fill an empty folder with all that serving needs; see `registry.py` for its shape."""
     shutil.copytree(workspace.features / "state", folder / "features")
@@ -319,6 +329,8 @@ def write_bundle(
         place.mkdir(parents=True)
         model.save(place)
     ensemble.save(folder / "ensemble.json")
+    if reference is not None:
+        reference.save(folder)
     encoders = [model for model in models.values() if isinstance(model, TextEncoder)]
     write_search(folder / "search", catalogue, encoders[0] if encoders else None)
 

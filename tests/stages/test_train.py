@@ -19,9 +19,11 @@ from raysys.ensemble import BaseScores, Ensemble
 from raysys.ensemble.folds import base_score
 from raysys.errors import UserError
 from raysys.features.batch import Batch
+from raysys.features.drift import drift_of
 from raysys.features.examples import Examples
 from raysys.learners import LEARNERS
 from raysys.learners.baselines import ColumnModel, Popular
+from raysys.monitoring.reference import Reference
 from raysys.registry import Registry
 from raysys.stages import train
 from raysys.stages.train import TrainSettings
@@ -78,6 +80,28 @@ def test_it_writes_scores_models_and_figures(trained: Workspace) -> None:
         for fold in (1, 2):
             assert any((trained.train / "models" / name / f"fold={fold}").iterdir())
     assert not (trained.train / "scratch").exists()
+
+
+def test_the_bundle_says_how_the_validation_fold_was_distributed(trained: Workspace) -> None:
+    """Bins and counts are those of the rows that the served models have not seen."""
+    reference = Reference.load(Registry(trained.registry).path("champion"))
+    assert reference is not None
+    batch = Examples(trained.features, (2,)).batch()  # its requests are small: all rows are drawn
+    assert (reference.requests, reference.rows) == (batch.n_requests, len(batch))
+    assert reference.people == len(np.unique(batch.user))
+    features = {each.name: each for each in reference.variables if each.kind == "feature"}
+    scores = {each.name: each for each in reference.variables if each.kind == "score"}
+    assert tuple(features) == batch.names and set(scores) == {*BASELINES, "ensemble"}
+    for name, each in features.items():
+        column = batch.column(name)
+        assert each.counts[-1] == np.isnan(column).sum()
+        drift = drift_of(name, column, column, categorical=each.cut.categorical)
+        counts = np.array(each.counts)
+        assert drift.histogram.labels == each.cut.labels
+        assert drift.histogram.reference == pytest.approx(counts / counts.sum())
+    assert batch.label is not None
+    assert reference.labels["positive_rows"] == pytest.approx(float((batch.label > 0).mean()), 1e-4)
+    assert reference.surface == "recommend" and reference.items == 200
 
 
 def test_the_champion_is_whole_and_serves_the_last_models(trained: Workspace) -> None:
@@ -254,7 +278,6 @@ def test_a_failure_leaves_the_earlier_run(
     workspace = write_features(tmp_path, n_requests=80)
     train.run(settings(), workspace)
     before = (workspace.train / "manifest.json").read_text()
-    (workspace.features / "state" / "plan.yaml").write_text("tables: {}\nfeatures: [")
     (workspace.features / "state" / "pickle.pkl").write_text("no")
     with pytest.raises(UserError, match=r"pickle\.pkl"):
         train.run(settings(seed=1), workspace)

@@ -1,0 +1,200 @@
+"""What a deployment recorded of its answers, and the events that they got, as tables.
+
+Read are the columns that are needed, of the files that overlap the time, and of many lists a share
+drawn by request id: what a look costs is bounded, whatever the traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from raysys.errors import UserError
+from raysys.eventlog.entries import EventLog
+from raysys.eventlog.rolled import Rolled
+
+_NEEDED: Final = ("request_id", "timestamp", "surface", "item_ids", "took_ms")
+_WANTED: Final = (*_NEEDED, "place", "user_id", "session_id", "query", "bundle", "arm")
+_TAIL: Final = 300_000
+"""Entries of the log that are not rolled yet and are read at most, the newest."""
+
+_DRAW: Final = 1 << 20
+
+EVENTS: Final = pl.Schema(
+    {
+        "event_type": pl.String,
+        "request_id": pl.String,
+        "item_id": pl.String,
+        "received": pl.Int64,  # UTC ms
+    }
+)
+Reactions = Callable[[int], pl.DataFrame]
+"""Events with a `request_id` that came in since a moment, UTC ms: a table of `EVENTS`."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists that were answered.
+
+    Attributes:
+        rows: request_id, at (UTC ms), surface, place, who, query, bundle, arm, item_ids, took_ms.
+        total: how many there were in all; more than rows where a share was drawn.
+    """
+
+    rows: pl.DataFrame
+    total: int
+
+
+def read_lists(folder: Path, since: int, until: int, most: int) -> Lists:
+    """Lists answered from `since` (UTC ms) on and before `until`.
+
+    Args:
+        folder: that the deployment's `exposures.folder` names.
+        since, until: UTC ms.
+        most: rows, about.
+
+    Raises:
+        UserError: no such folder, or a file lacks columns.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            "no folder of answered lists",
+            where=str(folder),
+            mend="give the folder that the serve config names (`exposures.folder`)",
+        )
+    files = list(_files(folder, since, until))
+    total = sum(file.metadata.num_rows for file in files)
+    limit = _DRAW if total <= most else round(_DRAW * most / total)
+    parts = [part for file in files if len(part := _read(file, since, until, limit))]
+    if not parts:
+        return Lists(_rows(pl.DataFrame({name: [] for name in _NEEDED})), 0)
+    found = _rows(pl.concat(parts, how="diagonal_relaxed"))
+    return Lists(found, total if limit < _DRAW else len(found))
+
+
+def read_events(folder: Path) -> Reactions:
+    """Of Parquet files in the columns of `schema.LOGGED_EVENTS`, such as a log's rolled ones.
+
+    Args:
+        folder: of the files, or one file.
+
+    Raises:
+        UserError: nothing there.
+    """
+    paths = [folder] if folder.is_file() else sorted(folder.glob("**/*.parquet"))
+    if not paths:
+        raise UserError("no Parquet file of events here", where=str(folder))
+    return lambda since: _concat([_from_file(path, since) for path in paths])
+
+
+def follow_log(log: EventLog, rolled: Rolled) -> Reactions:
+    """Of a deployment's event log: its rolled files, and what is not rolled yet.
+
+    Raises (when it is called):
+        LogUnavailable: the log cannot be read.
+    """
+
+    def reactions(since: int) -> pl.DataFrame:
+        files = [
+            rolled.events / f"{stretch.name}.parquet"
+            for stretch in rolled.stretches()
+            if stretch.received >= since and stretch.events
+        ]
+        parts = [_from_file(path, since) for path in files if path.exists()]
+        at = max(rolled.last(), log.end() - _TAIL)
+        rows: list[dict[str, Any]] = []
+        while entries := log.read(at):
+            at = entries[-1].offset
+            rows += [
+                {
+                    "event_type": each.body.get("event_type"),
+                    "request_id": each.body["request_id"],
+                    "item_id": each.body.get("item_id"),
+                    "received": each.received,
+                }
+                for each in entries
+                if each.kind == "event"
+                and each.quarantined is None
+                and each.received >= since
+                and each.body.get("request_id")
+            ]
+        return _concat([*parts, pl.DataFrame(rows, schema=EVENTS)])
+
+    return reactions
+
+
+def _files(folder: Path, since: int, until: int) -> Iterator[pq.ParquetFile]:
+    for path in sorted(folder.glob("date=*/[0-9]*.parquet")):
+        first, last = (int(part) for part in path.name.split("-")[:2])
+        if last >= since and first < until:
+            try:
+                yield pq.ParquetFile(path)
+            except FileNotFoundError:  # removed meanwhile
+                continue
+
+
+def _read(file: pq.ParquetFile, since: int, until: int, limit: int) -> pl.DataFrame:
+    names = file.schema_arrow.names
+    lacking = [name for name in _NEEDED if name not in names]
+    if lacking:
+        raise UserError(f"answered lists lack the columns {', '.join(lacking)}")
+    wanted = [name for name in _WANTED if name in names]
+    frame = pl.DataFrame(pl.from_arrow(file.read(columns=wanted, use_threads=False)))
+    at = pl.col("timestamp").dt.epoch("ms")
+    frame = frame.filter(at >= since, at < until)
+    if limit < _DRAW:
+        frame = frame.filter(pl.col("request_id").hash(17) % _DRAW < limit)
+    return frame
+
+
+def _rows(frame: pl.DataFrame) -> pl.DataFrame:
+    """With all columns; who asks is a user, a session, or a stranger of that one request."""
+    for name in _WANTED:
+        if name not in frame.columns:
+            frame = frame.with_columns(pl.lit(None, pl.String).alias(name))
+    who = pl.coalesce(
+        pl.concat_str(pl.lit("u "), pl.col("user_id").cast(pl.String)),
+        pl.concat_str(pl.lit("s "), pl.col("session_id").cast(pl.String)),
+        pl.concat_str(pl.lit("r "), pl.col("request_id").cast(pl.String)),
+    )
+    at = pl.col("timestamp")
+    if frame.schema["timestamp"].is_temporal():
+        at = at.dt.epoch("ms")
+    texts = [pl.col(name).cast(pl.String) for name in ("place", "query", "bundle", "arm")]
+    return frame.select(
+        pl.col("request_id").cast(pl.String),
+        at.cast(pl.Int64).alias("at"),
+        pl.col("surface").cast(pl.String),
+        *texts,
+        who.alias("who"),
+        pl.col("item_ids").cast(pl.List(pl.String)),
+        pl.col("took_ms").cast(pl.Float64),
+    ).unique("request_id", keep="first", maintain_order=True)
+
+
+def _from_file(path: Path, since: int) -> pl.DataFrame:
+    lazy = pl.scan_parquet(path, hive_partitioning=False)
+    names = lazy.collect_schema().names()
+    moment = "received" if "received" in names else "timestamp"
+    lacking = [n for n in ("event_type", "request_id", "item_id", moment) if n not in names]
+    if lacking:
+        raise UserError(f"events lack the column {', '.join(lacking)}", where=str(path))
+    return (
+        lazy.select(
+            pl.col("event_type").cast(pl.String),
+            pl.col("request_id").cast(pl.String),
+            pl.col("item_id").cast(pl.String),
+            pl.col(moment).dt.epoch("ms").alias("received"),
+        )
+        .filter(pl.col("request_id").is_not_null(), pl.col("received") >= since)
+        .collect()
+    )
+
+
+def _concat(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat([pl.DataFrame(schema=EVENTS), *parts])
