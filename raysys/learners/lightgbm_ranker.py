@@ -104,11 +104,15 @@ class LightGBMRanker(TreeRanker[LightGBMSettings]):
         machine: Machine,
         report: Report | None = None,
         checkpoint: CheckpointFolder | None = None,
+        onto: TreeModel | None = None,
     ) -> LightGBMModel:
         """See `TreeRanker.train_booster`."""
         import lightgbm
 
         names = settings.select(head.names, where=LightGBMRanker.name)
+        if onto is not None:
+            names = onto.requires
+        once = checkpoint is None and onto is None
         gains, judged = _gains(head)
         params = {
             "objective": "lambdarank",
@@ -140,7 +144,7 @@ class LightGBMRanker(TreeRanker[LightGBMSettings]):
             weight=head.weight,
             feature_name=[f"f{at}" for at in range(len(names))],  # ours may hold any character
             params=params,
-            free_raw_data=checkpoint is None,  # the next piece begins with what the last one says
+            free_raw_data=once,  # the next piece begins with what the last one says
         )
         pieces = Pieces(
             *(settings.n_estimators, settings.early_stopping_rounds if tail else 0),
@@ -158,13 +162,17 @@ class LightGBMRanker(TreeRanker[LightGBMSettings]):
                         group=tail.sizes,
                         reference=data,
                         params=params,
-                        free_raw_data=checkpoint is None,
+                        free_raw_data=once,
                     )
                 ],
                 "valid_names": ["tail"],
                 "feval": lambda scores, _: ("ndcg@10", judge(scores), True),
                 "callbacks": [_telling(pieces)],
             }
+        grown = 0
+        if onto is not None:
+            assert isinstance(onto, LightGBMModel)
+            pieces.model, grown = onto.text.encode(), onto.booster.current_iteration()
         for start, stop in pieces:
             before = pieces.model and lightgbm.Booster(model_str=pieces.model.decode())
             booster = lightgbm.train(
@@ -173,7 +181,7 @@ class LightGBMRanker(TreeRanker[LightGBMSettings]):
             pieces.keep(stop, booster.model_to_string().encode())
         assert pieces.model is not None
         whole = lightgbm.Booster(model_str=pieces.model.decode())
-        return LightGBMModel(whole.model_to_string(num_iteration=pieces.best), names)
+        return LightGBMModel(whole.model_to_string(num_iteration=grown + pieces.best), names)
 
     @staticmethod
     def trainer() -> tuple[Callable[..., Any], Callable[[], Mapping[str, Any]]]:

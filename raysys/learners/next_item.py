@@ -96,6 +96,13 @@ class NextItemModel(Model):
         lists = [self._own[np.asarray(held[: self.settings.history], np.int64)] for held in history]
         return Sequences.of([held[held >= 0][::-1].tolist() for held in lists])
 
+    def in_own_numbers(self, sequences: Sequences) -> Sequences:
+        """Sequences in catalogue numbers, in those of the model; what it does not know left out."""
+        own = self._own[sequences.items]
+        known = own >= 0
+        kept = np.concatenate([[0], np.cumsum(known)])[sequences.offsets]
+        return Sequences(own[known], kept, sequences.moment)
+
     def score(self, batch: Batch) -> Float32:
         """See `Model.score`; an item that the model does not know gets its lowest score."""
         scores = np.empty(len(batch), dtype=np.float32)
@@ -157,6 +164,31 @@ class NextItem(Learner[NextItemSettings]):
         facts = _facts(catalogue, told.attributes)
         model = learner.fit(train, SequenceContext(len(catalogue), facts, context.seed))
         return NextItemModel(model, catalogue.ids.tolist(), catalogue, told)
+
+    def resume(
+        self, model: Model, examples: Examples, context: Context, steps: int, rate: float
+    ) -> Model:
+        """See `Learner.resume`: a transformer alone; no more than its `top_up` epochs."""
+        from raysys.learners.sequence_transformer import (
+            SequenceTransformer,
+            SequenceTransformerModel,
+        )
+
+        assert isinstance(model, NextItemModel)
+        before = model.model
+        if not isinstance(before, SequenceTransformerModel):
+            return super().resume(model, examples, context, steps, rate)
+        train = model.in_own_numbers(shop_sequences(examples, model.settings.history))
+        told = before.settings
+        places = max(1, int((train.tails(told.max_length + 1).sizes - 1).clip(min=0).sum()))
+        tuned = SequenceTransformer(told).resume(
+            before,
+            train,
+            SequenceContext(before.n_items, before.facts, context.seed),
+            epochs=min(steps * told.batch_size / places, told.top_up or 1.0),
+            learning_rate=told.learning_rate * rate,
+        )
+        return NextItemModel(tuned, model.ids, context.catalogue, model.settings)
 
 
 def shop_sequences(examples: Examples, history: int) -> Sequences:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from raysys.catalogue import Catalogue
 from raysys.cluster import Resources
 from raysys.config import Settings
+from raysys.errors import UserError
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.storage import CheckpointFolder
@@ -174,3 +175,23 @@ class Learner(ABC, Generic[S]):
         the others just fit.
         """
         return self.fit(examples, context)
+
+    def resume(
+        self, model: Model, examples: Examples, context: Context, steps: int, rate: float
+    ) -> Model:
+        """Go on from a fitted model with newer examples, in this very process.
+
+        Args:
+            model: of this learner and these settings; it is not changed itself.
+            examples: newer than what it was fitted on.
+            context: as for a fit.
+            steps: at most so many (trees, or steps of an optimizer).
+            rate: times the learning rate of the settings.
+
+        Raises:
+            UserError: this learner cannot, or the examples teach nothing.
+        """
+        raise UserError(
+            f"{self.name} cannot go on from a fitted model",
+            mend="leave it out: it keeps its weights until the next `raysys train`",
+        )

@@ -8,6 +8,7 @@ Scoring is one product with the vectors of all items.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -128,6 +129,11 @@ class SequenceTransformerModel(SequenceModel):
             self._rows = torch.cat(rows)
         self.item_vectors: Float32 = self._rows[:-1].numpy()
 
+    @property
+    def facts(self) -> ItemFacts:
+        """What it was told of the items."""
+        return _facts(self.encoder.state_dict())
+
     def encode(self, prefixes: Sequences) -> Float32:
         """Where each prefix points to: float32[len(prefixes), width]."""
         shape = self.encoder.shape
@@ -167,14 +173,15 @@ class SequenceTransformerModel(SequenceModel):
         content = json.loads((folder / META).read_text(encoding="utf-8"))
         parts = load_file(folder / FILE)
         popular = parts.pop("popular").numpy()
-
-        def known(name: str) -> np.ndarray | None:
-            return parts[name].numpy() if name in parts else None
-
-        facts = ItemFacts(known("attribute"), known("attribute_offsets"), known("vectors"))
-        encoder = Encoder(Shape(**content["shape"]), facts)
+        encoder = Encoder(Shape(**content["shape"]), _facts(parts))
         encoder.load_state_dict(parts)
         return cls(encoder, popular, SequenceTransformerSettings(**content["settings"]))
+
+
+def _facts(parts: Mapping[str, torch.Tensor]) -> ItemFacts:
+    """What an encoder's state says of the items."""
+    names = ("attribute", "attribute_offsets", "vectors")
+    return ItemFacts(*(parts[name].cpu().numpy() if name in parts else None for name in names))
 
 
 def _with_mask(given: Padded, sizes: torch.Tensor, mask: int) -> Padded:

@@ -29,7 +29,7 @@ from raysys.features.examples import Examples
 from raysys.learners.protocol import Context, Float32, Learner, Model, Report
 from raysys.learners.sampling import thinned, with_some_positive
 from raysys.learners.training import run_configs, threads_of, trained
-from raysys.learners.validation import no_positives, require_columns, require_positives
+from raysys.learners.validation import NDCG, no_positives, require_columns, require_positives
 from raysys.storage import CheckpointFolder
 
 ROWS_PER_THREAD = 8192
@@ -130,6 +130,7 @@ class TreeRanker(Learner[T], Generic[T]):
         machine: Machine,
         report: Report | None = None,
         checkpoint: CheckpointFolder | None = None,
+        onto: TreeModel | None = None,
     ) -> TreeModel:
         """Trees fitted on `head`, as many as rank `tail` best; same input, same trees.
 
@@ -142,6 +143,8 @@ class TreeRanker(Learner[T], Generic[T]):
             report: told NDCG@10 on the tail after each tree.
             checkpoint: see `Pieces`; the trees then differ from those without, after the first
                 piece, in the rows and columns that were drawn.
+            onto: trees of the same library that these are added to, reading the features that
+                they read; the settings count the added ones. Not together with a checkpoint.
         """
 
     @staticmethod
@@ -166,6 +169,29 @@ class TreeRanker(Learner[T], Generic[T]):
             *(type(self), self.settings, examples, context.seed, machine, report),
             checkpoint=context.checkpoint,
         )
+
+    def resume(
+        self, model: Model, examples: Examples, context: Context, steps: int, rate: float
+    ) -> Model:
+        """See `Learner.resume`: `steps` more trees at most, as many as rank the tail best.
+
+        Where early stopping is on and no more trees are better than none, the model stays.
+        """
+        assert isinstance(model, TreeModel)
+        require_positives(examples)
+        told = self.settings
+        fewer = {"n_estimators": steps, "learning_rate": told.learning_rate * rate}
+        machine = Machine(threads_of(context), context.resources.gpus_per_worker > 0)
+        grown = fit_here(
+            *(type(self), told.model_copy(update=fewer), examples, context.seed, machine),
+            onto=model,
+        )
+        if told.early_stopping_rounds:
+            tail = examples.head_and_tail(told.last_fraction)[1].batch()
+            judge = NDCG(tail)
+            if judge(grown.score(tail)) <= judge(model.score(tail)):
+                return model
+        return grown
 
     def fit_folds(self, folds: Sequence[Examples], context: Context) -> list[Model]:
         """See `Learner.fit_folds`: all folds in one Ray Train run, one after the other."""
@@ -203,6 +229,7 @@ def fit_here(
     report: Report | None = None,
     worker: tuple[int, int] = (0, 1),
     checkpoint: CheckpointFolder | None = None,
+    onto: TreeModel | None = None,
 ) -> TreeModel:
     """Read one worker's share and train on it; in a Ray Train worker and in a tuning trial."""
     if settings.early_stopping_rounds:
@@ -222,6 +249,7 @@ def fit_here(
         machine=machine,
         report=report,
         checkpoint=checkpoint,
+        onto=onto,
     )
 
 

@@ -133,6 +133,7 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
         machine: Machine,
         report: Report | None = None,
         checkpoint: CheckpointFolder | None = None,
+        onto: TreeModel | None = None,
     ) -> XGBoostModel:
         """See `TreeRanker.train_booster`."""
         xgb = _xgboost()
@@ -140,6 +141,8 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
         if settings.unbiased or settings.propensities:
             names = tuple(name for name in names if name != settings.position)
             head = _without_bias(settings, head)
+        if onto is not None:
+            names = onto.requires
         params = {
             "objective": f"rank:{settings.objective}",
             "lambdarank_pair_method": "topk",
@@ -177,6 +180,11 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
             *(settings.n_estimators, settings.early_stopping_rounds if tail else 0),
             *(report, checkpoint),
         )
+        before = 0
+        if onto is not None:
+            assert isinstance(onto, XGBoostModel)
+            pieces.model = bytes(onto.booster.save_raw("ubj"))
+            before = onto.booster.num_boosted_rounds()
         watched: dict[str, Any] = {}
         if tail is not None:
             judge = NDCG(tail)
@@ -198,7 +206,7 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
             )
             pieces.keep(stop, bytes(booster.save_raw("ubj")))
         assert pieces.model is not None
-        whole = xgb.Booster(model_file=bytearray(pieces.model))[: pieces.best]
+        whole = xgb.Booster(model_file=bytearray(pieces.model))[: before + pieces.best]
         # as a bundle would hold it, so that scores now and after loading are the same bits
         return XGBoostModel(xgb.Booster(model_file=whole.save_raw("ubj")), names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -76,3 +77,45 @@ def test_a_user_is_one_sequence(tmp_path) -> None:  # type: ignore[no-untyped-de
     _, first = np.unique(batch.user, return_index=True)
     before = sum(min(len(batch.history[i]), 12) for i in first)
     assert len(sequences.items) == wanted + before
+
+
+def test_a_transformer_goes_on_by_small_steps(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """From its own weights, in its own numbers; neighbours would forget what they knew."""
+    from raysys.learners.sequence_training import Trainer
+    from tests.synthetic import write_examples
+
+    examples, catalogue = write_examples(tmp_path_factory.mktemp("features"), 120, 60)
+    context = Context(catalogue, tmp_path_factory.mktemp("scratch"))
+    learner = make_learner("next_item", QUICK)
+    model = learner.fit(examples.with_folds(0), context)
+    batch = examples.with_folds(2).batch()
+    before = model.score(batch)
+    steps = 0
+    step = Trainer._step
+
+    def counting(self: Trainer, *given: object) -> float:
+        nonlocal steps
+        steps += 1
+        return step(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", counting)
+        more = learner.resume(model, examples.with_folds(1), context, steps=2, rate=0.1)
+    assert 1 <= steps <= 2
+    assert np.array_equal(model.score(batch), before)
+    after = more.score(batch)
+    assert not np.array_equal(after, before)
+    assert np.corrcoef(after, before)[0, 1] > 0.95
+    # rows of the catalogue may have moved since: it is told what follows what by ids
+    moved = Context(Catalogue(catalogue.table.slice(2)), context.scratch)
+    assert isinstance(more, NextItemModel) and isinstance(model, NextItemModel)
+    shifted = NextItemModel(model.model, model.ids, moved.catalogue, model.settings)
+    told = shop_sequences(examples.with_folds(1), 12)
+    told = replace(told, items=told.items % 58)
+    own = shifted.in_own_numbers(told)
+    assert own.items.tolist() == [item + 2 for item in told.items.tolist()]
+    assert len(own) == len(told)
+    knn = make_learner("next_item", {"learner": "item_knn"})
+    neighbours = knn.fit(examples.with_folds(0), context)
+    with pytest.raises(UserError, match="cannot go on"):
+        knn.resume(neighbours, examples.with_folds(1), context, 2, 0.1)

@@ -123,3 +123,48 @@ def test_labels_may_be_graded(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"labels of 0 and 1, and there is 0\.25"):
         learner = make_learner("xgboost_ranker", {**SMALL, "objective": "map"})
         learner.fit_local(examples.with_folds(0, 1), context)
+
+
+@pytest.mark.parametrize("name", ["xgboost_ranker", "lightgbm_ranker"])
+class TestGoingOn:
+    """More trees onto those of a fitted model."""
+
+    def test_old_trees_stay_and_new_ones_come(
+        self, name: str, grown: tuple[Examples, Context], tmp_path: Path
+    ) -> None:
+        examples, context = grown
+        learner = make_learner(name, {**SMALL, "n_estimators": 6, "early_stopping_rounds": 0})
+        model = learner.fit_local(examples.with_folds(0), context)
+        before = model.score(examples.with_folds(2).batch())
+        more = learner.resume(model, examples.with_folds(1), context, steps=5, rate=0.5)
+        later = examples.with_folds(2).batch()
+        assert np.array_equal(model.score(later), before)  # not changed itself
+        assert not np.array_equal(more.score(later), before)
+        assert NDCG(later)(more.score(later)) > NDCG(later)(before) - 0.02
+        assert _trees(more) == _trees(model) + 5
+        more.save(tmp_path)
+        again = type(more).load(tmp_path, context.catalogue)
+        assert np.array_equal(again.score(later), more.score(later))
+        once_more = learner.resume(model, examples.with_folds(1), context, steps=5, rate=0.5)
+        assert np.array_equal(once_more.score(later), more.score(later))
+
+    def test_a_model_that_gains_nothing_stays(
+        self, name: str, grown: tuple[Examples, Context], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        examples, context = grown
+        learner = make_learner(name, {**SMALL, "n_estimators": 6})
+        model = learner.fit_local(examples.with_folds(0), context)
+        monkeypatch.setattr(trees.NDCG, "__call__", lambda self, scores: 0.5)
+        assert learner.resume(model, examples.with_folds(1), context, 5, 0.5) is model
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Examples, Context]:
+    examples, catalogue = write_examples(tmp_path_factory.mktemp("features"), 160, 60)
+    return examples, Context(catalogue, tmp_path_factory.mktemp("scratch"))
+
+
+def _trees(model: object) -> int:
+    booster = model.booster  # type: ignore[attr-defined]
+    rounds = getattr(booster, "num_boosted_rounds", None) or booster.current_iteration
+    return int(rounds())
