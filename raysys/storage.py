@@ -98,6 +98,11 @@ class Workspace:
         return self.root / "compress"
 
     @property
+    def learn(self) -> Path:
+        """Rounds of learning from new events: a report each, and their journal."""
+        return self.root / "learn"
+
+    @property
     def evaluate(self) -> Path:
         """The report on the last period: HTML and JSON."""
         return self.root / "evaluate"

@@ -49,7 +49,14 @@ def stage_settings(stage: str):
 def test_it_loads(path):
     match kind(path):
         case (
-            "ingest" | "features" | "train" | "evaluate" | "text" | "pretrain" | "compress"
+            "ingest"
+            | "features"
+            | "train"
+            | "evaluate"
+            | "text"
+            | "pretrain"
+            | "compress"
+            | "learn"
         ) as stage:
             load_settings(stage_settings(stage), ROOT / path)
         case "tune":

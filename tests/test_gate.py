@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from raysys.errors import UserError
 from raysys.evaluation.intervals import Bootstrap, Interval
 from raysys.registry import BundleManifest, Registry
-from raysys.registry.gate import judge_figures, judge_paired, main_figures
+from raysys.registry.gate import judge_figures, judge_learned, judge_paired, main_figures
 from raysys.stages import life
 from raysys.storage import Workspace
 
@@ -159,3 +159,30 @@ def test_the_command_line(registry: Registry) -> None:
     assert refused.returncode == 2 and "lower end" in refused.stderr
     registry.point("champion", bad)
     assert good in raysys("rollback").stdout
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "passes"), [(0.001, 0.01, True), (0.0, 0.01, False), (-0.02, -0.01, False)]
+)
+def test_better_must_be_sure(low: float, high: float, passes: bool) -> None:
+    judged = judge_paired("ndcg@10", 0.3, 0.2, Interval((low + high) / 2, low, high), better=True)
+    assert judged.passes == passes and judged.reason
+
+
+def test_what_was_measured_against_this_champion_counts() -> None:
+    figures = {
+        "ndcg10": {"full": 0.9},
+        "gate": {
+            "against": "x-1",
+            "metric": "mrr",
+            "challenger": 0.4,
+            "champion": 0.5,
+            "difference": {"value": -0.1, "low": -0.2, "high": -0.05},
+        },
+    }
+    challenger = BundleManifest("y-1", "recommend", {"a": "tree"}, {}, figures=figures)
+    judged = judge_learned(challenger, manifest(0.1))
+    assert judged is not None and not judged.passes and judged.metric == "mrr"
+    another = BundleManifest("z-1", "recommend", {"a": "tree"}, {})
+    assert judge_learned(challenger, another) is None
+    assert judge_learned(manifest(0.1), another) is None

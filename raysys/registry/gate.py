@@ -39,14 +39,24 @@ class Judgement:
 
 
 def judge_paired(
-    metric: str, challenger: float, champion: float, difference: Interval
+    metric: str,
+    challenger: float,
+    champion: float,
+    difference: Interval,
+    *,
+    better: bool = False,
 ) -> Judgement:
     """By the difference, challenger minus champion, on the same requests.
 
-    Refused when all of its interval lies below zero.
+    Refused when all of its interval lies below zero; with `better`, unless all lies above.
     """
     told = f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
     worse = difference.high < 0
+    if better:
+        passes = difference.low > 0
+        how = "is better" if passes else "is worse" if worse else "is not surely better"
+        reason = f"{metric} {how} on the same requests: {told}"
+        return Judgement(passes, metric, "paired", reason, challenger, champion)
     reason = f"{metric} {'is worse' if worse else 'is no worse'} on the same requests: {told}"
     return Judgement(not worse, metric, "paired", reason, challenger, champion)
 
@@ -79,6 +89,18 @@ def judge_figures(challenger: BundleManifest, champion: BundleManifest) -> Judge
         f"{metric} {ours.value:.4f} against the champion's {other.value:.4f}, no interval known"
     )
     return Judgement(passes, metric, "points", reason, ours.value, other.value)
+
+
+def judge_learned(challenger: BundleManifest, champion: BundleManifest) -> Judgement | None:
+    """By what `raysys learn` measured when it made the one out of the other; None: it did not."""
+    told = challenger.figures.get("gate")
+    if not isinstance(told, Mapping) or told.get("against") != champion.id:
+        return None
+    difference = _interval(told.get("difference"))
+    if difference is None or not _has_ends(difference):
+        return None
+    values = float(told["challenger"]), float(told["champion"])
+    return judge_paired(str(told["metric"]), *values, difference)
 
 
 def main_figures(manifest: BundleManifest) -> dict[str, Interval]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from raysys.errors import UserError
 from raysys.registry.bundle import TEXT, TEXT_FILE
-from raysys.registry.gate import Judgement, judge_figures, main_figures
+from raysys.registry.gate import Judgement, judge_figures, judge_learned, main_figures
 from raysys.registry.manifest import BundleManifest
 from raysys.registry.store import Registry
 
@@ -60,4 +60,5 @@ def judge_known(registry: Registry, challenger: BundleManifest, before: str | No
         return Judgement(True, "", "none", "there is no bundle of this name yet")
     if before == challenger.id:
         return Judgement(True, "", "none", "it has this name already")
-    return judge_figures(challenger, BundleManifest.read(registry.bundles / before))
+    champion = BundleManifest.read(registry.bundles / before)
+    return judge_learned(challenger, champion) or judge_figures(challenger, champion)

@@ -83,7 +83,7 @@ def run(
     Raises:
         UserError: no log there, it does not answer, the disk is full.
     """
-    args, folder = _named(config, workspace)
+    args, folder = named_log(config, workspace)
     if args.backend == "local" and not (folder / "head").exists():
         raise UserError(
             "no event log here",
@@ -106,8 +106,12 @@ def run(
     _show(status, console, as_json=as_json)
 
 
-def _named(config: str | None, workspace: Workspace) -> tuple[EventsArgs, Path]:
-    """The log that a serve config names, else the one of the workspace."""
+def named_log(config: str | None, workspace: Workspace) -> tuple[EventsArgs, Path]:
+    """The log that a serve config names, else the one of the workspace.
+
+    Raises:
+        UserError: the deployment takes no events.
+    """
     if config is None:
         return EventsArgs(), workspace.eventlog
     from raysys.serving.args import ServeArgs

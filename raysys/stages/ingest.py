@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -18,7 +19,7 @@ from raysys.ingest.impressions import ImpressionSettings
 from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import Limits
 from raysys.ingest.sessions import SessionSettings
-from raysys.ingest.spread import OnRay
+from raysys.ingest.spread import OnRay, Spread
 from raysys.ingest.store import Store
 from raysys.progress import task
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
@@ -64,8 +65,20 @@ class IngestSettings(StageSettings):
     impressions: ImpressionSettings = ImpressionSettings()
 
 
-def run(settings: IngestSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
+def run(
+    settings: IngestSettings,
+    workspace: Workspace,
+    *,
+    force: bool = False,
+    spread: Spread | None = None,
+) -> Manifest:
     """The manifest of `workspace.ingest`, which is written unless it holds this outcome already.
+
+    Args:
+        settings: the YAML.
+        workspace: of the shop.
+        force: run although the outcome is there.
+        spread: who does the pieces; None: tasks on Ray.
 
     Raises:
         UserError: files that are not there, a mapping that does not fit them, nothing left.
@@ -85,13 +98,14 @@ def run(settings: IngestSettings, workspace: Workspace, *, force: bool = False) 
     treatment = pipeline.Treatment(
         settings.limits, settings.rules, settings.sessions, settings.impressions
     )
-    with ray_session(), replacing(workspace.ingest) as folder:
+    session = ray_session() if spread is None else contextlib.nullcontext()
+    with session, replacing(workspace.ingest) as folder:
         outcome = pipeline.ingest(
             source,
             inputs,
             treatment,
             folder,
-            OnRay(),
+            spread or OnRay(),
             Store(workspace.pieces),
         )
         manifest.counts = counts(outcome)

@@ -1,0 +1,156 @@
+"""Round after round: begun by the clock, by how much is new, or because the shop has drifted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raysys.datasets.files import expand_variables
+from raysys.errors import UserError
+from raysys.progress import task
+from raysys.stages import learn
+from raysys.stages.learn_log import LearnedLog
+from raysys.stages.learn_settings import DriftTrigger, LearnSettings
+from raysys.storage import Manifest, Workspace
+
+log = logging.getLogger("raysys")
+
+Clock = Callable[[], float]
+"""Seconds since 1970."""
+
+DriftFigure = Callable[[DriftTrigger], float | None]
+"""How far the shop has drifted; None: nobody knows yet."""
+
+
+def read_figure(told: DriftTrigger) -> float | None:
+    """The number that a JSON file holds under the trigger's `figure`.
+
+    None where there is no such file or number, or only half of it yet.
+    """
+    try:
+        content: Any = json.loads(Path(expand_variables(told.file)).read_text(encoding="utf-8"))
+        for key in told.figure.split("."):
+            content = content[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(content) if isinstance(content, int | float) else None
+
+
+class Due:
+    """When the next round is due.
+
+    Args:
+        settings: see `FollowSettings`.
+        workspace: whose journal tells of the last round.
+        events: the log, for how much is new.
+        drift: tells how far the shop has drifted.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        settings: LearnSettings,
+        workspace: Workspace,
+        events: LearnedLog,
+        drift: DriftFigure = read_figure,
+        clock: Clock = time.time,
+    ) -> None:
+        self._told, self._workspace = settings.follow, workspace
+        self._events, self._drift, self._clock = events, drift, clock
+        rounds = learn.journal(workspace)
+        self._position = int(rounds[-1]["position"]) if rounds else 0
+        self._began: float | None = None
+
+    def reason(self) -> str | None:
+        """Why a round is due now; None: none is."""
+        if learn.unfinished(self._workspace):
+            return "one was cut off"
+        told, passed = self._told, self._passed()
+        if told.every_minutes is not None:
+            if passed is None:
+                return "it is the first"
+            if passed >= told.every_minutes:
+                return f"{told.every_minutes:g} minutes have passed"
+        if told.new_events is not None and self.waiting() >= told.new_events:
+            return f"{self.waiting():,} events are new"
+        if told.drift is not None and (passed is None or passed >= told.drift.rest_minutes):
+            figure = self._drift(told.drift)
+            if figure is not None and figure > told.drift.above:
+                return f"{told.drift.figure} is {figure:.3g}, above {told.drift.above:g}"
+        return None
+
+    def begun(self) -> None:
+        """A round begins now: what comes from here on is for the next."""
+        self._began = self._clock()
+        self._position = self._events.end()
+
+    def waiting(self) -> int:
+        """Events in the log that no round has seen."""
+        return max(0, self._events.end() - self._position)
+
+    def _passed(self) -> float | None:
+        """Minutes since the last round began, of this process or an earlier one."""
+        if self._began is not None:
+            return (self._clock() - self._began) / 60
+        path = self._workspace.learn / learn.JOURNAL
+        return (self._clock() - path.stat().st_mtime) / 60 if path.is_file() else None
+
+
+def follow(
+    settings: LearnSettings,
+    workspace: Workspace,
+    told: Callable[[Manifest], None] = lambda manifest: None,
+    *,
+    rounds: int | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Run rounds as they are due, until interrupted.
+
+    What goes wrong in the first round is raised; later it is logged, and the next round tries
+    again: a disk that was full, a champion that was just replaced.
+
+    Args:
+        settings: the YAML.
+        workspace: as for `learn.run`.
+        told: gets what each round came to.
+        rounds: end after so many; None: never.
+        pause: waits some seconds between two looks.
+
+    Raises:
+        UserError: the first round cannot be run.
+    """
+    events = LearnedLog(settings, workspace)
+    done, last = 0, None
+    try:
+        due = Due(settings, workspace, events)
+        while rounds is None or done < rounds:
+            reason = _wait(due, settings, pause)
+            due.begun()
+            try:
+                manifest = learn.run(settings, workspace, trigger=reason, events=events)
+                if manifest.figures["round"] == last:
+                    log.info("learn: nothing is new")
+                else:
+                    told(manifest)
+                last = manifest.figures["round"]
+            except UserError as error:
+                if not done:
+                    raise
+                log.warning("learn: this round failed, the next one tries again: %s", error)
+            done += 1
+    finally:
+        events.close()
+
+
+def _wait(due: Due, settings: LearnSettings, pause: Callable[[float], None]) -> str:
+    """Until a round is due; why it is."""
+    with task("learn: waiting for a round to be due") as waiting:
+        while (reason := due.reason()) is None:
+            waiting.reach(due.waiting())
+            pause(settings.follow.poll_seconds)
+        waiting.note = reason
+    return reason

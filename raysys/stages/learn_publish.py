@@ -1,0 +1,96 @@
+"""A challenger out of a round, and what becomes of it: a bundle, a name, at most a canary."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from raysys.errors import UserError
+from raysys.registry import Registry
+from raysys.serving.rollout import CanaryArgs, Rollout
+from raysys.stages.learn_gate import verdict
+from raysys.stages.learn_round import STEP, Round
+
+
+def publish(made: Round, registry: Registry, figures: dict[str, Any]) -> dict[str, Any]:
+    """Publish what a round made and name it; the same round gives the same bundle.
+
+    Args:
+        made: whose steps are done.
+        registry: of the champion.
+        figures: what the gate measured.
+    """
+    champion, told = made.champion, made.settings
+    ensemble = made.ensemble()
+    metric = figures["metric"]
+    settings = {**champion.manifest.settings, "learn": told.model_dump(mode="json")}
+    bundle = registry.publish(
+        lambda fresh: _write(made, fresh),
+        name_hint=champion.id.rpartition("-")[0],
+        surface=champion.manifest.surface,
+        learners=ensemble.families,
+        # not of the features of the workspace: it knows what came after them
+        data={"bundle": champion.id, "ingest": made.plan.ingest},
+        settings=settings,
+        figures={
+            "ndcg10": {"full": figures["challenger"]["ndcg@10"]},
+            "weights": {name: c.share for name, c in ensemble.fallbacks.items()},
+            "methods": {name: c.method for name, c in ensemble.fallbacks.items()},
+            "gate": {
+                "against": champion.id,
+                "metric": metric,
+                "challenger": figures["challenger"][metric]["value"],
+                "champion": figures["champion"][metric]["value"],
+                "difference": figures["difference"][metric],
+                "requests": figures["requests"],
+                "first": figures["first"],
+                "last": figures["last"],
+                "effects": figures["effects"],
+            },
+        },
+    )
+    registry.point(told.publish.name, bundle, cause=f"learned from {champion.id}")
+    return {"challenger": bundle}
+
+
+def promote(made: Round, registry: Registry, bundle: str, figures: dict[str, Any]) -> str:
+    """Do what `publish.promote` says; in words what became of the champion."""
+    told, name = made.settings.publish, made.settings.champion
+    if told.promote == "never":
+        return "the champion stays"
+    if told.promote == "when_better":
+        judged = verdict(figures, better=True)
+        if not judged.passes:
+            return f"the champion stays: {judged.reason}"
+        holder = registry.pointers().get(name)
+        if holder == bundle:
+            return f"it is the {name} now"
+        if holder != made.plan.champion:
+            return f"the champion stays: {name} means another bundle than when the round began"
+        registry.point(name, bundle, cause=f"promoted by raysys learn: {judged.reason}")
+        return f"it is the {name} now"
+    rollout = Rollout(registry.root)
+    try:
+        state = rollout.read()
+    except UserError as error:
+        return f"no canary: {error.what}"
+    if state.canary is not None and state.canary.bundle not in (bundle, told.name):
+        return f"no canary: {state.canary.bundle} is being tried"
+    if any(halt.bundle == bundle for halt in state.halted):
+        return "no canary: a guard has ended that of this very bundle"
+    asked = CanaryArgs(**{**told.canary.model_dump(), "bundle": bundle})
+    rollout.ask(asked)
+    return f"a canary for {told.canary.share:.0%} of the users"
+
+
+def _write(made: Round, fresh: Path) -> None:
+    """Fill an empty folder: what the round made, and what it left as it was."""
+    shutil.copytree(made.folder / "relived" / "features", fresh / "features")
+    ensemble = made.ensemble()
+    for name in ensemble.families:
+        own = made.folder / f"learner-{name}" / "model"
+        source = own if made.tuned(name) is not None else made.bundle / "learners" / name
+        shutil.copytree(source, fresh / "learners" / name, ignore=shutil.ignore_patterns(STEP))
+    ensemble.save(fresh / "ensemble.json")
+    shutil.copytree(made.bundle / "search", fresh / "search")

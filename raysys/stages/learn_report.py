@@ -1,0 +1,181 @@
+"""The report of a round: who is better on what nobody learned from, by which step, at what cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raysys.report import COLOURS, Report, new_figure
+
+HTML, JSON = "report.html", "report.json"
+INK = "#1d2733"
+
+OUTCOMES = {
+    "published": "published as the challenger",
+    "refused": "not published",
+    "too_few": "nothing judged: too few requests",
+}
+STEPS = {
+    "state": "state of items and users",
+    "covisitation": "items bought together",
+    "ensemble": "weights of the ensemble",
+}
+TIMES = {"events": "reading events", "relived": "living it through", "blend": "ensemble"}
+
+
+def write_report(told: Mapping[str, Any], folder: Path) -> None:
+    """Write `report.html` and `report.json`.
+
+    Args:
+        told: what `learn` says of the round.
+        folder: to write into.
+    """
+    (folder / JSON).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    page = Report(f"Round {told['round']}", f"{OUTCOMES[told['outcome']]}: {told['reason']}")
+    window = told["window"]
+    _facts(page, told)
+    if told["gate"]:
+        _compared(page, told)
+        _steps(page, told)
+    section = page.section("The window")
+    section.text(
+        "Learners go on from their weights on the first part, the ensemble is fitted on the "
+        "second, both are judged on the last. A request counts in the part that it began and was "
+        "settled in."
+    )
+    section.table(
+        ["part", "from", "requests", "of"],
+        [
+            [name, window["starts"][name], told["requests"].get(name, 0), found]
+            for name, found in zip(window["starts"], told["found"], strict=True)
+        ],
+    )
+    _cost(page, told)
+    page.write(folder / HTML)
+
+
+def _facts(page: Report, told: Mapping[str, Any]) -> None:
+    section = page.section("In short")
+    gate = told["gate"]
+    facts: list[tuple[str, object]] = [("new events", told["events"])]
+    if gate:
+        metric = gate["metric"]
+        gap = gate["difference"][metric]
+        facts = [
+            (f"{metric.upper()}, challenger", f"{gate['challenger'][metric]['value']:.4f}"),
+            (f"{metric.upper()}, champion", f"{gate['champion'][metric]['value']:.4f}"),
+            ("difference, paired", f"{gap['value']:+.4f}"),
+            ("its 95% interval", _ends(gap)),
+            ("requests judged", f"{gate['requests']:,}"),
+            ("users among them", f"{gate['users']:,}"),
+            *facts,
+        ]
+    facts.append(("seconds", f"{told['seconds']:.0f}"))
+    section.facts(facts)
+    section.note(f"Champion {told['champion']}; begun because {told['trigger']}.")
+    if told["challenger"]:
+        section.note(f"Challenger {told['challenger']}; {told['promoted']}.")
+
+
+def _compared(page: Report, told: Mapping[str, Any]) -> None:
+    gate = told["gate"]
+    section = page.section("Champion and challenger")
+    section.text(
+        f"On the {gate['requests']:,} requests from {gate['first']} to {gate['last']}, which "
+        "nothing was fitted on, each with its own candidates; what either did not retrieve counts "
+        "against it. Users are drawn with all their requests."
+    )
+    section.table(
+        ["metric", "champion", "challenger", "difference", "low", "high"],
+        [
+            [
+                name,
+                gate["champion"][name]["value"],
+                gate["challenger"][name]["value"],
+                *(_signed(gap[end]) for end in ("value", "low", "high")),
+            ]
+            for name, gap in gate["difference"].items()
+        ],
+        strong=[list(gate["difference"]).index(gate["metric"])],
+    )
+
+
+def _steps(page: Report, told: Mapping[str, Any]) -> None:
+    gate = told["gate"]
+    section = page.section("What each step changed")
+    section.text(
+        f"{gate['metric'].upper()} after each step less that before it, in the order in which they "
+        "were taken; with 95% intervals, paired."
+    )
+    effects = gate["effects"]
+    if effects:
+        figure, axes = new_figure(9, 0.9 + 0.5 * len(effects))
+        for place, effect in enumerate(effects):
+            gap = effect["difference"]
+            low, high = (gap[end] if gap[end] is not None else gap["value"] for end in
+                         ("low", "high"))  # fmt: skip
+            axes.plot([low, high], [place, place], color=COLOURS[0], linewidth=3)
+            axes.plot(gap["value"], place, "o", color=COLOURS[1], markersize=7)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_yticks(range(len(effects)), [_step(effect["step"]) for effect in effects])
+        axes.invert_yaxis()
+        axes.set_xlabel(f"change of {gate['metric'].upper()}")
+        section.plot(figure, "What each step changed.")
+        section.table(
+            ["step", "before", "after", "change", "low", "high"],
+            [
+                [
+                    _step(effect["step"]),
+                    effect["before"],
+                    effect["after"],
+                    *(_signed(effect["difference"][end]) for end in ("value", "low", "high")),
+                ]
+                for effect in effects
+            ],
+        )
+    for name, own in gate["alone"].items():
+        gap = own["difference"]
+        section.note(
+            f"{name} alone: {own['before']:.4f}, then {own['after']:.4f} "
+            f"({_signed(gap['value'])}, {_ends(gap)})."
+        )
+    for name, reason in told["unchanged"].items():
+        section.note(f"{_step(name)}: stays, {reason}.")
+    if told["weights"]:
+        section.table(
+            ["member", "weight, champion", "weight, challenger"],
+            [
+                [name, share, told["weights"]["challenger"].get(name, 0.0)]
+                for name, share in told["weights"]["champion"].items()
+            ],
+        )
+
+
+def _cost(page: Report, told: Mapping[str, Any]) -> None:
+    section = page.section("What it cost")
+    times = told["times"]
+    figure, axes = new_figure(9, 0.8 + 0.35 * len(times))
+    names = [_time(name) for name in times]
+    axes.barh(names, list(times.values()), color=COLOURS[0], height=0.6)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    axes.grid(axis="y", visible=False)
+    section.plot(figure, "Seconds by step; of a round that was cut off, those of the last try.")
+
+
+def _step(name: str) -> str:
+    return STEPS.get(name, name)
+
+
+def _time(name: str) -> str:
+    return TIMES.get(name, name.removeprefix("learner-"))
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.4f}"
+
+
+def _ends(gap: Mapping[str, float | None]) -> str:
+    return f"{_signed(gap['low'])} to {_signed(gap['high'])}"
