@@ -123,6 +123,13 @@ def off_policy(
     target: Annotated[
         str | None, typer.Option("--target", help="Or the log's column that has them.")
     ] = None,
+    bundle: Annotated[
+        str | None,
+        typer.Option("--bundle", help="Or a bundle that ranks the recorded lists again."),
+    ] = None,
+    registry: Annotated[
+        Path | None, typer.Option("--registry", help="Of the bundles, if they have moved.")
+    ] = None,
     events: Annotated[
         Path | None, typer.Option("--events", help="That answer the recorded lists.")
     ] = None,
@@ -150,6 +157,8 @@ def off_policy(
             Workspace(workspace),
             policy=policy,
             target=target,
+            bundle=bundle,
+            registry=registry,
             events=events,
             reward=reward,
             estimators=stage.estimators(estimator or ()),

@@ -5,7 +5,7 @@ An ingest that read the event log holds its events too: each counts once, by its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -15,15 +15,21 @@ from raysys.eventlog.entries import EventLog, LogUnavailable
 from raysys.eventlog.opening import open_log
 from raysys.eventlog.rolled import Rolled
 from raysys.eventlog.settings import LogSettings
-from raysys.experiments.users import read_events
+from raysys.experiments.users import read_events, scan
 
-COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
+Columns = Mapping[str, pl.DataType | type[pl.DataType]]
+COLUMNS: Columns = {
     "event_id": pl.String,
     "event_type": pl.String,
     "user_id": pl.String,
     "timestamp": pl.Datetime("ms", "UTC"),
     "price": pl.Float64,
     "quantity": pl.Float64,
+}
+_ANSWERING: Columns = {
+    "event_type": pl.String,
+    "request_id": pl.String,
+    "item_id": pl.String,
 }
 _AT_ONCE = 50_000
 
@@ -49,61 +55,78 @@ def events_of(paths: Sequence[Path]) -> pl.LazyFrame:
     return pl.concat([frame.select(list(COLUMNS)[1:]) for frame in frames])
 
 
+def answering(path: Path) -> pl.LazyFrame:
+    """What came of shown lists: event_type, request_id and item_id of events, once or more.
+
+    Args:
+        path: as one of `events_of`.
+
+    Raises:
+        UserError: as `events_of`.
+    """
+    if is_event_log(path):
+        return _of_log(path, _ANSWERING)
+    return scan(path, tuple(_ANSWERING), "events").select(list(_ANSWERING))
+
+
 def is_event_log(path: Path) -> bool:
     """Whether a folder is that of an event log."""
     return (path / "head").exists() or (path / "rolled").is_dir()
 
 
-def logged_events(rolled: Rolled, log: EventLog | None) -> pl.LazyFrame:
+def logged_events(
+    rolled: Rolled, log: EventLog | None, columns: Columns | None = None
+) -> pl.LazyFrame:
     """Used events of a log.
 
     Args:
         rolled: its files.
         log: for what these do not hold yet; None: nothing else is known.
+        columns: with their types; None: those that metrics read.
 
     Raises:
         LogUnavailable: the log cannot be read.
     """
+    columns = columns or COLUMNS
     stretches = rolled.stretches()
     paths = [rolled.events / f"{each.name}.parquet" for each in stretches if each.events]
     frames = [
         pl.scan_parquet(path, hive_partitioning=False).select(
-            pl.col(name).cast(kind) for name, kind in COLUMNS.items()
+            pl.col(name).cast(kind) for name, kind in columns.items()
         )
         for path in paths
     ]
     if log is not None:
-        frames.append(_tail(log, stretches[-1].last if stretches else 0).lazy())
-    return pl.concat(frames) if frames else pl.LazyFrame(schema=COLUMNS)
+        frames.append(_tail(log, stretches[-1].last if stretches else 0, columns).lazy())
+    return pl.concat(frames) if frames else pl.LazyFrame(schema=columns)
 
 
-def _of_log(path: Path) -> pl.LazyFrame:
+def _of_log(path: Path, columns: Columns | None = None) -> pl.LazyFrame:
     rolled = Rolled(path)
     if not (path / "head").exists():  # Redis has the rest: `raysys events roll` brings it here
-        return logged_events(rolled, None)
+        return logged_events(rolled, None, columns)
     try:
         log = open_log(LogSettings(), path)
         try:
-            return logged_events(rolled, log)
+            return logged_events(rolled, log, columns)
         finally:
             log.close()
     except LogUnavailable as error:
         raise UserError(str(error), where=str(path), mend="try again later") from None
 
 
-def _tail(log: EventLog, after: int) -> pl.DataFrame:
+def _tail(log: EventLog, after: int, columns: Columns) -> pl.DataFrame:
     """Used events of offsets above `after`."""
     rows = []
     while entries := log.read(after, _AT_ONCE):
         after = entries[-1].offset
         rows += [
-            tuple(entry.body.get(name) for name in COLUMNS)
+            tuple(entry.body.get(name) for name in columns)
             for entry in entries
             if entry.kind == "event" and entry.quarantined is None
         ]
-    schema = {**COLUMNS, "timestamp": pl.Int64}
-    frame = pl.DataFrame(rows, schema=schema, orient="row")
-    return frame.with_columns(pl.col("timestamp").cast(COLUMNS["timestamp"]))
+    written = {name: pl.Int64 if name == "timestamp" else kind for name, kind in columns.items()}
+    return pl.DataFrame(rows, schema=written, orient="row").cast(pl.Schema(columns))
 
 
 def _without(frame: pl.LazyFrame, others: Sequence[pl.LazyFrame]) -> pl.LazyFrame:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from raysys.errors import UserError
+from raysys.experiments.event_sources import answering
 from raysys.experiments.off_policy import LoggedRows
 from raysys.experiments.reward_model import fit_reward_model
 from raysys.experiments.users import scan
@@ -64,7 +65,7 @@ def read_served(path: Path, events: Path, reward: str) -> pl.DataFrame:
     Args:
         path: Parquet file or folder, a row a list: `request_id`, `item_ids` from the top,
             `propensities` of each given those above it, `user_id`; `session_id` may be there.
-        events: with `request_id` and `item_id`.
+        events: with `request_id` and `item_id`; or the folder of an event log.
         reward: an event type; a slot's reward is 1 if its item got such an event in its request.
 
     Raises:
@@ -85,7 +86,7 @@ def read_served(path: Path, events: Path, reward: str) -> pl.DataFrame:
         .explode("item_id", "propensity", "position")
     )  # fmt: skip
     done = (
-        scan(events, ("event_type", "request_id", "item_id"), "events")
+        answering(events)
         .filter(pl.col("event_type") == reward, pl.col("request_id").is_not_null())
         .select("request_id", "item_id", reward=pl.lit(1.0))
         .unique()

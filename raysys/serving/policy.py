@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -13,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from raysys.catalogue import Catalogue
 from raysys.config import Settings
 from raysys.retrieval.search import Search
-from raysys.serving.slots import Explore, Slots
+from raysys.serving.slots import Explore, Options, Slots
 
 Int32 = npt.NDArray[np.int32]
 Column = Literal["department", "category", "subcategory", "brand", "manufacturer", "title"]
@@ -246,10 +247,48 @@ class Policy:
         if not (self._caps or pins or args.diversity or args.exploration):
             shown = order[:k]
             return Arrangement(shown, np.ones(len(shown)), boosted, steps)
-        ranked = items[order]
+        slots = self._slots(items[order], boosted[order], pins)
+        filled = slots.fill(k, seed)
+        for at, notes in filled.notes.items():
+            steps.setdefault(int(order[at]), []).extend(notes)
+        return Arrangement(order[filled.chosen], filled.propensities, boosted, steps)
+
+    def options(
+        self,
+        items: Int32,
+        scores: npt.NDArray[np.float32],
+        shown: Sequence[int],
+        *,
+        now: int = 0,
+        query: str | None = None,
+    ) -> list[Options]:
+        """What this policy would put into each place below what was shown above it.
+
+        Args:
+            items: int32[n], the pool.
+            scores: float32[n].
+            shown: positions in the pool, from the top of the list; -1: an item beside the pool.
+            now: UTC ms, for what is dated.
+            query: as typed.
+
+        Returns:
+            For each place, as far as there are candidates: positions in the pool, int[m], and
+            their probabilities, float64[m].
+        """
+        boosted = self._boost(items, scores, now, {})
+        order = np.argsort(-boosted, kind="stable")
+        rank = np.empty(len(order), np.intp)
+        rank[order] = np.arange(len(order))
+        slots = self._slots(items[order], boosted[order], self.pins(now, query))
+        given = slots.given([int(rank[at]) if at >= 0 else -1 for at in shown])
+        return [(order[open_to], share) for open_to, share in given]
+
+    def _slots(self, ranked: Int32, scores: npt.NDArray[np.float32], pins: dict[int, int]) -> Slots:
+        """Candidates, best first, and what their list has to heed."""
+        args = self.args
         place = {int(item): at for at, item in enumerate(ranked)} if pins else {}
-        slots = Slots(
-            boosted[order],
+        return Slots(
+            scores,
             pins={at - 1: place[item] for at, item in pins.items() if item in place},
             caps=[(name, codes[ranked], most) for name, codes, most in self._caps],
             relevance=args.diversity.relevance if args.diversity else 1.0,
@@ -257,10 +296,6 @@ class Policy:
             alike=[codes[ranked] for codes in self._alike],
             explore=_explore(args.exploration),
         )
-        filled = slots.fill(k, seed)
-        for at, notes in filled.notes.items():
-            steps.setdefault(int(order[at]), []).extend(notes)
-        return Arrangement(order[filled.chosen], filled.propensities, boosted, steps)
 
     def _boost(
         self, items: Int32, scores: npt.NDArray[np.float32], now: int, steps: dict[int, list[str]]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from raysys.config import parse_settings
+from raysys.registry import Registry
 from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Ask, Context, Ranking
@@ -57,29 +58,54 @@ def replay(folder: Path, request_id: str, registry: Path | None = None) -> Repla
         UserError: no such record, or its bundle or settings are gone.
     """
     record = find_shown(folder, request_id)
-    service = _service(record, folder, registry)
+    service = open_service(record, folder, registry)
     try:
         return _again(record, service)
     finally:
         service.close()
 
 
-def _service(record: dict[str, Any], folder: Path, registry: Path | None) -> Service:
+def open_service(
+    record: dict[str, Any], folder: Path, registry: Path | None, bundle: str | None = None
+) -> Service:
+    """The deployment that gave a recorded answer.
+
+    Args:
+        record: of the shown list.
+        folder: of the shown lists.
+        registry: where the bundle lies; None: where it lay.
+        bundle: another one in its place, by name or id.
+
+    Raises:
+        UserError: bundle or settings are gone.
+    """
     content = dict(settings_of(folder, record["settings"]))
-    content |= {"pinned": record["bundle"], "shown_lists": None, "cache": None, "threads": 1}
+    content |= {"shown_lists": None, "cache": None, "threads": 1}
     content |= {"stock": None, "text": {}, "pinned_text": {}}  # the pool says what there was
     content.pop("events", None)  # of now, not of then
     if registry is not None:
         content["registry"] = str(registry.resolve())
+    pinned = record["bundle"]
+    if bundle is not None:
+        pinned = Registry(Path(content["registry"])).resolve(bundle)
+    content["pinned"] = pinned
     return Service(parse_settings(ServeArgs, content, where=str(folder)))
 
 
-def _again(record: dict[str, Any], service: Service) -> Replayed:
-    surface = record["surface"]
-    asked = _REQUESTS[surface].model_validate_json(record["request"])
+def ask_again(record: dict[str, Any], service: Service) -> Ask:
+    """The recorded request, as a service understands it.
+
+    Raises:
+        Problem: it names only what the service does not know.
+    """
+    asked = _REQUESTS[record["surface"]].model_validate_json(record["request"])
     at = _ms(record["timestamp"])
     context = Context(float("inf"), request_id=record["request_id"], at=at)
-    ask, _ = service.asking(asked, context)
+    return service.asking(asked, context)[0]
+
+
+def _again(record: dict[str, Any], service: Service) -> Replayed:
+    ask = ask_again(record, service)
     recorded = ranking_of(record["pool"], _ms(record["features_at"]))
     arranged = service.ranker.arrange(recorded, ask)
     shown = recorded.pool.items[arranged.shown]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +37,23 @@ class Filled:
     notes: dict[int, list[str]] = field(default_factory=dict)
 
 
+Options = tuple[npt.NDArray[np.intp], Float64]
+"""Candidates that may come to a place, int[m], and each one's probability, float64[m]: in sum 1."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A place that is to be filled; `free` and `full` are as they stand, and will change."""
+
+    number: int
+    open_to: npt.NDArray[np.intp]
+    share: Float64
+    free: Mask
+    full: Mask
+    by_chance: bool = False
+    pinned: bool = False
+
+
 @dataclass(frozen=True)
 class Slots:
     """Candidates, best score first, and what a list of them has to heed.
@@ -61,6 +78,51 @@ class Slots:
 
     def fill(self, k: int, seed: int) -> Filled:
         """The first k places; the same seed gives the same list."""
+        chance = np.random.default_rng(seed) if self.explore else None
+        chosen: list[int] = []
+        propensities: list[float] = []
+        notes: dict[int, list[str]] = {}
+        walk = self._walk(k)
+        place = next(walk, None)
+        while place is not None:
+            drawn = 0
+            if place.by_chance and chance is not None:
+                ends = np.cumsum(place.share)
+                found = np.searchsorted(ends, chance.random() * ends[-1], side="right")
+                drawn = min(int(found), len(place.open_to) - 1)
+            at = int(place.open_to[drawn])
+            passed = int(place.free[:at].sum())
+            if place.pinned:
+                notes.setdefault(at, []).append(f"pinned to position {place.number + 1}")
+            elif drawn:
+                notes.setdefault(at, []).append("explored")
+            elif passed and self.relevance < 1:
+                notes.setdefault(at, []).append(f"ahead of {passed} for being different")
+            elif place.full[at]:
+                notes.setdefault(at, []).append("behind the others: beyond a cap")
+            chosen.append(at)
+            propensities.append(float(place.share[drawn]))
+            place = _next(walk, at)
+        return Filled(np.array(chosen, dtype=np.intp), np.array(propensities), notes)
+
+    def given(self, shown: Sequence[int]) -> list[Options]:
+        """What may come to each place, if those above it are what was shown.
+
+        Args:
+            shown: candidates from the top; -1 for what is none of the candidates.
+        """
+        found: list[Options] = []
+        walk = self._walk(len(shown))
+        place = next(walk, None)
+        for at in shown:
+            if place is None:
+                break
+            found.append((place.open_to, place.share))
+            place = _next(walk, at)
+        return found
+
+    def _walk(self, k: int) -> Generator[_Place, int, None]:
+        """Place by place who may come there; is sent who came, -1 for somebody else."""
         n = len(self.scores)
         gain = self._gain()
         free, full = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
@@ -68,14 +130,13 @@ class Slots:
         reserved[[at for place, at in self.pins.items() if place < k]] = True
         likeness: Float64 = np.full(n, -np.inf)
         counts: dict[tuple[str, int], int] = {}
-        chance = np.random.default_rng(seed) if self.explore else None
-        chosen: list[int] = []
-        propensities: list[float] = []
-        notes: dict[int, list[str]] = {}
-        for place in range(min(k, n)):
-            at, propensity = self.pins.get(place, -1), 1.0
-            if at >= 0 and free[at]:
-                notes.setdefault(at, []).append(f"pinned to position {place + 1}")
+        some_above = False
+        for number in range(min(k, n)):
+            if not free.any():
+                return
+            pin = self.pins.get(number, -1)
+            if pin >= 0 and free[pin]:
+                at = yield _Place(number, np.array([pin]), np.ones(1), free, full, pinned=True)
             else:
                 open_to = free & ~reserved
                 if not open_to.any():
@@ -84,23 +145,16 @@ class Slots:
                 if not within.any():
                     within = open_to  # what exceeds a cap comes after everything else
                 value = gain
-                if self.relevance < 1 and chosen:
+                if self.relevance < 1 and some_above:
                     value = self.relevance * gain - (1 - self.relevance) * likeness
-                at, propensity, drawn = self._pick(value, within, place, chance)
-                passed = np.flatnonzero(free[:at])
-                if drawn:
-                    notes.setdefault(at, []).append("explored")
-                elif len(passed) and self.relevance < 1:
-                    notes.setdefault(at, []).append(f"ahead of {len(passed)} for being different")
-                elif full[at]:
-                    notes.setdefault(at, []).append("behind the others: beyond a cap")
-            free[at], reserved[at] = False, False
-            chosen.append(at)
-            propensities.append(propensity)
+                options, by_chance = self._options(value, within, number)
+                at = yield _Place(number, *options, free, full, by_chance=by_chance)
+            if at < 0:
+                continue
+            free[at], reserved[at], some_above = False, False, True
             if self.relevance < 1:
                 np.maximum(likeness, self._likeness(at), out=likeness)
             self._count(at, counts, full)
-        return Filled(np.array(chosen, dtype=np.intp), np.array(propensities), notes)
 
     def _gain(self) -> Float64:
         """Scores from 0 to 1: float64[n]."""
@@ -108,25 +162,19 @@ class Slots:
         span = float(scores[0] - scores[-1]) if len(scores) else 0.0
         return (scores - scores[-1]) / span if span else np.zeros(len(scores))
 
-    def _pick(
-        self, value: Float64, within: Mask, place: int, chance: np.random.Generator | None
-    ) -> tuple[int, float, bool]:
-        """A candidate, its probability here, and whether it is another than the next one."""
+    def _options(self, value: Float64, within: Mask, place: int) -> tuple[Options, bool]:
+        """Who may come to a place, the one who would without chance first; whether chance says."""
         open_to = np.flatnonzero(within)
         explore = self.explore
-        if explore is None or chance is None or place < explore.start:
-            return int(open_to[np.argmax(value[open_to])]), 1.0, False
+        if explore is None or place < explore.start:
+            return (open_to[[np.argmax(value[open_to])]], np.ones(1)), False
         order = np.argsort(-value[open_to], kind="stable")[: explore.depth]
         tail = open_to[order]
         share = np.full(len(tail), explore.share / len(tail))
         if explore.temperature is not None:
             share = explore.share * _softmax(value[tail], explore.temperature)
         share[0] += 1 - explore.share
-        ends = np.cumsum(share)
-        drawn = min(
-            int(np.searchsorted(ends, chance.random() * ends[-1], side="right")), len(tail) - 1
-        )
-        return int(tail[drawn]), float(share[drawn]), drawn > 0
+        return (tail, share), True
 
     def _likeness(self, at: int) -> Float64:
         """Of every candidate to one: float64[n]."""
@@ -151,3 +199,10 @@ def _softmax(value: Float64, temperature: float) -> Float64:
     spread = float(value.std()) or 1.0
     weight = np.exp((value - value.max()) / (spread * temperature))
     return weight / weight.sum()
+
+
+def _next(walk: Generator[_Place, int, None], at: int) -> _Place | None:
+    try:
+        return walk.send(at)
+    except StopIteration:
+        return None

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -46,6 +47,7 @@ from raysys.experiments.users import (
 )
 from raysys.experiments.verdict import told, verdict
 from raysys.progress import task
+from raysys.serving.would_show import would_show
 from raysys.storage import Manifest, Workspace, file_digest, replacing
 
 
@@ -212,6 +214,8 @@ def run_off_policy(
     *,
     policy: Path | None = None,
     target: str | None = None,
+    bundle: str | None = None,
+    registry: Path | None = None,
     events: Path | None = None,
     reward: str = "click",
     estimators: tuple[Estimator, ...] = (),
@@ -221,25 +225,42 @@ def run_off_policy(
     """Value of a policy from a log; writes report and manifest, prints the table.
 
     With `events` the log is what a deployment recorded of its answers, and `reward` the type of
-    event that counts.
+    event that counts. A `bundle` (of `registry`, where it is not that of the deployment) is judged
+    by what it would have shown in the recorded lists whose features were recorded.
 
     Raises:
-        UserError: neither or both of `policy` and `target`, or bad tables.
+        UserError: none or several of `policy`, `target` and `bundle`, or bad tables.
     """
-    if (policy is None) == (target is None):
-        raise UserError("say what is judged", mend="give either --policy, a table, or --target")
+    if sum(given is not None for given in (policy, target, bundle)) != 1:
+        mend = "give one of --policy, a table, --target, a column, and --bundle"
+        raise UserError("say what is judged", mend=mend)
+    if bundle is not None and events is None:
+        raise UserError(
+            "a bundle is judged on recorded answers", mend="give --events: what came of them"
+        )
     started = time.monotonic()
     how = settings or OffPolicySettings()
+    judged: PolicyColumn | pl.DataFrame
+    left_out: list[str] = []
+    if bundle is not None:
+        with task("off-policy: ranking the shown lists again") as ranking:
+            found_ = would_show(log_path, bundle, registry=registry, advance=ranking.advance)
+            ranking.note = f"{found_.lists:,} lists"
+        left_out = [f"{n:,} lists left out: {why}." for why, n in found_.left_out.items()]
     with task("off-policy: reading"):
         served = events is not None
         log = read_served(log_path, Path(str(events)), reward) if served else read_log(log_path)
-        judged = PolicyColumn(target) if target is not None else read_policy(Path(str(policy)))
+        if bundle is not None:
+            judged = found_.policy
+            log = log.join(judged.select("request_id").unique(), on="request_id", how="semi")
+        else:
+            judged = PolicyColumn(target) if target is not None else read_policy(Path(str(policy)))
         rows = logged_rows(log, judged)
     with task("off-policy: estimating"):
         found = evaluate_policy(rows, estimators or None, how)
-        notes = warnings(rows)
+        notes = [*warnings(rows), *left_out]
     folder = output or workspace.root / "off_policy"
-    name = log_path.name.split(".")[0] if policy is None else policy.name.split(".")[0]
+    name = bundle or (log_path if policy is None else policy).name.split(".")[0]
     manifest = Manifest(
         stage="off_policy",
         inputs={
@@ -247,7 +268,7 @@ def run_off_policy(
             for what, path in (("log", log_path), ("policy", policy), ("events", events))
             if path is not None
         },
-        settings=vars(how) | {"target": target, "reward": reward},
+        settings=vars(how) | {"target": target, "bundle": bundle, "reward": reward},
         counts={"rows": len(rows)},
         figures={each: value.interval.to_dict() for each, value in found.items()},
     )
