@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,3 +69,54 @@ def test_prometheus_takes_them() -> None:
     for words in (("rules", "alerts.yaml"), ("config", "prometheus.yaml")):
         done = subprocess.run(["promtool", "check", *words], cwd=FOLDER, capture_output=True)
         assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool: apt install prometheus")
+def test_drift_is_told_and_quiet_days_are_not(tmp_path: Path) -> None:
+    """An hour of gauges as a replica tells them; Prometheus says which alerts fire."""
+
+    def case(psi: float, missing: float, change: float, fires: set[str]) -> dict[str, Any]:
+        series = {
+            'ray_raysys_drift_psi_max{arm="champion", kind="score"}': psi,
+            'ray_raysys_drift_missing_rise_max{arm="champion"}': missing,
+            'ray_raysys_outcome_change{surface="search", outcome="click"}': change,
+        }
+        names = {rule["alert"]: rule for rule in rules()}
+        expected = {
+            "RaysysScoresDrift": ({"arm": "champion"}, "/console/drift"),
+            "RaysysFeaturesAreMissing": ({"arm": "champion"}, "/console/drift"),
+            "RaysysOutcomesChange": (
+                {"surface": "search", "outcome": "click"},
+                "/console/feedback",
+            ),
+        }
+        for name, (_, page) in expected.items():
+            assert page in names[name]["annotations"]["action"]
+        return {
+            "interval": "1m",
+            "input_series": [
+                {"series": name, "values": f"{value}x90"} for name, value in series.items()
+            ],
+            "promql_expr_test": [
+                {
+                    "expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}}) or vector(0)',
+                    "eval_time": "80m",
+                    "exp_samples": [{"labels": "{}", "value": float(name in fires)}],
+                }
+                for name in expected
+            ],
+        }
+
+    content = {
+        "rule_files": [str(FOLDER / "alerts.yaml")],
+        "evaluation_interval": "1m",
+        "tests": [
+            case(0.3, 0.0, 0.0, {"RaysysScoresDrift"}),
+            case(0.2, 0.3, -0.1, {"RaysysFeaturesAreMissing"}),
+            case(0.0, 0.05, -0.4, {"RaysysOutcomesChange"}),
+        ],
+    }
+    path = tmp_path / "alerts_test.yaml"
+    path.write_text(yaml.safe_dump(content))
+    done = subprocess.run(["promtool", "test", "rules", str(path)], capture_output=True)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()

@@ -9,12 +9,13 @@ import typer
 from typer.core import TyperGroup
 
 from raysys import __version__
-from raysys.cli import benchmark, events, experiment, learn, life, stages, text
+from raysys.cli import benchmark, events, experiment, learn, life, monitor, stages, text
 
 _ORDER = (
     *("ingest", "features", "train", "tune", "compress", "evaluate"),
     *("text", "score", "benchmark"),
-    *("deploy", "bundles", "promote", "rollback", "key", "replay", "events", "learn"),
+    *("deploy", "bundles", "promote", "rollback", "key", "replay", "events", "monitor"),
+    "learn",
     *("experiment", "simulate", "demo", "doctor"),
 )
 
@@ -75,6 +76,7 @@ app.command()(life.replay)
 app.add_typer(experiment.experiment_app, name="experiment")
 app.command()(experiment.simulate)
 app.add_typer(events.events_app, name="events")
+app.add_typer(monitor.monitor_app, name="monitor")
 app.command()(learn.learn)
 app.command()(stages.demo)
 app.command()(stages.doctor)

@@ -9,7 +9,6 @@ of their own, and told apart besides: a feed that breaks shows there first.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -238,18 +237,17 @@ def drift_over_time(
     span: tuple[int, int],
     parts: int = 24,
 ) -> list[DriftFigures]:
-    """Drift in equal parts of a time, those in which something was counted.
+    """Drift by the stretches of a time, several of them together where there are many.
 
     Args:
         bundle, reference: of the counts.
         windows: that were counted.
         thresholds: by which each part is judged.
         span: UTC ms, from and to.
-        parts: how many.
+        parts: at most.
     """
-    ends = np.linspace(span[0], span[1], parts + 1).astype(np.int64)
-    found = [windows.window(int(a) + 1, int(b)) for a, b in pairwise(ends)]
-    return [compare(bundle, reference, each, thresholds) for each in found if each is not None]
+    found = windows.parts(*span, parts)
+    return [compare(bundle, reference, each, thresholds) for each in found]
 
 
 def _moved(

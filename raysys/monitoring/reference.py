@@ -100,10 +100,14 @@ class Reference:
         """Bins of all variables."""
         return Grid([each.cut for each in self.variables])
 
+    @cached_property
+    def _numbers(self) -> dict[tuple[Kind, str], int]:
+        return {(each.kind, each.name): at for at, each in enumerate(self.variables)}
+
     def which(self, kind: Kind, names: Sequence[str]) -> dict[str, int]:
         """Numbers of those variables that there are."""
-        known = {each.name: at for at, each in enumerate(self.variables) if each.kind == kind}
-        return {name: known[name] for name in names if name in known}
+        known = self._numbers
+        return {name: known[kind, name] for name in names if (kind, name) in known}
 
     def save(self, folder: Path) -> None:
         """Write it into a bundle's folder."""

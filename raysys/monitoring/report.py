@@ -190,9 +190,9 @@ def _line(section: Section, over_time: Sequence[DriftFigures], threshold: float)
 
 
 def _outcomes(page: Report, told: Feedback) -> None:
-    section = page.section("Outcomes against before")
-    section.text(told.sentence)
     if told.changes:
+        section = page.section("Outcomes against before")
+        section.text(told.sentence)
         section.table(
             ["surface", "outcome", "of slots", "against", "before", "now", "change", "z", "drift"],
             [
@@ -219,18 +219,17 @@ def _surfaces(page: Report, told: Feedback) -> None:
     outcomes = [each for each in ("click", "cart", "purchase") if any(
         each in facts.rates and facts.rates[each].done for facts in told.surfaces)]  # fmt: skip
     section.table(
-        ["surface", "arm", "lists", "people", "shown", "seen", *(f"{o}s" for o in outcomes),
-         "median ms", "p99 ms"],
+        ["surface", "arm", "lists", "people", "shown", "seen", *(f"{o}s" for o in outcomes)],
         [_row(facts, outcomes) for facts in told.surfaces],
     )  # fmt: skip
     section.table(
         ["surface", "arm", "lists without an item", "items shown", "of the catalogue",
-         "slots of the most shown 1%"],
+         "slots of the most shown 1%", "median ms", "p99 ms"],
         [
             [
                 *(facts.surface, facts.arm or "–", facts.empty, facts.distinct),
                 "–" if facts.coverage is None else percent(facts.coverage),
-                percent(facts.top_share),
+                *(percent(facts.top_share), f"{facts.p50_ms:.1f}", f"{facts.p99_ms:.1f}"),
             ]
             for facts in told.surfaces
         ],
@@ -245,7 +244,6 @@ def _row(facts: SurfaceFacts, outcomes: Sequence[str]) -> list[object]:
         *(facts.surface, facts.arm or "–", facts.lists, facts.people, facts.slots),
         percent(facts.seen / facts.slots) if facts.slots else "–",
         *(of(facts.rates[each]) if each in facts.rates else "–" for each in outcomes),
-        *(f"{facts.p50_ms:.1f}", f"{facts.p99_ms:.1f}"),
     ]
 
 

@@ -54,7 +54,7 @@ def read_lists(folder: Path, since: int, until: int, most: int) -> Lists:
     """Lists answered from `since` (UTC ms) on and before `until`.
 
     Args:
-        folder: that the deployment's `exposures.folder` names.
+        folder: that the deployment's `shown_lists.folder` names.
         since, until: UTC ms.
         most: rows, about.
 
@@ -63,9 +63,9 @@ def read_lists(folder: Path, since: int, until: int, most: int) -> Lists:
     """
     if not folder.is_dir():
         raise UserError(
-            "no folder of answered lists",
+            "no folder of shown lists",
             where=str(folder),
-            mend="give the folder that the serve config names (`exposures.folder`)",
+            mend="give the folder that the serve config names (`shown_lists.folder`)",
         )
     files = list(_files(folder, since, until))
     total = sum(file.metadata.num_rows for file in files)
@@ -142,7 +142,7 @@ def _read(file: pq.ParquetFile, since: int, until: int, limit: int) -> pl.DataFr
     names = file.schema_arrow.names
     lacking = [name for name in _NEEDED if name not in names]
     if lacking:
-        raise UserError(f"answered lists lack the columns {', '.join(lacking)}")
+        raise UserError(f"shown lists lack the columns {', '.join(lacking)}")
     wanted = [name for name in _WANTED if name in names]
     frame = pl.DataFrame(pl.from_arrow(file.read(columns=wanted, use_threads=False)))
     at = pl.col("timestamp").dt.epoch("ms")

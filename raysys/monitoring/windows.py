@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -108,34 +109,27 @@ class Windows:
         pq.write_table(pa.Table.from_pylist([row], schema=WINDOWS), fresh, compression="zstd")
         fresh.replace(path)
 
-    def window(
-        self, since: int, until: int | None = None, besides: str | None = None
-    ) -> Window | None:
+    def window(self, since: int, until: int | None = None) -> Window | None:
         """All stretches that overlap a time, added up; None: nobody counted.
 
         Args:
             since, until: UTC ms; None: until now.
-            besides: a replica whose counts are left out.
         """
-        found = [
-            each
-            for each in self._stretches()
-            if each.ended >= since
-            and (until is None or each.began <= until)
-            and each.replica != besides
-            and each.tally.requests
-        ]
-        if not found:
-            return None
-        total = Tally.empty(self._reference.grid.size)
-        for each in found:
-            total = total + each.tally
-        return Window(
-            min(each.began for each in found),
-            max(each.ended for each in found),
-            len({each.replica for each in found}),
-            total,
-        )
+        found = self._within(since, until)
+        return self._sum(found) if found else None
+
+    def parts(self, since: int, until: int, most: int) -> list[Window]:
+        """The same in parts that follow each other, each stretch in one of them.
+
+        Args:
+            since, until: UTC ms.
+            most: parts.
+        """
+        found = self._within(since, until)
+        moments = sorted({each.began for each in found})
+        size = max(1, -(-len(moments) // most))
+        groups = [set(moments[at : at + size]) for at in range(0, len(moments), size)]
+        return [self._sum([e for e in found if e.began in group]) for group in groups]
 
     def forget(self, before: int) -> None:
         """Remove stretches that ended before a moment, UTC ms; files of other bundles too.
@@ -146,6 +140,26 @@ class Windows:
         for path in self._folder.parent.glob("*/[0-9]*.parquet"):
             if path.stat().st_mtime * 1000 < before:
                 path.unlink(missing_ok=True)
+
+    def _within(self, since: int, until: int | None) -> list[Stretch]:
+        return [
+            each
+            for each in self._stretches()
+            if each.ended >= since
+            and (until is None or each.began <= until)
+            and each.tally.requests
+        ]
+
+    def _sum(self, found: Sequence[Stretch]) -> Window:
+        total = Tally.empty(self._reference.grid.size)
+        for each in found:
+            total = total + each.tally
+        return Window(
+            min(each.began for each in found),
+            max(each.ended for each in found),
+            len({each.replica for each in found}),
+            total,
+        )
 
     def _stretches(self) -> list[Stretch]:
         """Every stretch that can be read; files are read again only when they have changed."""

@@ -19,6 +19,7 @@ PAGES: Final = (
     *("GET /console", "GET /console/compare", "GET /console/live", "GET /console/query"),
     *("GET /console/experiments", "GET /console/experiments/{name}"),
     "POST /console/champion",
+    *("GET /console/drift", "GET /console/feedback"),
 )
 """Of people with browsers: the shop is everybody's, the console has a login of its own."""
 

@@ -82,6 +82,9 @@ def settle(args: ServeArgs) -> ServeArgs:
     if args.shown_lists is not None:
         folder = str(under_home(args.shown_lists.folder).resolve())
         update["shown_lists"] = args.shown_lists.model_copy(update={"folder": folder})
+    if args.monitor is not None:
+        folder = str(args.monitor_path.resolve())
+        update["monitor"] = args.monitor.model_copy(update={"folder": folder})
     if args.stock is not None:
         path = str(under_home(args.stock.path).resolve())
         update["stock"] = args.stock.model_copy(update={"path": path})

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from raysys.config import Settings
+from raysys.monitoring.settings import MonitorArgs
 from raysys.serving.cache import CacheArgs
 from raysys.serving.edge_args import AuthArgs, LimitArgs, Origin, under_home
 from raysys.serving.events_args import EventsArgs
@@ -114,6 +115,7 @@ class ServeArgs(Settings):
         cache: how long scores are kept for the same request; null: not at all.
         shown_lists: where it is recorded what was shown to whom; null: nowhere.
         experiments: how experiments are served; which are is `user_config.experiments`.
+        monitor: how drift, and what comes of the lists, are watched; null: not at all.
         text: text tasks that are served as well.
         pinned_text: task → id of the bundle, as `pinned`.
         follow: load the bundle that `bundle` means as soon as that changes, without a deployment;
@@ -139,6 +141,7 @@ class ServeArgs(Settings):
     stock: StockArgs | None = None
     cache: CacheArgs | None = None
     shown_lists: ShownArgs | None = None
+    monitor: MonitorArgs | None = None
     experiments: ExperimentArgs = ExperimentArgs()
     text: TextArgs = TextArgs()
     pinned_text: dict[str, str] = {}
@@ -171,6 +174,13 @@ class ServeArgs(Settings):
         if self.experiments.exposures is None:
             return self.registry_path.parent / "exposures"
         return under_home(self.experiments.exposures)
+
+    @property
+    def monitor_path(self) -> Path:
+        """Where drift is counted; see `MonitorArgs.folder`."""
+        if self.monitor is None or self.monitor.folder is None:
+            return self.registry_path.parent / "monitor"
+        return under_home(self.monitor.folder)
 
     @property
     def events_path(self) -> Path:

@@ -410,7 +410,8 @@ class Arms:
             tried.lease.retire()
 
     def _challenger(self, canary: CanaryArgs) -> Service:
-        update = {"shown_lists": None} if canary.shadow else {}  # nobody is shown what it says
+        # nobody is shown what a shadow says
+        update = {"shown_lists": None, "monitor": None} if canary.shadow else {}
         service = self._beside("challenger", canary.bundle, **update)
         if canary.shadow:
             service.metrics.close()  # nor does it count
@@ -424,6 +425,9 @@ class Arms:
         """A warm service beside the champion: it leaves the event log's files to that."""
         if self.args.events is not None:
             update["events"] = self.args.events.model_copy(update={"roll_events": 0})
+        if self.args.monitor is not None:  # the champion tells what came of all lists
+            quiet = self.args.monitor.model_copy(update={"feedback_s": 0})
+            update = {"monitor": quiet, **update}
         return self._load(name, bundle, **update)
 
     def _load(self, name: str, bundle: str, **update: Any) -> Service:

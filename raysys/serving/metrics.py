@@ -23,6 +23,7 @@ NAMES: Final = {
     "raysys_arm_answers": "Lists by surface, experiment, arm and status: ok, degraded, failed.",
     "raysys_arm_events": "Events joined to lists, by surface, experiment, arm and type.",
     "raysys_requests": "Requests answered, by route and status.",
+    "raysys_drift_answers": "Answers drawn to watch drift: counted, dropped, failed.",
     "raysys_events": "Events by what became of them: accepted, duplicate, rejected, quarantined.",
 }
 """Counters. Prometheus sees each as `ray_NAME_total`."""
@@ -42,6 +43,15 @@ _TAGS: Final = {
 GAUGES: Final = {
     "raysys_event_lag_seconds": "From an event's arrival until this replica's state counted it.",
     "raysys_state_age_seconds": "Since the newest event that this replica's state holds.",
+    "raysys_drift": "1 if what is served has drifted from the training data, by the thresholds.",
+    "raysys_drift_psi": "Stability index of a feature or score; of those that moved furthest.",
+    "raysys_drift_psi_max": "The largest of all features, and of all scores.",
+    "raysys_drift_features_over": "Share of the features whose index is over the threshold.",
+    "raysys_drift_missing_rise_max": "Largest rise of a feature's share of missing values.",
+    "raysys_drift_window_answers": "Answers of all replicas in the window that drift is told of.",
+    "raysys_outcome_rate": "Rate of an outcome, such as clicks of what was shown, by surface.",
+    "raysys_outcome_change": "Relative change of it against the training, or the window before.",
+    "raysys_feedback_age_seconds": "Since outcomes were last computed.",
     "raysys_bundle": "1, by the id of the bundle that answers and the name it was chosen by.",
 }
 """Read when they are handed on. Prometheus sees each as `ray_NAME`."""

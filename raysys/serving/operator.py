@@ -17,7 +17,14 @@ from raysys.serving.arms import Arms
 from raysys.serving.experiment_reports import ExperimentReports
 from raysys.serving.keys import Key, KeyRing
 from raysys.serving.traffic import Traffic
-from raysys.web import BundleFacts, CallFacts, DeploymentFacts, ExperimentFacts, Refused
+from raysys.web import (
+    BundleFacts,
+    CallFacts,
+    DeploymentFacts,
+    ExperimentFacts,
+    Refused,
+    WatchFacts,
+)
 
 log = logging.getLogger("raysys")
 
@@ -133,6 +140,29 @@ class Operator:
     def experiment_report(self, name: str) -> str | None:
         """The whole report of an experiment as a page; None: there is none."""
         return self._reports.report(name)
+
+    def watched(self) -> WatchFacts:
+        """Drift, and what came of the lists, as they were last looked at."""
+        champion = self._arms.champion
+        if champion.args.monitor is None:
+            why = "Nothing is watched: give `monitor` in the args of the serve config."
+            return WatchFacts(no_drift=why, no_feedback=why)
+        drift, told = champion.drift, champion.feedback
+        no_drift = "No answer has been counted yet."
+        if drift is None:
+            no_drift = "Drift is not watched: this bundle does not say how its training data were "
+            no_drift += "distributed (train again), or `monitor.share` is 0."
+        no_feedback = "Nothing has been computed yet."
+        if told is None:
+            no_feedback = "Not known: give `shown_lists` in the args of the serve config, and "
+            no_feedback += "`monitor.feedback_s` above 0."
+        return WatchFacts(
+            drift=None if drift is None else drift.figures,
+            no_drift=no_drift,
+            looked_at=0 if drift is None else drift.looked_at,
+            feedback=None if told is None else told.latest,
+            no_feedback=no_feedback,
+        )
 
     def deployments(self) -> list[DeploymentFacts]:
         """Those of the application; empty where it runs without Ray Serve."""

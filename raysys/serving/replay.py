@@ -81,6 +81,7 @@ def open_service(
     """
     content = dict(settings_of(folder, record["settings"]))
     content |= {"shown_lists": None, "cache": None, "threads": 1}
+    content["monitor"] = None  # what is answered again is not served
     content |= {"stock": None, "text": {}, "pinned_text": {}}  # the pool says what there was
     content.pop("events", None)  # of now, not of then
     if registry is not None:

@@ -28,11 +28,14 @@ from raysys.serving.api import (
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import ABOUT_ITEMS, Ask, Context, Ranking, Watch, new_request_id
 from raysys.serving.cache import Cache
+from raysys.serving.drift import DriftWatch
 from raysys.serving.edge_args import under_home
 from raysys.serving.events import open_events
 from raysys.serving.experiments import with_arm
+from raysys.serving.feedback import FeedbackWatch
 from raysys.serving.filters import Permissions, key_of
 from raysys.serving.metrics import Metrics
+from raysys.serving.monitor import open_monitor
 from raysys.serving.policy import Arrangement
 from raysys.serving.problems import FieldError, Problem, invalid
 from raysys.serving.profile import Profile, profile_of
@@ -68,6 +71,8 @@ class Service:
         versions: of what is known of users and sessions: who changes the state raises them.
         metrics: counts of what was answered, and how.
         heard: is told the events that the state has just counted; None: nobody is.
+        drift: watches features and scores; None: nobody does.
+        feedback: knows what came of the lists; None: nobody computes it here.
 
     Raises:
         UserError: no such bundle, or a damaged one.
@@ -99,6 +104,13 @@ class Service:
         live, name = (bundle.features, bundle.id) if bundle is not None else (None, "")
         self.events = open_events(args, live, name, self._counted)
         self._watch()
+        self.drift: DriftWatch | None = None
+        self.feedback: FeedbackWatch | None = None
+        if bundle is not None and args.monitor is not None:
+            place = Registry(args.registry_path).bundles / bundle.id
+            self.drift, self.feedback = open_monitor(
+                args, place, len(bundle.features.catalogue), self.events, self.metrics
+            )
         self.loaded_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.ready = False
         self.workers = Workers(args.threads, args.max_waiting)
@@ -200,6 +212,8 @@ class Service:
 
     def close(self) -> None:
         """End the threads; what was recorded is written."""
+        if self.feedback is not None:
+            self.feedback.close()  # it reads the event log
         if self.events is not None:
             self.events.close()
         self.workers.close()
@@ -207,6 +221,8 @@ class Service:
             self._cache.close()
         if self._shown is not None:
             self._shown.close()
+        if self.drift is not None:
+            self.drift.close()
         self.metrics.close()
 
     def readiness(self) -> Readiness:
@@ -436,6 +452,8 @@ class Service:
             self.metrics.count("raysys_left_out", member=name, reason=reason)
         for stage, spent in ranking.milliseconds.items():
             self.metrics.observe("raysys_stage_seconds", spent / 1000, stage=stage)
+        if self.drift is not None:
+            self.drift.note(ask, ranking, asked.user_id or asked.session_id)
         shown = self._shown
         if shown is None:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,12 @@ from raysys.features.plan import FeaturePlan
 from raysys.monitoring.rates import outcomes_of
 from raysys.monitoring.reference import ENSEMBLE, Outcomes, Reference, drawn_rows, variables_of
 from raysys.storage import Workspace
+
+REQUESTS: Final = 2000
+"""Requests that are read at most: every so many of the fold."""
+
+MOVES_BY_ITSELF: Final = ("moment", "shown_position")
+"""Kinds that are not watched: a day has one weekday, and nothing is shown yet when serving."""
 
 
 def reference_of(
@@ -39,13 +46,21 @@ def reference_of(
         catalogue: of the bundle.
         seed: of the rows that are drawn.
     """
-    batch = examples.batch()
     last = scores.take(np.flatnonzero(np.isin(scores.fold, examples.folds)))
+    every = -(-last.n_requests // REQUESTS)
+    examples = examples.of_worker(0, every)
+    last = last.take(np.arange(0, last.n_requests, every))
+    batch = examples.batch()
     said = {name: last.base[name] for name in ensemble.members}
     said[ENSEMBLE] = ensemble.score(said, batch.offsets, batch).score
     rows = drawn_rows(batch.sizes, seed=seed)
     plan = load_settings(FeaturePlan, workspace.features / "state" / "plan.yaml")
-    columns = {name: batch.features[rows, at] for at, name in enumerate(batch.names)}
+    by_itself = {feature.name for feature in plan.features if feature.kind in MOVES_BY_ITSELF}
+    columns = {
+        name: batch.features[rows, at]
+        for at, name in enumerate(batch.names)
+        if name not in by_itself
+    }
     variables = (
         *variables_of("feature", columns, categorical_features(plan)),
         *variables_of("score", {name: each[rows] for name, each in said.items()}),

@@ -10,6 +10,7 @@ from raysys.web.operations import (
     ExperimentFacts,
     LiftFacts,
     Operations,
+    WatchFacts,
 )
 from raysys.web.pages import assets
 from raysys.web.storefront import storefront
@@ -24,6 +25,7 @@ __all__ = [
     "LiftFacts",
     "Operations",
     "Refused",
+    "WatchFacts",
     "assets",
     "console",
     "storefront",

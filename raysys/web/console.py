@@ -15,6 +15,7 @@ from raysys.web.operations import BundleFacts, Operations
 from raysys.web.pages import Pages
 from raysys.web.shelf import card_of
 from raysys.web.visit import form_of
+from raysys.web.watching import add_watching
 
 _COOKIE = "console"
 _HOURS = 8
@@ -137,6 +138,7 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
             values["call"] = f"POST /v1/{call}"
         return page("query.html", **values)
 
+    add_watching(router, pages, refused, system)
     return router
 
 

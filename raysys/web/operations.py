@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from raysys.monitoring.drift import DriftFigures
+from raysys.monitoring.feedback import Feedback
+
 
 @dataclass(frozen=True)
 class BundleFacts:
@@ -149,6 +152,23 @@ class ExperimentFacts:
     has_report: bool = False
 
 
+@dataclass(frozen=True)
+class WatchFacts:
+    """What is watched.
+
+    Attributes:
+        drift: of all replicas, None: none is known; no_drift: why.
+        looked_at: UTC ms, when that was.
+        feedback: what came of the lists, None: nothing is known; no_feedback: why.
+    """
+
+    drift: DriftFigures | None = None
+    no_drift: str = ""
+    looked_at: int = 0
+    feedback: Feedback | None = None
+    no_feedback: str = ""
+
+
 class Operations(Protocol):
     """The system behind the console; serving has the one over registry and replica."""
 
@@ -189,6 +209,9 @@ class Operations(Protocol):
 
     def experiment_report(self, name: str) -> str | None:
         """The whole report of an experiment as a page; None: there is none."""
+
+    def watched(self) -> WatchFacts:
+        """Drift, and what came of the lists, as they were last looked at."""
 
     def deployments(self) -> list[DeploymentFacts]:
         """Those of the application; empty where it runs without Ray Serve."""

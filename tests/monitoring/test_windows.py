@@ -163,8 +163,10 @@ def test_windows_are_those_of_a_time_and_of_all_replicas(tmp_path: Path) -> None
     first = reader.window(0, HOUR)
     assert first is not None and first.replicas == 2 and first.tally.requests == 3000
     assert (first.tally.counts == 2 * calm.counts).all()
-    other = reader.window(0, HOUR, besides="r0")
-    assert other is not None and other.replicas == 1
+    parts = reader.parts(0, 9 * HOUR, 24)
+    assert [(part.since, part.replicas) for part in parts] == [(0, 2), (5 * HOUR, 1)]
+    (whole,) = reader.parts(0, 9 * HOUR, 1)
+    assert whole.tally.requests == sum(part.tally.requests for part in parts) == 4500
     assert reader.window(2 * HOUR, 4 * HOUR) is None
     early = served_drift(bundle, tmp_path / "monitor", hours=1, until=HOUR)
     late = served_drift(bundle, tmp_path / "monitor", hours=1, until=6 * HOUR)

@@ -47,7 +47,7 @@ def operator(app: FastAPI, keys: tuple[Path, dict[str, str]]) -> TestClient:
     return client
 
 
-PATHS = ("", "/live", "/query", "/compare?a=x&b=y", "/query?query=bread")
+PATHS = ("", "/live", "/query", "/compare?a=x&b=y", "/query?query=bread", "/drift", "/feedback")
 
 
 def test_only_admins_get_in(
