@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,10 @@ from raysys.monitoring.reference import Kind, Reference, Variable
 from raysys.monitoring.settings import Thresholds
 from raysys.monitoring.windows import Window, Windows, now_ms
 
-HOUR_MS = 3_600_000
+HOUR_MS: Final = 3_600_000
+
+BRIEF: Final = "drift.json"
+"""File beside the windows: what replicas found when they last looked, see `DriftFigures.brief`."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,35 @@ class DriftFigures:
             len(alone) > 0
         )
         return f"No drift in {requests:,} answers{furthest}.{also}"
+
+    @property
+    def missing_rise(self) -> float:
+        """The largest rise of a feature's share of missing values; 0 if none rose."""
+        return max((e.missing[1] - e.missing[0] for e in self.of("feature")), default=0.0)
+
+    def psi_of(self, kind: Kind) -> float:
+        """The largest PSI of the features, or of the scores; 0 if there is none."""
+        return max((each.psi for each in self.of(kind)), default=0.0)
+
+    def brief(self) -> dict[str, Any]:
+        """The figures that others act on, by names; None for all while there are too few answers.
+
+        `drift` is 1 or 0, the verdict.
+        """
+        known = self.enough
+        return {
+            "bundle": self.bundle,
+            "until": self.window.until,
+            "requests": self.window.tally.requests,
+            "drift": float(self.drifted) if known else None,
+            "scores": {"psi": self.psi_of("score") if known else None},
+            "features": {
+                "psi": self.psi_of("feature") if known else None,
+                "over": self.share_over if known else None,
+            },
+            "missing": {"rise": self.missing_rise if known else None},
+            "sentence": self.sentence,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can say it."""

@@ -26,6 +26,7 @@ from raysys.monitoring.tally import Grid
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Kind = Literal["feature", "score"]
+KINDS: Final[tuple[Kind, ...]] = ("feature", "score")
 
 ENSEMBLE: Final = "ensemble"
 ROWS: Final = 64

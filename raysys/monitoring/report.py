@@ -13,6 +13,7 @@ from raysys.features.drift_plots import histograms
 from raysys.monitoring.drift import DriftFigures
 from raysys.monitoring.feedback import Feedback, QueryFacts, SurfaceFacts
 from raysys.monitoring.rates import WITHIN_MINUTES
+from raysys.monitoring.reference import KINDS
 from raysys.monitoring.words import day, level, name, of, percent
 from raysys.report import COLOURS, Report, Section, new_figure
 from raysys.storage import write_atomic
@@ -67,7 +68,7 @@ class Findings:
                     "since": each.window.since,
                     "until": each.window.until,
                     "requests": each.window.tally.requests,
-                    "max_psi": {kind: largest(each, kind) for kind in ("feature", "score")},
+                    "max_psi": {kind: each.psi_of(kind) for kind in KINDS},
                 }
                 for each in self.over_time
             ],
@@ -98,11 +99,6 @@ def write(findings: Findings, folder: Path) -> None:
     page.write(folder / "report.html")
 
 
-def largest(figures: DriftFigures, kind: str) -> float:
-    """The largest PSI of the features, or of the scores."""
-    return max((each.psi for each in figures.moved if each.kind == kind), default=0.0)
-
-
 def _facts(findings: Findings) -> list[tuple[str, object]]:
     facts: list[tuple[str, object]] = [("drift", "yes" if findings.drifted else "no")]
     drift, told = findings.drift, findings.feedback
@@ -110,8 +106,8 @@ def _facts(findings: Findings) -> list[tuple[str, object]]:
         facts += [
             ("answers whose features were counted", f"{drift.window.tally.requests:,}"),
             ("people who asked, about", f"{drift.people:,.0f}"),
-            ("largest PSI of a feature", f"{largest(drift, 'feature'):.2f}"),
-            ("largest PSI of a score", f"{largest(drift, 'score'):.2f}"),
+            ("largest PSI of a feature", f"{drift.psi_of('feature'):.2f}"),
+            ("largest PSI of a score", f"{drift.psi_of('score'):.2f}"),
             ("features that moved far", f"{drift.share_over:.0%}"),
         ]
     if told is not None:
@@ -178,8 +174,8 @@ def _line(section: Section, over_time: Sequence[DriftFigures], threshold: float)
         dt.datetime.fromtimestamp((each.window.since + each.window.until) / 2000, tz=dt.UTC)
         for each in over_time
     ]
-    for kind, colour in (("feature", COLOURS[0]), ("score", COLOURS[1])):
-        values = [largest(each, kind) for each in over_time]
+    for kind, colour in zip(KINDS, COLOURS, strict=False):
+        values = [each.psi_of(kind) for each in over_time]
         axes.plot(moments, values, marker="o", markersize=4, color=colour, label=f"{kind}s")
     axes.axhline(threshold, color=COLOURS[4], linewidth=1, linestyle="--")
     axes.set_ylabel("largest PSI")

@@ -48,6 +48,7 @@ class MonitorArgs(Settings):
         named: features and scores with a gauge of their own, those that moved furthest first.
         max_waiting: answers that wait to be counted; beyond that they are left out.
         thresholds: when it has moved too far.
+        beside: the bundle stands beside the champion, which tells of both. Filled in by replicas.
     """
 
     folder: str | None = None
@@ -62,3 +63,4 @@ class MonitorArgs(Settings):
     named: Annotated[int, Field(ge=0, le=100)] = 20
     max_waiting: Annotated[int, Field(ge=1)] = 256
     thresholds: Thresholds = Thresholds()
+    beside: bool = False

@@ -24,6 +24,8 @@ from raysys.monitoring.tally import Tally
 
 log = logging.getLogger("raysys")
 
+_SLACK_MS: Final = 120_000  # between the clocks of a machine and of its disk
+
 WINDOWS: Final = pa.schema(
     [
         pa.field("bundle", pa.string(), nullable=False),
@@ -144,7 +146,7 @@ class Windows:
     def _within(self, since: int, until: int | None) -> list[Stretch]:
         return [
             each
-            for each in self._stretches()
+            for each in self._stretches(since)
             if each.ended >= since
             and (until is None or each.began <= until)
             and each.tally.requests
@@ -161,12 +163,17 @@ class Windows:
             total,
         )
 
-    def _stretches(self) -> list[Stretch]:
-        """Every stretch that can be read; files are read again only when they have changed."""
+    def _stretches(self, since: int) -> list[Stretch]:
+        """Those that may reach to a time (UTC ms), if they can be read.
+
+        Files are read again only when they have changed, and forgotten when they are too old.
+        """
         known, self._read = self._read, {}
         for path in sorted(self._folder.glob("[0-9]*.parquet")):
             try:
                 told = path.stat()
+                if told.st_mtime * 1000 + _SLACK_MS < since:  # written for the last time before
+                    continue
                 stamp = (told.st_mtime_ns, told.st_size)
                 before = known.get(path)
                 again = before is not None and before[0] == stamp

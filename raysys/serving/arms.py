@@ -426,8 +426,8 @@ class Arms:
         if self.args.events is not None:
             update["events"] = self.args.events.model_copy(update={"roll_events": 0})
         if self.args.monitor is not None:  # the champion tells what came of all lists
-            quiet = self.args.monitor.model_copy(update={"feedback_s": 0})
-            update = {"monitor": quiet, **update}
+            beside = self.args.monitor.model_copy(update={"beside": True})
+            update = {"monitor": beside, **update}
         return self._load(name, bundle, **update)
 
     def _load(self, name: str, bundle: str, **update: Any) -> Service:

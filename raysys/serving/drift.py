@@ -7,6 +7,7 @@ adds up those of all replicas, and so every replica tells the same figures.
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import threading
@@ -20,13 +21,14 @@ from typing import Final
 
 import numpy as np
 
-from raysys.monitoring.drift import HOUR_MS, DriftFigures, compare
-from raysys.monitoring.reference import ENSEMBLE, Kind, Reference
+from raysys.monitoring.drift import BRIEF, HOUR_MS, DriftFigures, compare
+from raysys.monitoring.reference import ENSEMBLE, KINDS, Kind, Reference
 from raysys.monitoring.settings import MonitorArgs
 from raysys.monitoring.tally import Int64, Tally
 from raysys.monitoring.windows import Stretch, Window, Windows, now_ms
 from raysys.serving.asking import ABOUT_ITEMS, Ask, Ranking
 from raysys.serving.metrics import Metrics
+from raysys.storage import write_atomic
 
 log = logging.getLogger("raysys")
 
@@ -70,7 +72,7 @@ class DriftWatch:
     ) -> None:
         self._args, self._bundle, self._reference = args, bundle, reference
         self._metrics, self._arm = metrics, arm
-        self._windows = Windows(folder, bundle, reference)
+        self._folder, self._windows = folder, Windows(folder, bundle, reference)
         self._replica = uuid.uuid4().hex[:8]
         self._queue: queue.Queue[_Answer | None] = queue.Queue(args.max_waiting)
         self._began = self._bucket(now_ms())
@@ -169,6 +171,7 @@ class DriftWatch:
                 bundle, thresholds = self._bundle, self._args.thresholds
                 self.figures = compare(bundle, self._reference, window, thresholds)
                 self._name(self.figures)
+                self._tell(self.figures)
             else:
                 self.figures = None
                 self._named = dict.fromkeys(self._named)
@@ -176,6 +179,14 @@ class DriftWatch:
             self._windows.forget(now - round(self._args.keep_days * 24 * HOUR_MS))
         except Exception:  # the thread must not end
             log.exception("drift could not be looked at")
+
+    def _tell(self, figures: DriftFigures) -> None:
+        """Leave the figures where `raysys learn` and others find them; of the champion alone."""
+        if not self._args.beside:
+            try:
+                write_atomic(self._folder / BRIEF, json.dumps(figures.brief()) + "\n")
+            except OSError as error:
+                log.warning("drift is not written down: %s", error)
 
     def _name(self, figures: DriftFigures) -> None:
         """Give those that moved furthest gauges; who once had one keeps it, so none goes stale."""
@@ -199,14 +210,11 @@ class DriftWatch:
     def _gauges(self) -> None:
         def largest(kind: Kind) -> float | None:
             figures = self._enough()
-            return None if figures is None else max((m.psi for m in figures.of(kind)), default=0.0)
+            return None if figures is None else figures.psi_of(kind)
 
         def rise() -> float | None:
             figures = self._enough()
-            if figures is None:
-                return None
-            features = figures.of("feature")
-            return max((each.missing[1] - each.missing[0] for each in features), default=0.0)
+            return None if figures is None else figures.missing_rise
 
         def over() -> float | None:
             figures = self._enough()
@@ -219,8 +227,7 @@ class DriftWatch:
         def requests() -> float:
             return 0.0 if self.figures is None else float(self.figures.window.tally.requests)
 
-        kinds: tuple[Kind, ...] = ("feature", "score")
-        for kind in kinds:
+        for kind in KINDS:
             self._gauge("raysys_drift_psi_max", partial(largest, kind), kind=kind)
         self._gauge("raysys_drift_missing_rise_max", rise)
         self._gauge("raysys_drift_features_over", over)

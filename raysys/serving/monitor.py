@@ -46,7 +46,7 @@ def open_monitor(
     elif wanted.share:
         arm = args.bundle or ""
         drift = DriftWatch(wanted, args.monitor_path, bundle.name, reference, metrics, arm)
-    if wanted.feedback_s and args.shown_lists is not None:
+    if wanted.feedback_s and not wanted.beside and args.shown_lists is not None:
         feedback = FeedbackWatch(
             wanted,
             args.monitor_path,

@@ -160,6 +160,8 @@ def test_replicas_count_together_and_tell_the_same(watched: Registry, tmp_path: 
     bundle = watched.path("champion")
     for replica in replicas:
         replica.close()
+    brief = json.loads((tmp_path / "monitor" / "drift.json").read_text())
+    assert brief["drift"] == 0.0 and brief["scores"]["psi"] == one.psi_of("score")
     left = served_drift(bundle, tmp_path / "monitor")
     assert left is not None and left.moved == one.moved  # and so can others read it
     files = list((tmp_path / "monitor").rglob("*.parquet"))
