@@ -46,9 +46,9 @@ def report(
         bool, typer.Option("--fail-on-drift", help="Exit with 3 if something drifted.")
     ] = False,
     least_people: Annotated[
-        int,
+        int | None,
         typer.Option("--least-people", min=1, help="Name only queries that so many people typed."),
-    ] = 1,
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the report.")
     ] = None,

@@ -44,6 +44,7 @@ class MonitorArgs(Settings):
         feedback_s: so old what came of the lists may be; 0: it is not computed in the
             deployment. One replica does it for all.
         feedback_lists: lists that are joined with their events at most; of more a share is drawn.
+        least_people: queries are named that so many people typed; others are counted only.
         keep_days: windows are forgotten after so long.
         named: features and scores with a gauge of their own, those that moved furthest first.
         max_waiting: answers that wait to be counted; beyond that they are left out.
@@ -58,6 +59,7 @@ class MonitorArgs(Settings):
     refresh_s: Annotated[float, Field(ge=0.05, le=3600)] = 60
     feedback_s: Annotated[float, Field(ge=0, le=24 * 3600)] = 300
     feedback_lists: Annotated[int, Field(ge=100, le=10_000_000)] = 20_000
+    least_people: Annotated[int, Field(ge=1)] = 1
     keep_days: Annotated[float, Field(gt=0)] = 30
     rows: Annotated[int, Field(ge=1, le=5000)] = 64
     named: Annotated[int, Field(ge=0, le=100)] = 20

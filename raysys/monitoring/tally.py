@@ -40,7 +40,7 @@ class Grid:
         sizes = np.array([cut.bins for cut in cuts], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._codes = [at for at, cut in enumerate(self.cuts) if cut.categorical]
-        most = max((len(cut.ends) for cut in self.cuts), default=0)
+        most = max((len(cut.ends) for cut in self.cuts if not cut.categorical), default=0)
         self._ends = np.full((len(self.cuts), most), np.inf, np.float32)
         for at, cut in enumerate(self.cuts):
             if not cut.categorical:

@@ -127,6 +127,7 @@ class FeedbackWatch:
             reference=self._outcomes,
             before=before,
             thresholds=self._args.thresholds,
+            least_people=self._args.least_people,
         )
 
     def _run(self) -> None:

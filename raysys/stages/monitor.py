@@ -58,7 +58,7 @@ class MonitorOptions:
     events: Path | None = None
     hours: float | None = None
     output: Path | None = None
-    least_people: int = 1
+    least_people: int | None = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _feedback(
         reference=outcomes,
         before=before,
         thresholds=places.args.thresholds,
-        least_people=options.least_people,
+        least_people=options.least_people or places.args.least_people,
     )
     return found, notes
 
