@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Findings:
         over_time: the same by parts of the window, in order.
         feedback: what came of the lists; None: none were recorded.
         notes: what could not be told, and why.
+        labels: of the training, see `Reference`.
     """
 
     bundle: str
@@ -40,7 +41,8 @@ class Findings:
     drift: DriftFigures | None
     over_time: Sequence[DriftFigures] = ()
     feedback: Feedback | None = None
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    notes: tuple[str, ...] = ()
+    labels: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def drifted(self) -> bool:
@@ -62,6 +64,7 @@ class Findings:
             "until": self.until,
             "drifted": self.drifted,
             "sentences": list(self.sentences),
+            "labels_of_training": dict(self.labels),
             "drift": None if self.drift is None else self.drift.to_dict(),
             "over_time": [
                 {
@@ -303,6 +306,13 @@ def _method(page: Report, findings: Findings) -> None:
         "surface that the bundle was trained for, when they are scored: out of a cache they count "
         "once, and lists beside an item or a cart have candidates of another kind."
     )
+    if findings.labels:
+        labels = findings.labels
+        section.text(
+            f"In the validation fold of the training {percent(labels['positive_requests'])} of the "
+            f"requests had a relevant candidate, and {percent(labels['positive_rows'])} of the "
+            "candidates were relevant."
+        )
     if findings.drift is not None:
         limits = findings.drift.thresholds
         section.text(

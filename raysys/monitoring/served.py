@@ -1,12 +1,13 @@
 """What a deployment recorded of its answers, and the events that they got, as tables.
 
-Read are the columns that are needed, of the files that overlap the time, and of many lists a share
-drawn by request id: what a look costs is bounded, whatever the traffic.
+Read are the columns that are needed, of the files that overlap the time; of many files some, and
+of many lists a share, drawn by name and request id: what a look costs is bounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,11 @@ _WANTED: Final = (*_NEEDED, "place", "user_id", "session_id", "query", "bundle",
 _TAIL: Final = 300_000
 """Entries of the log that are not rolled yet and are read at most, the newest."""
 
+_FILES: Final = 2000
+"""Files of shown lists that are opened at most: a busy replica writes one every few seconds."""
+
+_SPARE: Final = 10  # rows that are read for one that is kept
+
 _DRAW: Final = 1 << 20
 
 EVENTS: Final = pl.Schema(
@@ -33,8 +39,8 @@ EVENTS: Final = pl.Schema(
         "received": pl.Int64,  # UTC ms
     }
 )
-Reactions = Callable[[int], pl.DataFrame]
-"""Events with a `request_id` that came in since a moment, UTC ms: a table of `EVENTS`."""
+Reactions = Callable[[int, pl.Series], pl.DataFrame]
+"""Events that came in since a moment, UTC ms, and name one of these requests; see `EVENTS`."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Lists:
 
     Attributes:
         rows: request_id, at (UTC ms), surface, place, who, query, bundle, arm, item_ids, took_ms.
-        total: how many there were in all; more than rows where a share was drawn.
+        total: how many there were in all, about; more than rows where a share was drawn.
     """
 
     rows: pl.DataFrame
@@ -67,14 +73,25 @@ def read_lists(folder: Path, since: int, until: int, most: int) -> Lists:
             where=str(folder),
             mend="give the folder that the serve config names (`shown_lists.folder`)",
         )
-    files = list(_files(folder, since, until))
-    total = sum(file.metadata.num_rows for file in files)
-    limit = _DRAW if total <= most else round(_DRAW * most / total)
+    paths = _paths(folder, since, until)
+    files: list[pq.ParquetFile] = []
+    read = 0
+    for path in paths[:_FILES]:
+        if read >= _SPARE * most:
+            break
+        try:
+            files.append(pq.ParquetFile(path))
+            read += files[-1].metadata.num_rows
+        except FileNotFoundError:  # removed meanwhile
+            continue
+    total = round(read * len(paths) / max(1, len(files)))
+    limit = _DRAW if read <= most else round(_DRAW * most / read)
     parts = [part for file in files if len(part := _read(file, since, until, limit))]
     if not parts:
         return Lists(_rows(pl.DataFrame({name: [] for name in _NEEDED})), 0)
-    found = _rows(pl.concat(parts, how="diagonal_relaxed"))
-    return Lists(found, total if limit < _DRAW else len(found))
+    found = _rows(pl.concat(parts, how="diagonal_relaxed")).sort("at", "request_id")
+    drawn = limit < _DRAW or len(files) < len(paths)
+    return Lists(found, total if drawn else len(found))
 
 
 def read_events(folder: Path) -> Reactions:
@@ -89,7 +106,7 @@ def read_events(folder: Path) -> Reactions:
     paths = [folder] if folder.is_file() else sorted(folder.glob("**/*.parquet"))
     if not paths:
         raise UserError("no Parquet file of events here", where=str(folder))
-    return lambda since: _concat([_from_file(path, since) for path in paths])
+    return lambda since, ids: _concat([_from_file(path, since, ids) for path in paths])
 
 
 def follow_log(log: EventLog, rolled: Rolled) -> Reactions:
@@ -99,13 +116,14 @@ def follow_log(log: EventLog, rolled: Rolled) -> Reactions:
         LogUnavailable: the log cannot be read.
     """
 
-    def reactions(since: int) -> pl.DataFrame:
+    def reactions(since: int, ids: pl.Series) -> pl.DataFrame:
         files = [
             rolled.events / f"{stretch.name}.parquet"
             for stretch in rolled.stretches()
             if stretch.received >= since and stretch.events
         ]
-        parts = [_from_file(path, since) for path in files if path.exists()]
+        parts = [_from_file(path, since, ids) for path in files if path.exists()]
+        wanted = set(ids)
         at = max(rolled.last(), log.end() - _TAIL)
         rows: list[dict[str, Any]] = []
         while entries := log.read(at):
@@ -121,21 +139,21 @@ def follow_log(log: EventLog, rolled: Rolled) -> Reactions:
                 if each.kind == "event"
                 and each.quarantined is None
                 and each.received >= since
-                and each.body.get("request_id")
+                and each.body.get("request_id") in wanted
             ]
         return _concat([*parts, pl.DataFrame(rows, schema=EVENTS)])
 
     return reactions
 
 
-def _files(folder: Path, since: int, until: int) -> Iterator[pq.ParquetFile]:
-    for path in sorted(folder.glob("date=*/[0-9]*.parquet")):
+def _paths(folder: Path, since: int, until: int) -> list[Path]:
+    """Files that overlap a time, in an order drawn by their names."""
+    found = []
+    for path in folder.glob("date=*/[0-9]*.parquet"):
         first, last = (int(part) for part in path.name.split("-")[:2])
         if last >= since and first < until:
-            try:
-                yield pq.ParquetFile(path)
-            except FileNotFoundError:  # removed meanwhile
-                continue
+            found.append(path)
+    return sorted(found, key=lambda path: hashlib.blake2b(path.name.encode()).digest())
 
 
 def _read(file: pq.ParquetFile, since: int, until: int, limit: int) -> pl.DataFrame:
@@ -177,7 +195,7 @@ def _rows(frame: pl.DataFrame) -> pl.DataFrame:
     ).unique("request_id", keep="first", maintain_order=True)
 
 
-def _from_file(path: Path, since: int) -> pl.DataFrame:
+def _from_file(path: Path, since: int, ids: pl.Series) -> pl.DataFrame:
     lazy = pl.scan_parquet(path, hive_partitioning=False)
     names = lazy.collect_schema().names()
     moment = "received" if "received" in names else "timestamp"
@@ -191,7 +209,7 @@ def _from_file(path: Path, since: int) -> pl.DataFrame:
             pl.col("item_id").cast(pl.String),
             pl.col(moment).dt.epoch("ms").alias("received"),
         )
-        .filter(pl.col("request_id").is_not_null(), pl.col("received") >= since)
+        .filter(pl.col("request_id").is_in(ids.implode()), pl.col("received") >= since)
         .collect()
     )
 

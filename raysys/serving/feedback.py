@@ -23,7 +23,7 @@ from raysys.eventlog.entries import LogUnavailable
 from raysys.monitoring.drift import HOUR_MS
 from raysys.monitoring.feedback import Feedback, feedback
 from raysys.monitoring.reference import Outcomes
-from raysys.monitoring.served import EVENTS, Reactions, read_lists
+from raysys.monitoring.served import EVENTS, Lists, Reactions, read_lists
 from raysys.monitoring.settings import MonitorArgs
 from raysys.monitoring.windows import now_ms
 from raysys.serving.metrics import Metrics
@@ -65,7 +65,7 @@ class FeedbackWatch:
         self._args, self._folder, self._lists = args, folder, lists
         self._reactions, self._outcomes, self._items = reactions, outcomes, items
         self._metrics = metrics
-        self._stamp = 0
+        self._stamp, self._began = 0, now_ms()
         self._told: set[tuple[str, str, str]] = set()
         self._trouble = ""
         self.latest: Feedback | None = None
@@ -112,12 +112,14 @@ class FeedbackWatch:
         most = self._args.feedback_lists
         lists = read_lists(self._lists, now - length, now + 1, most)
         surfaces = set(lists.rows["surface"])
-        before, since = None, now - length
+        before: Lists | None = None
+        since = now - length
         if surfaces - self._outcomes.keys() or not lists.total:
             before, since = read_lists(self._lists, now - 2 * length, since, most), now - 2 * length
         events = pl.DataFrame(schema=EVENTS)
         if self._reactions is not None:
-            events = self._reactions(since)
+            ids = [each.rows["request_id"] for each in (lists, before) if each is not None]
+            events = self._reactions(since, pl.concat(ids))
         return feedback(
             lists,
             events,
@@ -179,7 +181,8 @@ class FeedbackWatch:
         return sum(rate.done for rate in of) / slots if slots else None
 
     def _age(self) -> float:
-        return 0.0 if self.latest is None else max(0.0, now_ms() - self.latest.computed) / 1000
+        since = self._began if self.latest is None else self.latest.computed
+        return max(0.0, now_ms() - since) / 1000
 
 
 def _take(path: Path) -> bool:

@@ -99,7 +99,8 @@ def run(
             where=bundle,
             mend="give `monitor` and `shown_lists` in the args of the config, or other --hours",
         )
-    findings = Findings(bundle, *span, drift, over_time, told, (*notes, *missing))
+    labels = {} if reference is None else reference.labels
+    findings = Findings(bundle, *span, drift, over_time, told, (*notes, *missing), labels)
     folder = options.output or workspace.root / "monitor" / "report"
     manifest = Manifest(
         stage="monitor",
@@ -153,7 +154,8 @@ def _feedback(
     notes = []
     try:
         with _reactions(options, places) as reactions:
-            events = reactions(span[0] - length)
+            ids = pl.concat([lists.rows["request_id"], before.rows["request_id"]])
+            events = reactions(span[0] - length, ids)
     except LogUnavailable as error:
         raise UserError(str(error), where="events", mend="try again later") from None
     if not len(events):
@@ -180,7 +182,7 @@ def _reactions(options: MonitorOptions, places: _Places) -> Iterator[Reactions]:
     if places.log is None or (
         places.log[0].backend == "local" and not (places.log[1] / "head").exists()
     ):
-        yield lambda since: pl.DataFrame(schema=EVENTS)
+        yield lambda since, ids: pl.DataFrame(schema=EVENTS)
         return
     log = open_log(*places.log)
     try:

@@ -197,6 +197,10 @@ def test_lists_are_read_within_their_time_and_bound(tmp_path: Path) -> None:
     assert 120 < len(drawn.rows) < 290 and drawn.total == 1000
     again = read_lists(tmp_path, 0, NOW, 200)
     assert drawn.rows.equals(again.rows)
+    for number in range(30):  # many files: some are read, and stand for all
+        write_lists(tmp_path, lists(50, seed=9 + number, at=NOW - 2 * HOUR + number))
+    some = read_lists(tmp_path, NOW - 2 * HOUR, NOW - HOUR, 20)
+    assert 0 < len(some.rows) <= 60 and some.total == 1500
     assert read_lists(tmp_path, NOW, NOW + 1, 10).rows.is_empty()
     with pytest.raises(UserError, match="no folder"):
         read_lists(tmp_path / "none", 0, NOW, 10)
@@ -216,15 +220,17 @@ def test_events_come_from_the_rolled_files_and_the_log_alike(tmp_path: Path) -> 
         log.append([entry(1, "r1"), entry(2, None)])
         roll(log, rolled)
         log.append([entry(3, "r3"), entry(4, None)])
-        found = follow_log(log, rolled)(0)
+        asked = pl.Series(["r1", "r3", "r9"])
+        found = follow_log(log, rolled)(0, asked)
         assert sorted(found["request_id"]) == ["r1", "r3"]
         assert found.schema == EVENTS
-        assert follow_log(log, rolled)(2**45).is_empty()
-        assert read_events(rolled.events)(0)["request_id"].to_list() == ["r1"]
+        assert follow_log(log, rolled)(0, pl.Series(["r3"]))["request_id"].to_list() == ["r3"]
+        assert follow_log(log, rolled)(2**45, asked).is_empty()
+        assert read_events(rolled.events)(0, asked)["request_id"].to_list() == ["r1"]
     finally:
         log.close()
     with pytest.raises(UserError, match="no Parquet"):
         read_events(tmp_path / "nothing")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "bad.parquet")
     with pytest.raises(UserError, match="lack the column"):
-        read_events(tmp_path / "bad.parquet")(0)
+        read_events(tmp_path / "bad.parquet")(0, pl.Series(["r"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +14,8 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from raysys.cli import app as cli
-from raysys.features.drift import categorical_features
 from raysys.monitoring.drift import served_drift
-from raysys.monitoring.reference import ENSEMBLE, Reference, variables_of
+from raysys.monitoring.reference import ENSEMBLE, Reference
 from raysys.monitoring.tally import Tally
 from raysys.monitoring.windows import Stretch, Windows, now_ms
 from raysys.registry import Registry
@@ -30,9 +28,7 @@ from raysys.serving.drift import counted
 from raysys.serving.events_args import EventsArgs
 from raysys.serving.metrics import GAUGES, Metrics
 from raysys.serving.service import Service
-from tests.serving import shop
-
-USERS = 25
+from tests.serving.watched import USERS, publish_watched
 
 
 class Gauges(Metrics):
@@ -73,45 +69,6 @@ def eventually(true: Callable[[], Any]) -> Any:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory, _hashed_words: None) -> Registry:
     return publish_watched(tmp_path_factory.mktemp("watched"))
-
-
-def publish_watched(root: Path) -> Registry:
-    """A bundle whose reference is what it answers its users."""
-    registry, plain = shop.publish_shop(root)
-    service = Service(ServeArgs(registry=str(registry.root), clock="log_end"))
-    features: dict[str, list[np.ndarray]] = {}
-    scores: dict[str, list[np.ndarray]] = {}
-    rows = 0
-    for number in range(USERS):
-        asked = RecommendRequest(user_id=f"u{number}", k=5)
-        given, _ = service.asking(asked, Context(float("inf")))
-        ranking = service.ranker.scored(given)
-        assert ranking.batch is not None and ranking.ensemble is not None
-        for at, name in enumerate(ranking.batch.names):
-            features.setdefault(name, []).append(ranking.batch.features[:, at])
-        for name, said in {**ranking.base, ENSEMBLE: ranking.ensemble.score}.items():
-            scores.setdefault(name, []).append(said)
-        rows += len(ranking.batch)
-    plan = service.bundle.features.plan
-    variables = (
-        *variables_of(
-            "feature", {k: np.concatenate(v) for k, v in features.items()},
-            categorical_features(plan),
-        ),
-        *variables_of("score", {k: np.concatenate(v) for k, v in scores.items()}),
-    )  # fmt: skip
-    reference = Reference("recommend", 0, 1, 5000, 5000, rows, 200, variables)
-    service.close()
-
-    def write(folder: Path) -> None:
-        shutil.copytree(registry.bundles / plain, folder, dirs_exist_ok=True)
-        (folder / "manifest.json").unlink()
-        reference.save(folder)
-
-    manifest = registry.verify(plain)
-    bundle = registry.publish(write, name_hint="watched", learners=manifest.learners)
-    registry.point("champion", bundle)
-    return registry
 
 
 def serve(registry: Registry, folder: Path, **more: Any) -> Service:
@@ -304,6 +261,7 @@ def test_the_report_tells_what_the_deployment_wrote(watched: Registry, tmp_path:
     page = (tmp_path / "report" / "report.html").read_text()
     assert "No drift in 60 answers" not in page  # fewer than are needed by default
     assert "Too few answers to tell" in page and page.count("<svg") >= 3
+    assert "80.0% of the requests had a relevant candidate" in page
 
     moved = Windows(tmp_path / "monitor", watched.resolve("champion"), reference_of(watched))
     starts = reference_of(watched).grid.starts

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from raysys.registry import Registry
 from raysys.stages.deploy import Deployment, DeploySettings, cluster, deploy, plan
 from tests.serving.shop import publish_shop
 from tests.serving.test_arms import copy
+from tests.serving.watched import publish_watched
 
 pytestmark = pytest.mark.slow
 LOCAL = Path(__file__).parents[2] / "serve_configs" / "local.yaml"
@@ -35,7 +38,7 @@ LOCAL = Path(__file__).parents[2] / "serve_configs" / "local.yaml"
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     root = tmp_path_factory.mktemp("workspace") / "registry"
-    return publish_shop(root, with_encoder=False)[0]
+    return publish_watched(root, with_encoder=False)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,7 @@ def config(registry: Registry) -> dict[str, Any]:
         probe.bind(("127.0.0.1", 0))
         content["http_options"]["port"] = probe.getsockname()[1]
     content["applications"][0]["args"]["registry"] = str(registry.root)
+    content["applications"][0]["args"]["monitor"]["refresh_s"] = 0.5
     return content
 
 
@@ -106,6 +110,28 @@ def test_sixteen_at_once_all_get_their_own_answer(deployment: Deployment) -> Non
             answers = list(pool.map(ask, range(200)))
     assert {status for status, _ in answers} == {200}
     assert len({request_id for _, request_id in answers}) == 200
+
+
+def test_what_was_answered_is_watched(deployment: Deployment, registry: Registry) -> None:
+    """On the console, on disk, and among the metrics that Prometheus scrapes."""
+    import ray
+
+    node = ray.nodes()[0]
+    metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    told, page = "", ""
+    until = time.monotonic() + 60
+    while "ray_raysys_drift_psi_max" not in told:
+        assert time.monotonic() < until, page
+        time.sleep(0.5)
+        told = httpx.get(metrics, timeout=30).text
+        page = httpx.get(f"{deployment.address}/console/drift", timeout=30).text
+    assert "No drift in" in page and "answers counted" in page
+    gauge = re.search(r"^ray_raysys_drift_window_answers\{.*\} (\d+)", told, re.MULTILINE)
+    assert gauge and int(gauge[1]) >= 200
+    assert re.search(r'^ray_raysys_drift_psi\{.*variable="price".*\} 0\.', told, re.MULTILINE)
+    folder = registry.root.parent / "monitor"
+    assert list((folder / deployment.bundle).glob("*.parquet"))
+    assert json.loads((folder / "drift.json").read_text())["drift"] == 0.0
 
 
 def test_a_canary_comes_and_goes_and_no_request_is_dropped(
