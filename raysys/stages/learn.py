@@ -21,6 +21,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def _begun(
 def _conclude(made: Round, workspace: Workspace, planned: Manifest) -> None:
     """All steps, the gate, the publishing, the report."""
     enough = made.learn()
-    figures = made.step("gate", lambda _: judge_round(made)) if enough else None
+    figures = made.step("gate", partial(judge_round, made)) if enough else None
     outcome: dict[str, Any] = {"outcome": "too_few", "challenger": "", "promoted": ""}
     if figures is None:
         held = made.told["relived"]["requests"]["gate"]
@@ -173,7 +174,7 @@ def _conclude(made: Round, workspace: Workspace, planned: Manifest) -> None:
         outcome |= {"outcome": "published" if judged.passes else "refused", "reason": judged.reason}
         if judged.passes:
             registry = Registry(workspace.registry)
-            outcome |= made.step("published", lambda _: publish(made, registry, figures))
+            outcome |= made.step("published", lambda _: publish(made, registry, figures, workspace))
             outcome["promoted"] = promote(made, registry, outcome["challenger"], figures)
             outcome.pop("seconds")
     told = _told(made, figures) | outcome

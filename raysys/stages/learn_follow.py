@@ -11,10 +11,12 @@ from typing import Any
 
 from raysys.datasets.files import expand_variables
 from raysys.errors import UserError
+from raysys.monitoring.drift import served_drift
 from raysys.progress import task
+from raysys.registry import Registry
 from raysys.stages import learn
 from raysys.stages.learn_log import LearnedLog
-from raysys.stages.learn_settings import DriftTrigger, LearnSettings
+from raysys.stages.learn_settings import DriftFile, LearnSettings
 from raysys.storage import Manifest, Workspace
 
 log = logging.getLogger("raysys")
@@ -22,11 +24,26 @@ log = logging.getLogger("raysys")
 Clock = Callable[[], float]
 """Seconds since 1970."""
 
-DriftFigure = Callable[[DriftTrigger], float | None]
-"""How far the shop has drifted; None: nobody knows yet."""
+
+def drift_of(settings: LearnSettings, workspace: Workspace) -> str | None:
+    """In words what has drifted, as `follow.drift` looks for it; None: nothing, or nobody knows."""
+    told = settings.follow.drift
+    if isinstance(told, DriftFile):
+        figure = read_figure(told)
+        if figure is None or figure <= told.above:
+            return None
+        return f"{told.figure} is {figure:.3g}, above {told.above:g}"
+    if told is None:
+        return None
+    windows = workspace.registry.parent / "monitor"
+    if told.windows is not None:
+        windows = Path(expand_variables(told.windows))
+    champion = Registry(workspace.registry).path(settings.champion)
+    found = served_drift(champion, windows, hours=told.hours, thresholds=told.thresholds)
+    return f"the shop has drifted: {'; '.join(found.reasons)}" if found and found.drifted else None
 
 
-def read_figure(told: DriftTrigger) -> float | None:
+def read_figure(told: DriftFile) -> float | None:
     """The number that a JSON file holds under the trigger's `figure`.
 
     None where there is no such file or number, or only half of it yet.
@@ -47,7 +64,6 @@ class Due:
         settings: see `FollowSettings`.
         workspace: whose journal tells of the last round.
         events: the log, for how much is new.
-        drift: tells how far the shop has drifted.
         clock: seconds since 1970.
     """
 
@@ -56,11 +72,11 @@ class Due:
         settings: LearnSettings,
         workspace: Workspace,
         events: LearnedLog,
-        drift: DriftFigure = read_figure,
         clock: Clock = time.time,
     ) -> None:
-        self._told, self._workspace = settings.follow, workspace
-        self._events, self._drift, self._clock = events, drift, clock
+        self._settings, self._workspace = settings, workspace
+        self._events, self._clock = events, clock
+        self._complained = False
         rounds = learn.journal(workspace)
         self._position = int(rounds[-1]["position"]) if rounds else 0
         self._began: float | None = None
@@ -69,7 +85,7 @@ class Due:
         """Why a round is due now; None: none is."""
         if learn.unfinished(self._workspace):
             return "one was cut off"
-        told, passed = self._told, self._passed()
+        told, passed = self._settings.follow, self._passed()
         if told.every_minutes is not None:
             if passed is None:
                 return "it is the first"
@@ -77,10 +93,8 @@ class Due:
                 return f"{told.every_minutes:g} minutes have passed"
         if told.new_events is not None and self.waiting() >= told.new_events:
             return f"{self.waiting():,} events are new"
-        if told.drift is not None and (passed is None or passed >= told.drift.rest_minutes):
-            figure = self._drift(told.drift)
-            if figure is not None and figure > told.drift.above:
-                return f"{told.drift.figure} is {figure:.3g}, above {told.drift.above:g}"
+        if told.drift is not None and (passed is None or passed >= told.rest_minutes):
+            return self._drift()
         return None
 
     def begun(self) -> None:
@@ -91,6 +105,16 @@ class Due:
     def waiting(self) -> int:
         """Events in the log that no round has seen."""
         return max(0, self._events.end() - self._position)
+
+    def _drift(self) -> str | None:
+        """See `drift_of`; what keeps it from being told is said once."""
+        try:
+            return drift_of(self._settings, self._workspace)
+        except UserError as error:
+            if not self._complained:
+                log.warning("learn: whether the shop drifts cannot be told: %s", error)
+            self._complained = True
+            return None
 
     def _passed(self) -> float | None:
         """Minutes since the last round began, of this process or an earlier one."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from raysys.ensemble import Ensemble, Judgements
+from raysys.ensemble import BaseScores, Ensemble, Judgements
 from raysys.ensemble.folds import base_score
 from raysys.evaluation.intervals import Bootstrap, Interval
 from raysys.evaluation.metrics import ranking_metrics
@@ -26,7 +27,7 @@ from raysys.progress import task
 from raysys.registry.gate import Judgement, judge_paired
 from raysys.stages.learn_events import GATE
 from raysys.stages.learn_replay import AFTER, BEFORE, FROZEN
-from raysys.stages.learn_round import Round
+from raysys.stages.learn_round import SCORES, Round
 
 Values = dict[str, npt.NDArray[np.float64]]
 
@@ -45,13 +46,18 @@ class Stand:
     values: Values
 
 
-def judge_round(made: Round) -> dict[str, Any]:
-    """What the gate measured, as JSON can say it; into `gate` of the round."""
+def judge_round(made: Round, out: Path) -> dict[str, Any]:
+    """What the gate measured, as JSON can say it.
+
+    Args:
+        made: the steps up to here.
+        out: gets the base scores of the challenger's learners.
+    """
     told = made.settings.gate
     stands, alone = [], dict[str, Any]()
     sides = 2 + made.settings.steps.state + made.settings.steps.covisitation
     with task("learn: gate", sides + len(made.settings.steps.learners)) as judging:
-        for stand in _stands(made, alone):
+        for stand in _stands(made, alone, out):
             stands.append(stand)
             judging.advance()
     requests = made.examples(AFTER, GATE).requests()
@@ -103,7 +109,7 @@ def verdict(figures: dict[str, Any], *, better: bool) -> Judgement:
     return judge_paired(metric, *values, difference, better=better)
 
 
-def _stands(made: Round, alone: dict[str, Any]) -> Iterator[Stand]:
+def _stands(made: Round, alone: dict[str, Any], out: Path) -> Iterator[Stand]:
     """One after the other, from the published champion to the challenger."""
     bundle, steps = made.champion, made.settings.steps
     if steps.state:
@@ -127,6 +133,7 @@ def _stands(made: Round, alone: dict[str, Any]) -> Iterator[Stand]:
             yield Stand(name, _values(bundle.ensemble, base, batch))
     if steps.ensemble is not None and made.told["blend"]["changed"]:
         yield Stand("ensemble", _values(made.ensemble(), base, batch))
+    BaseScores.of(batch, GATE, base).write(out / SCORES)
 
 
 def _base(models: dict[str, Model], batch: Batch) -> dict[str, npt.NDArray[np.float32]]:

@@ -6,27 +6,35 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from raysys.ensemble import BaseScores
 from raysys.errors import UserError
 from raysys.registry import Registry
 from raysys.serving.rollout import CanaryArgs, Rollout
+from raysys.stages.learn_events import GATE
 from raysys.stages.learn_gate import verdict
-from raysys.stages.learn_round import STEP, Round
+from raysys.stages.learn_replay import AFTER
+from raysys.stages.learn_round import SCORES, Round
+from raysys.stages.reference import reference_of
+from raysys.storage import Workspace
 
 
-def publish(made: Round, registry: Registry, figures: dict[str, Any]) -> dict[str, Any]:
+def publish(
+    made: Round, registry: Registry, figures: dict[str, Any], workspace: Workspace
+) -> dict[str, Any]:
     """Publish what a round made and name it; the same round gives the same bundle.
 
     Args:
         made: whose steps are done.
         registry: of the champion.
         figures: what the gate measured.
+        workspace: see `reference_of`.
     """
     champion, told = made.champion, made.settings
     ensemble = made.ensemble()
     metric = figures["metric"]
     settings = {**champion.manifest.settings, "learn": told.model_dump(mode="json")}
     bundle = registry.publish(
-        lambda fresh: _write(made, fresh),
+        lambda fresh: _write(made, workspace, fresh),
         name_hint=champion.id.rpartition("-")[0],
         surface=champion.manifest.surface,
         learners=ensemble.families,
@@ -84,13 +92,21 @@ def promote(made: Round, registry: Registry, bundle: str, figures: dict[str, Any
     return f"a canary for {told.canary.share:.0%} of the users"
 
 
-def _write(made: Round, fresh: Path) -> None:
+def _write(made: Round, workspace: Workspace, fresh: Path) -> None:
     """Fill an empty folder: what the round made, and what it left as it was."""
     shutil.copytree(made.folder / "relived" / "features", fresh / "features")
     ensemble = made.ensemble()
     for name in ensemble.families:
         own = made.folder / f"learner-{name}" / "model"
         source = own if made.tuned(name) is not None else made.bundle / "learners" / name
-        shutil.copytree(source, fresh / "learners" / name, ignore=shutil.ignore_patterns(STEP))
+        shutil.copytree(source, fresh / "learners" / name)
     ensemble.save(fresh / "ensemble.json")
     shutil.copytree(made.bundle / "search", fresh / "search")
+    # what it will be watched by: the newest that its learners have not seen
+    examples = made.examples(AFTER, GATE)
+    reference = reference_of(
+        *(workspace, made.champion.manifest.surface, examples),
+        *(BaseScores.read(made.folder / "gate" / SCORES, examples), ensemble),
+        *(made.champion.features.catalogue, made.settings.seed),
+    )
+    reference.save(fresh)

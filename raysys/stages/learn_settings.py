@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from raysys.config import Settings, StageSettings
 from raysys.ensemble import EnsembleSettings
+from raysys.monitoring.settings import Thresholds
 from raysys.serving.rollout import CanaryArgs
 
 Side = Literal["live", "frozen"]
@@ -134,20 +135,37 @@ class PublishSettings(Settings):
     canary: LearnedCanary = LearnedCanary()
 
 
-class DriftTrigger(Settings):
-    """A round when the shop is no longer what the champion was trained on.
+class ServedDrift(Settings):
+    """Drift as replicas counted it in what they served, against the champion's reference.
 
     Attributes:
-        file: that says how far: JSON, with a number under `figure`.
-        figure: its key; a path of keys with dots between.
-        above: a round is due beyond this.
-        rest_minutes: not again so soon after a round, as a new round changes no past.
+        windows: the folder that `monitor.folder` of the serve config means; null: `monitor` beside
+            the registry.
+        hours: of the newest counts.
+        thresholds: beyond which it is drift, as in `monitor`.
     """
+
+    kind: Literal["served"] = "served"
+
+    windows: str | None = None
+    hours: float = Field(24, gt=0)
+    thresholds: Thresholds = Thresholds()
+
+
+class DriftFile(Settings):
+    """Drift that somebody else measures, and writes down.
+
+    Attributes:
+        file: JSON, with a number under `figure`.
+        figure: its key; a path of keys with dots between.
+        above: it is drift beyond this.
+    """
+
+    kind: Literal["file"] = "file"
 
     file: str
     figure: str = "drift"
     above: float = Field(gt=0)
-    rest_minutes: float = Field(60, ge=0)
 
 
 class FollowSettings(Settings):
@@ -156,13 +174,15 @@ class FollowSettings(Settings):
     Attributes:
         every_minutes: since the last one began; null: not by the clock.
         new_events: that the event log has beyond those of the last one; null: not by their number.
-        drift: see `DriftTrigger`; null: not for drift.
+        drift: when the shop is no longer what the champion was trained on; null: not for drift.
+        rest_minutes: not for drift so soon after a round: a round changes no past.
         poll_seconds: between two looks.
     """
 
     every_minutes: float | None = Field(60, gt=0)
     new_events: int | None = Field(None, ge=1)
-    drift: DriftTrigger | None = None
+    drift: Annotated[ServedDrift | DriftFile, Field(discriminator="kind")] | None = None
+    rest_minutes: float = Field(60, ge=0)
     poll_seconds: float = Field(5, gt=0)
 
     @model_validator(mode="after")

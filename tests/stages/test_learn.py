@@ -28,14 +28,17 @@ from raysys.features.labels import LabelSettings
 from raysys.features.live import LiveFeatures
 from raysys.learners.baselines import ColumnModel
 from raysys.learners.lightgbm_ranker import LightGBMRanker
+from raysys.monitoring.reference import Reference
+from raysys.monitoring.tally import Tally
+from raysys.monitoring.windows import Stretch, Windows, now_ms
 from raysys.registry import Registry
 from raysys.registry.listing import judge_known
 from raysys.serving.rollout import CanaryArgs, Rollout
 from raysys.stages import learn, learn_follow, learn_round
 from raysys.stages.learn_events import Window, build_requests, count_orders, numbered, read_since
-from raysys.stages.learn_follow import Due, follow, read_figure
+from raysys.stages.learn_follow import Due, drift_of, follow, read_figure
 from raysys.stages.learn_log import LearnedLog
-from raysys.stages.learn_settings import DriftTrigger, WindowSettings
+from raysys.stages.learn_settings import DriftFile, WindowSettings
 from raysys.storage import Workspace, read_manifest
 from tests.serving.shop import DAY, START
 from tests.stages import learning
@@ -443,12 +446,9 @@ def test_follow_begins_rounds_as_they_are_due(
     """By the clock, by what is new in the log, by drift; a cut-off round comes first."""
     events = LocalLog(shop.eventlog, LogSettings(segment_mb=1))
     drift = tmp_path / "drift.json"
+    told = {"kind": "file", "file": str(drift), "figure": "scores.psi", "above": 0.2}
     settings = learning.settings(
-        follow={
-            "every_minutes": 60,
-            "new_events": 3,
-            "drift": {"file": str(drift), "figure": "scores.psi", "above": 0.2, "rest_minutes": 10},
-        }
+        follow={"every_minutes": 60, "new_events": 3, "drift": told, "rest_minutes": 10}
     )
     now = [1_000_000.0]
     log = LearnedLog(settings, shop)
@@ -457,8 +457,8 @@ def test_follow_begins_rounds_as_they_are_due(
     assert due.reason() == "it is the first"
     due.begun()
     assert due.reason() is None
-    told = {"event_type": "view", "user_id": "u1", "item_id": "i00001", "timestamp": 5}
-    events.append([NewEntry(f"n{n}", 5, "event", {**told, "event_id": f"n{n}"}) for n in range(4)])
+    view = {"event_type": "view", "user_id": "u1", "item_id": "i00001", "timestamp": 5}
+    events.append([NewEntry(f"n{n}", 5, "event", {**view, "event_id": f"n{n}"}) for n in range(4)])
     assert due.reason() == "4 events are new"
     due.begun()
     drift.write_text('{"scores": {"psi": 0.5')
@@ -501,13 +501,45 @@ def _fails(*_: Any, **__: Any) -> None:
 
 def test_figures_that_are_not_there_are_none(tmp_path: Path) -> None:
     path = tmp_path / "f.json"
-    told = DriftTrigger(file=str(path), figure="a.b", above=1)
+    told = DriftFile(file=str(path), figure="a.b", above=1)
     assert read_figure(told) is None
     for content in ("[]", '{"a": 1}', '{"a": {"b": "x"}}', "nothing"):
         path.write_text(content)
         assert read_figure(told) is None
     path.write_text('{"a": {"b": 2}}')
     assert read_figure(told) == 2.0
+
+
+def test_what_replicas_counted_is_drift(
+    learned: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Counts of what was served, of the very bins of the challenger's reference."""
+    told = {"kind": "served", "windows": str(tmp_path), "thresholds": {"least_requests": 1}}
+    follow = {"every_minutes": None, "drift": told, "rest_minutes": 0}
+    settings = learning.settings(champion="challenger", publish={"name": "next"}, follow=follow)
+    bundle = Registry(learned.registry).path("challenger")
+    reference = Reference.load(bundle)
+    assert reference is not None and reference.requests == last_report(learned)["gate"]["requests"]
+    assert drift_of(settings, learned) is None  # nobody counted yet
+    windows, now = Windows(tmp_path, bundle.name, reference), now_ms()
+
+    def served(counts: np.ndarray) -> None:
+        tally = Tally.empty(reference.grid.size)
+        for user in range(500):
+            tally = tally.add(counts, 60, f"u{user}")
+        windows.write(Stretch(now - 1000, now, "r1", tally))
+
+    served(np.concatenate([each.counts for each in reference.variables]))
+    assert drift_of(settings, learned) is None
+    served(np.concatenate([list(each.counts)[::-1] for each in reference.variables]))
+    said = drift_of(settings, learned)
+    assert said is not None and said.startswith("the shop has drifted: ")
+    log = LearnedLog(settings, learned)
+    assert Due(settings, learned, log).reason() == said
+    older = learning.settings(follow=follow)  # a champion of before references
+    due = Due(older, learned, log)
+    assert due.reason() is None and due.reason() is None
+    assert sum("cannot be told" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_one_at_a_time(shop: Workspace) -> None:
