@@ -34,7 +34,7 @@ ACCESS: Final[dict[str, Access]] = {
     "POST /v1/rank": "read",
     "POST /v1/similar": "read",
     "POST /v1/events": "events",
-    "GET /v1/users/{user_id}/profile": "read",
+    "GET /v1/users/{user_id:path}/profile": "read",
     "POST /v1/text/classify": "read",
     "POST /v1/text/sentiment": "read",
     "POST /v1/text/entities": "read",
@@ -47,7 +47,7 @@ ACCESS: Final[dict[str, Access]] = {
     "GET /v1/admin/experiments": "admin",
     **dict.fromkeys(PAGES, "open"),
 }
-"""Method and path of each route, as OpenAPI writes them, to the role that it needs."""
+"""Method and path of each route, as the application declares them, to the role that it needs."""
 
 
 class AccessTable:
@@ -96,9 +96,10 @@ def with_roles(schema: dict[str, Any], *, open_to_all: bool) -> dict[str, Any]:
         open_to_all: whether the deployment has no keys.
     """
     schema.setdefault("components", {})["securitySchemes"] = dict(SCHEMES)
+    roles = {re.sub(r":\w+}", "}", route): role for route, role in ACCESS.items()}
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
-            role = ACCESS.get(f"{method.upper()} {path}")
+            role = roles.get(f"{method.upper()} {path}")
             if role is None or role == "open":
                 operation["security"] = []
                 continue

@@ -120,7 +120,8 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
 
     add_list_routes(app, service)
 
-    @app.get("/v1/users/{user_id}/profile", tags=["users"], summary="What is known of a user")
+    # an id may hold slashes: a server decodes %2F before routes are looked at
+    @app.get("/v1/users/{user_id:path}/profile", tags=["users"], summary="What is known of a user")
     async def profile(
         user_id: Annotated[str, Path(min_length=1, max_length=200)],
     ) -> Profile:

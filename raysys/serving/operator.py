@@ -29,7 +29,6 @@ from raysys.web import (
 log = logging.getLogger("raysys")
 
 LOGIN_S = 8 * 3600
-APPLICATION = "raysys"
 
 
 class Operator:
@@ -171,9 +170,14 @@ class Operator:
         if not ray.is_initialized():
             return []
         from ray import serve
+        from ray.serve.exceptions import RayServeException
 
         try:
-            application = serve.status().applications.get(APPLICATION)
+            name = serve.get_replica_context().app_name
+        except RayServeException:  # Ray is there, but this is no replica of Serve's
+            return []
+        try:
+            application = serve.status().applications.get(name)
         except Exception:  # the console goes on when the controller does not answer
             log.exception("Serve did not say how its deployments are")
             return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from fastapi.testclient import TestClient
@@ -222,8 +223,16 @@ def test_profile_has_evidence(client: TestClient) -> None:
     assert profile["recent_items"][0]["title"]
 
 
+def test_a_user_whose_id_holds_slashes_has_a_profile(service: Service, client: TestClient) -> None:
+    features = service.bundle.features
+    for user in ("shop/7", "/7", "a/profile", "https://x.example/u?1"):
+        features.open_user(user)
+        profile = client.get(f"/v1/users/{quote(user, safe='')}/profile").json()
+        assert profile["user_id"] == user
+
+
 def test_an_unknown_user_has_no_profile(client: TestClient) -> None:
-    for user in ("nobody", "ü", "a b", "x" * 200):
+    for user in ("nobody", "ü", "a b", "no/body", "x" * 200):
         response = client.get(f"/v1/users/{user}/profile")
         assert response.status_code == 404
         assert response.json()["errors"][0]["path"] == "path.user_id"
