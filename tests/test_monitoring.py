@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from raysys.config import PRESETS
-from raysys.serving.metrics import GAUGES, NAMES, SECONDS
+from raysys.serving.metrics import GAUGES, NAMES, SECONDS, SIZES
 
 FOLDER = PRESETS / "monitoring"
 KNOWN = (
     {f"ray_{name}_total" for name in NAMES}
-    | {f"ray_{name}_{part}" for name in SECONDS for part in ("bucket", "sum", "count")}
+    | {f"ray_{name}_{part}" for name in {**SECONDS, **SIZES} for part in ("bucket", "sum", "count")}
     | {f"ray_{name}" for name in GAUGES}
 )
 
@@ -42,7 +42,7 @@ def test_every_metric_there_is_known_and_most_are_shown() -> None:
     shown = set(re.findall(r"ray_raysys_\w+", " ".join(expressions())))
     assert shown <= KNOWN
     plain = {re.sub(r"^ray_|_(total|bucket|sum|count)$", "", name) for name in shown}
-    assert plain >= set(NAMES) | set(SECONDS)
+    assert plain >= set(NAMES) | set(SECONDS) | set(SIZES)
 
 
 def test_panels_lie_beside_each_other() -> None:

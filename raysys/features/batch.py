@@ -26,6 +26,9 @@ class Batch:
         request: int32[r], ordinals in the requests table; or None when serving.
         sampling_probability: float32[n], in (0, 1], with which each row was drawn; 1 for what the
             log says or retrieval offered; or None when serving.
+        encoded: float32[r, d], each history as the learner that encodes histories has encoded it
+            already, elsewhere; None: it does so when it scores.
+        queries: r texts, what was searched for, None where nothing was; or None: nothing is known.
     """
 
     names: tuple[str, ...]
@@ -39,6 +42,8 @@ class Batch:
     n_relevant: npt.NDArray[np.int32] | None = None
     request: npt.NDArray[np.int32] | None = None
     sampling_probability: npt.NDArray[np.float32] | None = None
+    encoded: npt.NDArray[np.float32] | None = None
+    queries: Sequence[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.item)
@@ -92,4 +97,6 @@ class Batch:
             n_relevant=None if self.n_relevant is None else self.n_relevant[which],
             request=None if self.request is None else self.request[which],
             sampling_probability=self.drawn(rows),
+            encoded=None if self.encoded is None else self.encoded[which],
+            queries=None if self.queries is None else [self.queries[i] for i in which],
         )

@@ -146,6 +146,7 @@ class Examples:
             n_relevant=requests["n_relevant"].to_numpy(),
             request=ordinals,
             sampling_probability=keys["sampling_probability"].to_numpy(),
+            queries=_queries(requests),
         )
         return batch if self.part == "tail" else _with_negatives(batch, self.negatives)
 
@@ -181,6 +182,14 @@ class Examples:
                 features[rows, column] = table[name].to_numpy()
             at += table.num_rows
         return features
+
+
+def _queries(requests: pa.Table) -> list[str | None] | None:
+    """What was searched for; None where that is not written, or nothing was."""
+    if "query" not in requests.column_names or requests["query"].null_count == len(requests):
+        return None
+    found: list[str | None] = requests["query"].to_pylist()
+    return found
 
 
 def _with_negatives(batch: Batch, most: int) -> Batch:

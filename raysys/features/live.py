@@ -300,6 +300,7 @@ class LiveFeatures:
         limit: int = 10_000,
         seeds: Int32 | None = None,
         allowed: Allowed | None = None,
+        more: Mapping[str, Int32] | None = None,
     ) -> Candidates:
         """Items worth scoring for a user at a moment, from all sources.
 
@@ -311,6 +312,7 @@ class LiveFeatures:
                 and co-visitation starts from them instead of the user's history.
             allowed: the only items that may be proposed: each source looks on for as many as its
                 size says; None: all.
+            more: what sources beyond the state propose, by name, best first, within `allowed`.
         """
         sizes = self.settings
         popular = self._popular_at(timestamp)
@@ -323,6 +325,7 @@ class LiveFeatures:
                 self._favourites(user, about, timestamp), sizes.category, allowed
             ),
             "popular": popular.top(sizes.popular, allowed),
+            **(more or {}),
         }
         if seeds is not None:
             proposals = {k: v[~np.isin(v, seeds)] for k, v in proposals.items()}
@@ -372,6 +375,7 @@ class LiveFeatures:
             offsets=np.array([0, len(items)], dtype=np.int64),
             history=[seen],
             user=np.array([user], dtype=np.int32),
+            queries=[self.queries[query]] if 0 <= query < len(self.queries) else None,
         )
 
     @_alone

@@ -99,6 +99,7 @@ class Stitcher:
             ),
         )
         stores = pl.Series(self.live.stores, dtype=pl.String)
+        queries = pl.Series(self.live.queries, dtype=pl.String)
         known = requests.with_columns(
             request=pl.Series(ordinals),
             timestamp=pl.col("time").cast(pl.Datetime("ms", "UTC")),
@@ -108,6 +109,11 @@ class Stitcher:
             week=pl.when(pl.col("week") >= 0).then(pl.col("week")),
             split=pl.lit(split),
             fold=pl.lit(block.fold, pl.Int32),
+            query=pl.when(pl.col("query") >= 0)
+            .then(pl.col("query"))
+            .replace_strict(
+                np.arange(len(queries), dtype=np.int32), queries, return_dtype=pl.String
+            ),
         ).select(schema.REQUESTS.names)
         for path, table in zip(
             paths, (examples, known.to_arrow().cast(schema.REQUESTS)), strict=True

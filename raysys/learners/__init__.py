@@ -15,6 +15,7 @@ LEARNERS = {
     "xgboost_ranker": "raysys.learners.xgboost_ranker:XGBoostRanker",
     "lightgbm_ranker": "raysys.learners.lightgbm_ranker:LightGBMRanker",
     "two_tower": "raysys.learners.two_tower:TwoTower",
+    "cross_encoder_ranker": "raysys.learners.cross_encoder_ranker:CrossEncoderRanker",
     "next_item": "raysys.learners.next_item:NextItem",
     "popular": "raysys.learners.baselines:Popular",
     "repeat_purchase": "raysys.learners.baselines:RepeatPurchase",

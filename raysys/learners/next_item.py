@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,8 @@ from raysys.catalogue import Catalogue
 from raysys.config import Settings
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
-from raysys.learners.protocol import Context, Float32, Learner, Model
+from raysys.learners.full_ranking import survey
+from raysys.learners.protocol import Context, Float32, Learner, Model, Placeable
 from raysys.learners.sequence_protocol import (
     ItemFacts,
     SequenceContext,
@@ -42,6 +43,17 @@ META = "next_item.json"
 SEQUENCE_MODEL = "sequence_model"
 
 Int32 = npt.NDArray[np.int32]
+
+
+@runtime_checkable
+class EncodesPrefixes(Protocol):
+    """What a model of sequences offers when it scores in two steps, of which the first is dear."""
+
+    def encode(self, prefixes: Sequences) -> Float32:
+        """float32[len(prefixes), d]."""
+
+    def score_encoded(self, prefixes: Sequences, hidden: Float32) -> Float32:
+        """See `SequenceModel.score`."""
 
 
 class NextItemSettings(Settings):
@@ -90,6 +102,7 @@ class NextItemModel(Model):
         self._row = np.full(len(self.ids), -1, dtype=np.int32)
         there = np.flatnonzero(self._own >= 0)
         self._row[self._own[there]] = there
+        self.encodes_sessions = isinstance(model, EncodesPrefixes)
 
     def _prefixes(self, history: Sequence[Int32]) -> Sequences:
         """Histories, newest first in catalogue numbers, as prefixes in the model's."""
@@ -107,7 +120,8 @@ class NextItemModel(Model):
         """See `Model.score`; an item that the model does not know gets its lowest score."""
         scores = np.empty(len(batch), dtype=np.float32)
         for rows in batches(batch.n_requests, self.model.n_items):
-            dense = self.model.score(self._prefixes([batch.history[i] for i in rows]))
+            prefixes = self._prefixes([batch.history[i] for i in rows])
+            dense = self._dense(prefixes, None if batch.encoded is None else batch.encoded[rows])
             a, b = batch.offsets[rows[0]], batch.offsets[rows[-1] + 1]
             own = self._own[batch.item[a:b]]
             of_row = batch.group[a:b] - rows[0]
@@ -115,16 +129,45 @@ class NextItemModel(Model):
             scores[a:b] = np.where(own >= 0, dense[of_row, np.maximum(own, 0)], least[of_row])
         return scores
 
-    def propose(self, history: Int32, k: int) -> tuple[Int32, Float32]:
-        """The k best items of the catalogue after a history, and their scores, best first.
+    def place(self, device: str) -> None:
+        """See `Placeable`; neighbours stay where they are."""
+        if isinstance(self.model, Placeable):
+            self.model.place(device)
 
-        Args:
-            history: int32, newest first, rows of the catalogue, as in `Batch.history`.
-            k: at most; fewer where the catalogue has lost items that the model knows.
+    def encode_sessions(self, histories: Sequence[Int32]) -> Float32:
+        """See `SessionEncoder`.
+
+        Raises:
+            ValueError: the model of sequences encodes nothing; see `encodes_sessions`.
         """
-        items, scores = self.model.propose(self._prefixes([history]), k)
-        rows = self._row[items[0]]
-        return rows[rows >= 0], scores[0][rows >= 0]
+        if not isinstance(self.model, EncodesPrefixes):
+            raise ValueError(f"a {type(self.model).__name__} encodes no sessions")
+        return self.model.encode(self._prefixes(histories))
+
+    def propose(
+        self,
+        history: Int32,
+        k: int,
+        *,
+        allowed: npt.NDArray[np.bool_] | None = None,
+        encoded: Float32 | None = None,
+    ) -> tuple[Int32, Float32]:
+        """See `SessionEncoder`; equal scores are ordered by the model's numbers of items."""
+        prefixes = self._prefixes([history])
+        dense = self._dense(prefixes, None if encoded is None else encoded[None])
+        hidden = self._row < 0
+        if allowed is not None:
+            hidden |= ~allowed[np.maximum(self._row, 0)]
+        dense[0, hidden] = -np.inf
+        k = min(k, int(np.count_nonzero(~hidden)))
+        items, scores, _, _ = survey(dense, np.full(1, -1, np.int32), k)
+        return self._row[items[0]], scores[0]
+
+    def _dense(self, prefixes: Sequences, encoded: Float32 | None) -> Float32:
+        """Scores of all the model's items: float32[len(prefixes), n]."""
+        if encoded is not None and isinstance(self.model, EncodesPrefixes):
+            return self.model.score_encoded(prefixes, encoded)
+        return self.model.score(prefixes)
 
     def save(self, folder: Path) -> None:
         """See `Model.save`."""

@@ -31,8 +31,11 @@ __all__ = [
     "Float32",
     "Learner",
     "Model",
+    "Placeable",
     "Report",
+    "Reranker",
     "Resources",
+    "SessionEncoder",
     "TextEncoder",
 ]
 
@@ -97,6 +100,60 @@ class TextEncoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> Float32:
         """Vectors of free texts: float32[len(texts), d], unit rows."""
+
+
+@runtime_checkable
+class SessionEncoder(Protocol):
+    """What a model offers beside scores when it can say what comes next after a history.
+
+    Histories are rows of the catalogue, newest first, as in `Batch.history`. Encoding one is what
+    takes long; it may be done elsewhere, once for candidates and scores (`Batch.encoded`).
+
+    Attributes:
+        encodes_sessions: whether encoding takes a network, so that doing it elsewhere pays.
+    """
+
+    encodes_sessions: bool
+
+    def encode_sessions(self, histories: Sequence[npt.NDArray[np.int32]]) -> Float32:
+        """What the model makes of histories: float32[len(histories), d]."""
+
+    def propose(
+        self,
+        history: npt.NDArray[np.int32],
+        k: int,
+        *,
+        allowed: npt.NDArray[np.bool_] | None = None,
+        encoded: Float32 | None = None,
+    ) -> tuple[npt.NDArray[np.int32], Float32]:
+        """The k best items of the catalogue after a history, and their scores, best first.
+
+        Args:
+            history: int32[m].
+            k: at most; fewer where fewer are known.
+            allowed: bool[n_items], the only items that may be proposed; None: all.
+            encoded: float32[d], what `encode_sessions` made of it; None: made now.
+        """
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """What a model offers that reads a query and an item together: dear, so for a few items."""
+
+    def pairs_of(self, asked: Sequence[tuple[str, npt.NDArray[np.int32]]]) -> list[Float32]:
+        """How well items fit their query, float32[n] of each: several queries read as one batch.
+
+        Args:
+            asked: a query as typed, and rows of the catalogue.
+        """
+
+
+@runtime_checkable
+class Placeable(Protocol):
+    """What a model offers whose network can run elsewhere than on the CPU."""
+
+    def place(self, device: str) -> None:
+        """Move the network to a device as PyTorch names it, such as `cuda`, to stay there."""
 
 
 @runtime_checkable

@@ -127,6 +127,7 @@ class SequenceTransformerModel(SequenceModel):
         with torch.inference_mode():
             rows = [encoder.item_vectors(), encoder.mask_vector()]
             self._rows = torch.cat(rows)
+        self._returns = self.encoder  # the part that scoring reads; on the CPU wherever the rest is
         self.item_vectors: Float32 = self._rows[:-1].numpy()
 
     @property
@@ -143,19 +144,40 @@ class SequenceTransformerModel(SequenceModel):
         if masked:
             given = _with_mask(given, sizes, shape.n_items)
         at = sizes if masked else (sizes - 1).clamp(min=0)
+        device = self._rows.device
+        given = Padded(
+            given.items.to(device),
+            given.there.to(device),
+            None if given.gaps is None else given.gaps.to(device),
+        )
         with torch.inference_mode():
-            hidden = self.encoder(given, self._rows, given.items)
+            hidden = self.encoder(given, self._rows, given.items).cpu()
             found: Float32 = hidden[torch.arange(len(at)), at].numpy()
         return found
 
+    def place(self, device: str) -> None:
+        """Encode on a device, such as `cuda`, from now on; scoring stays on the CPU."""
+        with torch.inference_mode():
+            self._returns = deepcopy(self.encoder)
+            self.encoder.to(device)
+            self._rows = self._rows.to(device)
+
     def score(self, prefixes: Sequences) -> Float32:
         """See `SequenceModel.score`; the logits of the softmax."""
-        hidden = self.encode(prefixes)
+        return self.score_encoded(prefixes, self.encode(prefixes))
+
+    def score_encoded(self, prefixes: Sequences, hidden: Float32) -> Float32:
+        """The same of prefixes that are encoded: float32[len(prefixes), n_items].
+
+        Args:
+            prefixes: as given to `encode`.
+            hidden: what it said.
+        """
         scores = np.dot(hidden * np.float32(1 / self.settings.temperature), self.item_vectors.T)
         tails = prefixes.tails(self.encoder.shape.max_length)
         row, item, back = seen_before(tails.items, tails.offsets, False)
         with torch.inference_mode():
-            again = self.encoder.again(torch.from_numpy(hidden[row]), torch.from_numpy(back))
+            again = self._returns.again(torch.from_numpy(hidden[row]), torch.from_numpy(back))
         scores[row, item] += again.numpy()
         scores[prefixes.sizes == 0] = self.popular
         return scores

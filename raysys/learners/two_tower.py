@@ -176,6 +176,10 @@ class TwoTowerModel(Model):
                 )
             return self._encoder
 
+    def place(self, device: str) -> None:
+        """See `Placeable`."""
+        self.encoder.place(device)
+
     def encode(self, texts: Sequence[str]) -> Float32:
         """See `TextEncoder`; an empty text gets zeros."""
         return self.encoder.encode(texts)

@@ -5,6 +5,7 @@
     registry/bundles/<id>/learners/NAME/  one folder a fitted learner
     registry/bundles/<id>/ensemble.json   weights of the full ensemble and of every fallback
     registry/bundles/<id>/search/         words and vectors of the catalogue
+    registry/bundles/<id>/reranker/       a cross-encoder for the best few, where there is one
     registry/bundles/<id>/text.json, model/  of a text task, instead of all these: see `TextBundle`
     registry/champion.json                a pointer: which bundle has this name, and had it before
     registry/journal.jsonl                every change of a pointer, and why
@@ -21,7 +22,11 @@ from raysys.registry.bundle import (
     TEXT,
     TEXT_FILE,
     Bundle,
+    Reranking,
     TextBundle,
+    Transformers,
+    load_transformers,
+    write_reranker,
     write_search,
     write_text,
 )
@@ -37,8 +42,12 @@ __all__ = [
     "BundleManifest",
     "Change",
     "Registry",
+    "Reranking",
     "TextBundle",
+    "Transformers",
+    "load_transformers",
     "verify",
+    "write_reranker",
     "write_search",
     "write_text",
 ]

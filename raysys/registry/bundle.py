@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from raysys.catalogue import Catalogue
     from raysys.ensemble import Ensemble
     from raysys.features.live import LiveFeatures
-    from raysys.learners.protocol import Model, TextEncoder
+    from raysys.learners.protocol import Model, Reranker, SessionEncoder, TextEncoder
     from raysys.learners.text_protocol import Task, TextModel
     from raysys.retrieval.search import Search
 
@@ -24,6 +25,25 @@ TEXT = "text"
 
 TEXT_FILE = "text.json"
 MODEL_FOLDER = "model"
+RERANKER_FOLDER = "reranker"
+RERANKER_FILE = "reranking.json"
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """A cross-encoder that looks once more at the best few of a list.
+
+    Attributes:
+        name: of its learner.
+        model: reads query and item together; thread-safe.
+        top: so many of the best it is meant for.
+        weight: of what it says against the place an item had, 0 to 1.
+    """
+
+    name: str
+    model: Reranker
+    top: int
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -38,6 +58,7 @@ class Bundle:
         families: family of every learner, for the ensemble's fallbacks.
         ensemble: turns base scores into one.
         search: finds items by words and meaning.
+        reranking: of the best few; None: there is no such part.
     """
 
     id: str
@@ -47,6 +68,12 @@ class Bundle:
     families: dict[str, str]
     ensemble: Ensemble
     search: Search
+    reranking: Reranking | None = None
+
+    @cached_property
+    def session_encoder(self) -> tuple[str, SessionEncoder] | None:
+        """Name and model of the learner that proposes what comes next; None: there is none."""
+        return _session_encoder(self.learners)
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:
@@ -72,8 +99,7 @@ class Bundle:
             name: load_model(name, folder / "learners" / name, features.catalogue)
             for name in manifest.learners
         }
-        # by name: `isinstance` would read `item_vectors`, which may be made anew at each look
-        encoder = next((model for model in learners.values() if hasattr(model, "encode")), None)
+        encoder = _text_encoder(learners)
         return cls(
             id=manifest.id,
             manifest=manifest,
@@ -81,8 +107,101 @@ class Bundle:
             learners=learners,
             families=dict(manifest.learners),
             ensemble=Ensemble.load(folder / "ensemble.json"),
-            search=Search.load(folder / "search", cast("TextEncoder | None", encoder)),
+            search=Search.load(folder / "search", encoder),
+            reranking=_load_reranker(folder, features.catalogue),
         )
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """Of a bundle what runs a network for every request, without its state, indexes and trees.
+
+    Attributes:
+        n_items: of its catalogue.
+        texts: encodes queries; None: nobody does.
+        sessions: encodes histories by a network; None: nobody does.
+        reranker: reads pairs of query and item; None: there is none.
+    """
+
+    n_items: int
+    texts: TextEncoder | None
+    sessions: SessionEncoder | None
+    reranker: Reranker | None
+
+
+def load_transformers(folder: Path, device: str = "cpu") -> Transformers:
+    """Verify a bundle and load its transformers alone, onto a device such as `cuda`.
+
+    Raises:
+        UserError: a file is missing, added or changed; names it.
+    """
+    from raysys.catalogue import Catalogue
+    from raysys.learners import load_model
+    from raysys.learners.protocol import Placeable
+
+    manifest = verify(folder)
+    catalogue = Catalogue.load(folder / "features" / "catalogue.parquet")
+    learners = {
+        name: load_model(name, folder / "learners" / name, catalogue)
+        for name, family in manifest.learners.items()
+        if family == "transformer"
+    }
+    texts, sessions = _text_encoder(learners), _session_encoder(learners)
+    reranking = _load_reranker(folder, catalogue)
+    found = Transformers(
+        len(catalogue),
+        texts,
+        sessions[1] if sessions is not None and sessions[1].encodes_sessions else None,
+        None if reranking is None else reranking.model,
+    )
+    for model in (found.texts, found.sessions, found.reranker):
+        if isinstance(model, Placeable):
+            model.place(device)
+    return found
+
+
+def _text_encoder(learners: Mapping[str, Model]) -> TextEncoder | None:
+    # by name: `isinstance` would read `item_vectors`, which may be made anew at each look
+    found = next((model for model in learners.values() if hasattr(model, "encode")), None)
+    return cast("TextEncoder | None", found)
+
+
+def _session_encoder(learners: Mapping[str, Model]) -> tuple[str, SessionEncoder] | None:
+    from raysys.learners.protocol import SessionEncoder
+
+    for name, model in learners.items():
+        if isinstance(model, SessionEncoder):
+            return name, model
+    return None
+
+
+def _load_reranker(folder: Path, catalogue: Catalogue) -> Reranking | None:
+    from raysys.learners import load_model
+
+    place = folder / RERANKER_FOLDER
+    if not place.is_dir():
+        return None
+    told = json.loads((place / RERANKER_FILE).read_text(encoding="utf-8"))
+    model = load_model(told["learner"], place / MODEL_FOLDER, catalogue)
+    return Reranking(
+        told["learner"], cast("Reranker", model), int(told["top"]), float(told["weight"])
+    )
+
+
+def write_reranker(folder: Path, name: str, model: Model, top: int, weight: float) -> None:
+    """Fill a new folder `reranker` of a bundle.
+
+    Args:
+        folder: of the bundle.
+        name: of the model's learner.
+        model: fitted; a `Reranker`.
+        top, weight: see `Reranking`.
+    """
+    place = folder / RERANKER_FOLDER
+    (place / MODEL_FOLDER).mkdir(parents=True)
+    model.save(place / MODEL_FOLDER)
+    content = {"learner": name, "top": top, "weight": weight}
+    (place / RERANKER_FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ class Search:
         allowed: Allowed | None = None,
         *,
         meaning: bool = True,
+        vector: npt.NDArray[np.float32] | None = None,
     ) -> Found:
         """Up to `limit` items for a query; none if it has no known word and there is no encoder.
 
@@ -118,11 +119,12 @@ class Search:
             query: free text.
             limit: most items.
             allowed: the only items that may be found; None: all.
-            meaning: whether to encode the query, which takes longest, and look by its vector too.
+            meaning: whether to look by the query's vector too.
+            vector: float32[d] of the query; None: it is encoded here, which takes longest.
         """
         rankings = [self._by_words(query, limit, allowed), _NOTHING]
         if meaning and self.vectors is not None and self.encoder is not None:
-            vector = self.encoder.encode([query])[0]
+            vector = self.encoder.encode([query])[0] if vector is None else vector
             rankings[1] = self._by_vector(vector, limit, allowed)
         return self._fuse(rankings, limit)
 
@@ -174,7 +176,12 @@ class Search:
         return Found(fused.rows[order], relevance, sources[order])
 
     def relevance(
-        self, query: str, items: npt.NDArray[np.int32], *, meaning: bool = True
+        self,
+        query: str,
+        items: npt.NDArray[np.int32],
+        *,
+        meaning: bool = True,
+        vector: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32]:
         """How well given items fit a query, fused as in `find`: float32[n], 1 best, 0 not."""
         places = np.arange(len(items), dtype=np.int32)
@@ -187,7 +194,8 @@ class Search:
             rankings.append((hits.rows, hits.ranks))
         if meaning and self.vectors is not None and self.encoder is not None:
             vectors = self.vectors.vectors[self.vectors.row_of_item[items]]
-            hits = best(places, vectors @ self.encoder.encode([query])[0], len(items))
+            vector = self.encoder.encode([query])[0] if vector is None else vector
+            hits = best(places, vectors @ vector, len(items))
             rankings.append((hits.rows, hits.ranks))
         fused = fuse(rankings)
         relevance = np.zeros(len(items), np.float32)

@@ -178,6 +178,9 @@ class Why(BaseModel):
     ensemble_score: float | None = None
     probability: float | None = Field(None, description="Of being bought, calibrated.")
     relevance: float | None = Field(None, description="To query or item, 1 for the best.")
+    reranked: float | None = Field(
+        None, description="What the cross-encoder says; null: it did not look at this one."
+    )
     features: dict[str, float | None] = Field(description="null: knows nothing.")
     moved_by: dict[str, float] = Field(
         {},
@@ -232,10 +235,14 @@ class ListAnswer(BaseModel):
     arm: str = Field(description="The name by which that bundle was chosen.")
     degraded: bool = Field(description="Whether something was left out; see left_out.")
     left_out: list[str] = Field(
-        [], description="Learners, or the search by meaning, that failed or missed the deadline."
+        [],
+        description="Learners, the search by meaning, or the second look at the best few, that "
+        "failed or missed the deadline.",
     )
     reasons: dict[str, str] = Field(
-        {}, description="Why each was left out: deadline, failed, not finite."
+        {},
+        description="Why each was left out: deadline, failed, not finite; of what lies in another "
+        "process also down, loading, overloaded.",
     )
     cold_start: bool = Field(description="Whether nothing was known of the user.")
     unknown_item_ids: list[str] = Field([], description="Items that the catalogue lacks.")

@@ -49,9 +49,13 @@ def build(args: ServeArgs) -> "Application":
     Raises:
         UserError: there is no such bundle; better said now than by a replica that never starts.
     """
-    from raysys.serving.replica import Replica
+    from raysys.serving.replica import Replica, Transformer
 
-    return Replica.bind(settle(args).model_dump(mode="json"))  # type: ignore[attr-defined]
+    content = settle(args).model_dump(mode="json")
+    transformer = None
+    if args.transformer is not None and args.bundle is not None:
+        transformer = Transformer.bind(content)  # type: ignore[attr-defined]
+    return Replica.bind(content, transformer)  # type: ignore[attr-defined]
 
 
 def settle(args: ServeArgs) -> ServeArgs:

@@ -14,8 +14,10 @@ from raysys.serving.edge_args import AuthArgs, LimitArgs, Origin, under_home
 from raysys.serving.events_args import EventsArgs
 from raysys.serving.exposures import ExperimentArgs
 from raysys.serving.policy import PolicyArgs
+from raysys.serving.reranking import RerankArgs
 from raysys.serving.shown_lists import ShownArgs
 from raysys.serving.stock import StockArgs
+from raysys.serving.transformer import TransformerArgs
 
 
 class ListArgs(Settings):
@@ -30,16 +32,29 @@ class ListArgs(Settings):
     policy: PolicyArgs = PolicyArgs()
 
 
+class RecommendArgs(ListArgs):
+    """Of lists without a query.
+
+    Attributes:
+        next_item: items that the bundle's learner of sequences, if it has one, proposes after what
+            the user last took; 0: none.
+    """
+
+    next_item: Annotated[int, Field(ge=0, le=2000)] = 40
+
+
 class SearchArgs(ListArgs):
     """Of search: how its two sides weigh against each other.
 
     Attributes:
         relevance_weight: of how well the item fits the query (fused words and meaning, 0 to 1).
         personal_weight: of how well it fits the user (the ensemble, 0 to 1 among the candidates).
+        rerank: the second look at the best few; see `RerankArgs`.
     """
 
     relevance_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     personal_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    rerank: RerankArgs = RerankArgs()
 
 
 class SimilarArgs(ListArgs):
@@ -123,6 +138,8 @@ class ServeArgs(Settings):
         pages: pages for people.
         auth: who may call.
         limits: how often one key may call.
+        transformer: queries, histories and pairs are read in a deployment of its own,
+            `Transformer`, which `deployments` may say more of; null: in each replica itself.
         cors_origins: pages whose scripts may call from browsers, such as `https://shop.example`.
     """
 
@@ -134,7 +151,7 @@ class ServeArgs(Settings):
     threads: Annotated[int, Field(ge=1, le=64)] = 2
     max_waiting: Annotated[int, Field(ge=1, le=10_000)] = 64
     deadline_ms: Annotated[float, Field(gt=0, le=60_000)] | None = None
-    recommend: ListArgs = ListArgs()
+    recommend: RecommendArgs = RecommendArgs()
     search: SearchArgs = SearchArgs()
     events: EventsArgs | None = None
     similar: SimilarArgs = SimilarArgs()
@@ -149,6 +166,7 @@ class ServeArgs(Settings):
     pages: PagesArgs = PagesArgs()
     auth: AuthArgs = AuthArgs()
     limits: LimitArgs = LimitArgs()
+    transformer: TransformerArgs | None = None
     cors_origins: tuple[Origin, ...] = ()
 
     @model_validator(mode="after")

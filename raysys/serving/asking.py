@@ -100,6 +100,10 @@ class Ranking:
         base: base scores by learner, float32[n].
         ensemble: what the ensemble made of them; None when nobody scored, or from a cache.
         relevance: float32[n] to the query or item, or None.
+        encoded: float32[1, d], the user's history as the session encoder says it; None: it has not
+            been asked.
+        reranked: float32[n], what the cross-encoder says of the best few, NaN for all others; None:
+            it has said nothing.
         reasons: who was left out -> why.
         milliseconds: by stage.
     """
@@ -112,6 +116,8 @@ class Ranking:
     base: dict[str, Float32] = field(default_factory=dict)
     ensemble: EnsembleScores | None = None
     relevance: Float32 | None = None
+    encoded: Float32 | None = None
+    reranked: Float32 | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)
 
@@ -123,6 +129,8 @@ class Ranking:
             scores=self.scores,
             fallback=self.fallback,
             relevance=self.relevance,
+            encoded=self.encoded,
+            reranked=self.reranked,
         )
 
 

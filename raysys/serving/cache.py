@@ -210,6 +210,8 @@ def _encode(ranking: Ranking) -> bytes:
     }
     if ranking.relevance is not None:
         arrays["relevance"] = np.ascontiguousarray(ranking.relevance, dtype=np.float32)
+    if ranking.reranked is not None:
+        arrays["reranked"] = np.ascontiguousarray(ranking.reranked, dtype=np.float32)
     return save(arrays)
 
 
@@ -224,5 +226,6 @@ def _decode(content: bytes) -> tuple[Ranking, float]:
         scores=arrays["scores"],
         fallback=str(fallback),
         relevance=arrays.get("relevance"),
+        reranked=arrays.get("reranked"),
     )
     return ranking, max(0.0, time.time() - made)

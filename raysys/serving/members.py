@@ -13,6 +13,10 @@ from raysys.learners.protocol import Float32, Model
 
 log = logging.getLogger("raysys")
 
+FEATURES = "features"
+FINISH = "finish"
+"""What comes after the learners in any case: ensemble and policy."""
+
 _KEPT = 64
 _QUANTILE = 0.9
 _EVERY = 8

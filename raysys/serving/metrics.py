@@ -32,11 +32,17 @@ SECONDS: Final = {
     "raysys_request_seconds": "From a request's arrival to its answer, by route.",
     "raysys_stage_seconds": "Of one stage of a list, such as candidates, features or a learner.",
     "raysys_arm_seconds": "From the start of a list to its end, by experiment and arm.",
+    "raysys_batch_wait_seconds": "That a call of the transformer waited for its batch, by kind.",
+}
+SIZES: Final = {
+    "raysys_batch_size": "Inputs that went through a transformer at once, by kind.",
 }
 _TAGS: Final = {
     "raysys_request_seconds": ("route",),
     "raysys_stage_seconds": ("stage",),
     "raysys_arm_seconds": ("arm", "experiment"),
+    "raysys_batch_wait_seconds": ("kind",),
+    "raysys_batch_size": ("kind",),
 }
 """Histograms. Prometheus sees each as `ray_NAME_bucket`, `_sum` and `_count`."""
 
@@ -61,6 +67,9 @@ BOUNDS: Final = (
     *(0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0),
 )
 """Upper ends of the histograms' bins, in seconds: fine around what people notice."""
+
+SIZE_BOUNDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+"""Upper ends of the bins of batches."""
 
 _PERIOD_S = 2.0
 _MOST = 100_000  # observations between two reports; beyond that they are dropped, and counted
@@ -93,7 +102,7 @@ class Metrics:
             self._counts[key] += amount
 
     def observe(self, name: str, seconds: float, **tags: str) -> None:
-        """Add to a histogram of `SECONDS`."""
+        """Add to a histogram of `SECONDS`, or a number to one of `SIZES`."""
         if self._on_ray and len(self._seconds) < _MOST:
             self._seconds.append(((name, tuple(sorted(tags.items()))), seconds))
 
@@ -126,8 +135,7 @@ class Metrics:
         from ray.util.metrics import Histogram
 
         for name, tags in _TAGS.items():
-            key = (name, tuple((tag, "") for tag in tags))
-            self._metric(Histogram, SECONDS, key, boundaries=list(BOUNDS))
+            self._histogram(Histogram, (name, tuple((tag, "") for tag in tags)))
 
     def _hand_on(self) -> None:
         from ray.util import metrics as ray_metrics
@@ -139,12 +147,17 @@ class Metrics:
             self._metric(ray_metrics.Counter, NAMES, key).inc(amount, tags=dict(key[1]))
         seconds, self._seconds = self._seconds, []
         for key, spent in seconds:
-            histogram = self._metric(ray_metrics.Histogram, SECONDS, key, boundaries=list(BOUNDS))
+            histogram = self._histogram(ray_metrics.Histogram, key)
             histogram.observe(spent, tags=dict(key[1]))
         for key, read in self._gauges:
             value = read()
             if value is not None:
                 self._metric(ray_metrics.Gauge, GAUGES, key).set(value, tags=dict(key[1]))
+
+    def _histogram(self, kind: Any, key: Key) -> Any:
+        of_sizes = key[0] in SIZES
+        names, bounds = (SIZES, SIZE_BOUNDS) if of_sizes else (SECONDS, BOUNDS)
+        return self._metric(kind, names, key, boundaries=list(bounds))
 
     def _metric(self, kind: Any, names: Mapping[str, str], key: Key, **more: Any) -> Any:
         """Ray's metric of a name, made when it is first told something."""

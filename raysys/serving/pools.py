@@ -18,14 +18,31 @@ from raysys.retrieval.search import SOURCES, Found
 from raysys.retrieval.segments import Part, Segments, favourites
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import ABOUT_ITEMS, Ask, Int32, Ranking
-from raysys.serving.members import Clock, Costs
+from raysys.serving.encoding import Encoding, UnavailableError
+from raysys.serving.members import FEATURES, FINISH, Clock, Costs
+from raysys.serving.transformer import Encoded
 
 log = logging.getLogger("raysys")
 
 MEANING = "meaning"
 """The search by vectors, which a deadline or a fault may leave out as a learner may be."""
 
+SESSION = "session"
+"""The encoding of what a user last took: the learner that reads it, and what it proposes."""
 
+TRANSFORMER = "transformer"
+"""Both, of another process, in one call."""
+
+NEXT_ITEM = "next_item"
+"""The source of candidates that a learner of sequences is."""
+
+RETRIEVAL = "retrieval"
+"""All sources of a surface, without what transformers take."""
+
+_SLACK = 1.25  # stages one after the other; and what lies between them
+_LEAST_S = 0.005  # a thread that waits is not woken to the millisecond
+
+_HISTORY = 30  # as many as `LiveFeatures.batch` gives a learner
 _AT_ONCE = 1_000_000
 
 
@@ -36,11 +53,15 @@ class Pools:
         bundle: loaded and verified.
         args: the deployment's.
         costs: what stages take.
+        encoding: the bundle's transformers.
     """
 
-    def __init__(self, bundle: Bundle, args: ServeArgs, costs: Costs) -> None:
+    def __init__(self, bundle: Bundle, args: ServeArgs, costs: Costs, encoding: Encoding) -> None:
         self._features, self._search = bundle.features, bundle.search
         self._args, self._costs = args, costs
+        self._encoding, self._sequence = encoding, bundle.session_encoder
+        cheap = [name for name, family in bundle.families.items() if family != "transformer"]
+        self._afterwards = (FEATURES, *cheap, FINISH)
         popularity = self._features.popularity_at(self._features.as_of).astype(np.float32)
         self._by_popularity: Int32 = np.argsort(-popularity, kind="stable").astype(np.int32)
         self._search.set_prior(popularity)
@@ -66,7 +87,10 @@ class Pools:
             "similar": self._similar,
             "rank": self._rank,
         }
+        began = time.perf_counter()
         ranking = find[ask.surface](ask)
+        spent = time.perf_counter() - began - ranking.milliseconds.get("encode", 0.0) / 1000
+        self._costs.took(RETRIEVAL, 1, spent)
         missing = [item for item in pins if item not in ranking.pool.items]
         if ask.allowed is not None:
             missing = [item for item in missing if ask.allowed.items[item]]
@@ -78,11 +102,16 @@ class Pools:
         return ranking
 
     def _recommend(self, ask: Ask) -> Ranking:
+        size = self._args.recommend.next_item
+        histories = self._histories(ask) if size or self._encoding.remote else []
+        found = Ranking(_NONE, ask.now)
+        encoded = self._encode(ask, [], histories, self._args.recommend.candidates, found)
         pool = self._features.candidates(
             ask.user,
             ask.now,
             seeds=ask.seeds if len(ask.seeds) else None,
             allowed=ask.allowed,
+            more=self._next_items(ask, histories, encoded, size, found),
         )
         order = np.arange(len(pool.items))
         if ask.place in ABOUT_ITEMS:  # a cut must not cost what the list is about
@@ -96,27 +125,126 @@ class Pools:
                 taken = np.concatenate([pool.items, ask.seeds])
                 more = first_of(best, missing, ask.allowed, taken)
                 pool = _add(pool, more, source) if len(more) else pool
-        return Ranking(pool, ask.now)
+        found.pool = pool
+        return found
+
+    def _histories(self, ask: Ask) -> list[Int32]:
+        """What the moment continues, newest first: for candidates, and as the learner reads it."""
+        if self._sequence is None:
+            return []
+        own = self._features.history(ask.user, _HISTORY)
+        if not len(ask.seeds) or ask.surface not in ("recommend", "similar"):
+            return [own] if len(own) else []
+        about = np.concatenate([ask.seeds, own[~np.isin(own, ask.seeds)]])[:_HISTORY]
+        return [about, own if ask.user >= 0 else ask.seeds]
+
+    def _next_items(
+        self, ask: Ask, histories: list[Int32], encoded: Encoded, size: int, found: Ranking
+    ) -> dict[str, Int32]:
+        """What the learner of sequences proposes, by the name of that source."""
+        if self._sequence is None or not histories or not size:
+            return {}
+        name, model = self._sequence
+        if name in found.reasons:
+            return {}
+        if not Clock(ask.until, self._costs, 1).allows(NEXT_ITEM):
+            found.reasons[NEXT_ITEM] = "deadline"
+            return {}
+        began = time.perf_counter()
+        try:
+            items, _ = model.propose(
+                histories[0],
+                size,
+                allowed=None if ask.allowed is None else ask.allowed.items,
+                encoded=None if encoded.sessions is None else encoded.sessions[0],
+            )
+        except Exception:
+            log.exception("%s proposes nothing; answering without it", name)
+            found.reasons[name] = "failed"
+            return {}
+        seconds = time.perf_counter() - began
+        self._costs.took(NEXT_ITEM, 1, seconds)
+        found.milliseconds["propose"] = round(seconds * 1000, 3)
+        return {NEXT_ITEM: items}
+
+    def _encode(
+        self, ask: Ask, texts: list[str], histories: list[Int32], limit: int, found: Ranking
+    ) -> Encoded:
+        """What transformers make of query and histories, as far as the deadline allows.
+
+        Args:
+            ask: what is asked for.
+            texts: the query, or nothing.
+            histories: see `_histories`.
+            limit: candidates that are to be scored afterwards.
+            found: told who is left out and why, the learner's history, and milliseconds.
+        """
+        encoded = Encoded()
+        sequence = self._sequence
+        if sequence is None or not sequence[1].encodes_sessions:
+            histories = []
+        asked: list[tuple[str, list[str], list[Int32]]] = [
+            (MEANING, texts, []),
+            (SESSION, [], histories),
+        ]
+        reserve = 0.0
+        if self._encoding.remote:  # it may never answer: time for a decent answer has to be left
+            asked = [(TRANSFORMER, texts, histories)]
+            reserve = sum(self._costs.expected(name, limit) for name in self._afterwards)
+            reserve = _LEAST_S + _SLACK * (reserve + self._costs.expected(RETRIEVAL, 1))
+        for step, some, several in asked:
+            if not some and not several:
+                continue
+            members = [MEANING] * bool(some)
+            if several and sequence is not None:
+                members.append(sequence[0])
+            began = time.perf_counter()
+            try:
+                if not Clock(ask.until - reserve, self._costs, 1).allows(step):
+                    raise UnavailableError("deadline")
+                made = self._encoding.encode(some, several, ask.until - reserve - began)
+                self._costs.took(step, 1, time.perf_counter() - began)
+                encoded = Encoded(
+                    made.queries if some else encoded.queries,
+                    made.sessions if several else encoded.sessions,
+                )
+            except UnavailableError as why:
+                found.reasons |= dict.fromkeys(members, str(why))
+            except Exception:
+                log.exception("%s failed; answering without it", step)
+                found.reasons |= dict.fromkeys(members, "failed")
+            spent = (time.perf_counter() - began) * 1000
+            found.milliseconds["encode"] = round(found.milliseconds.get("encode", 0.0) + spent, 3)
+        if encoded.sessions is not None:
+            found.encoded = encoded.sessions[-1:]
+        return encoded
 
     def _of_query(self, ask: Ask) -> Ranking:
         assert ask.text is not None
         limit = max(self._args.search.candidates, ask.k)
-        reasons: dict[str, str] = {}
+        told = Ranking(_NONE, ask.now)
+        vector = self._query(ask, limit, told)
         found = None
-        by_meaning = self._search.vectors is not None
-        if by_meaning and not Clock(ask.until, self._costs, 1).allows(MEANING):
-            by_meaning, reasons[MEANING] = False, "deadline"
-        if by_meaning:
-            began = time.perf_counter()
+        if vector is not None:
             try:
-                found = self._search.find(ask.text, limit, ask.allowed)
-                self._costs.took(MEANING, 1, time.perf_counter() - began)
+                found = self._search.find(ask.text, limit, ask.allowed, vector=vector)
             except Exception:
                 log.exception("no search by meaning; answering by words")
-                reasons[MEANING] = "failed"
+                told.reasons[MEANING] = "failed"
         if found is None:
             found = self._search.find(ask.text, limit, ask.allowed, meaning=False)
-        return self._found(found, ask, reasons)
+        return self._found(found, told)
+
+    def _query(self, ask: Ask, limit: int, told: Ranking) -> Float32 | None:
+        """The query's vector; None: there is none, and `told` knows why."""
+        texts = [ask.text] if ask.text is not None and self._search.vectors is not None else []
+        queries = self._encode(ask, texts, self._elsewhere(ask), limit, told).queries
+        return None if queries is None else queries[0]
+
+    def _elsewhere(self, ask: Ask) -> list[Int32]:
+        """The history as the learner reads it, where encoding is another process's: with a query
+        it is one call, and nothing of it runs here."""
+        return self._histories(ask)[-1:] if self._encoding.remote else []
 
     def _similar(self, ask: Ask) -> Ranking:
         item = int(ask.seeds[0])
@@ -124,30 +252,34 @@ class Pools:
         near = features.covisitation.near(ask.seeds, args.candidates)[0]
         limit = max(args.candidates, ask.k)
         text = features.catalogue.texts[item]
-        return self._found(self._search.similar(item, text, near, limit, ask.allowed), ask, {})
+        told = Ranking(_NONE, ask.now)
+        self._encode(ask, [], self._elsewhere(ask), limit, told)
+        return self._found(self._search.similar(item, text, near, limit, ask.allowed), told)
 
     def _rank(self, ask: Ask) -> Ranking:
         pool = Candidates(ask.seeds, np.ones(len(ask.seeds), np.uint8), ("caller",))
+        told = Ranking(pool, ask.now)
+        vector = self._query(ask, len(ask.seeds), told)
         if ask.text is None:
-            return Ranking(pool, ask.now)
-        reasons: dict[str, str] = {}
-        relevance: Float32 | None = None
-        if Clock(ask.until, self._costs, 1).allows(MEANING):
+            return told
+        if vector is not None:
             try:
-                relevance = self._search.relevance(ask.text, ask.seeds)
+                told.relevance = self._search.relevance(ask.text, ask.seeds, vector=vector)
             except Exception:
                 log.exception("no search by meaning; answering by words")
-                reasons[MEANING] = "failed"
-        else:
-            reasons[MEANING] = "deadline"
-        if relevance is None:
-            relevance = self._search.relevance(ask.text, ask.seeds, meaning=False)
-        return Ranking(pool, ask.now, relevance=relevance, reasons=reasons)
+                told.reasons[MEANING] = "failed"
+        if told.relevance is None:
+            told.relevance = self._search.relevance(ask.text, ask.seeds, meaning=False)
+        return told
 
     @staticmethod
-    def _found(found: Found, ask: Ask, reasons: dict[str, str]) -> Ranking:
-        pool = Candidates(found.items, found.sources, SOURCES)
-        return Ranking(pool, ask.now, relevance=found.relevance, reasons=reasons)
+    def _found(found: Found, told: Ranking) -> Ranking:
+        told.pool = Candidates(found.items, found.sources, SOURCES)
+        told.relevance = found.relevance
+        return told
+
+
+_NONE = Candidates(np.empty(0, np.int32), np.empty(0, np.uint8), ())
 
 
 def _segments(features: LiveFeatures) -> Segments | None:

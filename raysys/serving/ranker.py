@@ -13,16 +13,14 @@ from raysys.learners.protocol import Float32
 from raysys.registry import Bundle
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import ABOUT_ITEMS, Ask, Ranking, Watch
-from raysys.serving.members import Clock, Costs, base_scores
+from raysys.serving.encoding import Encoding, Here
+from raysys.serving.members import FEATURES, FINISH, Clock, Costs, base_scores
 from raysys.serving.policy import Arrangement, Policy, PolicyArgs
 from raysys.serving.pools import Pools, goes_with
+from raysys.serving.reranking import Reranker
 
 _COST = {"baseline": 0, "tree": 1, "transformer": 2}
 """Cheap families score first, so that a deadline costs the dear ones."""
-
-FEATURES = "features"
-FINISH = "finish"
-"""What comes after the learners in any case: ensemble and policy."""
 
 
 class Ranker:
@@ -31,14 +29,17 @@ class Ranker:
     Args:
         bundle: loaded and verified.
         args: the deployment's.
+        encoding: its transformers; None: in this process.
     """
 
-    def __init__(self, bundle: Bundle, args: ServeArgs) -> None:
+    def __init__(self, bundle: Bundle, args: ServeArgs, encoding: Encoding | None = None) -> None:
         self.bundle, self.args = bundle, args
+        self.encoding = encoding or Here(bundle)
         self.features = bundle.features
         self.costs = Costs()
         self.policies = self._policies(args)
-        self.pools = Pools(bundle, args, self.costs)
+        self.pools = Pools(bundle, args, self.costs, self.encoding)
+        self._reranker = Reranker.of(bundle, args.search.rerank, self.encoding, self.costs)
         cost = {name: _COST.get(family, 1) for name, family in bundle.families.items()}
         self._learners = sorted(bundle.learners, key=lambda name: cost[name])
 
@@ -47,6 +48,7 @@ class Ranker:
         other = copy.copy(self)
         other.args, other.policies = args, self._policies(args)
         other.pools = self.pools.with_args(args)
+        other._reranker = Reranker.of(self.bundle, args.search.rerank, self.encoding, self.costs)
         return other
 
     def _policies(self, args: ServeArgs) -> dict[str, Policy]:
@@ -69,6 +71,7 @@ class Ranker:
         pins = self.policies[ask.surface].pins(ask.at, ask.text)
         ranking = self.pools.of(ask, list(pins.values()))
         watch.lap("candidates")
+        watch.laps |= ranking.milliseconds
         ranking.milliseconds = watch.laps
         return self.scores(ranking, ask, watch)
 
@@ -85,6 +88,8 @@ class Ranker:
             self._score(ranking, ask, watch)
         ranking.scores = self._final(ranking, ask)
         self.costs.took(FINISH, len(ranking.pool.items), watch.lap("ensemble"))
+        if self._reranker is not None and self._reranker.rerank(ranking, ask):
+            watch.lap("rerank")
         ranking.milliseconds = watch.laps
         return ranking
 
@@ -115,7 +120,11 @@ class Ranker:
             about = ask.seeds if ask.surface in ("recommend", "similar") else ()
             if ask.user < 0 and len(about):  # all that is known of a stranger is what they look at
                 batch = replace(batch, history=[ask.seeds])
+            if ranking.encoded is not None:
+                batch = replace(batch, encoded=ranking.encoded)
             self.costs.took(FEATURES, len(items), watch.lap(FEATURES))
+        if ask.text is not None:
+            batch = replace(batch, queries=[ask.text])
         ranking.batch = batch
         ranking.base = base_scores(
             *(self.bundle.learners, order, batch, clock, self.costs, ranking.reasons, watch.laps)

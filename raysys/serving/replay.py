@@ -83,6 +83,7 @@ def open_service(
     content |= {"shown_lists": None, "cache": None, "threads": 1}
     content["monitor"] = None  # what is answered again is not served
     content |= {"stock": None, "text": {}, "pinned_text": {}}  # the pool says what there was
+    content["transformer"] = None  # nor is anything encoded that was
     content.pop("events", None)  # of now, not of then
     if registry is not None:
         content["registry"] = str(registry.resolve())
@@ -139,6 +140,8 @@ def _scored(
         recorded.pool,
         recorded.timestamp,
         relevance=recorded.relevance,
+        encoded=recorded.encoded,
+        reranked=recorded.reranked,
         reasons=dict.fromkeys(record["left_out"], "as recorded"),
     )
     if record["inputs"] is not None:

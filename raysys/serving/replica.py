@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, cast
 
+import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from raysys.config import parse_settings
+from raysys.errors import UserError
+from raysys.registry import Registry
 from raysys.serving.app import http_app
 from raysys.serving.args import ServeArgs
-from raysys.serving.arms import Arms
-from raysys.serving.rollout import UserConfig
+from raysys.serving.arms import LOOK_S, Arms
+from raysys.serving.asking import Int32
+from raysys.serving.batching import FullError, LateError
+from raysys.serving.metrics import Metrics
+from raysys.serving.rollout import Rollout, UserConfig, effective
 from raysys.serving.service import Service
+from raysys.serving.transformer import Encoded, Host, NotLoadedError
+
+log = logging.getLogger("raysys")
 
 
 @serve.deployment(
@@ -31,12 +46,19 @@ class Replica:
 
     Args:
         args: those of the application, as `ServeArgs` dumps them.
+        transformer: the deployment that reads texts and histories; None: each replica does.
     """
 
-    def __init__(self, args: dict[str, Any]) -> None:
-        # counts go to Ray's metrics
-        self.service = Arms(ServeArgs.model_validate(args), partial(Service, on_ray=True))
-        self.service.warm_up()
+    def __init__(
+        self, args: dict[str, Any], transformer: DeploymentHandle[Any] | None = None
+    ) -> None:
+        if transformer is not None:
+            # answers are made in threads, which wait for it; Serve's own loop has to stay free
+            transformer._init(_run_router_in_separate_loop=True)
+        make = partial(Service, on_ray=True, transformer=transformer)  # counts go to Ray's metrics
+        self.service = Arms(ServeArgs.model_validate(args), make)
+        with ThreadPoolExecutor(1) as apart:  # who waits for another deployment needs a free loop
+            apart.submit(self.service.warm_up).result()
 
     async def reconfigure(self, config: dict[str, Any] | None) -> None:
         """Take another `user_config`; what answers goes on meanwhile.
@@ -54,3 +76,94 @@ class Replica:
     def check_health(self) -> None:
         """Serve replaces a replica in which this raises."""
         self.service.readiness()
+
+
+@serve.deployment(
+    name="Transformer",
+    max_ongoing_requests=64,  # a few batches: enough to fill them, few enough to stay quick
+    max_queued_requests=128,
+    health_check_period_s=10,
+    health_check_timeout_s=30,
+    ray_actor_options={"num_cpus": 1},
+)
+class Transformer:
+    """Transformers of the bundles that answer: queries, histories and pairs, in batches.
+
+    What cannot be had in time is said in a word, as `reasons` of an answer are: an exception would
+    cost more than the batch.
+
+    Args:
+        args: those of the application, as `ServeArgs` dumps them.
+    """
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self._args = ServeArgs.model_validate(args)
+        assert self._args.transformer is not None
+        self._metrics = Metrics(on_ray=ray.is_initialized())
+        self.host = Host(self._args.registry_path, self._args.transformer, self._metrics)
+        self.host.prepare(self._args.pinned or self._args.bundle or "")
+        threading.Thread(target=self._keep_looking, name="look", daemon=True).start()
+
+    def _keep_looking(self) -> None:
+        """Load what `Ranker` is about to serve, as it is told: it needs longer for the rest."""
+        while True:
+            time.sleep(LOOK_S)
+            try:
+                for bundle in upcoming(self._args):
+                    self.host.prepare(bundle)
+            except (UserError, OSError) as error:
+                log.error("what is to be served next is not loaded yet: %s", error)
+            except Exception:  # the thread must not end
+                log.exception("a fault while looking what is to be served next")
+
+    async def prepare(self, bundle: str) -> str:
+        """Load a bundle's transformers; empty, or why not."""
+        try:
+            await asyncio.to_thread(self.host.prepare, bundle)
+        except UserError as error:
+            return error.what
+        return ""
+
+    async def encode(
+        self, bundle: str, texts: Sequence[str], histories: Sequence[Int32], left_s: float
+    ) -> Encoded | str:
+        """See `Encoding.encode`; a word says why not."""
+        until = time.perf_counter() + left_s
+        try:
+            encoded = Encoded()
+            queries, sessions = self.host.get(bundle).encode(texts, histories, until)
+            if queries is not None:
+                vectors = await asyncio.wrap_future(queries)
+                encoded = Encoded(queries=vectors)
+            if sessions is not None:
+                vectors = await asyncio.wrap_future(sessions)
+                encoded = Encoded(encoded.queries, vectors)
+            return encoded
+        except (NotLoadedError, LateError, FullError) as error:
+            return _word(error)
+
+    async def pairs(self, bundle: str, query: str, items: Int32, left_s: float) -> Any:
+        """See `Encoding.pairs`; a word says why not."""
+        until = time.perf_counter() + left_s
+        try:
+            return await asyncio.wrap_future(self.host.get(bundle).pairs(query, items, until))
+        except (NotLoadedError, LateError, FullError) as error:
+            return _word(error)
+
+
+def upcoming(args: ServeArgs) -> list[str]:
+    """Bundles that replicas are told to serve: the champion where they follow it, and a canary.
+
+    Raises:
+        UserError: a pointer is damaged, or leads nowhere.
+    """
+    registry = Registry(args.registry_path)
+    found = [registry.resolve(args.bundle)] if args.follow and args.bundle is not None else []
+    canary = effective(Rollout(registry.root).read(), UserConfig(), registry.resolve)
+    return found if canary is None else [*found, canary.bundle]
+
+
+def _word(error: Exception) -> str:
+    if isinstance(error, NotLoadedError):
+        return str(error)
+    return "deadline" if isinstance(error, LateError) else "overloaded"

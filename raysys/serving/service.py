@@ -7,7 +7,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from raysys.serving.asking import ABOUT_ITEMS, Ask, Context, Ranking, Watch, new
 from raysys.serving.cache import Cache
 from raysys.serving.drift import DriftWatch
 from raysys.serving.edge_args import under_home
+from raysys.serving.encoding import There, UnavailableError
 from raysys.serving.events import open_events
 from raysys.serving.experiments import with_arm
 from raysys.serving.feedback import FeedbackWatch
@@ -46,6 +47,9 @@ from raysys.serving.text import TextService
 from raysys.serving.versions import Versions
 from raysys.serving.why import by_source, whys
 from raysys.serving.workers import BACKGROUND, Workers
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
 
 log = logging.getLogger("raysys")
 T = TypeVar("T")
@@ -66,6 +70,7 @@ class Service:
     Args:
         args: the deployment's.
         on_ray: hand counts on to Ray's metrics.
+        transformer: the deployment that reads texts and histories; None: they are read here.
 
     Attributes:
         versions: of what is known of users and sessions: who changes the state raises them.
@@ -78,7 +83,13 @@ class Service:
         UserError: no such bundle, or a damaged one.
     """
 
-    def __init__(self, args: ServeArgs, *, on_ray: bool = False) -> None:
+    def __init__(
+        self,
+        args: ServeArgs,
+        *,
+        on_ray: bool = False,
+        transformer: DeploymentHandle[Any] | None = None,
+    ) -> None:
         self.args = args
         self.metrics = Metrics(on_ray=on_ray)
         self.versions = Versions()
@@ -88,7 +99,10 @@ class Service:
         self._bundle: Bundle | None = None
         if args.bundle is not None:
             self._bundle = Registry(args.registry_path).load(args.pinned or args.bundle)
-            self.ranker = Ranker(self._bundle, args)
+            encoding = None
+            if args.transformer is not None and transformer is not None:
+                encoding = There(transformer, self._bundle.id, args.transformer)
+            self.ranker = Ranker(self._bundle, args, encoding)
             catalogue = self._bundle.features.catalogue
             stock = None if args.stock is None else Stock(args.stock, catalogue)
             self.permissions = Permissions(self._bundle.features, self.ranker.policies, stock)
@@ -175,6 +189,11 @@ class Service:
 
     def _warm_up_ranking(self) -> None:
         began = time.perf_counter()
+        if self.args.transformer is not None:
+            try:
+                self.ranker.encoding.prepare(self.args.transformer.start_s)
+            except UnavailableError as error:
+                log.error("the transformer is not ready, answers begin without it: %s", error)
         users = self.bundle.features.users[:3]
         text = next((text for text in self.catalogue.texts if text), "warm")
         query = text.split(",")[0][:100] or "warm"

@@ -116,6 +116,10 @@ def pool_bytes(ranking: Ranking) -> bytes:
     }
     if ranking.relevance is not None:
         arrays["relevance"] = np.ascontiguousarray(ranking.relevance, dtype=np.float32)
+    for name in ("encoded", "reranked"):  # of another process, perhaps: not to be made again
+        values = getattr(ranking, name)
+        if values is not None:
+            arrays[name] = np.ascontiguousarray(values, dtype=np.float32)
     return save(arrays)
 
 
@@ -127,6 +131,8 @@ def inputs_bytes(batch: Batch) -> bytes:
         "history": np.ascontiguousarray(batch.history[0]),
         "user": np.ascontiguousarray(batch.user),
     }
+    if batch.encoded is not None:
+        arrays["encoded"] = np.ascontiguousarray(batch.encoded)
     return pa.Codec("zstd").compress(save(arrays), asbytes=True)
 
 
@@ -141,6 +147,7 @@ def batch_of(inputs: bytes, names: tuple[str, ...]) -> Batch:
         offsets=np.array([0, len(arrays["item"])], dtype=np.int64),
         history=[arrays["history"]],
         user=arrays["user"],
+        encoded=arrays.get("encoded"),
     )
 
 
@@ -153,6 +160,8 @@ def ranking_of(pool: bytes, timestamp: int) -> Ranking:
         timestamp,
         scores=arrays["scores"],
         relevance=arrays.get("relevance"),
+        encoded=arrays.get("encoded"),
+        reranked=arrays.get("reranked"),
     )
 
 

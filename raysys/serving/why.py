@@ -106,12 +106,19 @@ def _why(
         ensemble_score=round(float(ensemble.score[at]), 6) if ensemble else None,
         probability=round(float(ensemble.probability[at]), 6) if ensemble else None,
         relevance=None if ranking.relevance is None else round(float(ranking.relevance[at]), 6),
+        reranked=_known(ranking.reranked, at),
         features=features,
         moved_by=_strongest(moved),
         contributions=own,
         policy=arranged.steps.get(at, []),
         propensity=float(arranged.propensities[place]),
     )
+
+
+def _known(values: np.ndarray | None, at: int) -> float | None:
+    """One of some values, None where it is not known."""
+    known = values is not None and np.isfinite(values[at])
+    return round(float(values[at]), 6) if known and values is not None else None
 
 
 def _strongest(values: Mapping[str, float]) -> dict[str, float]:

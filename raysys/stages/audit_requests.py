@@ -192,6 +192,7 @@ def _rows_of(
 
 def _frame(table: pa.Table) -> pl.DataFrame:
     """A requests table with `time` in UTC ms."""
-    frame = pl.from_arrow(table.select([n for n in schema.REQUESTS.names if n != "history"]))
+    names = [name for name in schema.REQUESTS.names if name not in ("history", "query")]
+    frame = pl.from_arrow(table.select(names))
     assert isinstance(frame, pl.DataFrame)
     return frame.with_columns(time=pl.col("timestamp").dt.epoch("ms"))

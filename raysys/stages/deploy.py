@@ -171,6 +171,7 @@ def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[st
         for name in filter(None, (args.pinned, *args.pinned_text.values())):
             Registry(args.registry).verify(name)  # said here rather than by a replica's log
         _check_who_may_call(args, config.get("http_options", {}), where)
+        _check_names(args, app.get("deployments") or (), f"applications.{number}.deployments")
         for at, deployment in enumerate(app.get("deployments") or ()):
             if deployment.get("user_config") is not None:
                 place = f"applications.{number}.deployments.{at}.user_config"
@@ -216,6 +217,24 @@ def _check_experiments(args: ServeArgs, files: tuple[str, ...]) -> None:
             for arm in experiment.arms:
                 if arm.bundle is not None:
                     registry.verify(arm.bundle)
+
+
+def _check_names(args: ServeArgs, deployments: Any, where: str) -> None:
+    """Refuse options of a deployment that the application does not have.
+
+    Raises:
+        UserError: there are some.
+    """
+    apart = args.transformer is not None and args.bundle is not None
+    known = ["Ranker", *(["Transformer"] if apart else [])]
+    for at, deployment in enumerate(deployments):
+        if (name := deployment.get("name")) not in known:
+            mend = "say `transformer: {}` in the args" if name == "Transformer" else "mend it"
+            raise UserError(
+                f"the application has no deployment {name!r}; it has {', '.join(known)}",
+                where=f"{where}.{at}.name",
+                mend=f"{mend}, or leave its options out",
+            )
 
 
 def _check_who_may_call(args: ServeArgs, options: dict[str, Any], where: str) -> None:

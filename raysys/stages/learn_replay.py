@@ -67,6 +67,7 @@ class ExampleWriter:
             "week": request["week"] if request["week"] >= 0 else None,
             "split": _SPLITS[fold],
             "history": batch.history[0],
+            "query": None if batch.queries is None else batch.queries[0],
         }
         self._requests.setdefault(fold, []).append(known)
         if len(self._rows[fold]) == _AT_ONCE:

@@ -29,13 +29,16 @@ from raysys.learners.protocol import Context, Learner, Model, Resources, TextEnc
 from raysys.learners.resources import cpus_of_a_node, resources_here
 from raysys.monitoring.reference import Reference
 from raysys.progress import task
-from raysys.registry import Registry, write_search
+from raysys.registry import Registry, write_reranker, write_search
 from raysys.stages.reference import reference_of
+from raysys.stages.reranking import RerankerSettings, SecondStage, fit_reranker
 from raysys.stages.stacking import Stacking, label_window_ms, require_lessons, stack
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
 from raysys.tuning.settings import DataSettings
 
 log = logging.getLogger("raysys")
+
+RERANKER = "reranker"
 
 
 class ResourceSettings(Settings):
@@ -74,6 +77,7 @@ class TrainSettings(StageSettings):
         out_of_fold: how many folds get out-of-fold scores: the validation fold, whose scores the
             ensemble is fitted on, then those before it, each by a model of its own.
         ensemble: how base scores become one.
+        reranker: a second stage that looks at the best few of a list for a query; null: none.
         without: learners that have no say in the ensemble, though they are fitted and scored.
         ensemble_only: fit the ensemble anew on the base scores of the run before, and publish a
             bundle of its models; learners that run did not fit are an error.
@@ -93,6 +97,7 @@ class TrainSettings(StageSettings):
     use_tuned: bool = True
     out_of_fold: int = Field(default=1, ge=1)
     ensemble: EnsembleSettings = EnsembleSettings()
+    reranker: RerankerSettings | None = None
     without: tuple[str, ...] = ()
     ensemble_only: bool = False
     resources: ResourceSettings = ResourceSettings()
@@ -207,13 +212,29 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
             made.ensemble.save(folder / "ensemble.json")
             stacking.note = made.ensemble.fallbacks["full"].method.replace("_", " ")
         served = {name: served[name] for name in made.ensemble.members}
+        second = None
+        if settings.reranker is not None:
+            with task(f"train: {settings.reranker.learner}, the second stage"):
+                if fitted is not None and (workspace.train / RERANKER).is_dir():
+                    shutil.copytree(workspace.train / RERANKER, folder / RERANKER)
+                second = _second_stage(
+                    settings,
+                    settings.reranker,
+                    examples,
+                    validation,
+                    made.ensemble,
+                    scores,
+                    catalogue,
+                    folder,
+                    fit=fitted is None,
+                )
         with task("train: reference"):
             reference = reference_of(
                 workspace, settings.surface, last, scores, made.ensemble, catalogue, settings.seed
             )
         with task("train: bundle") as publishing:
             bundle = _publish(
-                settings, workspace, served, made, catalogue, planned, upstream, reference
+                settings, workspace, served, made, second, catalogue, planned, upstream, reference
             )
             publishing.note = bundle
         planned.seconds = time.monotonic() - started
@@ -226,6 +247,7 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
             "bundle": bundle,
             **made.figures(),
             **made.costs(),
+            **({} if second is None else {"reranker": second.figures}),
             "left_out": list(settings.without),
             "label_window_hours": window / 3_600_000,
             "seconds": seconds,
@@ -248,6 +270,7 @@ def _publish(
     workspace: Workspace,
     served: Mapping[str, Model],
     made: Stacking,
+    second: SecondStage | None,
     catalogue: Catalogue,
     planned: Manifest,
     upstream: Manifest,
@@ -256,7 +279,9 @@ def _publish(
     """The id of a new bundle, which `publish_as` then points at."""
     registry = Registry(workspace.registry)
     bundle = registry.publish(
-        lambda fresh: write_bundle(fresh, workspace, served, made.ensemble, catalogue, reference),
+        lambda fresh: write_bundle(
+            fresh, workspace, served, made.ensemble, catalogue, reference, second
+        ),
         name_hint=settings.name,
         surface=settings.surface,
         learners=made.ensemble.families,
@@ -266,6 +291,35 @@ def _publish(
     )
     registry.point(settings.publish_as, bundle)
     return bundle
+
+
+def _second_stage(
+    settings: TrainSettings,
+    told: RerankerSettings,
+    examples: Examples,
+    validation: int,
+    ensemble: Ensemble,
+    scores: BaseScores,
+    catalogue: Catalogue,
+    folder: Path,
+    *,
+    fit: bool,
+) -> SecondStage:
+    """Fitted on what lies before the validation fold, weighed on that."""
+    scratch = folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    try:
+        return fit_reranker(
+            told,
+            examples.with_folds(*range(validation)) if fit else None,
+            examples.with_folds(validation),
+            scores,
+            ensemble,
+            Context(catalogue, scratch, settings.seed),
+            folder / RERANKER,
+        )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _fitted(workspace: Workspace, upstream: Manifest) -> Manifest:
@@ -321,6 +375,7 @@ def write_bundle(
     ensemble: Ensemble,
     catalogue: Catalogue,
     reference: Reference | None = None,
+    second: SecondStage | None = None,
 ) -> None:
     """Fill an empty folder with all that serving needs; see `registry.py` for its shape."""
     shutil.copytree(workspace.features / "state", folder / "features")
@@ -333,6 +388,8 @@ def write_bundle(
         reference.save(folder)
     encoders = [model for model in models.values() if isinstance(model, TextEncoder)]
     write_search(folder / "search", catalogue, encoders[0] if encoders else None)
+    if second is not None:
+        write_reranker(folder, second.learner, second.model, second.top, second.weight)
 
 
 def _fit(

@@ -138,6 +138,16 @@ class Encoder:
                 mend=f"take -1 (all layers), or from 1 on for {', '.join(_STACKS)}",
             )
         self.upper = Upper(transformer, self.frozen).eval()
+        self.device = torch.device("cpu")
+
+    def place(self, device: torch.device | str) -> None:
+        """Run on a device from now on, where none is named; a compressed one stays where it is."""
+        if isinstance(self.transformer, RuntimeBackbone):
+            return
+        self.device = torch.device(device)
+        self.upper.to(self.device)
+        if self.frozen:
+            _trunk(self.transformer, self.frozen).to(self.device)
 
     @classmethod
     def open(cls, model: str, max_tokens: int, trainable_layers: int) -> Encoder:
@@ -179,7 +189,7 @@ class Encoder:
     @torch.inference_mode()
     def states(self, texts: Sequence[str], device: torch.device | None = None) -> States:
         """Run the frozen layers over texts, those of like length together."""
-        device = device or torch.device("cpu")
+        device = device or self.device
         ids = self.tokens(texts)
         lengths = torch.tensor([len(each) for each in ids], dtype=torch.int64)
         starts = torch.cumsum(lengths, 0) - lengths
@@ -197,13 +207,13 @@ class Encoder:
             place = torch.arange(hidden.shape[1])
             index = starts[which][:, None] + place[None, :]
             kept[index[mask.cpu()]] = hidden[mask].to("cpu", torch.float16)
-        trunk.to("cpu")
+        trunk.to(self.device)
         return States(kept, starts, lengths)
 
     @torch.inference_mode()
     def vectors(self, states: States, device: torch.device | None = None) -> Tensor:
         """Unit vectors float32[n, d] (on the CPU) of all texts of `states`."""
-        device = device or torch.device("cpu")
+        device = device or self.device
         upper = self.upper.to(device)
         out = torch.empty(len(states), self.transformer.config.hidden_size)
         for which in _batches(states.lengths):

@@ -6,9 +6,11 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+from safetensors.torch import save_file
 
 from raysys.catalogue import Catalogue
 from raysys.config import parse_settings
@@ -18,8 +20,8 @@ from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
 from raysys.features.plan import FeaturePlan
 from raysys.learners.baselines import ColumnModel
-from raysys.learners.protocol import Float32, Learner, Model
-from raysys.registry import Registry, write_search
+from raysys.learners.protocol import Context, Float32, Learner, Model
+from raysys.registry import Registry, write_reranker, write_search
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.retrieval.lexical import words
 from raysys.schema import EVENT_TYPES
@@ -98,15 +100,22 @@ FAMILIES = {
     "repeat_purchase": "baseline",
     "co_occurrence": "baseline",
     "hashed_words": "transformer",
+    "next_item": "transformer",
 }
 
 
 def publish_shop(
-    root: Path, n_items: int = 200, n_users: int = 30, *, with_encoder: bool = True
+    root: Path,
+    n_items: int = 200,
+    n_users: int = 30,
+    *,
+    with_encoder: bool = True,
+    with_sequences: bool = False,
 ) -> tuple[Registry, str]:
     """Build a bundle from a simulated half year, and point champion at it.
 
-    `with_encoder=False` leaves out the learner that only processes of these tests know.
+    `with_encoder=False` leaves out the learner that only processes of these tests know;
+    `with_sequences` adds a learner of sequences, and a cross-encoder that knows a few words.
     """
     catalogue = make_catalogue(n_items)
     events = simulate(catalogue, n_users)
@@ -132,6 +141,8 @@ def publish_shop(
     }
     if not with_encoder:
         del models["hashed_words"]
+    if with_sequences:
+        models["next_item"] = next_item(catalogue, events.slice(0, half), n_users)
     families = {name: FAMILIES[name] for name in models}
     scores = replay(features, events.slice(half, len(events)), models)
     settings = EnsembleSettings(methods=("stack_standard",), rounds=2)
@@ -145,6 +156,9 @@ def publish_shop(
             model.save(folder / "learners" / name)
         ensemble.save(folder / "ensemble.json")
         write_search(folder / "search", catalogue, encoder if with_encoder else None)
+        if with_sequences:
+            model = cross_encoder(root.parent / f"{root.name}-scorer", catalogue)
+            write_reranker(folder, "cross_encoder_ranker", model, top=10, weight=0.5)
 
     registry = Registry(root)
     bundle_id = registry.publish(
@@ -184,6 +198,52 @@ def simulate(catalogue: Catalogue, n_users: int, n_orders: int = 600) -> EventCo
         session=order.astype(np.int32),
         query=np.array([names.index(labels[code]) for code in wanted], np.int32),
     )
+
+
+def purchase(user: int, item: int, time: int) -> EventColumns:
+    """One that has just happened."""
+    return EventColumns(
+        user=np.array([user], np.int32),
+        item=np.array([item], np.int32),
+        kind=np.full(1, EVENT_TYPES.index("purchase"), np.int8),
+        time=np.array([time], np.int64),
+        quantity=np.ones(1),
+        price=np.full(1, 2.0),
+        store=np.full(1, -1, np.int32),
+        order=np.array([9_999], np.int64),
+        session=np.array([9_999], np.int32),
+        query=np.full(1, -1, np.int32),
+    )
+
+
+def next_item(catalogue: Catalogue, events: EventColumns, n_users: int) -> Model:
+    """A sequence transformer that has seen what users bought, once."""
+    from raysys.learners.next_item import NextItemModel, NextItemSettings
+    from raysys.learners.sequence_protocol import SequenceContext, Sequences
+    from raysys.learners.sequences import make_sequence_learner
+
+    lists = [events.item[events.user == user].tolist() for user in range(n_users)]
+    quick = {"width": 8, "layers": 1, "heads": 1, "epochs": 1, "device": "cpu"}
+    learner = make_sequence_learner("sequence_transformer", quick)
+    model = learner.fit(Sequences.of(lists, ordered=True), SequenceContext(len(catalogue)))
+    return NextItemModel(model, catalogue.ids.tolist(), catalogue, NextItemSettings())
+
+
+def cross_encoder(folder: Path, catalogue: Catalogue) -> Model:
+    """An untrained one: the cosine between what it makes of the words of query and item."""
+    from transformers import BertModel
+
+    from raysys.learners.cross_encoder_ranker import CrossEncoderRanker, CrossEncoderRankerSettings
+    from raysys.text.cross_encoder import CrossEncoder
+    from tests.text.tiny import write_tiny_bert
+
+    write_tiny_bert(folder / "encoder")
+    module = CrossEncoder(BertModel.from_pretrained(folder / "encoder"), 32)
+    head = {n: x for n, x in module.state_dict().items() if not n.startswith("backbone.")}
+    save_file(head, folder / "head.safetensors")
+    settings = CrossEncoderRankerSettings(fitted=str(folder), max_tokens=32)
+    nothing: Any = None  # it is taken as it is
+    return CrossEncoderRanker(settings).fit_local(nothing, Context(catalogue, folder))
 
 
 def session_names(events: EventColumns) -> pl.DataFrame:

@@ -82,6 +82,11 @@ def test_the_local_config_is_planned_with_the_workspace_s_champion(registry: Reg
             },
             ["no bundle 'x'"],
         ),
+        (
+            {"deployments": [{"name": "Transformer", "num_replicas": 1}]},
+            ["deployments.0.name", "no deployment 'Transformer'", "transformer: {}"],
+        ),
+        ({"args": {"transformer": {"max_batchh": 2}}}, ["transformer.max_batchh", "max_batch"]),
         ({"import_path": "other:app"}, ["no application of raysys", "raysys.serving.app:build"]),
         ({"deployments": [{"name": "Ranker", "max_ongoing_requests": -1}]}, ["max_ongoing"]),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raysys.serving.metrics import GAUGES, NAMES, SECONDS, Metrics
+from raysys.serving.metrics import GAUGES, NAMES, SECONDS, SIZES, Metrics
 
 
 def test_ray_is_told_what_was_added(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,5 +71,7 @@ def test_ray_is_told_seconds_and_gauges(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_ray_takes_what_they_say() -> None:
     """Its metrics refuse descriptions that are not ASCII, and with them all observations."""
-    assert all(said.isascii() for names in (NAMES, SECONDS, GAUGES) for said in names.values())
+    assert all(
+        said.isascii() for names in (NAMES, SECONDS, SIZES, GAUGES) for said in names.values()
+    )
     Metrics()._prepare()

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from raysys.catalogue import Catalogue
 from raysys.config import PRESETS, load_settings, parse_settings
 from raysys.ensemble import BaseScores, Ensemble
 from raysys.ensemble.folds import base_score
@@ -28,6 +29,7 @@ from raysys.registry import Registry
 from raysys.stages import train
 from raysys.stages.train import TrainSettings
 from raysys.storage import Workspace, read_manifest
+from tests.serving.shop import cross_encoder
 from tests.stages.workspace import write_features
 
 BASELINES = {"popular": {}, "repeat_purchase": {}, "co_occurrence": {}}
@@ -162,6 +164,21 @@ def test_the_ensemble_is_refitted_without_fitting_learners(
             settings(ensemble_only=True, learners={**BASELINES, "lightgbm_ranker": {}}), workspace
         )
     assert (workspace.train / "models" / "co_occurrence").is_dir()
+
+
+def test_a_second_stage_is_part_of_the_bundle(tmp_path: Path, without_ray: object) -> None:
+    workspace = write_features(tmp_path / "shop", n_requests=120)
+    catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
+    cross_encoder(tmp_path / "fitted", catalogue)  # as `raysys text fit` leaves one
+    reranker = {"settings": {"fitted": str(tmp_path / "fitted")}, "top": 7}
+    told = settings(learners={"popular": {}, "repeat_purchase": {}}, reranker=reranker)
+    for changed in (told, told.model_copy(update={"ensemble_only": True})):
+        manifest = train.run(changed, workspace, force=True)
+        part = Registry(workspace.registry).load("champion").reranking
+        assert part is not None and (part.name, part.top) == ("cross_encoder_ranker", 7)
+        assert part.weight == 0.5  # no request of this log has a query to weigh it by
+        assert len(part.model.pairs_of([("milk", np.arange(5, dtype=np.int32))])[0]) == 5
+        assert manifest.figures["reranker"] == {}
 
 
 def test_an_ensemble_needs_base_scores_of_these_features(
@@ -341,7 +358,7 @@ def test_tuned_settings_are_taken(trained: Workspace, tmp_path: Path) -> None:
 def test_the_preset_names_every_learner_that_suits_baskets() -> None:
     preset = load_settings(TrainSettings, PRESETS / "complete_journey" / "train.yaml")
     # what is in one basket has one moment: there is no next item to learn
-    assert set(preset.learners) == set(LEARNERS) - {"next_item"}
+    assert set(preset.learners) == set(LEARNERS) - {"next_item", "cross_encoder_ranker"}
 
 
 @pytest.mark.slow

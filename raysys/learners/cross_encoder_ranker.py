@@ -1,0 +1,357 @@
+"""`cross_encoder_ranker`: a transformer that reads what was asked for and an item's text together.
+
+The most exact of the text learners and the dearest: some milliseconds a candidate on a CPU, where
+two towers take none. So its place is the second stage of a list, over the best few of the others
+(`reranker` in the YAML of `raysys train`); as a member of the ensemble it reads all candidates.
+It learns from judgements, or from behaviour: what was wanted of the candidates of each query.
+(Nogueira and Cho, 2019: Passage Re-ranking with BERT.)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+from pydantic import Field
+
+from raysys.catalogue import Catalogue
+from raysys.config import Settings
+from raysys.errors import UserError
+from raysys.features.batch import Batch
+from raysys.features.examples import Examples
+from raysys.learners.protocol import Context, Float32, Learner, Model, Report, Resources
+from raysys.learners.validation import no_positives, require_positives
+from raysys.text.histories import history_text
+from raysys.text.items import ItemTexts, item_texts
+from raysys.text.pairs import Pairs, Scale, trainable
+from raysys.text.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from raysys.text.cross_encoder import PairScorer
+
+META = "cross_encoder_ranker.json"
+SCORER = "scorer"
+
+Int32 = npt.NDArray[np.int32]
+Reads = Literal["queries", "histories"]
+
+_GRADES = 50  # that behaviour is told apart by
+
+
+class CrossEncoderRankerSettings(Settings):
+    """What is read, what it learns from, how it is trained.
+
+    Attributes:
+        model: the packaged all-MiniLM-L6-v2, a folder, or the id of a Hugging Face model.
+        fitted: a folder of a fitted `cross_encoder`, as `raysys text fit` leaves it under
+            `text/NAME/models`: it is taken as it is, and nothing is trained; null: it is trained.
+        judgements: a Parquet or CSV file of pairs to learn from: `query`, `text` or `item_id`,
+            `grade`, perhaps `weight` and `split` (train, validation); null: from behaviour.
+        loss: `listwise` compares all pairs of a query at once, `margin` two by two.
+        text: columns of items that are read, in this order; empty: nearly all.
+        max_tokens: read of a pair, marks included.
+        history: without any query in the log, so many of the items last taken stand for one.
+        requests: learn from so many at most, the last ones.
+        negatives: candidates of each that it did not want.
+        list_size: pairs of one query in a step, drawn if it has more.
+        temperature: for `listwise`: of the grades' softmax, with grades between 0 and 1.
+        training: steps and rates; a batch counts queries.
+    """
+
+    model: str = "all-MiniLM-L6-v2"
+    fitted: str | None = None
+    judgements: str | None = None
+    loss: Literal["listwise", "margin"] = "listwise"
+    text: tuple[str, ...] = ()
+    max_tokens: int = Field(64, ge=8, le=4096)
+    history: int = Field(8, ge=1, le=200)
+    requests: int = Field(4000, ge=1)
+    negatives: int = Field(7, ge=1)
+    list_size: int = Field(12, ge=2)
+    temperature: float = Field(0.25, gt=0)
+    training: TrainingSettings = TrainingSettings(
+        epochs=1, batch_size=8, learning_rate=5e-5, head_learning_rate=1e-3, warm_up=0.1
+    )
+
+
+class CrossEncoderRankerModel(Model):
+    """A fitted cross-encoder over a catalogue.
+
+    Args:
+        scorer: the transformer, or the folder that holds it, which is opened at the first pair.
+        texts: of the catalogue it scores.
+        settings: as fitted.
+        reads: what stands for what was asked: queries alone, or histories where there is none.
+    """
+
+    def __init__(
+        self,
+        scorer: PairScorer | Path,
+        texts: ItemTexts,
+        settings: CrossEncoderRankerSettings,
+        reads: Reads,
+    ) -> None:
+        self.texts, self.settings, self.reads = texts, settings, reads
+        self._scorer, self._device = scorer, "cpu"
+        self._opening = threading.Lock()
+
+    @property
+    def scorer(self) -> PairScorer:
+        """The transformer; opened when first asked for, which takes seconds."""
+        with self._opening:
+            if isinstance(self._scorer, Path):
+                from raysys.text.cross_encoder import PairScorer
+
+                self._scorer = PairScorer(self._scorer, self.settings.max_tokens)
+                self._scorer.module.to(self._device)
+            return self._scorer
+
+    def place(self, device: str) -> None:
+        """See `Placeable`."""
+        self._device = device
+        self.scorer.module.to(device)
+
+    def score(self, batch: Batch) -> Float32:
+        """See `Model.score`; 0 for all candidates of a request that asks for nothing."""
+        asked = asked_for(batch, self.texts, self.settings.history, self.reads)
+        split = np.split(batch.item, batch.offsets[1:-1])
+        found = self.pairs_of(list(zip(asked, split, strict=True)))
+        return np.concatenate([np.empty(0, np.float32), *found])
+
+    def pairs_of(self, asked: Sequence[tuple[str, Int32]]) -> list[Float32]:
+        """See `Reranker`; 0 for all items of an empty query."""
+        sizes = [len(items) for _, items in asked]
+        codes = np.concatenate([np.empty(0, np.int32), *(self.texts.codes[i] for _, i in asked)])
+        queries = [query for query, items in asked for _ in range(len(items))]
+        texts = [self.texts.distinct[code] for code in codes]
+        scores = np.zeros(len(queries), dtype=np.float32)
+        pairs = Pairs.of(pa.table({"query": pa.array(queries, pa.string()), "text": texts}))
+        rows = np.flatnonzero(pairs.readable)
+        if len(rows):
+            scores[rows] = self.scorer.scores(pairs.take(rows))[0]
+        return np.split(scores, np.cumsum(sizes)[:-1]) if sizes else []
+
+    def save(self, folder: Path) -> None:
+        """See `Model.save`."""
+        place = folder / SCORER
+        if isinstance(self._scorer, Path):
+            shutil.copytree(self._scorer, place)
+        else:
+            place.mkdir()
+            self._scorer.save(place)
+        content = {"settings": self.settings.model_dump(mode="json"), "reads": self.reads}
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        (folder / META).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, catalogue: Catalogue) -> CrossEncoderRankerModel:
+        """See `Model.load`; items that the catalogue gained are read as any other."""
+        content = json.loads((folder / META).read_text(encoding="utf-8"))
+        settings = CrossEncoderRankerSettings(**content["settings"])
+        texts = item_texts(catalogue, settings.text)
+        return cls(folder / SCORER, texts, settings, content["reads"])
+
+
+class CrossEncoderRanker(Learner[CrossEncoderRankerSettings]):
+    """Fine-tunes a transformer on pairs of what was asked for and what was wanted."""
+
+    name: ClassVar[str] = "cross_encoder_ranker"
+    family: ClassVar[str] = "transformer"
+    settings_model = CrossEncoderRankerSettings
+    model_class: ClassVar[type[Model]] = CrossEncoderRankerModel
+
+    def fit(self, examples: Examples, context: Context) -> CrossEncoderRankerModel:
+        """See `Learner.fit`; one Ray Train run.
+
+        Raises:
+            UserError: nothing to learn from; files that are not there or do not fit.
+        """
+        return self._fit(examples, context, context.resources, None)
+
+    def fit_local(
+        self, examples: Examples, context: Context, report: Report | None = None
+    ) -> CrossEncoderRankerModel:
+        """See `Learner.fit_local`; with `report` the tail is left out and judged as it goes."""
+        return self._fit(examples, context, None, report)
+
+    def _fit(
+        self,
+        examples: Examples,
+        context: Context,
+        resources: Resources | None,
+        report: Report | None,
+    ) -> CrossEncoderRankerModel:
+        from raysys.text.cross_encoder import CrossEncoding, PairScorer
+        from raysys.text.training import train
+
+        told = self.settings
+        texts = item_texts(context.catalogue, told.text)
+        if told.fitted is not None:
+            return CrossEncoderRankerModel(fitted_folder(told.fitted), texts, told, "queries")
+        validation: Pairs | None = None
+        reads: Reads = "queries"
+        if told.judgements is not None:
+            judged, held_out = judged_pairs(told.judgements, texts, context.catalogue)
+        else:
+            require_positives(examples)
+            head, tail = examples.head_and_tail() if report else (examples, None)
+            judged, reads = wanted_pairs(head, texts, told)
+            held_out = None
+            if tail is not None:
+                held_out = wanted_pairs(tail, texts, told, reads)[0]
+        pairs = trainable(judged, where=self.name)
+        if held_out is not None and held_out.num_rows:
+            validation = trainable(held_out, where=self.name)
+        if not any(np.ptp(pairs.grade[rows]) > 0 for rows in pairs.lists()):
+            raise no_positives(examples)
+        objective = CrossEncoding(
+            told.model,
+            pairs,
+            validation,
+            Scale.of(pairs.grade, where=self.name),
+            loss=told.loss,
+            max_tokens=told.max_tokens,
+            list_size=told.list_size,
+            temperature=told.temperature,
+            where=f"{self.name}.model",
+        )
+        folder = context.scratch / f"{self.name}-{uuid.uuid4().hex[:8]}"
+        try:
+            fitted = train(
+                objective, told.training, folder, seed=context.seed, resources=resources,
+                report=report,
+            )  # fmt: skip
+            scorer = PairScorer(fitted.folder, told.max_tokens)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return CrossEncoderRankerModel(scorer, texts, told, reads)
+
+
+def asked_for(batch: Batch, texts: ItemTexts, history: int, reads: Reads) -> list[str]:
+    """What each request asks for, in words: its query, or the items last taken; or nothing."""
+    queries = batch.queries or [None] * batch.n_requests
+    if reads == "queries":
+        return [query or "" for query in queries]
+    return [
+        query or history_text(held, texts, history)
+        for query, held in zip(queries, batch.history, strict=True)
+    ]
+
+
+def wanted_pairs(
+    examples: Examples,
+    texts: ItemTexts,
+    told: CrossEncoderRankerSettings,
+    reads: Reads | None = None,
+) -> tuple[pa.Table, Reads]:
+    """Pairs out of behaviour: `query`, `text`, `grade` (mean label of the pair) and `weight`.
+
+    Args:
+        examples: their retrieved rows count.
+        texts: of the items.
+        told: see `CrossEncoderRankerSettings`.
+        reads: what stands for what was asked; None: queries where there are any.
+
+    Returns:
+        the pairs, and what stood for what was asked.
+    """
+    batch = replace(examples, negatives=told.negatives).batch()
+    if reads is None:
+        reads = "histories" if batch.queries is None else "queries"
+    assert batch.label is not None and batch.weight is not None
+    asked = asked_for(batch, texts, told.history, reads)
+    wanted = np.bincount(batch.group, batch.label, minlength=batch.n_requests) > 0
+    told_of = np.flatnonzero(wanted & np.array([bool(text) for text in asked], dtype=bool))
+    kept = np.zeros(batch.n_requests, dtype=bool)
+    kept[told_of[-told.requests :]] = True
+    rows = np.flatnonzero(kept[batch.group] & (batch.weight > 0))
+    frame = pl.DataFrame(
+        {
+            "query": pl.Series([asked[i] for i in batch.group[rows]], dtype=pl.String),
+            "code": texts.codes[batch.item[rows]],
+            "label": batch.label[rows].astype(np.float64),
+            "weight": batch.weight[rows].astype(np.float64),
+        }
+    )
+    weight = pl.col("weight").sum()
+    found = frame.group_by("query", "code", maintain_order=True).agg(
+        grade=(pl.col("label") * pl.col("weight")).sum() / weight, weight=weight
+    )
+    most = max(float(batch.label.max(initial=0)), 1e-9)
+    grade = (found["grade"].to_numpy() / most * _GRADES).round() * most / _GRADES
+    weights = found["weight"].to_numpy()
+    columns = {
+        "query": found["query"].to_list(),
+        "text": [texts.distinct[code] for code in found["code"]],
+        "grade": grade.astype(np.float32),
+        "weight": (weights / max(float(weights.mean()), 1e-9)).astype(np.float32)
+        if len(weights)
+        else weights.astype(np.float32),
+    }
+    return pa.table({**columns, "query": pa.array(columns["query"], pa.string())}), reads
+
+
+def judged_pairs(
+    path: str, texts: ItemTexts, catalogue: Catalogue
+) -> tuple[pa.Table, pa.Table | None]:
+    """Judgements of a file: those to learn from, and those to judge by where it has a `split`.
+
+    Raises:
+        UserError: no such file, not of these formats, or columns are missing.
+    """
+    where = "cross_encoder_ranker.judgements"
+    place = Path(path)
+    if not place.is_file():
+        raise UserError(f"no such file: {path!r}", where=where)
+    if place.suffix not in (".parquet", ".csv"):
+        raise UserError(f"not a Parquet or CSV file: {path!r}", where=where)
+    frame = pl.read_parquet(place) if place.suffix == ".parquet" else pl.read_csv(place)
+    if "text" not in frame.columns and "item_id" in frame.columns:
+        numbers = catalogue.numbers(pa.array(frame["item_id"].cast(pl.String), pa.string()))
+        frame = frame.filter(pl.Series(numbers >= 0))
+        codes = texts.codes[numbers[numbers >= 0]]
+        frame = frame.with_columns(text=pl.Series([texts.distinct[code] for code in codes]))
+    for name in ("query", "text", "grade"):
+        if name not in frame.columns:
+            raise UserError(
+                f"judgements have no column {name!r}",
+                where=f"{where}: {path}",
+                mend="give query, text (or item_id) and grade",
+            )
+    frame = frame.with_columns(pl.col("grade").cast(pl.Float32)).filter(pl.col("grade").is_finite())
+    columns = [n for n in ("query", "text", "grade", "weight") if n in frame.columns]
+    if "split" not in frame.columns:
+        return frame.select(columns).to_arrow(), None
+    parts = [
+        frame.filter(split=name).select(columns).to_arrow() for name in ("train", "validation")
+    ]
+    return parts[0], parts[1]
+
+
+def fitted_folder(path: str) -> Path:
+    """The folder of a fitted `cross_encoder`.
+
+    Raises:
+        UserError: it is none.
+    """
+    from raysys.text.cross_encoder import ENCODER, HEAD
+
+    place = Path(path)
+    if not ((place / ENCODER).is_dir() and (place / HEAD).is_file()):
+        raise UserError(
+            f"no fitted cross-encoder: {path!r}",
+            where="cross_encoder_ranker.fitted",
+            mend="fit one with `raysys text fit` (task relevance, learner cross_encoder), and give "
+            "its folder under text/NAME/models",
+        )
+    return place
