@@ -19,6 +19,7 @@ the programs that read it.
 
 from raysys.registry.bundle import (
     MODEL_FOLDER,
+    RERANKER_FOLDER,
     TEXT,
     TEXT_FILE,
     Bundle,
@@ -35,6 +36,7 @@ from raysys.registry.store import Change, Registry
 
 __all__ = [
     "MODEL_FOLDER",
+    "RERANKER_FOLDER",
     "SAFE",
     "TEXT",
     "TEXT_FILE",

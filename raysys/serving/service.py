@@ -208,6 +208,8 @@ class Service:
                 asked += [
                     SimilarRequest(item_id=items[0], user_id=user_id, k=1),
                     RankRequest(item_ids=items, user_id=user_id),
+                    RankRequest(item_ids=items, user_id=user_id, query=query),
+                    RecommendRequest(user_id=user_id, place="cart", item_ids=items[:2], k=1),
                 ]
         for request in asked:
             ask, _ = self.asking(request, Context(float("inf")))

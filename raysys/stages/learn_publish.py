@@ -8,7 +8,7 @@ from typing import Any
 
 from raysys.ensemble import BaseScores
 from raysys.errors import UserError
-from raysys.registry import Registry
+from raysys.registry import RERANKER_FOLDER, Registry
 from raysys.serving.rollout import CanaryArgs, Rollout
 from raysys.stages.learn_events import GATE
 from raysys.stages.learn_gate import verdict
@@ -110,3 +110,5 @@ def _write(made: Round, workspace: Workspace, fresh: Path) -> None:
         *(made.champion.features.catalogue, made.settings.seed),
     )
     reference.save(fresh)
+    if (made.bundle / RERANKER_FOLDER).is_dir():  # reads queries and items, which stay as they are
+        shutil.copytree(made.bundle / RERANKER_FOLDER, fresh / RERANKER_FOLDER)
