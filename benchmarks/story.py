@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import polars as pl
 import psutil
 
 from benchmarks.parts import write_loop_result
-from benchmarks.result import Figure
+from benchmarks.result import ROOT, Figure
 from benchmarks.story_shop import SHOPPERS, Shop
 from raysys.cluster import ray_session
 from raysys.config import load_settings, parse_settings
@@ -46,12 +47,12 @@ class Chapter:
     Attributes:
         name: what was served.
         outcome: what they saw and did.
-        killed: processes that were killed meanwhile.
+        killed: seconds after the beginning at which a replica was killed.
     """
 
     name: str
     outcome: Outcome
-    killed: int = 0
+    killed: tuple[float, ...] = ()
 
     @property
     def reached(self) -> float:
@@ -165,7 +166,7 @@ def value_of_challenger(shop: Shop) -> PolicyValue:
     """`raysys experiment off-policy SHOWN --events EVENTLOG --bundle challenger`."""
     workspace = Workspace(shop.workspace)
     found = experiment.run_off_policy(
-        shop.root / "shown_lists",
+        workspace.shown_lists,
         workspace,
         bundle="challenger",
         events=workspace.eventlog,
@@ -226,7 +227,7 @@ class _Visits:
             self.shop.root / f"chapter-{number}",
         )
         timer.cancel()
-        chapter = Chapter(name, outcome, len(killed))
+        chapter = Chapter(name, outcome, tuple(self.seconds / 2 for _ in killed))
         self.story.chapters.append(chapter)
         self.story.acknowledged += outcome.events["accepted"]
 
@@ -253,11 +254,49 @@ def figures(story: Story) -> list[Figure]:
         Figure("promised_off_policy", gain.value, "clicks a place", gain.low, gain.high),
         Figure("ab_test_lift", story.lift[0], "", *story.lift[1:], aim="its interval above 0"),
         Figure("lists", lists, ""),
-        Figure("replicas_killed", sum(chapter.killed for chapter in story.chapters), ""),
+        Figure("replicas_killed", sum(len(chapter.killed) for chapter in story.chapters), ""),
         Figure("requests_failed", story.failed, "", reference="a single try; clients try again"),
         Figure("events_acknowledged", story.acknowledged, ""),
         Figure("events_lost", max(0, story.acknowledged - story.kept), "", aim="0"),
     ]  # fmt: skip
+
+
+def draw(story: Story, path: Path, width_s: float = 10) -> None:
+    """What the lists of each bundle reached, over the chapters, as an SVG."""
+    from raysys.report import COLOURS, new_figure
+
+    figure, axes = new_figure(9, 3.4)
+    began, names = 0.0, {}
+    for chapter in story.chapters:
+        answers = pl.DataFrame(chapter.outcome.answers)
+        second = (answers["timestamp"] - answers["timestamp"].min()) / 1000
+        windows = (
+            answers.with_columns(at=(second // width_s) * width_s + width_s / 2)
+            .group_by("bundle", "at")
+            .agg(pl.col("expected_clicks").sum(), pl.col("best_clicks").sum(), lists=pl.len())
+            .filter(pl.col("lists") >= 10)
+            .sort("at")
+        )
+        for (bundle,), rows in windows.group_by("bundle", maintain_order=True):
+            name = str(bundle).rpartition("-")[0]
+            colour = names.setdefault(name, COLOURS[len(names)])
+            share = rows["expected_clicks"] / rows["best_clicks"]
+            axes.plot(began + rows["at"], share, color=colour, marker="o", markersize=3)
+        for moment in chapter.killed:
+            axes.axvline(began + moment, color="#b0413e", linestyle=":", linewidth=1)
+            axes.annotate("kill -9", (began + moment, 1.0), xycoords=("data", "axes fraction"),
+                          ha="center", va="bottom", fontsize=8, color="#b0413e")  # fmt: skip
+        axes.axvspan(began, began + chapter.outcome.seconds, color="#7a7a7a", alpha=0.06)
+        axes.annotate(chapter.name, (began + chapter.outcome.seconds / 2, 0.02),
+                      xycoords=("data", "axes fraction"), ha="center", fontsize=9)  # fmt: skip
+        began += chapter.outcome.seconds * 1.08
+    for name, colour in names.items():
+        axes.plot([], [], color=colour, label=name)
+    axes.legend(frameon=False, loc="upper left")
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("of the best possible clicks")
+    axes.set_ylim(0.4, 1)
+    figure.savefig(path, format="svg", bbox_inches="tight", metadata={"Date": None})
 
 
 def main() -> None:
@@ -273,6 +312,7 @@ def main() -> None:
         story = tell(root, seconds=arguments.seconds, rate=arguments.rate)
     for line in story.verdict:
         print(line)
+    draw(story, ROOT / "docs" / "story.svg")
     write_loop_result("story", figures(story), time.monotonic() - began)
 
 

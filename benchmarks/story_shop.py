@@ -256,11 +256,10 @@ class Shop:
                         "deadline_ms": 2000,
                         "recommend": {
                             "candidates": 200,
-                            "policy": {"exploration": {"share": 0.3, "depth": 20}},
+                            "policy": {"exploration": {"share": 0.4, "depth": 40}},
                         },
                         "events": {},
                         "shown_lists": {
-                            "folder": str(self.root / "shown_lists"),
                             "inputs_share": 1, "segment_s": 2,
                         },
                         "experiments": {"segment_s": 2, "analyse_minutes": 1},

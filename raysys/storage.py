@@ -88,6 +88,11 @@ class Workspace:
         return self.root / "eventlog"
 
     @property
+    def shown_lists(self) -> Path:
+        """Where a deployment leaves what it has shown."""
+        return self.root / "shown_lists"
+
+    @property
     def exposures(self) -> Path:
         """Which arm of which experiment a user got, as a deployment records it."""
         return self.root / "exposures"

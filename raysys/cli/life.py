@@ -126,8 +126,10 @@ def key_revoke(
 def replay(
     request_id: Annotated[str, typer.Argument(help="Of the answer.")],
     shown_lists: Annotated[
-        Path, typer.Option("--shown-lists", "-s", help="Folder that the serve config names.")
-    ] = Path("runs/shown_lists"),
+        Path | None,
+        typer.Option("--shown-lists", "-s", help="Their folder, if not in the workspace."),
+    ] = None,
+    workspace: Folder = WORKSPACE,
     registry: Annotated[
         Path | None, typer.Option("--registry", help="Where the bundle lies now, if it moved.")
     ] = None,
@@ -135,8 +137,10 @@ def replay(
 ) -> None:
     """Give a recorded answer again, and say whether it is the same."""
     from raysys import terminal
+    from raysys.storage import Workspace
 
     with terminal.session():
         stage = import_module("raysys.stages.replay")
-        same = stage.run(request_id, shown_lists, registry, machine=as_json)
+        folder = shown_lists or Workspace(workspace).shown_lists
+        same = stage.run(request_id, folder, registry, machine=as_json)
     raise typer.Exit(0 if same else 1)

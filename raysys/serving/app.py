@@ -84,7 +84,7 @@ def settle(args: ServeArgs) -> ServeArgs:
         path = str(args.events_path.resolve())
         update["events"] = args.events.model_copy(update={"path": path})
     if args.shown_lists is not None:
-        folder = str(under_home(args.shown_lists.folder).resolve())
+        folder = str(args.shown_lists_path.resolve())
         update["shown_lists"] = args.shown_lists.model_copy(update={"folder": folder})
     if args.monitor is not None:
         folder = str(args.monitor_path.resolve())

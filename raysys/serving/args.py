@@ -194,6 +194,13 @@ class ServeArgs(Settings):
         return under_home(self.experiments.exposures)
 
     @property
+    def shown_lists_path(self) -> Path:
+        """The shown lists' folder; see `ShownArgs.folder`."""
+        if self.shown_lists is None or self.shown_lists.folder is None:
+            return self.registry_path.parent / "shown_lists"
+        return under_home(self.shown_lists.folder)
+
+    @property
     def monitor_path(self) -> Path:
         """Where drift is counted; see `MonitorArgs.folder`."""
         if self.monitor is None or self.monitor.folder is None:

@@ -9,7 +9,6 @@ from raysys.monitoring.reference import Reference
 from raysys.monitoring.served import follow_log
 from raysys.serving.args import ServeArgs
 from raysys.serving.drift import DriftWatch
-from raysys.serving.edge_args import under_home
 from raysys.serving.events import EventService
 from raysys.serving.feedback import FeedbackWatch
 from raysys.serving.metrics import Metrics
@@ -50,7 +49,7 @@ def open_monitor(
         feedback = FeedbackWatch(
             wanted,
             args.monitor_path,
-            under_home(args.shown_lists.folder),
+            args.shown_lists_path,
             None if events is None else follow_log(events.log, events.rolled),
             {} if reference is None else reference.outcomes,
             items,

@@ -29,7 +29,6 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.asking import ABOUT_ITEMS, Ask, Context, Ranking, Watch, new_request_id
 from raysys.serving.cache import Cache
 from raysys.serving.drift import DriftWatch
-from raysys.serving.edge_args import under_home
 from raysys.serving.encoding import There, UnavailableError
 from raysys.serving.events import open_events
 from raysys.serving.experiments import with_arm
@@ -110,8 +109,7 @@ class Service:
         self._shown: ShownLog | None = None
         self._settings = ""  # hash of the arguments by which shown lists are given again
         if args.shown_lists is not None and self._bundle is not None:
-            folder = under_home(args.shown_lists.folder)
-            self._shown = ShownLog(args.shown_lists, folder, args, self.metrics)
+            self._shown = ShownLog(args.shown_lists, args.shown_lists_path, args, self.metrics)
             self._settings = self._shown.settings
         self.text = TextService(args)
         bundle = self._bundle

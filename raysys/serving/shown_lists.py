@@ -61,12 +61,13 @@ class ShownArgs(SegmentArgs):
     """Where shown lists are recorded.
 
     Attributes:
-        folder: of the segments; a relative one lies under RAYSYS_HOME, as the registry.
+        folder: of the segments; a relative one lies under RAYSYS_HOME, as the registry. None:
+            `shown_lists` beside the registry.
         inputs_share: of the answers whose features are recorded too (some 20 KB each), so that
             their scores can be computed again whatever has become of the state since.
     """
 
-    folder: str
+    folder: str | None = None
     inputs_share: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 

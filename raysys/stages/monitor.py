@@ -215,7 +215,6 @@ def _places(options: MonitorOptions, workspace: Workspace) -> _Places:
 
 def _of_config(config: str) -> _Places:
     from raysys.serving.args import ServeArgs
-    from raysys.serving.edge_args import under_home
     from raysys.stages.deploy import OURS, DeploySettings  # which import Ray: seconds
 
     path = find_config(config, "deploy")
@@ -232,7 +231,7 @@ def _of_config(config: str) -> _Places:
             args.pinned or args.bundle,
             args.monitor or MonitorArgs(),
             args.monitor_path,
-            None if args.shown_lists is None else under_home(args.shown_lists.folder),
+            None if args.shown_lists is None else args.shown_lists_path,
             None if args.events is None else (args.events, args.events_path),
         )
     raise UserError("this deployment ranks nothing", where=str(path), mend="name a `bundle`")

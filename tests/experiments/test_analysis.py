@@ -318,7 +318,7 @@ def test_the_commands(files, capsys):
     assert "users are needed" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(UserError, match="give --exposures"):
         run_analysis(path, workspace, AnalyseOptions())
-    with pytest.raises(UserError, match="either --policy"):
+    with pytest.raises(UserError, match="one of --policy"):
         run_off_policy(path, workspace)
 
 
