@@ -229,7 +229,9 @@ class ListAnswer(BaseModel):
     request_id: str = Field(description="Send it back with events, so that feedback joins.")
     items: list[ListedItem]
     experiments: dict[str, str] = Field(
-        {}, description="Experiment → arm that this list shows; empty: it is in none."
+        {},
+        description="Experiment → arm that this list shows; left out where it is in none.",
+        exclude_if=lambda arms: not arms,
     )
     bundle: str = Field(description="Id of the bundle that answered.")
     arm: str = Field(description="The name by which that bundle was chosen.")

@@ -198,32 +198,49 @@ class ExperimentArms:
         ready, wanted = set(), set[str]()
         for name, bundles in needs.items():
             assert served is not None
-            experiment = served.settings.find(name)
-            assert experiment is not None
-            pinned = served.bundles.get(name, {})
-            lacking = [a.bundle for a in experiment.arms if a.bundle and a.name not in pinned]
-            if lacking:
-                trouble[name] = f"no such bundle: {', '.join(map(str, lacking))}"
-                continue
-            names = {pinned[arm.name]: arm.bundle or "" for arm in experiment.arms if arm.bundle}
-            try:
-                for bundle in sorted(bundles - {champion.service.bundle.id}):
-                    if bundle not in self._leases:
-                        self._leases[bundle] = Lease(self._load(names[bundle], bundle))
-                        log.info("%s is loaded for the experiment %s", bundle, name)
-            except UserError as error:
-                trouble[name] = str(error)
+            why = self._lacking(served, name) or self._warm(
+                served, name, bundles - {champion.service.bundle.id}
+            )
+            if why:
+                trouble[name] = why
                 continue
             ready.add(name)
             wanted |= bundles
         if ready and self._log is None:
-            folder = self._args.exposures_path
-            self._log = ExposureLog(self._args.experiments, folder, self._metrics)
+            try:
+                folder = self._args.exposures_path
+                self._log = ExposureLog(self._args.experiments, folder, self._metrics)
+            except OSError as error:  # an experiment of which nothing is known is none
+                trouble["exposures"] = f"they cannot be written: {error}"
+                ready.clear()
         fresh = None if served is None else replace(served, ready=frozenset(ready))
         if fresh != self.served:
             self.served = fresh
         for bundle in [b for b in self._leases if b not in wanted]:
             self._leases.pop(bundle).retire()
+
+    @staticmethod
+    def _lacking(served: Served, name: str) -> str:
+        """Why an experiment cannot be served: bundles that there are not; empty: all are there."""
+        experiment, pinned = served.settings.find(name), served.bundles.get(name, {})
+        arms = () if experiment is None else experiment.arms
+        lacking = [a.bundle for a in arms if a.bundle is not None and a.name not in pinned]
+        return f"no such bundle: {', '.join(lacking)}" if lacking else ""
+
+    def _warm(self, served: Served, name: str, bundles: frozenset[str]) -> str:
+        """Load what is not loaded yet; why that is not possible, empty: it is."""
+        experiment, pinned = served.settings.find(name), served.bundles.get(name, {})
+        arms = () if experiment is None else experiment.arms
+        names = {pinned[arm.name]: arm.bundle for arm in arms if arm.bundle is not None}
+        for bundle in sorted(bundles - self._leases.keys()):
+            try:
+                self._leases[bundle] = Lease(self._load(names[bundle], bundle))
+            except Exception as error:  # whatever it is, all else is answered
+                if not isinstance(error, UserError):
+                    log.exception("%s cannot be loaded", bundle)
+                return f"{bundle} cannot be loaded: {error}"
+            log.info("%s is loaded for the experiment %s", bundle, name)
+        return ""
 
 
 def _moment(at: int) -> dt.datetime:

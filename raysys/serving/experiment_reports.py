@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -20,14 +21,15 @@ import polars as pl
 from raysys.errors import UserError
 from raysys.eventlog.entries import LogUnavailable
 from raysys.experiments import Experiment
-from raysys.experiments.analysis import ExperimentAnalysis, analyse
 from raysys.experiments.event_sources import COLUMNS, logged_events
 from raysys.experiments.users import read_exposures, user_table
-from raysys.experiments.verdict import verdict
 from raysys.serving.events import EventService
 from raysys.serving.experiments import places_of
 from raysys.serving.treatments import Served
 from raysys.web import ArmFacts, ExperimentFacts, LiftFacts
+
+if TYPE_CHECKING:
+    from raysys.experiments.analysis import ExperimentAnalysis
 
 log = logging.getLogger("raysys")
 
@@ -43,11 +45,13 @@ class _Judged:
         exposures: by arm.
         found: the analysis; None: there is none yet,
         why: for this reason.
+        verdict: of the analysis, in sentences.
     """
 
     exposures: dict[str, int]
     found: ExperimentAnalysis | None = None
     why: str = ""
+    verdict: tuple[str, ...] = ()
 
 
 class ExperimentReports:
@@ -87,10 +91,13 @@ class ExperimentReports:
 
     def report(self, name: str) -> str | None:
         """The whole report of an experiment as a page; None: there is nothing to report."""
-        from raysys.experiments.report import experiment_report  # which draws: a second to import
-
         judged = self._judged.get(name)
         if judged is None or judged.found is None:
+            return None
+        try:
+            from raysys.experiments.report import experiment_report  # it draws: a second to import
+        except ModuleNotFoundError as error:
+            log.warning("no report, %s is not installed here", error.name)
             return None
         with self._drawing:
             return experiment_report(judged.found).html()
@@ -152,12 +159,18 @@ class ExperimentReports:
             else logged_events(events.rolled, events.log)
         )
         metrics = [served.settings.metric(name) for name in experiment.metrics]
+        try:  # an image that only serves leaves out what only analyses need
+            from raysys.experiments.analysis import analyse
+            from raysys.experiments.verdict import verdict
+        except ModuleNotFoundError as error:
+            why = f"{error.name} is not installed here, use `raysys experiment analyse` elsewhere"
+            return _Judged(by_arm, why=why)
         try:
             table = user_table(experiment, metrics, exposures, frame)
             found = analyse(experiment, served.settings, table)
         except UserError as error:
             return _Judged(by_arm, why=f"{error.what}: {error.mend}" if error.mend else error.what)
-        return _Judged(by_arm, found)
+        return _Judged(by_arm, found, verdict=tuple(verdict(found)))
 
     def _facts(self, experiment: Experiment, now: dt.datetime) -> ExperimentFacts:
         judged = self._judged.get(experiment.name, _Judged({}, why="figures are being made"))
@@ -191,7 +204,7 @@ class ExperimentReports:
             return facts
         return replace(
             facts,
-            verdict=tuple(verdict(found)),
+            verdict=judged.verdict,
             srm_p=found.srm_p,
             trusted=found.trusted,
             lifts=_lifts(found),

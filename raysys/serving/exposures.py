@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from raysys.experiments import Assignment
 from raysys.schema import EXPOSURES
@@ -24,10 +26,12 @@ class ExperimentArgs(SegmentArgs):
         exposures: folder of the exposures; a relative one lies under RAYSYS_HOME, null: `exposures`
             beside the registry.
         analyse_minutes: the console's figures are at most so old, once somebody looks.
+        segment_s: a segment is written so often: exposures are small, and read over weeks.
     """
 
     exposures: str | None = None
-    analyse_minutes: float = 5.0
+    analyse_minutes: Annotated[float, Field(gt=0, le=1440)] = 5
+    segment_s: Annotated[float, Field(gt=0)] = 30
 
 
 class ExposureLog(SegmentWriter):

@@ -268,6 +268,7 @@ def test_serve_hands_a_replica_its_user_config(shop: Shop) -> None:
             ({"canary": {"bundle": "challenger", "share": 0.5}}, shop.second),
             ({"canary": None}, None),
             ({"canary": {"bundle": "challenger", "shadow": True}}, shop.second),
+            ({"experiments": "no such file.yaml"}, None),  # said, and no reason to end a replica
             (None, None),
         ):
             asyncio.run(made.reconfigure(config))

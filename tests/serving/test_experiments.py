@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,24 @@ def test_arms_that_nobody_could_serve_are_refused(lab: Lab) -> None:
     assert lab.arms.experiments.trouble == {} and lab.arm("u1") is None
 
 
+def test_what_cannot_be_loaded_or_recorded_is_not_served(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "in the way").write_text("")
+    args = {"experiments": {"exposures": str(tmp_path / "in the way" / "x")}}
+    lab = Lab(tmp_path, bundle, **args)
+    try:
+        (lab.registry.path(lab.second) / "ensemble.json").unlink()
+        lab.says(experiment(arms=by_bundle()))
+        lab.arms.reconfigure(UserConfig(experiments=(str(lab.file),)))
+        assert "ensemble.json" in lab.arms.experiments.trouble["trial"]
+        assert lab.arm("u1") is None
+        lab.says(experiment(arms=by_bundle(), end="2017-01-02T00:00:00Z"), experiment("other"))
+        lab.arms.look()
+        assert "cannot be written" in lab.arms.experiments.trouble["exposures"]
+        assert lab.arm("u1", "other") is None
+    finally:
+        lab.arms.close()
+
+
 def test_a_promotion_changes_nothing_for_those_who_are_in(bundle: Path, tmp_path: Path) -> None:
     lab = Lab(tmp_path, bundle, follow=True)
     try:
@@ -474,6 +493,35 @@ def test_from_the_yaml_to_the_verdict(bundle: Path, tmp_path: Path) -> None:
         assert sum(c.control.plain_mean + c.treatment.plain_mean for c in again.of("secondary")) > 0
     finally:
         lab.arms.close()
+
+
+def test_changes_drop_no_request(lab: Lab) -> None:
+    """Experiments come, grow and go under load, beside a canary."""
+    lab.says(
+        experiment(arms=by_bundle(0.2, 0.2)), experiment("rows", by_policy(at_most={"category": 2}))
+    )
+    config = {"experiments": str(lab.file), "canary": {"bundle": "challenger", "share": 0.5}}
+    both = parse_settings(UserConfig, config, where="tests")
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(lab.ask, USERS[n % 30]) for n in range(160)]
+        lab.arms.reconfigure(both)
+        lab.says(
+            experiment(arms=by_bundle(0.4, 0.4)),
+            experiment("rows", by_policy(at_most={"category": 2})),
+        )
+        lab.arms.look()
+        lab.arms.reconfigure(UserConfig())
+        lab.arms.reconfigure(both)
+        answers = [future.result() for future in asked]
+    assert all(len(answer["items"]) == 5 for answer in answers)
+    for user in USERS:  # an arm that names a bundle is none of the canary's; others are
+        answer = lab.ask(user)
+        told = answer["experiments"]
+        assert told == {n: arm for n in ("trial", "rows") if (arm := lab.drawn(user, n))}
+        if "trial" in told:
+            assert answer["arm"] == ("challenger" if told["trial"] == "treatment" else "champion")
+        else:
+            assert both.canary is not None and answer["arm"] == both.canary.arm_of(user)
 
 
 def test_a_call_in_process_says_its_arms_too(lab: Lab) -> None:
