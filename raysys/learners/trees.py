@@ -35,6 +35,9 @@ from raysys.storage import CheckpointFolder
 ROWS_PER_THREAD = 8192
 """Fewer rows than twice this are scored in the caller's thread: a request when serving."""
 
+RESUMED_TAIL = 0.25
+"""Share of the newer rows by which it is judged whether more trees are better than none."""
+
 
 class TreeSettings(Settings):
     """Settings that both libraries share, under one name each.
@@ -175,21 +178,28 @@ class TreeRanker(Learner[T], Generic[T]):
     ) -> Model:
         """See `Learner.resume`: `steps` more trees at most, as many as rank the tail best.
 
-        Where early stopping is on and no more trees are better than none, the model stays.
+        Where early stopping is on and these are not better than none by more than a standard
+        error of the tail, the model stays: a few days teach less than they seem to.
         """
         assert isinstance(model, TreeModel)
         require_positives(examples)
         told = self.settings
-        fewer = {"n_estimators": steps, "learning_rate": told.learning_rate * rate}
+        changed = {
+            "n_estimators": steps,
+            "learning_rate": told.learning_rate * rate,
+            "last_fraction": max(told.last_fraction, RESUMED_TAIL),
+        }
         machine = Machine(threads_of(context), context.resources.gpus_per_worker > 0)
         grown = fit_here(
-            *(type(self), told.model_copy(update=fewer), examples, context.seed, machine),
+            *(type(self), told.model_copy(update=changed), examples, context.seed, machine),
             onto=model,
         )
         if told.early_stopping_rounds:
-            tail = examples.head_and_tail(told.last_fraction)[1].batch()
+            tail = examples.head_and_tail(changed["last_fraction"])[1].batch()
             judge = NDCG(tail)
-            if judge(grown.score(tail)) <= judge(model.score(tail)):
+            gain = judge.each(grown.score(tail)) - judge.each(model.score(tail))
+            gain = gain[~np.isnan(gain)]
+            if len(gain) < 2 or gain.mean() <= gain.std(ddof=1) / np.sqrt(len(gain)):
                 return model
         return grown
 

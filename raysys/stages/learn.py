@@ -223,6 +223,7 @@ def _told(made: Round, figures: dict[str, Any] | None) -> dict[str, Any]:
         "requests": relived["requests"],
         "found": relived.get("found", [0, 0, 0]),
         "gate": figures,
+        "against": made.settings.gate.against,
         "blend": made.told.get("blend"),
         "unchanged": unchanged,
         "weights": weights,

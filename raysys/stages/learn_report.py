@@ -110,19 +110,20 @@ def _steps(page: Report, told: Mapping[str, Any]) -> None:
         "were taken; with 95% intervals, paired."
     )
     effects = gate["effects"]
+    whole = gate["difference"][gate["metric"]]
+    shown = [*((_step(e["step"]), e["difference"]) for e in effects), ("all against it", whole)]
+    figure, axes = new_figure(9, 0.9 + 0.5 * len(shown))
+    for place, (_, gap) in enumerate(shown):
+        low, high = (gap["value"] if gap[end] is None else gap[end] for end in ("low", "high"))
+        axes.plot([low, high], [place, place], color=COLOURS[0], linewidth=3)
+        axes.plot(gap["value"], place, "o", color=COLOURS[1], markersize=7)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yticks(range(len(shown)), [name for name, _ in shown])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"change of {gate['metric'].upper()}")
+    against = "with its state of the moment" if told["against"] == "live" else "as it was published"
+    section.plot(figure, f"Each step, and the challenger against the champion {against}.")
     if effects:
-        figure, axes = new_figure(9, 0.9 + 0.5 * len(effects))
-        for place, effect in enumerate(effects):
-            gap = effect["difference"]
-            low, high = (gap[end] if gap[end] is not None else gap["value"] for end in
-                         ("low", "high"))  # fmt: skip
-            axes.plot([low, high], [place, place], color=COLOURS[0], linewidth=3)
-            axes.plot(gap["value"], place, "o", color=COLOURS[1], markersize=7)
-        axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks(range(len(effects)), [_step(effect["step"]) for effect in effects])
-        axes.invert_yaxis()
-        axes.set_xlabel(f"change of {gate['metric'].upper()}")
-        section.plot(figure, "What each step changed.")
         section.table(
             ["step", "before", "after", "change", "low", "high"],
             [
@@ -155,14 +156,10 @@ def _steps(page: Report, told: Mapping[str, Any]) -> None:
 
 def _cost(page: Report, told: Mapping[str, Any]) -> None:
     section = page.section("What it cost")
-    times = told["times"]
-    figure, axes = new_figure(9, 0.8 + 0.35 * len(times))
-    names = [_time(name) for name in times]
-    axes.barh(names, list(times.values()), color=COLOURS[0], height=0.6)
-    axes.invert_yaxis()
-    axes.set_xlabel("seconds")
-    axes.grid(axis="y", visible=False)
-    section.plot(figure, "Seconds by step; of a round that was cut off, those of the last try.")
+    section.table(
+        ["step", "seconds"], [[_time(name), seconds] for name, seconds in told["times"].items()]
+    )
+    section.note("By the clock; of a step that was cut off, its last try.")
 
 
 def _step(name: str) -> str:

@@ -125,7 +125,7 @@ class Round:
 
     @cached_property
     def champion(self) -> Bundle:
-        """The champion, in memory; its state is not touched."""
+        """The champion, in memory; its state counts nothing."""
         return Bundle.load(self.bundle)
 
     def step(self, name: str, do: Callable[[Path], dict[str, Any] | None]) -> dict[str, Any]:
@@ -221,7 +221,7 @@ class Round:
         with task("learn: items bought together") as near:
             neighbourhoods, last = self._neighbourhoods(live, events, window)
             near.note = "" if settings.steps.covisitation else "as they were"
-        frozen = LiveFeatures.load(self.bundle / "features") if settings.steps.state else None
+        frozen = self.champion.features if settings.steps.state else None
         with task("learn: living it through again", len(requests.frame)) as reliving:
             relive(
                 *(live, events, requests, neighbourhoods, out),

@@ -154,8 +154,17 @@ class TestGoingOn:
         examples, context = grown
         learner = make_learner(name, {**SMALL, "n_estimators": 6})
         model = learner.fit_local(examples.with_folds(0), context)
-        monkeypatch.setattr(trees.NDCG, "__call__", lambda self, scores: 0.5)
-        assert learner.resume(model, examples.with_folds(1), context, 5, 0.5) is model
+        noise = np.random.default_rng(0).normal(0.5, 0.1, (2, 1000))
+        for better, worse, stays in (
+            (np.full(30, 0.5), np.full(30, 0.5), True),
+            (noise[1], noise[0], True),  # by less than a standard error
+            (np.full(30, 0.5), np.full(30, 0.4), False),
+        ):
+            told = iter([better, worse])
+            judge = type("_Judge", (), {"each": lambda self, scores, told=told: next(told)})
+            monkeypatch.setattr(trees, "NDCG", lambda tail, judge=judge: judge())
+            more = learner.resume(model, examples.with_folds(1), context, 5, 0.5)
+            assert (more is model) == stays
 
 
 @pytest.fixture(scope="module")

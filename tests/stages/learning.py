@@ -106,15 +106,10 @@ def with_impressions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(told, key=lambda row: row["timestamp"])
 
 
-def shop(root: Path, *, logged: bool = False) -> Workspace:
-    """Half a year of baskets, and a champion that knows the first five months.
-
-    `logged`: its examples are what was shown, not what retrieval offers.
-    """
+def shop(root: Path) -> Workspace:
+    """Half a year of baskets, and a champion that knows the first five months."""
     workspace = Workspace(root)
     rows = rows_of_the_shop()
-    if logged:
-        rows = with_impressions(rows)
     cut = START + TRAINED_DAYS * DAY
     write_log(workspace, [row for row in rows if row["timestamp"] < cut])
     plan = copy.deepcopy(PLAN)
@@ -129,8 +124,6 @@ def shop(root: Path, *, logged: bool = False) -> Workspace:
         "covisitation": {"k": 10, "min_count": 2, "refit_days": 60},
         "plan": plan,
     }
-    if logged:
-        told["examples"] = {"from": "log", "events": ["impression"]}
     made = parse_settings(FeaturesSettings, told, where="features.yaml")
     features.run(made, workspace, spread=InProcess())
     publish(workspace)
