@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from calendar import timegm
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,9 @@ class Due:
         self._complained = False
         rounds = learn.journal(workspace)
         self._position = int(rounds[-1]["position"]) if rounds else 0
-        self._began: float | None = None
+        self._began: float | None = None  # of the last round, seconds since 1970
+        if rounds:
+            self._began = timegm(time.strptime(rounds[-1]["began"], "%Y-%m-%d %H:%M:%S"))
 
     def reason(self) -> str | None:
         """Why a round is due now; None: none is."""
@@ -118,10 +121,7 @@ class Due:
 
     def _passed(self) -> float | None:
         """Minutes since the last round began, of this process or an earlier one."""
-        if self._began is not None:
-            return (self._clock() - self._began) / 60
-        path = self._workspace.learn / learn.JOURNAL
-        return (self._clock() - path.stat().st_mtime) / 60 if path.is_file() else None
+        return None if self._began is None else (self._clock() - self._began) / 60
 
 
 def follow(

@@ -59,7 +59,7 @@ def write_report(told: Mapping[str, Any], folder: Path) -> None:
 def _facts(page: Report, told: Mapping[str, Any]) -> None:
     section = page.section("In short")
     gate = told["gate"]
-    facts: list[tuple[str, object]] = [("new events", told["events"])]
+    facts: list[tuple[str, object]] = [("new events", f"{told['events']:,}")]
     if gate:
         metric = gate["metric"]
         gap = gate["difference"][metric]
@@ -111,7 +111,9 @@ def _steps(page: Report, told: Mapping[str, Any]) -> None:
     )
     effects = gate["effects"]
     whole = gate["difference"][gate["metric"]]
-    shown = [*((_step(e["step"]), e["difference"]) for e in effects), ("all against it", whole)]
+    live = told["against"] == "live"  # then the champion's state goes on, too
+    counted = [effect for effect in effects if not (live and effect["step"] == "state")]
+    shown = [*((_step(e["step"]), e["difference"]) for e in counted), ("all of them", whole)]
     figure, axes = new_figure(9, 0.9 + 0.5 * len(shown))
     for place, (_, gap) in enumerate(shown):
         low, high = (gap["value"] if gap[end] is None else gap[end] for end in ("low", "high"))
@@ -121,8 +123,8 @@ def _steps(page: Report, told: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(shown)), [name for name, _ in shown])
     axes.invert_yaxis()
     axes.set_xlabel(f"change of {gate['metric'].upper()}")
-    against = "with its state of the moment" if told["against"] == "live" else "as it was published"
-    section.plot(figure, f"Each step, and the challenger against the champion {against}.")
+    against = "whose state follows the log as well" if live else "as it was published"
+    section.plot(figure, f"What leads from the champion, {against}, to the challenger.")
     if effects:
         section.table(
             ["step", "before", "after", "change", "low", "high"],

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -489,6 +490,14 @@ def test_follow_begins_rounds_as_they_are_due(
     assert due.reason() == "one was cut off"
     log.close()
     events.close()
+
+
+def test_follow_remembers_the_last_round(learned: Workspace) -> None:
+    settings = learning.settings(follow={"every_minutes": 60})
+    log, began = LearnedLog(settings, learned), time.time()
+    assert Due(settings, learned, log).reason() is None
+    due = Due(settings, learned, log, clock=lambda: began + 3601)
+    assert due.reason() == "60 minutes have passed"
 
 
 def test_follow_goes_on(shop: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
