@@ -174,7 +174,8 @@ def _wait(due: Due, settings: LearnSettings, pause: Callable[[float], None]) -> 
     """Until a round is due; why it is."""
     with task("learn: waiting for a round to be due") as waiting:
         while (reason := due.reason()) is None:
-            waiting.reach(due.waiting())
+            if (new := due.waiting()) != waiting.done:
+                waiting.reach(new)
             pause(settings.follow.poll_seconds)
         waiting.note = reason
     return reason
