@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raysys.ensemble.calibrate import Calibration, read_calibration
-from raysys.ensemble.normalise import FORMS, normalise
+from raysys.ensemble.normalise import FORMS, every_form, normalise
 from raysys.ensemble.tree_stack import TreeStack
 from raysys.errors import UserError
 from raysys.features.batch import Batch
@@ -91,11 +91,7 @@ class Stacked:
         self, base: Mapping[str, Float32], offsets: npt.NDArray[np.int64], batch: Batch | None
     ) -> Float32:
         """Scores of the trees, float32[n]."""
-        forms = {
-            (name, form): normalise(base[name], offsets, form)
-            for name in self.trees.members
-            for form in FORMS
-        }
+        forms = every_form({name: base[name] for name in self.trees.members}, offsets)
         raw = np.empty((int(offsets[-1]), 0), dtype=np.float32)
         if self.trees.features:
             assert batch is not None  # see `can`

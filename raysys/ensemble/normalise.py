@@ -8,6 +8,7 @@ so that learner has no say there. The same code runs over millions of rows and w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -31,6 +32,25 @@ def normalise(
     scores = np.ascontiguousarray(scores, dtype=np.float32)
     offsets = np.ascontiguousarray(offsets, dtype=np.int64)
     return _standard(scores, offsets) if form == "standard" else _normal_ranks(scores, offsets)
+
+
+def every_form(
+    base: Mapping[str, npt.NDArray[np.float32]], offsets: npt.NDArray[np.int64]
+) -> dict[tuple[str, Form], npt.NDArray[np.float32]]:
+    """What `normalise` gives of every member in both forms, in fewer calls."""
+    from scipy.special import ndtri
+
+    offsets = np.ascontiguousarray(offsets, dtype=np.int64)
+    scores = {name: np.ascontiguousarray(each, dtype=np.float32) for name, each in base.items()}
+    found: dict[tuple[str, Form], npt.NDArray[np.float32]] = {
+        (name, "standard"): _standard(each, offsets) for name, each in scores.items()
+    }
+    ranks = np.empty((len(scores), int(offsets[-1])))
+    for row, each in zip(ranks, scores.values(), strict=True):
+        row[:] = _mid_ranks(each, offsets)
+    for name, row in zip(scores, ndtri(ranks).astype(np.float32), strict=True):
+        found[name, "rank"] = row
+    return found
 
 
 def mid_ranks(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from pydantic import Field
 from raysys.config import Settings
 from raysys.ensemble.normalise import FORMS, Form
 from raysys.ensemble.ranking import Judgements, ndcg
+from raysys.learners.forest import Forest, forest_of, of_lightgbm
 
 if TYPE_CHECKING:
     import lightgbm
@@ -84,6 +85,15 @@ class TreeStack:
 
         return lightgbm.Booster(model_str=self.text)
 
+    @cached_property
+    def forest(self) -> Forest | None:
+        """The trees as arrays: the library's bits in a fraction of its time; None: not these."""
+        make = partial(of_lightgbm, self.text)
+        return forest_of(make, self._by_library)
+
+    def _by_library(self, inputs: Float32) -> Float64:
+        return np.asarray(self.booster.predict(inputs, raw_score=True, num_threads=1))
+
     def score(self, forms: Forms, raw: Float32) -> Float32:
         """Combined scores, float32[n]; safe in many threads at once.
 
@@ -94,7 +104,7 @@ class TreeStack:
         inputs, start = tree_inputs(forms, self.members, self.first_level, raw)
         if not len(inputs):
             return np.zeros(0, dtype=np.float32)
-        found = np.asarray(self.booster.predict(inputs, raw_score=True, num_threads=1))
+        found = self._by_library(inputs) if self.forest is None else self.forest.score(inputs)
         return (found + start).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:

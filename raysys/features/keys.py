@@ -92,18 +92,30 @@ class KeySpace:
                 mend="key by fewer columns; a session has one user already",
             )
 
-    def of(self, columns: Sequence[str], rows: Rows) -> Int64:
+    def of(
+        self, columns: Sequence[str], rows: Rows, parts: dict[str, Int64] | None = None
+    ) -> Int64:
         """Keys of rows: int64[n], or int64[1] where all rows share it; -1 where a part is unknown.
+
+        Args:
+            columns: of the key.
+            rows: n of them.
+            parts: of the same rows that are made already, by column; grows.
 
         Raises:
             OverflowError: a number beyond those that keys were made for.
         """
         if not columns:
             return np.zeros(1, dtype=np.int64)
-        keys = lowest = self.part(columns[0], rows)
+        parts = {} if parts is None else parts
+        for column in columns:
+            if column not in parts:
+                parts[column] = self.part(column, rows)
+        keys = lowest = parts[columns[0]]
         for column in columns[1:]:
-            part = self.part(column, rows)
-            if int(part.max(initial=-1)) >= self.fans[column]:
+            part = parts[column]
+            beyond = column not in self.codes and int(part.max(initial=-1)) >= self.fans[column]
+            if beyond:  # codes are what the fans were counted from
                 raise OverflowError(f"{column} {int(part.max())} of {self.fans[column]}")
             keys = keys * self.fans[column] + part
             lowest = np.minimum(lowest, part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,7 +120,23 @@ class States:
 
     def read(self, name: str, rows: Rows, time: int) -> Stats | WindowStats | LastStats:
         """What a state says of rows at a moment; one column where all rows share their key."""
-        keys = self.space.of(self.specs[name].keys, rows)
+        return self._read(name, self.space.of(self.specs[name].keys, rows), time)
+
+    def read_all(
+        self, names: Sequence[str], rows: Rows, time: int
+    ) -> dict[str, Stats | WindowStats | LastStats]:
+        """`read` of several states by name; what their keys have in common is made once."""
+        parts: dict[str, Int64] = {}
+        keys: dict[tuple[str, ...], Int64] = {}
+        found = {}
+        for name in names:
+            columns = tuple(self.specs[name].keys)
+            if columns not in keys:
+                keys[columns] = self.space.of(columns, rows, parts)
+            found[name] = self._read(name, keys[columns], time)
+        return found
+
+    def _read(self, name: str, keys: Int64, time: int) -> Stats | WindowStats | LastStats:
         if name in self.tables:
             return self.tables[name].read(self.tables[name].find(keys), time)
         state = self.windows[name] if name in self.windows else self.last[name]

@@ -117,13 +117,12 @@ def _scale(values, knots, places, ends, out):  # type: ignore[no-untyped-def]
             elif value >= knots[last]:
                 out[row, at] = places[last]
             else:
-                low, high = first, last
-                while high - low > 1:
-                    middle = (low + high) // 2
-                    if knots[middle] <= value:
-                        low = middle
-                    else:
-                        high = middle
+                low, size = first, last - first + 1
+                while size > 1:  # as many steps for every value: no branch to guess
+                    half = size // 2
+                    low += half * (knots[low + half] <= value)
+                    size -= half
+                high = low + 1
                 slope = (places[high] - places[low]) / (knots[high] - knots[low])
                 out[row, at] = slope * (value - knots[low]) + places[low]
 
@@ -160,8 +159,13 @@ class Head:
         """
         values = np.concatenate([self.scale(columns), items, items * users], axis=1)
         for weight, bias in self.layers[:-1]:
-            values = values @ weight.T + bias
-            values /= 1 + np.exp(-np.maximum(values, -60))  # SiLU
+            values = values @ weight.T
+            values += bias
+            gate = np.maximum(values, -60)
+            np.negative(gate, out=gate)
+            np.exp(gate, out=gate)
+            gate += 1
+            values /= gate  # SiLU
         weight, bias = self.layers[-1]
         return (values @ weight.T + bias)[:, 0].astype(np.float32)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from raysys.catalogue import Catalogue
 from raysys.features.batch import Batch
+from raysys.learners.forest import Forest, forest_of, of_lightgbm
 from raysys.learners.pieces import Pieces
 from raysys.learners.protocol import Float32, Model, Report
 from raysys.learners.trees import (
@@ -56,6 +58,15 @@ class LightGBMModel(TreeModel):
 
     def predict(self, rows: Float32) -> npt.NDArray[np.floating]:
         """See `TreeModel.predict`."""
+        return self._by_library(rows) if self.forest is None else self.forest.score(rows)
+
+    @cached_property
+    def forest(self) -> Forest | None:
+        """The trees as arrays: the library's bits in a fraction of its time; None: not these."""
+        make = partial(of_lightgbm, self.text)
+        return forest_of(make, self._by_library)
+
+    def _by_library(self, rows: Float32) -> npt.NDArray[np.floating]:
         scores = self.booster.predict(rows, raw_score=True, num_threads=1)
         return np.asarray(scores, dtype=np.float64)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from raysys.retrieval.lexical import LexicalIndex
 from raysys.retrieval.vector import VectorIndex
 
 _TEXTS_A_SEARCH = 400
+_QUERIES_KEPT = 10_000
+"""Queries whose vectors are remembered: 15 MB at 384 dimensions."""
 _ITEMS_A_TEXT = 60
 """Of many items with one text only these (by prior) are found: the rest would crowd others out."""
 
@@ -79,6 +83,8 @@ class Search:
         self.vectors = vectors if encoder is not None else None
         self.encoder = encoder if vectors is not None else None
         self._prior: npt.NDArray[np.float32] | None = None
+        self._vectors_of: OrderedDict[str, npt.NDArray[np.float32]] = OrderedDict()
+        self._lock = threading.Lock()
         self._spread()
 
     @classmethod
@@ -124,7 +130,7 @@ class Search:
         """
         rankings = [self._by_words(query, limit, allowed), _NOTHING]
         if meaning and self.vectors is not None and self.encoder is not None:
-            vector = self.encoder.encode([query])[0] if vector is None else vector
+            vector = self._vector_of(query) if vector is None else vector
             rankings[1] = self._by_vector(vector, limit, allowed)
         return self._fuse(rankings, limit)
 
@@ -154,6 +160,21 @@ class Search:
         rankings.append((bought, np.arange(1, len(bought) + 1, dtype=np.int32)))
         others = [(items[items != item], ranks[items != item]) for items, ranks in rankings]
         return self._fuse(others, limit)
+
+    def _vector_of(self, query: str) -> npt.NDArray[np.float32]:
+        """What the encoder makes of a query, float32[d]; remembered: the same few come all day."""
+        encoder = self.encoder
+        assert encoder is not None
+        with self._lock:
+            if query in self._vectors_of:
+                self._vectors_of.move_to_end(query)
+                return self._vectors_of[query]
+        vector = encoder.encode([query])[0]
+        with self._lock:
+            self._vectors_of[query] = vector
+            if len(self._vectors_of) > _QUERIES_KEPT:
+                self._vectors_of.popitem(last=False)
+        return vector
 
     def _by_words(self, query: str, limit: int, allowed: Allowed | None) -> _Ranking:
         rows = None if allowed is None else allowed.rows(self.lexical.row_of_item)
@@ -194,7 +215,7 @@ class Search:
             rankings.append((hits.rows, hits.ranks))
         if meaning and self.vectors is not None and self.encoder is not None:
             vectors = self.vectors.vectors[self.vectors.row_of_item[items]]
-            vector = self.encoder.encode([query])[0] if vector is None else vector
+            vector = self._vector_of(query) if vector is None else vector
             hits = best(places, vectors @ vector, len(items))
             rankings.append((hits.rows, hits.ranks))
         fused = fuse(rankings)

@@ -30,31 +30,33 @@ class Costs:
     """
 
     def __init__(self) -> None:
-        self._runs: dict[tuple[str, int], _Runs] = {}
+        self._runs: dict[str, dict[int, _Runs]] = {}
 
     def took(self, name: str, n: int, seconds: float) -> None:
         """A stage ran over n candidates."""
-        key = (name, n.bit_length())
-        self._runs.setdefault(key, _Runs()).add(seconds)
+        sizes = self._runs.setdefault(name, {})
+        sizes.setdefault(n.bit_length(), _Runs()).add(seconds)
 
     def expected(self, name: str, n: int) -> float:
         """Seconds that it will hardly exceed; 0 where nothing is known.
 
         Of the next larger size that has run; else of the largest one.
         """
-        size = n.bit_length()
-        sizes = sorted(known for known_name, known in list(self._runs) if known_name == name)
-        if not sizes:
+        sizes = self._runs.get(name)
+        if sizes is None:
             return 0.0
-        near = next((known for known in sizes if known >= size), sizes[-1])
-        return self._runs[name, near].expected
+        size = n.bit_length()
+        if size not in sizes:
+            known = sorted(sizes)
+            size = next((each for each in known if each >= size), known[-1])
+        return sizes[size].expected
 
     def skipped(self, name: str, n: int) -> None:
         """It was left out for what it would cost: expect a little less each time, so that one bad
         moment does not keep it out for ever."""
         size = n.bit_length()
-        for (known_name, known), runs in list(self._runs.items()):
-            if known_name == name and known >= size:
+        for known, runs in list(self._runs.get(name, {}).items()):
+            if known >= size:
                 runs.expected *= _FORGET
 
 

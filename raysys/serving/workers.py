@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,10 @@ T = TypeVar("T")
 
 URGENT, NORMAL, BACKGROUND = 0, 1, 2
 """Search, since somebody is typing; other lists; what nobody looks at while it is made."""
+
+SWITCH_S = 0.001
+"""For so long a thread that computes may keep the one that reads and sends from running. Python's
+own 5 ms are longer than an answer takes, and would be paid at its beginning and at its end."""
 
 PATIENCE_S = 1.0
 """Beyond its deadline nobody waits for an answer any more."""
@@ -46,6 +51,7 @@ class Workers:
         self._open = True
         self._seconds = 0.05  # what a piece took lately
         self.shed = 0
+        sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
         self._running = [
             threading.Thread(target=self._run, name=f"answer-{number}", daemon=True)
             for number in range(threads)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ class Encoder:
         plain = States(flat, starts, lengths)
         if not self.frozen:
             return plain
-        trunk = _trunk(self.transformer, self.frozen).to(device)
+        trunk = _on(self._lower, device)
         width = self.transformer.config.hidden_size
         kept = torch.empty(len(flat), width, dtype=torch.float16)
         for which in _batches(lengths):
@@ -207,14 +208,19 @@ class Encoder:
             place = torch.arange(hidden.shape[1])
             index = starts[which][:, None] + place[None, :]
             kept[index[mask.cpu()]] = hidden[mask].to("cpu", torch.float16)
-        trunk.to(self.device)
+        _on(trunk, self.device)
         return States(kept, starts, lengths)
+
+    @cached_property
+    def _lower(self) -> Any:
+        """The frozen layers; the weights are the transformer's."""
+        return _trunk(self.transformer, self.frozen)
 
     @torch.inference_mode()
     def vectors(self, states: States, device: torch.device | None = None) -> Tensor:
         """Unit vectors float32[n, d] (on the CPU) of all texts of `states`."""
         device = device or self.device
-        upper = self.upper.to(device)
+        upper = _on(self.upper, device)
         out = torch.empty(len(states), self.transformer.config.hidden_size)
         for which in _batches(states.lengths):
             padded, mask = states.padded(which, device)
@@ -230,6 +236,11 @@ class Encoder:
         if some:
             found[some] = self.vectors(self.states([lines[at] for at in some])).numpy()
         return found
+
+
+def _on(module: Any, device: torch.device) -> Any:
+    """The module on a device; where it is there, without the walk over its parts that `to` is."""
+    return module if next(module.parameters()).device == device else module.to(device)
 
 
 def _trunk(transformer: Any, frozen: int) -> Any:

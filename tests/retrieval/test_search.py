@@ -77,3 +77,24 @@ def test_survives_saving(search: Search, tmp_path: Path) -> None:
 
 def test_an_empty_shop() -> None:
     assert len(Search.build([]).find("milk", 5)) == 0
+
+
+def test_a_query_is_encoded_once(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, asked = search.encoder, []
+    assert encoder is not None
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda texts: asked.extend(texts) or encode(texts))
+    first = search.find("dog food", 4)
+    assert search.find("dog food", 4).relevance.tolist() == first.relevance.tolist()
+    assert search.relevance("dog food", np.array([4, 0], np.int32)).argmax() == 0
+    search.find("cat food", 4)
+    assert asked == ["dog food", "cat food"]
+
+
+def test_queries_are_remembered_up_to_a_number(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raysys.retrieval.search._QUERIES_KEPT", 2)
+    for query in ("milk", "dog", "milk", "soy", "dog"):
+        search.find(query, 3)
+    assert list(search._vectors_of) == ["soy", "dog"]

@@ -193,11 +193,14 @@ def test_a_failing_search_by_meaning_is_left_out(
     def broken(texts: object) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(service.bundle.search.encoder, "encode", broken)
     client = TestClient(http_app(service))
+    before = ask(client, "search", query="bread", user_id="u1", k=5)
+    monkeypatch.setattr(service.bundle.search.encoder, "encode", broken)
     for call, more in (("search", {"k": 5}), ("rank", {"item_ids": ["i00001", "i00002"]})):
-        answer = ask(client, call, query="milk", user_id="u1", **more)
+        answer = ask(client, call, query="oat milk", user_id="u1", **more)
         assert answer["reasons"] == {"meaning": "failed"} and answer["items"]
+    again = ask(client, "search", query="bread", user_id="u1", k=5)  # its vector is known
+    assert again["reasons"] == {} and again["items"] == before["items"]
 
 
 def test_slips_are_forgiven_and_told(client: TestClient, service: Service) -> None:
