@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import serving_page
 from benchmarks.events_at_scale import rows_of
 from benchmarks.result import RESULTS, ROOT
 
@@ -37,6 +38,8 @@ def page(folder: Path = RESULTS) -> str:
         )
         if path.stem == "ingest":
             parts += scale(content["figures"])
+        if path.stem == "serving":
+            parts += serving_page.table(content["figures"])
         if (PAGE.parent / f"{path.stem}.svg").is_file():
             parts.append(f"![{path.stem}]({path.stem}.svg)\n")
         parts.append("| figure | value | low – high | unit | aim | compared with |")
@@ -161,6 +164,9 @@ def main() -> None:
     at_scale = RESULTS / "ingest.json"
     if at_scale.is_file():
         plot(json.loads(at_scale.read_text(encoding="utf-8"))["figures"])
+    serving = RESULTS / "serving.json"
+    if serving.is_file():
+        serving_page.plot(json.loads(serving.read_text(encoding="utf-8"))["figures"])
     PAGE.write_text(page(), encoding="utf-8")
     README.write_text(readme(), encoding="utf-8")
     print(f"written to {PAGE.relative_to(ROOT)} and {README.relative_to(ROOT)}")

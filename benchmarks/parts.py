@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import result
 from benchmarks.result import Figure
 
-NAMES = ("loop", "rankings", "text")
+NAMES = ("loop", "rankings", "serving", "text")
 
 
 def write_part(name: str, figures: list[Figure], seconds: float, part: str = "") -> Path:
@@ -36,9 +36,18 @@ def write_rankings_result(figures: list[Figure], seconds: float, part: str = "")
 
 def write_loop_result(part: str, figures: list[Figure], seconds: float) -> Path:
     """Write a part of `loop.json` under its own name, whatever script measures it."""
-    (result.RESULTS / "loop").mkdir(parents=True, exist_ok=True)
-    path = result.write_result(f"loop/{part}", figures, seconds)
-    merge_parts("loop", result.RESULTS)
+    return _write_own("loop", part, figures, seconds)
+
+
+def write_serving_result(part: str, figures: list[Figure], seconds: float) -> Path:
+    """Write a part of `serving.json` under its own name."""
+    return _write_own("serving", part, figures, seconds)
+
+
+def _write_own(name: str, part: str, figures: list[Figure], seconds: float) -> Path:
+    (result.RESULTS / name).mkdir(parents=True, exist_ok=True)
+    path = result.write_result(f"{name}/{part}", figures, seconds)
+    merge_parts(name, result.RESULTS)
     return path
 
 

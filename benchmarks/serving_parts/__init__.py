@@ -1,0 +1,1 @@
+"""Parts of `benchmarks.serving`: what loads, what answers, and one file a question."""
