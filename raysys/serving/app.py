@@ -29,13 +29,14 @@ from raysys.serving.asking import Context
 from raysys.serving.edge import minimal, policy_for, protect
 from raysys.serving.edge_args import under_home
 from raysys.serving.events_routes import add_event_routes
-from raysys.serving.list_routes import add_list_routes
+from raysys.serving.list_routes import LISTS, add_list_routes
 from raysys.serving.pages import add_pages
 from raysys.serving.problems import Problem, ProblemBody, handle_problems
 from raysys.serving.profile import Profile
 from raysys.serving.service import Service
 from raysys.serving.text_routes import add_text_routes
 from raysys.serving.traffic import Traffic, Watched
+from raysys.serving.workers import BACKGROUND
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -118,7 +119,7 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
     )
     traffic = Traffic()
     app.add_middleware(Watched, traffic=traffic, metrics=lambda: service.metrics)
-    app.add_middleware(Arrival)
+    app.add_middleware(Arrival, service=service)
     protect(app, service.args)
     handle_problems(app)
 
@@ -153,10 +154,16 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
 
 
 class Arrival:
-    """Notes when a request arrived, and refuses a body larger than `MAX_BODY`."""
+    """Notes when a request arrived, refuses a body larger than `MAX_BODY`, and, before anything is
+    read, a list for which there is no room.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    Args:
+        app: what answers.
+        service: whose threads would do the work.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app, self.service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -164,6 +171,9 @@ class Arrival:
             await self.app(scope, receive, send)
             return
         scope.setdefault("state", {})["arrived"] = time.perf_counter()
+        if scope["method"] == "POST" and (refused := self._no_room(scope)) is not None:
+            await refused.response(scope["path"])(scope, receive, send)
+            return
         received = 0
 
         async def counted() -> Message:
@@ -183,6 +193,22 @@ class Arrival:
             detail = f"the body is larger than {MAX_BODY:,} bytes; send fewer items"
             response = Problem(413, "too-large", detail).response(scope["path"])
             await response(scope, receive, send)
+
+    def _no_room(self, scope: Scope) -> Problem | None:
+        """Why a list is refused now, if it is; all other calls wait for their turn."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        priority = LISTS.get(path)
+        if priority is None:
+            return None
+        for name, value in scope["headers"]:
+            if name == b"x-priority" and value == b"background":
+                priority = BACKGROUND
+        refused = self.service.workers.refusal(priority)
+        if refused is not None:
+            metrics = self.service.metrics
+            metrics.count("raysys_shed", kind=refused.kind)
+            metrics.count("raysys_requests", route=path, status=str(refused.status))
+        return refused
 
 
 class _TooLarge(BaseException):

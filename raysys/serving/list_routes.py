@@ -1,7 +1,7 @@
 """The routes of ranked lists."""
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of the routes.
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import FastAPI, Header, Request
 from fastapi.responses import Response
@@ -34,6 +34,14 @@ Forced = Annotated[
     ),
 ]
 
+LISTS: Final = {
+    "/v1/recommend": NORMAL,
+    "/v1/search": URGENT,
+    "/v1/similar": NORMAL,
+    "/v1/rank": NORMAL,
+}
+"""How urgent each is, unless a caller says that it is background."""
+
 
 def add_list_routes(app: FastAPI, service: Service) -> None:
     """Add `/v1/recommend`, `/v1/search`, `/v1/similar` and `/v1/rank`."""
@@ -44,8 +52,8 @@ def add_list_routes(app: FastAPI, service: Service) -> None:
         deadline_ms: float | None,
         urgency: str,
         forced: str | None,
-        own: int,
     ) -> Response:
+        own = LISTS[request.scope["route"].path]
         priority = BACKGROUND if urgency == "background" else own
         arms = _forced(forced, request, service.args.auth)
         context = Context(request.state.arrived, deadline_ms, priority, forced=arms)
@@ -75,7 +83,7 @@ def add_list_routes(app: FastAPI, service: Service) -> None:
 
         An unknown user gets what sells, or what goes with `item_ids`, and `cold_start: true`.
         """
-        return await answer(asked, request, deadline_ms, priority, forced, NORMAL)
+        return await answer(asked, request, deadline_ms, priority, forced)
 
     @app.post(
         "/v1/search",
@@ -94,7 +102,7 @@ def add_list_routes(app: FastAPI, service: Service) -> None:
 
         Slips of the pen, stems and beginnings of words are understood.
         """
-        return await answer(asked, request, deadline_ms, priority, forced, URGENT)
+        return await answer(asked, request, deadline_ms, priority, forced)
 
     @app.post(
         "/v1/similar",
@@ -110,7 +118,7 @@ def add_list_routes(app: FastAPI, service: Service) -> None:
         forced: Forced = None,
     ) -> Response:
         """Items like one: by words, by meaning and by what is bought with it."""
-        return await answer(asked, request, deadline_ms, priority, forced, NORMAL)
+        return await answer(asked, request, deadline_ms, priority, forced)
 
     @app.post(
         "/v1/rank",
@@ -129,7 +137,7 @@ def add_list_routes(app: FastAPI, service: Service) -> None:
 
         Items that the catalogue lacks come last with `score: null`, and in `unknown_item_ids`.
         """
-        return await answer(asked, request, deadline_ms, priority, forced, NORMAL)
+        return await answer(asked, request, deadline_ms, priority, forced)
 
 
 def _forced(said: str | None, request: Request, auth: AuthArgs) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,10 +16,6 @@ T = TypeVar("T")
 
 URGENT, NORMAL, BACKGROUND = 0, 1, 2
 """Search, since somebody is typing; other lists; what nobody looks at while it is made."""
-
-SWITCH_S = 0.001
-"""For so long a thread that computes may keep the one that reads and sends from running. Python's
-own 5 ms are longer than an answer takes, and would be paid at its beginning and at its end."""
 
 PATIENCE_S = 1.0
 """Beyond its deadline nobody waits for an answer any more."""
@@ -51,7 +46,6 @@ class Workers:
         self._open = True
         self._seconds = 0.05  # what a piece took lately
         self.shed = 0
-        sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
         self._running = [
             threading.Thread(target=self._run, name=f"answer-{number}", daemon=True)
             for number in range(threads)
@@ -63,6 +57,19 @@ class Workers:
     def waiting(self) -> int:
         """How many wait."""
         return len(self._waiting)
+
+    def refusal(self, priority: int = NORMAL) -> Problem | None:
+        """What `submit` would raise for want of room; None: there is some.
+
+        To be asked before a request is read: under load most of a refusal's cost is the reading.
+        """
+        if len(self._waiting) < self._max_waiting:
+            return None
+        with self._changed:
+            full = len(self._waiting) >= self._max_waiting
+            if full and max(self._waiting).priority <= priority:
+                return self._overloaded()
+        return None
 
     def submit(
         self, work: Callable[[], T], priority: int = NORMAL, until: float = math.inf
