@@ -28,7 +28,7 @@ def compare(given: argparse.Namespace) -> list[Figure]:
     from benchmarks.serving_parts.servers import NAMES
 
     names = given.servers.split(",") if given.servers else NAMES
-    rounds, seconds = (2, 0.7) if given.quick else (5, 2.0)
+    rounds, seconds = (2, 0.7) if given.quick else (5, 1.5)
     return compare.measure(
         given.registry, given.environments, rounds=rounds, seconds=seconds, servers=names
     )

@@ -21,7 +21,7 @@ from benchmarks.serving_parts.load import Outcome, closed, opened
 from benchmarks.serving_parts.servers import NAMES, Running, running
 
 CONNECTIONS = (1, 8, 32)
-SHARES = (0.25, 0.5, 0.75)  # of what a server did at 8 connections
+SHARES = (0.5, 0.75)  # of what a server did at 8 connections
 OURS = "serve_haproxy"
 MEANS = {
     "uvicorn": "FastAPI on uvicorn, one process",

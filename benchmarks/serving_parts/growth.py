@@ -242,12 +242,13 @@ def ask(n_items: int, root: Path) -> dict[str, Any]:
     """Load, warm up, and ask."""
     import random
 
-    import tests.serving.shop  # noqa: F401  (its encoder is a learner)
     from benchmarks.serving_parts.ask import REQUESTS as FORMS
+    from raysys.learners import LEARNERS
     from raysys.serving.args import ServeArgs
     from raysys.serving.asking import Context
     from raysys.serving.service import Service
 
+    LEARNERS["hashed_words"] = "tests.serving.shop:HashedWordsLearner"
     began = time.perf_counter()
     service = Service(ServeArgs(registry=str(root), clock="log_end"))
     service.warm_up()

@@ -23,7 +23,7 @@ from benchmarks.crash import free_port
 from benchmarks.result import Figure
 from benchmarks.serving_parts.args import VARIABLE, arguments, questions
 from benchmarks.serving_parts.load import Outcome, opened, requests
-from benchmarks.serving_parts.servers import HA_PROXY, PATIENCE_S, Running, started
+from benchmarks.serving_parts.servers import PATIENCE_S, Running, ha_proxy, started
 from raysys.client import ApiError, Client, Unreachable
 
 RATE = 40.0  # a second, raw, and CALLERS more with retries
@@ -68,7 +68,7 @@ def measure(
     """What each kill cost."""
     asked = questions(registry)
     found: list[Figure] = []
-    told = {VARIABLE: json.dumps(arguments(registry))} | (HA_PROXY if haproxy else {})
+    told = {VARIABLE: json.dumps(arguments(registry))} | (ha_proxy() if haproxy else {})
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.serving_parts.nodes", str(port)]
     log = environments.parent / "serving-kills.log"

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,6 @@ from benchmarks.serving_parts.args import OPTIONS, VARIABLE
 
 HERE = Path(__file__).parent
 PATIENCE_S = 240.0
-HA_PROXY: Final = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 NAMES: Final = ("uvicorn", "serve", "serve_haproxy", "litserve", "bentoml")
 
 
@@ -136,7 +136,27 @@ def command_of(name: str, port: int, environments: Path) -> list[str]:
 
 def extra_of(name: str) -> dict[str, str]:
     """What a server's environment says beside the arguments."""
-    return dict(HA_PROXY) if name == "serve_haproxy" else {}
+    return ha_proxy() if name == "serve_haproxy" else {}
+
+
+def ha_proxy() -> dict[str, str]:
+    """What Serve's environment says for HAProxy, with ports and files that no other one has."""
+    home = Path(tempfile.mkdtemp(prefix="haproxy-"))
+    first = 20_000 + free_port() % 90 * 100
+    files = {
+        "CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock",
+        "SERVER_STATE_BASE": "", "SERVER_STATE_FILE": "server-state",
+        "METRICS_SOCKET_PATH": "metrics.sock",
+    }  # fmt: skip
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 99),
+        **{f"RAY_SERVE_HAPROXY_{name}": str(home / file) for name, file in files.items()},
+    }
 
 
 @contextlib.contextmanager
