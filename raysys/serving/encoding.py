@@ -163,9 +163,10 @@ class There:
         if not self._rest.admits():
             raise UnavailableError("down")
         wait_s = min(wait_s, self._args.timeout_ms / 1000)
+        until = time.perf_counter() + wait_s
         response = getattr(self._handle, what).remote(self._bundle, *given, wait_s)
         try:
-            found = response.result(timeout_s=wait_s)
+            found = response.result(timeout_s=max(0.0, until - time.perf_counter()))
         except TimeoutError:
             response.cancel()  # nobody waits for it, nor should a queue
             self._rest.failed()

@@ -40,7 +40,7 @@ RETRIEVAL = "retrieval"
 """All sources of a surface, without what transformers take."""
 
 _SLACK = 1.25  # stages one after the other; and what lies between them
-_LEAST_S = 0.005  # a thread that waits is not woken to the millisecond
+_LEAST_S = 0.01  # a thread that waits is not woken to the millisecond
 
 _HISTORY = 30  # as many as `LiveFeatures.batch` gives a learner
 _AT_ONCE = 1_000_000

@@ -65,10 +65,10 @@ def test_killed_the_answers_go_on_and_it_comes_back(tmp_path: Path) -> None:
             if "#Transformer#" in actor["name"]
         ]
         ray.kill(ray.get_actor(replica, namespace="serve"), no_restart=True)
-        during = [ask(address, 500) for _ in range(5)]
-        assert any(answer["degraded"] for answer in during)
-        for answer in during:
-            assert set(answer["reasons"]) <= {"next_item"}
+        during = [ask(address, 500) for _ in range(6)]
+        assert all("next_item" in answer["reasons"] for answer in during if answer["degraded"])
+        # after three faults nobody waits for it, and all the others have their say
+        assert any(answer["reasons"] == {"next_item": "down"} for answer in during)
         until = time.monotonic() + 120
         while ask(address)["degraded"]:
             assert time.monotonic() < until, "it never came back"
