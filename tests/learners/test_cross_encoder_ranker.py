@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,11 +15,12 @@ import pytest
 from raysys.catalogue import Catalogue
 from raysys.ensemble import BaseScores, EnsembleSettings, fit_ensemble
 from raysys.errors import UserError
+from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.learners import load_model, make_learner
 from raysys.learners.baselines import ColumnModel
 from raysys.learners.cross_encoder_ranker import CrossEncoderRankerModel, judged_pairs
-from raysys.learners.protocol import Context, Placeable, Reranker
+from raysys.learners.protocol import Context, Learner, Placeable, Reranker
 from raysys.learners.validation import NDCG
 from raysys.stages.reranking import RerankerSettings, fit_reranker
 from raysys.text.items import item_texts
@@ -55,6 +57,20 @@ class TestCrossEncoderRanker(LearnerSuite):
     @classmethod
     def more_settings(cls, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return {"model": str(write_tiny_bert(tmp_path_factory.mktemp("bert")))}
+
+    @pytest.mark.slow
+    def test_on_ray_with_two_folds(
+        self,
+        make: Callable[..., Learner[Any]],
+        train: Examples,
+        context: Context,
+        later: Batch,
+        ray: None,
+    ) -> None:
+        """One fit will do: each fold is a Ray Train run of its own, which takes long to start."""
+        there, here = make().fit(train, context), make().fit_local(train, context)
+        np.testing.assert_allclose(there.score(later), here.score(later), rtol=1e-4, atol=1e-5)
+        assert not [path for path in context.scratch.rglob("*") if path.is_file()]
 
 
 @pytest.fixture(scope="module")
