@@ -27,11 +27,14 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from benchmarks.result import ROOT, Figure, write_result
-from raysys.cluster import ray_session
+from raysys.cluster import ray_session, settle_environment
 from raysys.config import load_yaml, parse_settings
 from raysys.registry import Registry
-from raysys.stages.demo import free_port
-from raysys.stages.deploy import DeploySettings, cluster, deploy, plan
+
+settle_environment()  # Ray reads how it authenticates as soon as it is imported
+
+from raysys.stages.demo import free_port  # noqa: E402
+from raysys.stages.deploy import DeploySettings, cluster, deploy, plan  # noqa: E402
 
 ROUTERS = ("default", "consistent_hash")
 LOOKS = 6  # at one's list, in a visit
