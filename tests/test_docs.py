@@ -92,7 +92,7 @@ def test_every_stage_and_option_in_the_pages_exists(page, line):
     command = words[: 2 if len(words) > 1 and words[1] in inner(words[0]) else 1]
     if "--config" in words:
         config = words[words.index("--config") + 1]
-        own = page.name == "story.md"  # whose files benchmarks/story_shop.py makes
+        own = page == "story.md"  # whose files benchmarks/story_shop.py makes
         if not (own or config.isupper() or "YOUR" in config or "NAME" in config):
             find_config(config, words[0])
     options = help_of(tuple(command))
