@@ -63,7 +63,7 @@ def kills(given: argparse.Namespace) -> list[Figure]:
 def fuzz(given: argparse.Namespace) -> list[Figure]:
     from benchmarks.serving_parts import fuzz
 
-    return fuzz.measure(given.environments, examples=10 if given.quick else 250)
+    return fuzz.measure(given.environments, seconds=15 if given.quick else 240)
 
 
 def main() -> None:
