@@ -163,18 +163,27 @@ class Search:
 
     def _vector_of(self, query: str) -> npt.NDArray[np.float32]:
         """What the encoder makes of a query, float32[d]; remembered: the same few come all day."""
-        encoder = self.encoder
-        assert encoder is not None
+        assert self.encoder is not None
+        vector = self.remembered(query)
+        if vector is None:
+            vector = self.encoder.encode([query])[0]
+            self.remember(query, vector)
+        return vector
+
+    def remembered(self, query: str) -> npt.NDArray[np.float32] | None:
+        """The vector of a query that came before, float32[d]; None: it is not known."""
         with self._lock:
-            if query in self._vectors_of:
-                self._vectors_of.move_to_end(query)
-                return self._vectors_of[query]
-        vector = encoder.encode([query])[0]
+            if query not in self._vectors_of:
+                return None
+            self._vectors_of.move_to_end(query)
+            return self._vectors_of[query]
+
+    def remember(self, query: str, vector: npt.NDArray[np.float32]) -> None:
+        """Keep a query's vector for the next time, wherever it was made."""
         with self._lock:
             self._vectors_of[query] = vector
             if len(self._vectors_of) > _QUERIES_KEPT:
                 self._vectors_of.popitem(last=False)
-        return vector
 
     def _by_words(self, query: str, limit: int, allowed: Allowed | None) -> _Ranking:
         rows = None if allowed is None else allowed.rows(self.lexical.row_of_item)

@@ -237,9 +237,16 @@ class Pools:
 
     def _query(self, ask: Ask, limit: int, told: Ranking) -> Float32 | None:
         """The query's vector; None: there is none, and `told` knows why."""
-        texts = [ask.text] if ask.text is not None and self._search.vectors is not None else []
+        text = ask.text if self._search.vectors is not None else None
+        known = None if text is None else self._search.remembered(text)
+        texts = [text] if text is not None and known is None else []
         queries = self._encode(ask, texts, self._elsewhere(ask), limit, told).queries
-        return None if queries is None else queries[0]
+        if text is not None and queries is not None:
+            known = queries[0]
+            self._search.remember(text, known)
+        elif known is not None and time.perf_counter() > ask.until:  # no time to look by it
+            known, told.reasons[MEANING] = None, "deadline"
+        return known
 
     def _elsewhere(self, ask: Ask) -> list[Int32]:
         """The history as the learner reads it, where encoding is another process's: with a query
