@@ -239,8 +239,13 @@ class Encoder:
 
 
 def _on(module: Any, device: torch.device) -> Any:
-    """The module on a device; where it is there, without the walk over its parts that `to` is."""
-    return module if next(module.parameters()).device == device else module.to(device)
+    """The module on a device; where it is there, without the walk over its parts that `to` is.
+
+    Another runtime's has no parameters, and goes where its inputs are.
+    """
+    first = next(iter(module.parameters()), None)
+    return module if first is None or first.device == device else module.to(device)
+
 
 
 def _trunk(transformer: Any, frozen: int) -> Any:
