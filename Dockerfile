@@ -8,7 +8,6 @@ COPY pyproject.toml README.md LICENSE ./
 COPY raysys raysys
 COPY tune_configs tune_configs
 COPY serve_configs serve_configs
-COPY experiment_configs experiment_configs
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11-slim-bookworm

@@ -35,7 +35,9 @@ def kind(path: Path) -> str:
     """Which part of the program reads a file."""
     if path.parts[:2] == ("raysys", "presets"):
         return path.stem
-    if path.parts[0] in ("tune_configs", "serve_configs", "experiment_configs"):
+    if path.parts[:2] == ("serve_configs", "experiments"):
+        return "experiment"
+    if path.parts[0] in ("tune_configs", "serve_configs"):
         return path.parts[0].partition("_")[0]
     return str(path)
 

@@ -128,7 +128,7 @@ def test_every_config_says_only_what_is_read(registry: Registry, name: str, tmp_
 
 
 def test_experiments_are_checked_before_anything_starts(registry: Registry, tmp_path: Path) -> None:
-    folder = LOCAL.parents[1] / "experiment_configs"
+    folder = LOCAL.parent / "experiments"
     content = yaml.safe_load((folder / "home.yaml").read_text())
     path = tmp_path / "home.yaml"
     shutil.copytree(registry.root, tmp_path / "registry", symlinks=True)
