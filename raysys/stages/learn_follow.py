@@ -22,6 +22,9 @@ from raysys.storage import Manifest, Workspace
 
 log = logging.getLogger("raysys")
 
+RETRY_MINUTES = 5
+"""After a round that failed."""
+
 Clock = Callable[[], float]
 """Seconds since 1970."""
 
@@ -77,7 +80,7 @@ class Due:
     ) -> None:
         self._settings, self._workspace = settings, workspace
         self._events, self._clock = events, clock
-        self._complained = False
+        self._complained = self._here = self._failed = False
         rounds = learn.journal(workspace)
         self._position = int(rounds[-1]["position"]) if rounds else 0
         self._began: float | None = None  # of the last round, seconds since 1970
@@ -86,9 +89,11 @@ class Due:
 
     def reason(self) -> str | None:
         """Why a round is due now; None: none is."""
-        if learn.unfinished(self._workspace):
-            return "one was cut off"
         told, passed = self._settings.follow, self._passed()
+        if not self._here and learn.unfinished(self._workspace):
+            return "one was cut off"
+        if self._failed and passed is not None and passed >= RETRY_MINUTES:
+            return "the last one failed"
         if told.every_minutes is not None:
             if passed is None:
                 return "it is the first"
@@ -102,8 +107,12 @@ class Due:
 
     def begun(self) -> None:
         """A round begins now: what comes from here on is for the next."""
-        self._began = self._clock()
+        self._began, self._here, self._failed = self._clock(), True, False
         self._position = self._events.end()
+
+    def failed(self) -> None:
+        """The round that began last came to nothing: another try is due before long."""
+        self._failed = True
 
     def waiting(self) -> int:
         """Events in the log that no round has seen."""
@@ -146,6 +155,7 @@ def follow(
 
     Raises:
         UserError: the first round cannot be run.
+        OSError: its files cannot be written.
     """
     events = LearnedLog(settings, workspace)
     done, last = 0, None
@@ -161,10 +171,11 @@ def follow(
                 else:
                     told(manifest)
                 last = manifest.figures["round"]
-            except UserError as error:
+            except (UserError, OSError) as error:
                 if not done:
                     raise
                 log.warning("learn: this round failed, the next one tries again: %s", error)
+                due.failed()
             done += 1
     finally:
         events.close()

@@ -484,8 +484,14 @@ def test_follow_begins_rounds_as_they_are_due(
     now[0] += 3600
     assert due.reason() == "60 minutes have passed"
     due.begun()
+    due.failed()
     monkeypatch.setattr(learn, "unfinished", lambda _: True)
-    assert due.reason() == "one was cut off"
+    assert due.reason() is None  # not at once
+    now[0] += 300
+    assert due.reason() == "the last one failed"
+    due.begun()
+    assert due.reason() is None
+    assert Due(settings, shop, log, clock=lambda: now[0]).reason() == "one was cut off"
     log.close()
     events.close()
 
