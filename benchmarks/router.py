@@ -120,7 +120,8 @@ def load(url: str, asked: list[str], connections: int, seconds: float) -> tuple[
 def known_by_cache(folder: Path, answers: int) -> Counter[str]:
     """Answers by how the cache knew them, once all are written."""
     for _ in range(100):
-        paths = [str(path) for path in folder.rglob("*.parquet")]
+        # those that are being written begin with a dot
+        paths = [str(path) for path in folder.rglob("*.parquet") if path.name[0] != "."]
         if paths:
             told = ds.dataset(paths).to_table(columns=["cache", "user_id"]).to_pylist()
             if len(told) >= answers:
