@@ -72,7 +72,9 @@ def figures(target: str) -> str:
         if re.fullmatch(pattern, figure["name"]):
             low, high = figure["low"], figure["high"]
             spread = "" if low is None else f"{low:.3f} – {high:.3f}"
-            cells = (f"`{figure['name']}`", f"{figure['value']:.3f}", spread, figure["reference"])
+            value = float(figure["value"])
+            told = f"{value:,.0f}" if value.is_integer() and low is None else f"{value:,.3f}"
+            cells = (f"`{figure['name']}`", told, spread, figure["reference"])
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
