@@ -37,6 +37,10 @@ class Costs:
         sizes = self._runs.setdefault(name, {})
         sizes.setdefault(n.bit_length(), _Runs()).add(seconds)
 
+    def forget(self) -> None:
+        """Nothing is known any more."""
+        self._runs.clear()
+
     def expected(self, name: str, n: int) -> float:
         """Seconds that it will hardly exceed; 0 where nothing is known.
 

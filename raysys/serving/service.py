@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -193,12 +194,14 @@ class Service:
             except UnavailableError as error:
                 log.error("the transformer is not ready, answers begin without it: %s", error)
         users = self.bundle.features.users[:3]
-        text = next((text for text in self.catalogue.texts if text), "warm")
-        query = text.split(",")[0][:100] or "warm"
+        texts = (text.split(",")[0][:90] for text in self.catalogue.texts if text)
+        # one for each user: of a query that is remembered nothing is made
+        some = dict.fromkeys(itertools.islice(texts, 100))
+        queries = [query for query in some if query.strip()][:4]
         items = [str(item) for item in self.catalogue.ids[:100]]
-        asked: list[ListRequest] = []
-        for user_id in [*users, "a stranger"]:
-            asked += [
+        for number, user_id in enumerate([*users, "a stranger"]):
+            query = queries[number] if number < len(queries) else f"warm {number}"
+            asked: list[ListRequest] = [
                 RecommendRequest(user_id=user_id, k=1),
                 SearchRequest(query=query, user_id=user_id, k=1),
             ]
@@ -209,9 +212,11 @@ class Service:
                     RankRequest(item_ids=items, user_id=user_id, query=query),
                     RecommendRequest(user_id=user_id, place="cart", item_ids=items[:2], k=1),
                 ]
-        for request in asked:
-            ask, _ = self.asking(request, Context(float("inf")))
-            self.ranker.arrange(self.ranker.scored(ask), ask)
+            for request in asked:
+                ask, _ = self.asking(request, Context(float("inf")))
+                self.ranker.arrange(self.ranker.scored(ask), ask)
+            if not number:  # these loaded and compiled: nothing will take that long again
+                self.ranker.costs.forget()
         log.info("%s warmed up in %.1f s", self.bundle.id, time.perf_counter() - began)
 
     async def run(self, work: Callable[[], T], context: Context | None = None) -> T:

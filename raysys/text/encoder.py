@@ -247,7 +247,6 @@ def _on(module: Any, device: torch.device) -> Any:
     return module if first is None or first.device == device else module.to(device)
 
 
-
 def _trunk(transformer: Any, frozen: int) -> Any:
     """The model up to its first `frozen` layers; shares its weights."""
     trunk = copy.copy(transformer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pydantic_core import to_json
 
 from raysys.errors import UserError
 from raysys.registry import Registry
+from raysys.serving import pools
 from raysys.serving.api import ListAnswer, RankRequest, RecommendRequest, SearchRequest
 from raysys.serving.app import http_app
 from raysys.serving.args import ServeArgs
@@ -257,3 +259,33 @@ def test_a_list_too_short_is_filled_from_users_alike_first(registry: Registry) -
         assert sources.count(["segment"]) == told["segment"] > 0 and len(sources) == 130
     stranger = ask(client, "recommend", session_id="s", **body)
     assert "segment" not in stranger["explanation"]["by_source"]
+
+
+def test_what_the_first_of_all_queries_took_costs_no_later_one_its_meaning(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one loads the model: ten seconds that a deadline of one must not be told of."""
+    service = Service(
+        ServeArgs.model_validate({"registry": str(registry.root), "deadline_ms": 1000})
+    )
+    late = [0.0]
+    taken: list[str] = []
+    encode = service.bundle.search.encoder.encode
+
+    def cold(texts: list[str]) -> Any:
+        if not taken:
+            late[0] = 10.0
+        taken.extend(texts)
+        return encode(texts)
+
+    def clock() -> float:
+        now, late[0] = time.perf_counter() + late[0], 0.0
+        return now
+
+    monkeypatch.setattr(service.bundle.search.encoder, "encode", cold)
+    monkeypatch.setattr(pools, "time", SimpleNamespace(perf_counter=clock))
+    service.warm_up()
+    assert len(set(taken)) == len(taken) >= 3, "each query of the warm-up is a new one"
+    answer = service.answer(SearchRequest(query="never asked", k=3), Context(time.perf_counter()))
+    assert answer.reasons == {} and not answer.degraded
+    service.close()
