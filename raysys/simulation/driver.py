@@ -40,8 +40,8 @@ class DriveSettings(Settings):
         at_once: most that are under way.
         k: length of lists.
         search: share of visits that search; the others look at the home page.
-        days_per_second: how fast the shoppers' calendar runs (fatigue, budgets, seasons); events
-            are stamped with the wall clock.
+        days_per_second: how fast the shoppers' calendar runs (fatigue, budgets, seasons); the shop
+            stamps events as they come, by its own clock.
         send_events: to /v1/events.
         timeout_s: of one answer.
         seed: of who comes and what they do.
@@ -218,8 +218,9 @@ class _Drive:
     async def _send(self, events: list[dict[str, Any]]) -> None:
         if not self.events_taken or not events:
             return
-        plain = [
-            {key: value for key, value in event.items() if value is not None} for event in events
+        plain = [  # without their moments: a demonstration's clock is not the wall's
+            {key: value for key, value in event.items() if value is not None and key != "timestamp"}
+            for event in events
         ]
         for at in range(0, len(plain), 1000):
             answer = await self._post("/v1/events", {"events": plain[at : at + 1000]})
