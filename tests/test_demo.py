@@ -147,7 +147,7 @@ def answer_of(line: str, call: Call) -> dict:
 
 
 @pytest.mark.parametrize(
-    "moment", ["demo, in seconds", "read and check …", "sessions …", "stage 2 of 6: features …"]
+    "moment", ["demo, in seconds", "read and check …", "stage 2 of 6: features …"]
 )
 def test_ctrl_c_leaves_no_process(moment: str, tmp_path: Path) -> None:
     with demo(tmp_path / "run") as running:
