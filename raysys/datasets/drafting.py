@@ -8,7 +8,15 @@ import polars as pl
 import pyarrow as pa
 
 from raysys import schema
-from raysys.datasets.mapping import ATTRIBUTES, MENDED, UNPARSED, EventFiles, UserFiles, polars_type
+from raysys.datasets.mapping import (
+    ATTRIBUTES,
+    MENDED,
+    UNPARSED,
+    EventFiles,
+    RecordUsers,
+    UserFiles,
+    polars_type,
+)
 from raysys.datasets.times import TimeFormat, check_unit, to_millis
 
 
@@ -51,6 +59,9 @@ def draft_items(
 def draft_users(rows: pl.DataFrame, files: UserFiles) -> pl.DataFrame:
     """Rows of a file as draft users: `user_id`, and `attributes` as a list of {key, value}."""
     source = files.columns["user_id"]
+    unparsed = pl.lit(None, dtype=pl.String).alias(UNPARSED)
+    if isinstance(files, RecordUsers):
+        return rows.select(_text(rows[source]).alias("user_id"), ATTRIBUTES, unparsed)
     names = files.attributes or tuple(c for c in rows.columns if c != source and c[0] != "_")
     entries = [
         pl.struct(pl.lit(name).alias("key"), _text(rows[name]).alias("value")) for name in names
@@ -64,7 +75,7 @@ def draft_users(rows: pl.DataFrame, files: UserFiles) -> pl.DataFrame:
     return rows.select(
         _text(rows[source]).alias("user_id"),
         listed.alias(ATTRIBUTES),
-        pl.lit(None, dtype=pl.String).alias(UNPARSED),
+        unparsed,
     )
 
 

@@ -18,6 +18,7 @@ from raysys.datasets.mapping import (
     AnyFiles,
     RecordEvents,
     RecordItems,
+    RecordUsers,
     fit,
     wanted,
 )
@@ -35,7 +36,7 @@ def read_jsonl(
     Strings are as they are, everything else as JSON writes it. A key that no record of the file
     has is told as lacking with the last block.
     """
-    if isinstance(files, RecordEvents | RecordItems):
+    if isinstance(files, RecordEvents | RecordItems | RecordUsers):
         yield from _read_records(part, files)
         return
     row = 0
@@ -68,7 +69,7 @@ def read_jsonl(
         yield Block(pl.DataFrame(), _NO_NUMBERS, lacking=lacking)
 
 
-def _read_records(part: Part, files: RecordEvents | RecordItems) -> Iterator[Block]:
+def _read_records(part: Part, files: RecordEvents | RecordItems | RecordUsers) -> Iterator[Block]:
     """The records of a JSON-lines file as nested columns of the types that the adapter states."""
     row = 0
     for chunk in chunks(part, quoted=False):

@@ -198,6 +198,10 @@ class RecordItems(RecordFiles, ItemFiles):
     """Files of records some of which describe items."""
 
 
+class RecordUsers(RecordFiles, UserFiles):
+    """Files of records some of which describe users; expanded rows hold their `ATTRIBUTES`."""
+
+
 AnyFiles = EventFiles | ItemFiles | UserFiles | TableFiles
 
 

@@ -9,7 +9,8 @@ Choices:
 - Users are optional there. Where one is missing the session stands in; without either the rules
   quarantine the event.
 - `fields` hold what a shop likes: the settings say which of them means what here.
-- What item events say of one item is put together, the first word of each field.
+- What item events say of one item, and user events of one user, is put together, the first word
+  of each field. All of a user's fields are attributes, of the names that they have.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ from raysys.datasets.importer import (
     understand,
     unroll,
 )
-from raysys.datasets.mapping import RecordEvents, RecordItems
+from raysys.datasets.mapping import ATTRIBUTES, RecordEvents, RecordItems, RecordUsers
 from raysys.datasets.source import RECORD, Expanded, Source
 
 RANKING: Final = "ranking"
 INTERACTION: Final = "interaction"
 ITEM: Final = ("item", "metadata")  # as it is called now, and as it was at first
+USER: Final = "user"
 
 _FIELD: Final = pl.Struct({"name": pl.String, "value": pl.String})
 _EVENT: Final = {
@@ -54,6 +56,8 @@ _EVENT: Final = {
     "items": pl.List(pl.Struct({"id": pl.String})),
 }
 _ITEM: Final = {"event": pl.String, "item": pl.String, "fields": pl.List(_FIELD)}
+_ENTRIES: Final = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+_USER: Final = {"event": pl.String, "user": pl.String, "fields": pl.List(_FIELD)}
 _VALUE: Final = listed_text(pl.col("fields").struct.field("value"))
 _EVENT_FIELDS: Final = {
     name: name for name in ("query", "quantity", "price", "currency", "order_id", "rating")
@@ -114,14 +118,24 @@ def source(settings: MetarankSource) -> Source:
         needed=("event",),
         importer=settings.told,
     )
+    users = RecordUsers(
+        paths=settings.paths,
+        format="jsonl",
+        columns={"user_id": "user_id"},
+        record=_USER,
+        needed=("event",),
+        importer=settings.told,
+    )
     fields = {**_EVENT_FIELDS, **settings.fields}
     item_fields = {**_ITEM_FIELDS, **settings.item_fields}
     return Source(
         settings.title,
         (events,),
         (items,),
+        (users,),
         expand_events=partial(expand_events, words=settings.words, fields=fields),
         expand_items=partial(expand_items, fields=item_fields),
+        expand_users=expand_users,
     )
 
 
@@ -187,4 +201,46 @@ def expand_items(records: pl.DataFrame, fields: dict[str, str]) -> Expanded:
     rows = pl.concat([merged, nameless]).sort(RECORD)
     if told.height > rows.height:
         ignored["more_of_the_same_item"] = told.height - rows.height
+    return Expanded(rows, ignored)
+
+
+def expand_users(records: pl.DataFrame) -> Expanded:
+    """What user events say, one row a user: of each field the first word.
+
+    Args:
+        records: columns of the format, as read.
+
+    Returns:
+        rows of `user_id` and `attributes`, a list of {key, value} with distinct keys.
+    """
+    frame = records.with_row_index(RECORD).with_columns(
+        event=present(pl.col("event")), user_id=present(pl.col("user"))
+    )
+    is_user = pl.col("event").fill_null("(nothing)") == USER
+    others = frame.filter(~is_user)["event"].fill_null("(nothing)")
+    ignored = counted(others, "not_a_user")
+    told = frame.filter(is_user)
+    first = pl.col(RECORD).first().over("user_id")
+    fields = (
+        told.drop_nulls("user_id")
+        .select(first.alias(RECORD), "fields")
+        .explode("fields", empty_as_null=True)
+        .select(
+            RECORD,
+            present(pl.col("fields").struct.field("name")).alias("key"),
+            present(listed_text(pl.col("fields").struct.field("value"))).alias("value"),
+        )
+        .drop_nulls()
+        .unique([RECORD, "key"], keep="first", maintain_order=True)
+        .group_by(RECORD, maintain_order=True)
+        .agg(pl.struct("key", "value").alias(ATTRIBUTES))
+    )
+    people = told.filter(pl.col("user_id").is_null() | pl.col("user_id").is_first_distinct())
+    rows = (
+        people.select(RECORD, "user_id")
+        .join(fields, on=RECORD, how="left", maintain_order="left")
+        .with_columns(pl.col(ATTRIBUTES).fill_null(pl.lit([], dtype=_ENTRIES)))
+    )
+    if told.height > rows.height:
+        ignored["more_of_the_same_user"] = told.height - rows.height
     return Expanded(rows, ignored)

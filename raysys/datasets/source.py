@@ -72,6 +72,7 @@ class Source:
     prepare_items: Prepare | None = None
     expand_events: Expand | None = None  # for `RecordEvents`: applied before the mapping
     expand_items: Expand | None = None  # for `RecordItems`
+    expand_users: Expand | None = None  # for `RecordUsers`
     plain: tuple[AnyFiles, ...] = ()  # mappings of files that need nothing that the adapter does
 
     def of(self, files: AnyFiles) -> Source:
@@ -85,6 +86,7 @@ class Source:
             prepare_items=None,
             expand_events=_each_itself if self.expand_events else None,
             expand_items=None,
+            expand_users=None,
         )
 
 

@@ -7,6 +7,7 @@ store under the digest of their files.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -145,5 +146,10 @@ def read_users(
         user_rules(limits, settings),
     )
     for files in source.users:
-        users.take(files, source, lambda rows, _, files=files: draft_users(rows, files))  # type: ignore[misc]
+        draft = partial(_draft_users, files=files)
+        users.take(files, source, draft, source.of(files).expand_users)
     return users.rows(), users
+
+
+def _draft_users(rows: pl.DataFrame, where: str, files: UserFiles) -> pl.DataFrame:
+    return draft_users(rows, files)

@@ -1,12 +1,14 @@
 """Metarank's JSON events into events and items."""
 
+import json
+
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raysys.config import parse_settings
-from raysys.datasets.drafting import draft_items
+from raysys.datasets.drafting import draft_items, draft_users
 from raysys.datasets.files import find, read
 from raysys.datasets.mapping import UNPARSED
 from raysys.datasets.metarank import MetarankSource, source
@@ -86,6 +88,38 @@ def test_item_events_make_the_catalogue_with_the_first_word_on_each():
     assert told.ignored["more_of_the_same_item"] == 1
 
 
+def test_user_events_are_what_is_known_of_users(tmp_path):
+    said = [
+        {"event": "user", "user": "u1", "fields": [{"name": "age", "value": 33},
+                                                   {"name": "likes", "value": ["cats", "tea"]},
+                                                   {"name": "age", "value": 34},
+                                                   {"name": "gone", "value": None}]},
+        {"event": "user", "user": "u2"},
+        {"event": "user", "user": "u1", "fields": [{"name": "age", "value": 40},
+                                                   {"name": "city", "value": "Ulm"}]},
+        {"event": "user", "fields": [{"name": "age", "value": 1}]},
+        {"event": "item", "item": "i"},
+        {"id": "x"},
+    ]  # fmt: skip
+    lines = [*(json.dumps(each) for each in said), ""]  # a line that does not end is read apart
+    made = metarank(paths=write(tmp_path / "x.jsonl", lines))
+    (block,) = read(find(made.users[0])[0], made.users[0])
+    told = made.expand_users(block.rows)
+    accounted_for(block.rows, told)
+    users = draft_users(told.rows, made.users[0])
+    known = {user: {e["key"]: e["value"] for e in entries} for user, entries, _ in users.rows()}
+    assert known == {
+        "u1": {"age": "33", "likes": "cats, tea", "city": "Ulm"},
+        "u2": {},
+        None: {},  # for the rules: nobody is named
+    }
+    assert told.ignored == {
+        "not_a_user: item": 1,
+        "not_a_user: (nothing)": 1,
+        "more_of_the_same_user": 1,
+    }
+
+
 def test_fields_may_have_other_names():
     made = metarank(item_fields={"category": "color", "title": "name"})
     (block,) = read(find(made.items[0])[0], made.items[0])
@@ -148,6 +182,9 @@ def test_whatever_records_say_every_one_is_accounted_for(tmp_path, lines):
         for block in read(find(made.items[0])[0], made.items[0]):
             if block.rows.height:
                 accounted_for(block.rows, made.expand_items(block.rows))
+        for block in read(find(made.users[0])[0], made.users[0]):
+            if block.rows.height:
+                accounted_for(block.rows, made.expand_users(block.rows))
     except UserError:
         return  # no field that the format needs, or no believable moment
     assert all_of(path, events, ignored, faults)

@@ -1,6 +1,7 @@
 """Other systems' logs from file to events: every record is an event, quarantined or left out."""
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from raysys.config import find_config, load_settings
@@ -55,6 +56,8 @@ def test_metarank_brings_its_catalogue(tmp_path):
     taken = take_source(tmp_path, SOURCES["metarank"]())
     assert taken.items.filter(pl.col("title").is_not_null()).height > 0
     assert taken.outcome.tallies["items"].ignored
+    told = pq.read_table(taken.folder / "users.parquet").to_pylist()
+    assert {user["user_id"]: dict(user["attributes"]) for user in told}["user1"] == {"age": "33"}
 
 
 @pytest.mark.parametrize("kind", SOURCES)
