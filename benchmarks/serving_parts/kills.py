@@ -1,8 +1,9 @@
 """Whatever can die is killed under load, each in turn: what fails, and what a retry cures.
 
 A head and two worker nodes (processes on this machine, `ray.cluster_utils`), two replicas of the
-ranker, one a worker node. An open loop without retries says what fails and how long nothing came;
-beside it `raysys.Client`s with their own retries say what a caller of ours would have noticed.
+ranker, one a worker node, and two of the transformer, which reads texts for them. An open loop
+without retries says what fails and how long nothing came; beside it `raysys.Client`s with their own
+retries say what a caller of ours would have noticed.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from benchmarks.serving_parts.load import Outcome, opened, requests
 from benchmarks.serving_parts.servers import PATIENCE_S, Running, ha_proxy, started
 from raysys.client import ApiError, Client, Unreachable
 
-RATE = 40.0  # a second, raw, and CALLERS more with retries
+RATES = {"rank": 40.0, "search": 15.0}  # a second, raw, and CALLERS more with retries
 CALLERS = 4
 REPLICAS = 2
-KINDS = ("replica", "proxy", "controller", "node")
+KINDS = ("ranker", "transformer", "proxy", "controller", "node")
 
 
 @dataclass
@@ -68,7 +69,8 @@ def measure(
     """What each kill cost."""
     asked = questions(registry)
     found: list[Figure] = []
-    told = {VARIABLE: json.dumps(arguments(registry))} | (ha_proxy() if haproxy else {})
+    args = arguments(registry, transformer={})
+    told = {VARIABLE: json.dumps(args)} | (ha_proxy() if haproxy else {})
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.serving_parts.nodes", str(port)]
     log = environments.parent / "serving-kills.log"
@@ -76,12 +78,15 @@ def measure(
         server = Running(port, process)
         _ready(server, log)
         users = [str(each["user_id"]) for each in asked["recommend"]]
-        bodies = [server.body("rank", each) for each in asked["rank"]]
-        work = requests("127.0.0.1", port, "/v1/rank", bodies)
-        opened("127.0.0.1", port, work, RATE, 5)  # warm
+        work = {}
+        for surface, rate in RATES.items():
+            bodies = [server.body(surface, each) for each in asked[surface]]
+            work[surface] = requests("127.0.0.1", port, f"/v1/{surface}", bodies)
+            opened("127.0.0.1", port, work[surface], rate, 5)  # warm
         for kind in KINDS:
+            surface = "search" if kind == "transformer" else "rank"  # it reads queries
             try:
-                found += _one(server, kind, work, users, seconds)
+                found += _one(server, kind, work[surface], users, seconds, RATES[surface])
             except (RuntimeError, IndexError) as error:  # the others are worth measuring
                 print(f"{kind}: {error!r}", flush=True)
     failed = sum(f.value for f in found if f.name.endswith("_failed_after_retry"))
@@ -104,7 +109,7 @@ def _ready(server: Running, log: Path) -> None:
 
 
 def _one(
-    server: Running, kind: str, work: list[bytes], users: list[str], seconds: float
+    server: Running, kind: str, work: list[bytes], users: list[str], seconds: float, rate: float
 ) -> list[Figure]:
     callers = Callers(f"http://127.0.0.1:{server.port}", users)
     threads = [
@@ -123,7 +128,7 @@ def _one(
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    outcome = opened("127.0.0.1", server.port, work, RATE, seconds, timeout_s=10)
+    outcome = opened("127.0.0.1", server.port, work, rate, seconds, timeout_s=10)
     killer.join(60)
     callers.stopped.set()
     for thread in threads:
@@ -132,7 +137,7 @@ def _one(
         raise RuntimeError("nothing was killed")
     print(f"{kind}: {len(callers.failed)} failed after retries {callers.failed[:2]}", flush=True)
     _settle(server)
-    return _figures(kind, outcome, callers, killed_at[0])
+    return _figures(kind, outcome, callers, killed_at[0], rate)
 
 
 def _kill(server: Running, kind: str) -> None:
@@ -143,7 +148,8 @@ def _kill(server: Running, kind: str) -> None:
         server.process.stdin.flush()
         return
     marks = {
-        "replica": ("ServeReplica",),
+        "ranker": ("ServeReplica:raysys:Ranker",),
+        "transformer": ("ServeReplica:raysys:Transformer",),
         "controller": ("ServeController",),
         "proxy": ("haproxy", "ProxyActor"),
     }[kind]
@@ -187,7 +193,7 @@ def _ready_replicas(server: Running) -> int:
     for process in server.processes:
         with contextlib.suppress(psutil.Error):
             said = " ".join(process.cmdline())
-            n += "ServeReplica" in said and "initialize" not in said
+            n += "ServeReplica:raysys:Ranker" in said and "initialize" not in said
     return n
 
 
@@ -200,12 +206,14 @@ def gaps(outcome: Outcome, killed: float, normal_ms: float) -> tuple[float, floa
     return gap, max(0.0, float(late.max()) - killed) if len(late) else 0.0
 
 
-def _figures(kind: str, outcome: Outcome, callers: Callers, killed: float) -> list[Figure]:
+def _figures(
+    kind: str, outcome: Outcome, callers: Callers, killed: float, rate: float
+) -> list[Figure]:
     failed = int((~outcome.good).sum())
     before = outcome.good & (outcome.due < killed - 0.5)
     normal = float(np.quantile(outcome.ms[before], 0.99)) if before.any() else 50.0
     gap, recovery = gaps(outcome, killed, normal)
-    load = f"{len(outcome.status):,} requests at {RATE:.0f}/s without retries"
+    load = f"{len(outcome.status):,} requests, {rate:.0f}/s without retries"
     return [
         Figure(f"kill_{kind}_failed", failed, "requests", reference=f"of {load}"),
         Figure(

@@ -21,7 +21,7 @@ def main() -> None:
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False},
     )
-    nodes = [cluster.add_node(num_cpus=2, resources=ROOM) for _ in range(2)]
+    nodes = [cluster.add_node(num_cpus=3, resources=ROOM) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     try:
         own = {"num_cpus": 1, "resources": ROOM}
@@ -30,7 +30,7 @@ def main() -> None:
         for line in sys.stdin:
             if line.strip() == "node":
                 cluster.remove_node(nodes.pop(), allow_graceful=False)
-                nodes.append(cluster.add_node(num_cpus=2, resources=ROOM))
+                nodes.append(cluster.add_node(num_cpus=3, resources=ROOM))
     finally:
         serve.shutdown()
         ray.shutdown()

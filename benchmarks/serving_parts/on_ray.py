@@ -14,16 +14,21 @@ from ray import serve
 from benchmarks.serving_parts.args import options, told
 from raysys.serving.app import settle
 from raysys.serving.args import ServeArgs
-from raysys.serving.replica import Replica
+from raysys.serving.replica import Replica, Transformer
 
 
 def deploy(port: int, replicas: int = 1, **more: object) -> None:
-    """As `serve_configs/local.yaml` has it; returns when it answers."""
+    """As `serve_configs/local.yaml` has it, with as many replicas of the transformer where the
+    arguments name it; returns when it answers."""
     serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
-    settled = settle(ServeArgs.model_validate(told())).model_dump(mode="json")
+    args = settle(ServeArgs.model_validate(told()))
+    settled = args.model_dump(mode="json")
     own = {"num_replicas": replicas, **options(), **more}
+    transformer = None
+    if args.transformer is not None:
+        transformer = Transformer.options(num_replicas=replicas).bind(settled)  # type: ignore[attr-defined]
     deployment = Replica.options(**own)  # type: ignore[attr-defined]
-    serve.run(deployment.bind(settled), name="raysys", route_prefix="/")
+    serve.run(deployment.bind(settled, transformer), name="raysys", route_prefix="/")
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from raysys.ensemble.ranking import Judgements, divide, ndcg
 
@@ -166,14 +167,37 @@ def quantile_bins(values: Float32, bins: int) -> npt.NDArray[np.int64]:
 
 
 def top_items(judgements: Judgements, scores: Float32, k: int) -> npt.NDArray[np.int32]:
-    """The first k items of every request: int32[r, k], -1 where the list is shorter."""
-    owner = np.repeat(np.arange(judgements.n_requests), np.diff(judgements.offsets))
-    order = np.lexsort((judgements.item, -scores, owner))
-    place = np.arange(len(owner)) - judgements.offsets[:-1][owner]
-    first = place < k
+    """The first k items of every request: int32[r, k], -1 where the list is shorter.
+
+    Of equal scores the item of the lower number comes first.
+    """
     top = np.full((judgements.n_requests, k), -1, dtype=np.int32)
-    top[owner[first], place[first]] = judgements.item[order][first]
+    _fill_top(np.ascontiguousarray(scores), judgements.item, judgements.offsets, top)
     return top
+
+
+@njit(cache=True, nogil=True)
+def _fill_top(scores, item, offsets, top):  # type: ignore[no-untyped-def]
+    """By insertion: hardly a row of a long list comes in front of the k-th."""
+    k = top.shape[1]
+    best = np.empty(k, scores.dtype)
+    for request in range(len(offsets) - 1):
+        held = 0
+        for row in range(offsets[request], offsets[request + 1]):
+            score, number = scores[row], item[row]
+            at = held
+            while at and (
+                best[at - 1] < score or (best[at - 1] == score and top[request, at - 1] > number)
+            ):
+                at -= 1
+            if at == k:
+                continue
+            held = min(held + 1, k)
+            for place in range(held - 1, at, -1):
+                best[place] = best[place - 1]
+                top[request, place] = top[request, place - 1]
+            best[at] = score
+            top[request, at] = number
 
 
 def coverage(top: npt.NDArray[np.int32], n_items: int) -> float:

@@ -7,10 +7,11 @@ nor the report waits for a transformer. A head joins the vectors with the featur
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
+from threadpoolctl import threadpool_limits
 
 from raysys.catalogue import Catalogue
 from raysys.config import Settings
@@ -203,27 +205,17 @@ class TwoTowerModel(Model):
 
     def score(self, batch: Batch) -> Float32:
         """See `Model.score`: the head's, or the towers' where there is none."""
-        scores = np.empty(len(batch), dtype=np.float32)
+        codes = self.texts.codes[batch.item]
         history = history_codes(batch.history, self.texts, self.settings.history)
 
-        def score_some(first: int) -> None:
-            last = min(first + REQUESTS_PER_TASK, batch.n_requests)
-            a, b = batch.offsets[first], batch.offsets[last]
-            codes = self.texts.codes[batch.item[a:b]]
-            offsets = batch.offsets[first : last + 1] - a
-            found = self.tower_scores(codes, offsets, history[first:last])
+        def some(rows: slice, offsets: Int64, held: Int32) -> Float32:
+            found = self._tower_scores(codes[rows], offsets, held)
             if self.head is not None:
-                columns = batch.columns(self.requires)[a:b]
-                found = self._head_scores(columns, found, codes, offsets, history[first:last])
-            scores[a:b] = found
+                columns = batch.columns(self.requires)[rows]
+                found = self._head_scores(columns, found, codes[rows], offsets, held)
+            return found
 
-        starts = range(0, batch.n_requests, REQUESTS_PER_TASK)
-        if len(starts) <= 1:
-            score_some(0)
-        else:
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(score_some, starts))
-        return scores
+        return _by_parts(some, batch.offsets, history)
 
     def contributions(self, batch: Batch) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
         """See `Explainable`: features, the towers, and the text with and without the history."""
@@ -245,6 +237,12 @@ class TwoTowerModel(Model):
             offsets: int64[r + 1], rows of each request.
             history: int32[r, length], codes of texts, newest first, then `PAD`.
         """
+        return _by_parts(
+            lambda rows, offsets, held: self._tower_scores(codes[rows], offsets, held),
+            *(offsets, history),
+        )
+
+    def _tower_scores(self, codes: Int32, offsets: Int64, history: Int32) -> Float32:
         found = np.empty(len(codes), dtype=np.float32)
         for row, held in enumerate(history):
             a, b = offsets[row], offsets[row + 1]
@@ -393,6 +391,33 @@ class TwoTower(Learner[TwoTowerSettings]):
                 models.append(model)
         place.unlink()
         return list(models)
+
+
+def _by_parts(
+    score: Callable[[slice, Int64, Int32], Float32], offsets: Int64, history: Int32
+) -> Float32:
+    """Scores float32[n] of many requests in threads, of few at once.
+
+    Args:
+        score: of rows, their offsets from 0, and their histories.
+        offsets: int64[r + 1], from 0.
+        history: int32[r, length].
+    """
+    n_requests = len(history)
+    starts = range(0, n_requests, REQUESTS_PER_TASK)
+    if len(starts) <= 1:
+        return score(slice(0, int(offsets[-1])), offsets, history)
+    found = np.empty(int(offsets[-1]), dtype=np.float32)
+
+    def some(first: int) -> None:
+        last = min(first + REQUESTS_PER_TASK, n_requests)
+        rows = slice(int(offsets[first]), int(offsets[last]))
+        found[rows] = score(rows, offsets[first : last + 1] - rows.start, history[first:last])
+
+    # threads of ours and of BLAS, on products as small as these, would only wait for each other
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(some, starts))
+    return found
 
 
 def mean_of_history(vectors: Float32, history: Int32) -> Float32:

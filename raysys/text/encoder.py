@@ -24,6 +24,7 @@ from raysys.text.compression.runtime import RuntimeBackbone
 from raysys.text.models import layers_of, longest_input, open_model, readable
 
 TOKENS_PER_BATCH = 4096
+_PARTS = 4  # of a batch, by length
 
 _STACKS = {
     "bert": "encoder",
@@ -95,7 +96,19 @@ class Upper(nn.Module):
         self.stack = stack
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Unit vectors float32[m, d] of m texts, see `States.padded`."""
+        """Unit vectors float32[m, d] of m texts, see `States.padded`.
+
+        Texts of like length go through together: padding is half of a batch of mixed ones.
+        """
+        lengths = mask.sum(1)
+        order = torch.argsort(lengths, stable=True)
+        parts = []
+        for which in order.chunk(_PARTS):
+            longest = int(lengths[which[-1]])
+            parts.append(self._alike(states[which, :longest], mask[which, :longest]))
+        return torch.cat(parts)[torch.argsort(order)]
+
+    def _alike(self, states: Tensor, mask: Tensor) -> Tensor:
         if self.frozen:
             blocked = torch.finfo(states.dtype).min
             attention = (~mask)[:, None, None, :].to(states.dtype) * blocked
