@@ -1,10 +1,10 @@
 """Five times what it can do, for a minute: what is answered, how soon, and what comes after.
 
-Requests for /v1/rank arrive whatever becomes of those before (open loop). Capacity is what closed
-loops get at 8 connections; unloaded is an open loop at a tenth of it. Few requests may wait here
-(`max_waiting`), since who is accepted should not wait for long: that is what the setting is for.
-Everything shares two cores, so what refusals cost, in the server and in the load generator, is
-taken from the answers.
+Requests for /v1/rank arrive whatever becomes of those before (open loop). Few may wait, since who
+is accepted should not wait for long: `ONGOING` in the replica and one before it, and Serve refuses
+the rest. Capacity is the median that closed loops get with as many connections as it takes on, so
+that none is refused; unloaded is an open loop at a tenth of that. Everything shares two cores, so
+what refusals cost, in the server and in the load generator, is taken from the answers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.serving_parts.load import Outcome, closed, opened, requests
 from benchmarks.serving_parts.servers import running
 
 TIMES = 5.0
-WAITING = 6
+ONGOING = 3  # two threads, and one that waits
 MEANS = {"uvicorn": "FastAPI on uvicorn", "serve_haproxy": "Ray Serve behind HAProxy"}
 
 
@@ -29,13 +29,17 @@ def measure(
     server: str = "serve_haproxy",
 ) -> list[Figure]:  # fmt: skip
     """Goodput, latency of what is accepted, and the seconds until all is as before."""
-    args = arguments(registry, max_waiting=WAITING)
+    args = arguments(registry, max_waiting=ONGOING)
+    few = {
+        "max_ongoing_requests": ONGOING, "max_queued_requests": 1,
+        "backpressure_config": {"status_code": 503, "retry_after_s": 1},
+    }  # fmt: skip
     asked = questions(registry)["rank"]
     each = max(2.0, seconds / 12)
-    with running(server, args, environments, max_ongoing_requests=512) as there:
+    with running(server, args, environments, **few) as there:
         work = requests("127.0.0.1", there.port, "/v1/rank", [there.body("rank", a) for a in asked])
-        closed("127.0.0.1", there.port, work, 8, each)  # warm
-        rates = [closed("127.0.0.1", there.port, work, 8, each).per_s for _ in range(rounds)]
+        closed("127.0.0.1", there.port, work, ONGOING, each)  # warm
+        rates = [closed("127.0.0.1", there.port, work, ONGOING, each).per_s for _ in range(rounds)]
         capacity = float(np.median(rates))
         calm = opened("127.0.0.1", there.port, work, capacity / 10, 3 * each)
         before = there.memory_gb
@@ -62,7 +66,7 @@ def _figures(
     return [
         Figure(
             "overload_capacity_per_s", capacity, "requests/s", min(rates), max(rates),
-            reference=f"{server}, /v1/rank with 100 candidates, 8 connections",
+            reference=f"{server}, /v1/rank with 100 candidates, {ONGOING} connections",
         ),
         Figure(
             "overload_goodput", storm.per_s / capacity, "of capacity", aim="≥ 0.9", reference=how
