@@ -23,7 +23,7 @@ FAST := -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test: $(VENV)/.installed  ## Every test, the fast ones first
 	@$(BIN)/python -m pytest $(FAST)
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow --durations=15
 
 test-fast: $(VENV)/.installed  ## Tests that neither start Ray nor train for long
 	@$(BIN)/python -m pytest $(FAST)

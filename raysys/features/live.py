@@ -26,22 +26,21 @@ from raysys.catalogue import Catalogue
 from raysys.config import Settings, load_settings
 from raysys.features.batch import Batch
 from raysys.features.changing import Changing
-from raysys.features.keys import CODES, KeySpace
+from raysys.features.keys import KeySpace
 from raysys.features.log import EventColumns, normalised
+from raysys.features.of_items import OfItems
 from raysys.features.of_users import OfUsers
 from raysys.features.plan import (
-    Component,
     FeaturePlan,
     FromLast,
     FromTable,
     FromWindow,
     Rate,
     Similarity,
-    Static,
 )
 from raysys.features.promotions import Promotions
 from raysys.features.read import Moment, read_features
-from raysys.features.resources import Matrix, Resources, check_resources
+from raysys.features.resources import Resources, check_resources
 from raysys.features.sessions import Sessions
 from raysys.features.state import Feed, States
 from raysys.features.table import DAY_MS, Table
@@ -97,7 +96,8 @@ class LiveFeatures:
 
     Attributes:
         state: all state by key; `tables` are its tables.
-        codes: int32[n_items] by column of the catalogue, -1 where missing.
+        of_items: what the catalogue and the resources say of items, once and for all.
+        codes, labels: see `OfItems`.
         read_states: names of the states that features read.
         lock: held while events are counted and while anything is read, as a replica does both.
 
@@ -130,26 +130,11 @@ class LiveFeatures:
         self.promotions = Promotions.empty()
         self.sessions = Sessions()
         self.as_of = 0
-        self.vocabularies = dict(vocabularies or _vocabularies(plan, catalogue))
-        self.codes = {name: _codes(catalogue, name, self.vocabularies[name]) for name in CODES}
-        self.labels = {name: list(self.vocabularies[name].labels) for name in CODES}
-        self.statics = {
-            **{name: _numbers(codes) for name, codes in self.codes.items()},
-            "price": catalogue.values("price").astype(np.float32),
-        }
-        self._own_statics = {
-            feature.name: self._own_static(feature)
-            for feature in plan.features
-            if isinstance(feature, Static) and _of_feature(feature) in self.vocabularies
-        }
         self.resources = check_resources(
             plan, resources or Resources(), len(catalogue), len(self.queries)
         )
-        self._components = {
-            feature.name: _component(self.resources.vectors[feature.vectors].items, feature)
-            for feature in plan.features
-            if isinstance(feature, Component)
-        }
+        self.of_items = OfItems(plan, catalogue, self.resources, vocabularies)
+        self.codes, self.labels = self.of_items.codes, self.of_items.labels
         sizes = {"user": len(self.users), "item": len(catalogue)}
         sizes |= {"store": len(self.stores), "query": len(self.queries)}
         self.state = States(plan, KeySpace(self.codes, sizes), self.resources.examination)
@@ -212,15 +197,6 @@ class LiveFeatures:
     def number_of_query(self, text: str | None) -> int:
         """The number of a query by its normalised text, -1 when unknown or None."""
         return -1 if text is None else self._query_numbers.get(text, -1)
-
-    def static(self, feature: Static) -> Float32:
-        """A static feature of every item: float32[n_items]."""
-        own = self._own_statics.get(feature.name)
-        return self.statics[feature.column] if own is None else own
-
-    def component(self, feature: Component) -> Float32:
-        """One component of every item's vector: float32[n_items], NaN where it has none."""
-        return self._components[feature.name]
 
     @_alone
     def apply(self, events: EventColumns) -> None:
@@ -506,7 +482,7 @@ class LiveFeatures:
         self.catalogue.save(folder / "catalogue.parquet")
         queries = pa.table({"query": pa.array(self.queries, pa.string())})
         pq.write_table(queries, folder / "queries.parquet", compression="zstd")
-        labels = {name: list(words.labels) for name, words in self.vocabularies.items()}
+        labels = {name: list(words.labels) for name, words in self.of_items.vocabularies.items()}
         (folder / "vocabularies.json").write_text(json.dumps(labels) + "\n")
         self.covisitation.save(folder / "covisitation.safetensors")
         self.promotions.save(folder / "promotions.safetensors")
@@ -531,46 +507,6 @@ class LiveFeatures:
         live.covisitation = CoVisitation.load(folder / "covisitation.safetensors")
         live.promotions = Promotions.load(folder / "promotions.safetensors")
         return live
-
-    def _own_static(self, feature: Static) -> Float32:
-        """A static feature that has a vocabulary of its own."""
-        vocabulary = self.vocabularies[_of_feature(feature)]
-        unseen = len(vocabulary.labels) if feature.unseen == "own" else -1
-        return _numbers(vocabulary.encode(self.catalogue.table[feature.column], unseen)[0])
-
-
-def _numbers(codes: Int32) -> Float32:
-    """Codes as numbers: float32[n], NaN where there is none."""
-    return np.where(codes < 0, np.nan, codes).astype(np.float32)
-
-
-def _component(items: Matrix, feature: Component) -> Float32:
-    """A column of a matrix, NaN in rows of zeros."""
-    column = items[:, feature.component].astype(np.float32)
-    return np.where((items != 0).any(axis=1), column, np.float32(np.nan))
-
-
-def _vocabularies(plan: FeaturePlan, catalogue: Catalogue) -> dict[str, Vocabulary]:
-    """Labels of the catalogue as it is: by column, and by static feature that leaves some out."""
-    found = {name: Vocabulary(tuple(catalogue.codes(name)[1])) for name in CODES}
-    for feature in plan.features:
-        if isinstance(feature, Static) and (feature.min_count > 1 or feature.unseen == "own"):
-            column = catalogue.table[feature.column]
-            found[_of_feature(feature)] = Vocabulary.fit(column, feature.min_count)
-    return found
-
-
-def _codes(catalogue: Catalogue, column: str, vocabulary: Vocabulary) -> Int32:
-    """Codes of all items in a vocabulary: those that the catalogue has made, if it is its own."""
-    codes, labels = catalogue.codes(column)
-    if vocabulary.labels == tuple(labels):
-        return codes
-    return vocabulary.encode(catalogue.table[column])[0]
-
-
-def _of_feature(feature: Static) -> str:
-    """What the vocabulary of one feature goes by; no column of the catalogue is called so."""
-    return f"feature {feature.name}"
 
 
 def _read_states(plan: FeaturePlan) -> tuple[str, ...]:

@@ -181,9 +181,9 @@ def _of_state(
     if isinstance(feature, FromLast):
         return _of_last(feature, stats[feature.last], live, rows)
     if isinstance(feature, Static):
-        return live.static(feature)[rows.item]
+        return live.of_items.static(feature)[rows.item]
     if isinstance(feature, Component):
-        return live.component(feature)[rows.item]
+        return live.of_items.component(feature)[rows.item]
     assert not isinstance(feature, FromTable | OfTwo | Similarity | OfRequest)
     return live.state.space.part(feature.unit, rows).astype(np.float64)
 

@@ -119,6 +119,6 @@ class Permissions:
             codes = [self._codes[name][value] for value in wanted if value in self._codes[name]]
             mask &= np.isin(self._features.codes[name], codes)
         if low > 0 or high < np.inf:
-            price = self._features.statics["price"]
+            price = self._features.of_items.price
             mask &= (price >= low) & (price <= high)  # NaN is in no range
         return mask

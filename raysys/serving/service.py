@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,10 +40,12 @@ from raysys.serving.policy import Arrangement
 from raysys.serving.problems import FieldError, Problem, invalid
 from raysys.serving.profile import Profile, profile_of
 from raysys.serving.ranker import Ranker, shares
-from raysys.serving.shown_lists import ShownLog, inputs_bytes, pool_bytes
+from raysys.serving.shown_lists import ShownLog
+from raysys.serving.shown_row import Facts, row_of
 from raysys.serving.stock import Stock
 from raysys.serving.text import TextService
 from raysys.serving.versions import Versions
+from raysys.serving.warming import warming_requests
 from raysys.serving.why import by_source, whys
 from raysys.serving.workers import BACKGROUND, Workers
 
@@ -193,25 +194,8 @@ class Service:
                 self.ranker.encoding.prepare(self.args.transformer.start_s)
             except UnavailableError as error:
                 log.error("the transformer is not ready, answers begin without it: %s", error)
-        users = self.bundle.features.users[:3]
-        texts = (text.split(",")[0][:90] for text in self.catalogue.texts if text)
-        # one for each user: of a query that is remembered nothing is made
-        some = dict.fromkeys(itertools.islice(texts, 100))
-        queries = [query for query in some if query.strip()][:4]
-        items = [str(item) for item in self.catalogue.ids[:100]]
-        for number, user_id in enumerate([*users, "a stranger"]):
-            query = queries[number] if number < len(queries) else f"warm {number}"
-            asked: list[ListRequest] = [
-                RecommendRequest(user_id=user_id, k=1),
-                SearchRequest(query=query, user_id=user_id, k=1),
-            ]
-            if items:
-                asked += [
-                    SimilarRequest(item_id=items[0], user_id=user_id, k=1),
-                    RankRequest(item_ids=items, user_id=user_id),
-                    RankRequest(item_ids=items, user_id=user_id, query=query),
-                    RecommendRequest(user_id=user_id, place="cart", item_ids=items[:2], k=1),
-                ]
+        rounds = warming_requests(self.bundle.features.users[:3], self.catalogue)
+        for number, asked in enumerate(rounds):
             for request in asked:
                 ask, _ = self.asking(request, Context(float("inf")))
                 self.ranker.arrange(self.ranker.scored(ask), ask)
@@ -481,41 +465,19 @@ class Service:
         shown = self._shown
         if shown is None:
             return
+        facts = Facts(
+            bundle=self.bundle.id,
+            arm=self.args.bundle or "",
+            settings=self._settings,
+            state=self.versions.state,
+            cache=told,
+            took_ms=took,
+        )
+        inputs = ranking.batch if shown.wants_inputs(ask) else None
+        ids = self.catalogue.ids
         # what waits to be written should hold no more than will be
-        state, lean = self.versions.state, ranking.lean()
-        batch = ranking.batch if shown.wants_inputs(ask) else None
-        left_out = list(ranking.reasons)
-
-        def record() -> dict[str, Any]:
-            items = lean.pool.items[arranged.shown]
-            return {
-                "request_id": ask.request_id,
-                "timestamp": ask.at,
-                "surface": ask.surface,
-                "place": ask.place,
-                "user_id": asked.user_id,
-                "session_id": asked.session_id,
-                "query": ask.text,
-                "filters": _json_of(getattr(asked, "filters", None)),
-                "bundle": self.bundle.id,
-                "arm": self.args.bundle or "",
-                "settings": self._settings,
-                "features_at": lean.timestamp,
-                "state": state,
-                "item_ids": self.catalogue.ids[items].tolist(),
-                "scores": arranged.scores[arranged.shown],
-                "propensities": arranged.propensities,
-                "fallback": lean.fallback,
-                "left_out": left_out,
-                "cache": told,
-                "cold_start": ask.user < 0,
-                "took_ms": took,
-                "request": asked.model_dump_json(exclude_none=True),
-                "pool": pool_bytes(lean),
-                "inputs": None if batch is None else inputs_bytes(batch),
-            }
-
-        shown.note(record)
+        lean, left_out = ranking.lean(), tuple(ranking.reasons)
+        shown.note(lambda: row_of(facts, ask, asked, lean, arranged, left_out, ids, inputs))
 
     def _until(self, context: Context) -> float:
         """`time.perf_counter()` at which the answer has to be there."""
@@ -556,10 +518,6 @@ def who_asks(user_id: str | None, session_id: str | None) -> str | None:
 
 def _filters(filters: Filters | None) -> Any:
     return () if filters is None else key_of(filters.model_dump(exclude_defaults=True))
-
-
-def _json_of(filters: Filters | None) -> str | None:
-    return None if filters is None else filters.model_dump_json(exclude_defaults=True)
 
 
 def _now() -> int:

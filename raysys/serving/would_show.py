@@ -185,7 +185,7 @@ class _Judge:
         items = items[kept]
         features = {name: told.features[kept, at] for at, name in enumerate(told.names)}
         mine = self.service.bundle.features
-        features |= {each.name: mine.static(each)[items] for each in self._statics}
+        features |= {each.name: mine.of_items.static(each)[items] for each in self._statics}
         history = self._number[told.history[0]]
         batch = Batch(
             names=tuple(features),
