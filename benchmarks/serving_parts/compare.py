@@ -132,6 +132,8 @@ def _aims(runs: Runs) -> list[Figure]:
         for ours, stem in ((OURS, surface), ("serve", f"{surface}_default_proxy")):
             for peer, aim in aims.items():
                 both = [runs.get((name, surface, "8"), []) for name in (ours, peer)]
+                if not all(both):
+                    continue  # one of them could not be started
                 ratios = [a.per_s / b.per_s for a, b in zip(*both, strict=True) if b.per_s]
                 if ratios:
                     how = f"{MEANS[ours]} ÷ {MEANS[peer]}, requests/s at 8 connections, round by "

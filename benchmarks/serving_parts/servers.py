@@ -74,12 +74,14 @@ def environment(name: str, folder: Path) -> Path:
     """
     home = folder / name
     python = home / "bin" / "python"
-    if python.is_file():
-        return python
-    venv.create(home, with_pip=True)
+    made = python.is_file()
+    if not made:
+        venv.create(home, with_pip=True)
     place = next(home.glob("lib/python*/site-packages"))
     ours = next(path for path in sys.path if path.endswith("site-packages"))
-    (place / "ours.pth").write_text(f"{ours}\n", encoding="utf-8")
+    (place / "ours.pth").write_text(f"{ours}\n", encoding="utf-8")  # it may have moved since
+    if made:
+        return python
     wanted = HERE / f"requirements-{name}.txt"
     command = [str(python), "-m", "pip", "install", "--quiet", "-r", str(wanted)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
@@ -35,7 +36,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def address(pages: FastAPI) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(pages, port=0, log_level="error"))
+    with listening(pages) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """Where an application answers, on a port of its own."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until = time.monotonic() + 20
