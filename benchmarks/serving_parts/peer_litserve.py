@@ -3,10 +3,7 @@
 LitServe has one call a path, so the surface stands in the body: POST /v1/any.
 """
 
-from __future__ import annotations
-
 import sys
-import time
 from typing import Any
 
 import litserve
@@ -22,11 +19,11 @@ class Lists(litserve.LitAPI):
 
         self.answers = Answers(told())
 
-    def decode_request(self, request: dict[str, Any]) -> tuple[dict[str, Any], float]:
-        return request, time.perf_counter()
+    def decode_request(self, request):  # without a type it is the JSON of the body
+        return request
 
-    def predict(self, given: tuple[dict[str, Any], float]) -> dict[str, Any]:
-        return self.answers.content(given[0]["surface"], given[0]["asked"])
+    def predict(self, given: dict[str, Any]) -> dict[str, Any]:
+        return self.answers.content(given["surface"], given["asked"])
 
     def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
         return output
