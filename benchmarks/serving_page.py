@@ -89,7 +89,7 @@ def plot(figures: list[dict[str, Any]], path: Path = PLOT) -> None:
         axes.set_xticks(range(len(connections)), [str(n) for n in connections])
         axes.set(xlabel="connections", ylabel="requests a second, /v1/rank")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, ncol=3, loc="lower center", bbox_to_anchor=(0.5, 1))
         canvas.tight_layout()
         canvas.savefig(path, metadata={"Date": None})
         plt.close(canvas)
