@@ -10,6 +10,7 @@ import pyarrow as pa
 from raysys import schema
 from raysys.datasets.mapping import (
     ATTRIBUTES,
+    ENTRIES,
     MENDED,
     UNPARSED,
     EventFiles,
@@ -66,11 +67,10 @@ def draft_users(rows: pl.DataFrame, files: UserFiles) -> pl.DataFrame:
     entries = [
         pl.struct(pl.lit(name).alias("key"), _text(rows[name]).alias("value")) for name in names
     ]
-    empty = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
     listed = (
         pl.concat_list(entries).list.filter(pl.element().struct.field("value").is_not_null())
         if entries
-        else pl.lit([], dtype=empty)
+        else pl.lit([], dtype=ENTRIES)
     )
     return rows.select(
         _text(rows[source]).alias("user_id"),

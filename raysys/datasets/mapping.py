@@ -27,6 +27,8 @@ MENDED: Final = "_mended"
 """Column of a draft: the rule by which an adapter has mended the row, else null."""
 
 ATTRIBUTES: Final = "attributes"
+ENTRIES: Final = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
+"""Type of a draft's attributes; `schema.USERS` has a map of them."""
 
 REFUND: Final = "refund"
 """What a log's word for a returned purchase may be mapped to. It is no event of the vocabulary:

@@ -40,7 +40,7 @@ from raysys.datasets.importer import (
     understand,
     unroll,
 )
-from raysys.datasets.mapping import ATTRIBUTES, RecordEvents, RecordItems, RecordUsers
+from raysys.datasets.mapping import ATTRIBUTES, ENTRIES, RecordEvents, RecordItems, RecordUsers
 from raysys.datasets.source import RECORD, Expanded, Source
 
 RANKING: Final = "ranking"
@@ -56,7 +56,6 @@ _EVENT: Final = {
     "items": pl.List(pl.Struct({"id": pl.String})),
 }
 _ITEM: Final = {"event": pl.String, "item": pl.String, "fields": pl.List(_FIELD)}
-_ENTRIES: Final = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
 _USER: Final = {"event": pl.String, "user": pl.String, "fields": pl.List(_FIELD)}
 _VALUE: Final = listed_text(pl.col("fields").struct.field("value"))
 _EVENT_FIELDS: Final = {
@@ -239,7 +238,7 @@ def expand_users(records: pl.DataFrame) -> Expanded:
     rows = (
         people.select(RECORD, "user_id")
         .join(fields, on=RECORD, how="left", maintain_order="left")
-        .with_columns(pl.col(ATTRIBUTES).fill_null(pl.lit([], dtype=_ENTRIES)))
+        .with_columns(pl.col(ATTRIBUTES).fill_null(pl.lit([], dtype=ENTRIES)))
     )
     if told.height > rows.height:
         ignored["more_of_the_same_user"] = told.height - rows.height

@@ -16,7 +16,7 @@ import polars as pl
 from raysys import schema
 from raysys.datasets.drafting import draft_items, draft_users
 from raysys.datasets.files import find, read
-from raysys.datasets.mapping import ATTRIBUTES, ItemFiles, UserFiles, polars_type
+from raysys.datasets.mapping import ATTRIBUTES, ENTRIES, ItemFiles, UserFiles, polars_type
 from raysys.datasets.source import RECORD, Expand, Source
 from raysys.ingest.aside import QUARANTINE, unread, write_quarantine
 from raysys.ingest.columns import read_arrow, write_arrow
@@ -27,7 +27,6 @@ from raysys.ingest.store import Store
 from raysys.ingest.tally import Tally
 
 CATALOGUE: Final = "catalogue"
-ENTRIES: Final = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
 _ITEMS: Final = "items.arrow"
 
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysys import schema
-from raysys.datasets.mapping import ATTRIBUTES, UNPARSED
+from raysys.datasets.mapping import ATTRIBUTES, ENTRIES, UNPARSED
 from raysys.datasets.source import Source
 from raysys.ingest.aside import write_quarantine
 from raysys.ingest.columns import read_all, to_arrow
-from raysys.ingest.described import ENTRIES, read_users
+from raysys.ingest.described import read_users
 from raysys.ingest.judging import apply
 from raysys.ingest.reading import TOLD
 from raysys.ingest.rule_settings import RuleSettings

@@ -238,8 +238,7 @@ class TwoTowerModel(Model):
             history: int32[r, length], codes of texts, newest first, then `PAD`.
         """
         return _by_parts(
-            lambda rows, offsets, held: self._tower_scores(codes[rows], offsets, held),
-            *(offsets, history),
+            lambda rows, some, held: self._tower_scores(codes[rows], some, held), offsets, history
         )
 
     def _tower_scores(self, codes: Int32, offsets: Int64, history: Int32) -> Float32:

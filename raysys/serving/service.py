@@ -194,7 +194,7 @@ class Service:
                 self.ranker.encoding.prepare(self.args.transformer.start_s)
             except UnavailableError as error:
                 log.error("the transformer is not ready, answers begin without it: %s", error)
-        rounds = warming_requests(self.bundle.features.users[:3], self.catalogue)
+        rounds = warming_requests(self.bundle.features.users, self.catalogue)
         for number, asked in enumerate(rounds):
             for request in asked:
                 ask, _ = self.asking(request, Context(float("inf")))

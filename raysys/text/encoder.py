@@ -96,19 +96,7 @@ class Upper(nn.Module):
         self.stack = stack
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Unit vectors float32[m, d] of m texts, see `States.padded`.
-
-        Texts of like length go through together: padding is half of a batch of mixed ones.
-        """
-        lengths = mask.sum(1)
-        order = torch.argsort(lengths, stable=True)
-        parts = []
-        for which in order.chunk(_PARTS):
-            longest = int(lengths[which[-1]])
-            parts.append(self._alike(states[which, :longest], mask[which, :longest]))
-        return torch.cat(parts)[torch.argsort(order)]
-
-    def _alike(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Unit vectors float32[m, d] of m texts, see `States.padded`."""
         if self.frozen:
             blocked = torch.finfo(states.dtype).min
             attention = (~mask)[:, None, None, :].to(states.dtype) * blocked
@@ -118,6 +106,16 @@ class Upper(nn.Module):
         weights = mask[:, :, None].to(hidden.dtype)
         mean = (hidden * weights).sum(1) / weights.sum(1)
         return nn.functional.normalize(mean.float(), dim=1)
+
+    def by_length(self, states: Tensor, mask: Tensor) -> Tensor:
+        """The same, those of like length together: padding is half of a batch of mixed ones."""
+        lengths = mask.sum(1)
+        order = torch.argsort(lengths, stable=True)
+        parts = []
+        for which in order.chunk(_PARTS):
+            longest = int(lengths[which[-1]])
+            parts.append(self(states[which, :longest], mask[which, :longest]))
+        return torch.cat(parts)[torch.argsort(order)]
 
 
 class Encoder:

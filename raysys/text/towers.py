@@ -94,7 +94,7 @@ class Towers(nn.Module):
             history: int64[b, length], rows of `states`, -1 where there is nothing.
             columns: int64[c], rows of `states`.
         """
-        vectors = self.upper(states, mask)
+        vectors = self.upper.by_length(states, mask)
         turned = nn.functional.normalize(vectors + vectors @ self.turn.T, dim=1)
         held = history != PAD
         sharpness = self.log_sharpness.exp()

@@ -118,18 +118,20 @@ def test_what_was_answered_is_watched(deployment: Deployment, registry: Registry
 
     node = ray.nodes()[0]
     metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    named = re.compile(r'^ray_raysys_drift_psi\{.*variable="\w+".*\} \d', re.MULTILINE)
-    told, page = "", ""
+    price = re.compile(r'^ray_raysys_drift_psi\{.*variable="price".*\} (\S+)', re.MULTILINE)
+    told, page, moved = "", "", None
     until = time.monotonic() + 60
     # A variable's gauge is made once its figure is known, so it is told after the largest of all.
-    while "ray_raysys_drift_psi_max" not in told or not named.search(told):
+    while "ray_raysys_drift_psi_max" not in told or moved is None:
         assert time.monotonic() < until, (page, told)
         time.sleep(0.5)
         told = httpx.get(metrics, timeout=30).text
+        moved = price.search(told)
         page = httpx.get(f"{deployment.address}/console/drift", timeout=30).text
     assert "No drift in" in page and "answers counted" in page
     gauge = re.search(r"^ray_raysys_drift_window_answers\{.*\} (\d+)", told, re.MULTILINE)
     assert gauge and int(gauge[1]) >= 200
+    assert 0 <= float(moved[1]) < 1  # a small one is told as 5e-05
     folder = registry.root.parent / "monitor"
     assert list((folder / deployment.bundle).glob("*.parquet"))
     assert json.loads((folder / "drift.json").read_text())["drift"] == 0.0

@@ -68,6 +68,19 @@ def test_a_text_has_one_vector_whatever_is_beside_it(bert: Path) -> None:
     np.testing.assert_allclose(alone, beside, atol=1e-5)
 
 
+def test_like_lengths_together_give_the_same_vectors_in_their_order(bert: Path) -> None:
+    encoder = Encoder.open(str(bert), 16, 1)
+    some = ["whole milk, dairy, acme, 500 g", "milk", "bread", "cola soda", "soap", "a b c d e f"]
+    for texts in (some, some[:1]):
+        states = encoder.states(texts)
+        padded, mask = states.padded(torch.arange(len(texts)), torch.device("cpu"))
+        with torch.no_grad():
+            together, by_length = (
+                each(padded, mask) for each in (encoder.upper, encoder.upper.by_length)
+            )
+        np.testing.assert_allclose(by_length, together, atol=1e-5)
+
+
 def test_scores_with_gradients_and_without_are_the_same(bert: Path, in_float32: None) -> None:
     encoder = Encoder.open(str(bert), 16, 1)
     states: States = encoder.states(["milk", "bread", "soap", "cola soda"])
