@@ -168,7 +168,7 @@ def _is_busy(node: Any) -> bool:
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     for worker in raylet.children():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if " ".join(worker.cmdline()).startswith("ray::MapBatches"):
+            if " ".join(worker.cmdline()).startswith("ray::read and check"):
                 return True
     return False
 

@@ -65,8 +65,9 @@ def measured(
         command: with its arguments.
         environment: variables beside those of this process.
         cap: bytes; once all its processes hold more, they are stopped.
-        every: seconds between looks. Memory that was held for less may be missed; CPU is read at
-            every look too, as workers that were killed tell nobody afterwards.
+        every: seconds between looks, at the least: looking takes a twentieth of the time at most,
+            since it halts whoever is looked at. Memory that was held for less may be missed; CPU
+            is read at every look too, as workers that were killed tell nobody afterwards.
     """
     peak = driver_peak = 0
     cpu: dict[tuple[int, float], float] = {}
@@ -82,6 +83,7 @@ def measured(
         outcome = ""
         try:
             while process.poll() is None:
+                looked = time.monotonic()
                 found = list(_tree(process.pid, cpu))
                 total = sum(pss for _, pss, _ in found)
                 peak = max(peak, total)
@@ -93,7 +95,7 @@ def measured(
                     stop_tree(process.pid)
                     break
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(every)
+                    process.wait(max(every, 19 * (time.monotonic() - looked)))
         finally:
             if process.poll() is None:
                 stop_tree(process.pid)

@@ -132,13 +132,20 @@ def object_store_bytes() -> int:
     return int(min(4 << 30, max(256 << 20, total // 10)))
 
 
-def _quieten() -> None:
-    """Ray Data's progress goes through `raysys.progress`; its own bars and logs would double it."""
+def quieten_ray_data() -> None:
+    """Progress goes through `raysys.progress`; Ray Data's own bars and logs would double it.
+
+    Apart from `ray_session`, since importing Ray Data takes seconds: for who uses it.
+    """
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _quieten() -> None:
+    """Of Ray's own loggers, warnings only."""
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # it warns that the bars are off, which is what was asked for

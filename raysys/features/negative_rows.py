@@ -20,7 +20,7 @@ from raysys.features.chosen import ROW_COLUMNS, Block
 from raysys.features.negatives import NegativeSettings, Positives, Touched, sample_negatives
 from raysys.features.numbered import LogSlice, NumberedLog
 from raysys.features.table import DAY_MS
-from raysys.ingest.inclusion import mix
+from raysys.ingest.inclusion import mix_each
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.retrieval.popular import Popular
 
@@ -79,7 +79,7 @@ class NegativeDraw:
         at, item = (wanted[name].to_numpy().astype(np.int64) for name in ("at", "item"))
         time, session = (requests[name].to_numpy().astype(np.int64) for name in ("time", "session"))
         request = requests["request_id"].hash(settings.seed).to_numpy()
-        name = mix(request[at], self._sources.item_names[item])
+        name = mix_each(request[at], self._sources.item_names[item])
         day = time // int(DAY_MS)
         drawn = []
         for number in np.unique(day[at]):

@@ -27,7 +27,7 @@ from numba import njit
 from pydantic import Field, model_validator
 
 from raysys.config import Settings
-from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, split, uniform
+from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, mix_each, split, uniform
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -191,7 +191,7 @@ def sample_negatives(
             np.searchsorted(request, positives.request, side="right"),
             *(item.astype(np.int64), session, popular.item, popular.ends, probability),
             np.ascontiguousarray(band),
-            mix(np.arange(len(popularity), dtype=np.uint64), np.uint64(0)),
+            mix_each(np.arange(len(popularity), dtype=np.uint64), np.zeros(1, np.uint64)),
             *(np.uint64(settings.seed), settings.window, *sizes),
         )
     )

@@ -80,14 +80,18 @@ def number_log(
         raise UserError("no events", where=str(events), mend="look at the quarantine of `ingest`")
     folder.mkdir(parents=True, exist_ok=True)
     with task("features: users, orders, sessions", len(groups)) as noting:
-        for _ in spread.each(len(groups), lambda n: _note(groups[n], n, group_by, folder, seed)):
+        for _ in spread.each(
+            len(groups), lambda n: _note(groups[n], n, group_by, folder, seed), "users and orders"
+        ):
             noting.advance()
         _fix_vocabularies(folder)
         noting.note = f"{len(log.users):,} users"
     with task("features: numbering the log", len(groups)) as numbering:
         written = []
         for done in spread.each(
-            len(groups), lambda n: _number(groups[n], n, catalogue, group_by, folder, seed)
+            len(groups),
+            lambda n: _number(groups[n], n, catalogue, group_by, folder, seed),
+            "numbering the log",
         ):
             written.append(done)
             numbering.advance()

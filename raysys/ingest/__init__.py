@@ -1,1 +1,1 @@
-"""Ray Data reads, checks, cleans or quarantines, sessionises and writes the log."""
+"""Tasks on Ray read, check, clean or quarantine, sessionise and write the log."""

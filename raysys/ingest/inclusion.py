@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, vectorize
+from numba import njit
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
+UInt64 = npt.NDArray[np.uint64]
 
 
 def split(total: int, shares: tuple[float, float, float]) -> tuple[int, int, int]:
@@ -82,7 +83,18 @@ def _lay_out(q, starts):  # type: ignore[no-untyped-def]
     return ends
 
 
-@vectorize(["uint64(uint64, uint64)"], cache=True)
+def mix_each(a: UInt64, b: UInt64) -> UInt64:
+    """`mix` of two uint64[n]: uint64[n].
+
+    Arithmetic of NumPy's, and no ufunc of numba's: that one is compiled, or loaded, wherever this
+    module is imported, which took every task of an ingest more than a second.
+    """
+    with np.errstate(over="ignore"):
+        mixed: UInt64 = mix.py_func(a, b)
+    return mixed
+
+
+@njit(cache=True)
 def mix(a, b):  # type: ignore[no-untyped-def]
     """A hash of two uint64 (the finaliser of splitmix64, Steele et al., OOPSLA 2014): uint64."""
     x = a + np.uint64(0x9E3779B97F4A7C15) * (b + np.uint64(1))

@@ -268,7 +268,7 @@ def _each(
     """Do jobs, largest first, with progress in bytes or pieces."""
     rows = 0
     with task(title, len(jobs)) as progress:
-        for result in spread.each(len(jobs), lambda n: {"rows": jobs[n][1]()}):
+        for result in spread.each(len(jobs), lambda n: {"rows": jobs[n][1]()}, title):
             rows += result["rows"]
             progress.advance()
         progress.note = f"{rows:,} rows" + (f"; {reused:,} {what} were there" if reused else "")
@@ -304,7 +304,7 @@ def _finish(
         }
 
     with task("items and users", 1) as progress:
-        (result,) = spread.each(1, entities)
+        (result,) = spread.each(1, entities, "items and users")
         progress.advance()
         for name, content in result["tallies"].items():
             outcome.tallies.setdefault(name, Tally()).add(Tally.from_dict(content))

@@ -1,13 +1,12 @@
-"""Who does the pieces of a pass: Ray Data's tasks on the cluster, or this process, one by one."""
+"""Who does the pieces of a pass: Ray's tasks on the cluster, or this process, one by one."""
 
 from __future__ import annotations
 
 import errno
 import json
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, Final, Protocol
-
-import pyarrow as pa
 
 from raysys.errors import UserError
 
@@ -15,6 +14,7 @@ Work = Callable[[int], dict[str, Any] | None]
 """Does piece number i; what it returns is small and JSON can say it."""
 
 _FAILURE: Final = "failure"
+_AHEAD: Final = 8  # tasks asked for at a time, per CPU: enough for a cluster to grow by
 
 
 class Spread(Protocol):
@@ -24,8 +24,13 @@ class Spread(Protocol):
     def cpus(self) -> int:
         """How many pieces can be done at a time."""
 
-    def each(self, n: int, work: Work) -> Iterator[dict[str, Any]]:
+    def each(self, n: int, work: Work, name: str = "pieces") -> Iterator[dict[str, Any]]:
         """What every piece returns, as it is done.
+
+        Args:
+            n: how many pieces there are.
+            work: does one of them.
+            name: of the step, for whoever watches the cluster.
 
         Raises:
             UserError: a piece found one.
@@ -33,7 +38,11 @@ class Spread(Protocol):
 
 
 class OnRay:
-    """One Ray Data task a piece, on the session that is open."""
+    """One Ray task a piece, on the session that is open.
+
+    Pieces read and write files themselves and give back a few counts, so that Ray Data would carry
+    nothing here but the numbers 0 … n - 1: `docs/architecture.md` says what that cost.
+    """
 
     @property
     def cpus(self) -> int:
@@ -42,17 +51,38 @@ class OnRay:
 
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def each(self, n: int, work: Work) -> Iterator[dict[str, Any]]:
-        """See `Spread.each`."""
+    def each(self, n: int, work: Work, name: str = "pieces") -> Iterator[dict[str, Any]]:
+        """See `Spread.each`; a piece whose worker or node died is done again elsewhere.
+
+        Raises:
+            UserError: a piece found one, or needed more memory than its node has.
+        """
+        if n == 0:
+            return
         import ray
 
-        def do(batch: pa.Table) -> pa.Table:
-            return pa.table({"answer": [_answer(work, i) for i in batch["number"].to_pylist()]})
-
-        numbers = ray.data.from_items([{"number": i} for i in range(n)], override_num_blocks=n)
-        done = numbers.map_batches(do, batch_size=1, batch_format="pyarrow")
-        for row in done.iter_rows():
-            yield _unpack(row["answer"])
+        shared = [ray.put(work)]  # pickled once, and unpickled once a process, however large it is
+        task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD", max_retries=3)(_piece)
+        numbers = iter(range(n))
+        waiting: list[Any] = []
+        try:
+            while True:
+                while len(waiting) < _AHEAD * self.cpus and (i := next(numbers, None)) is not None:
+                    waiting.append(task.options(name=name).remote(shared, i))
+                if not waiting:
+                    return
+                (done,), waiting = ray.wait(waiting)
+                yield _unpack(ray.get(done))
+        except ray.exceptions.OutOfMemoryError as error:
+            raise UserError(
+                f"a task was stopped again and again, since its node had no memory left: {name}",
+                where=str(error).splitlines()[0],
+                mend="give the nodes more memory, or Ray fewer CPUs, so that fewer tasks run "
+                "beside each other",
+            ) from None
+        finally:
+            for each in waiting:
+                ray.cancel(each)
 
 
 class InProcess:
@@ -60,10 +90,23 @@ class InProcess:
 
     cpus = 1
 
-    def each(self, n: int, work: Work) -> Iterator[dict[str, Any]]:
+    def each(self, n: int, work: Work, name: str = "pieces") -> Iterator[dict[str, Any]]:
         """See `Spread.each`."""
         for number in range(n):
             yield _unpack(_answer(work, number))
+
+
+def _piece(shared: list[Any], number: int) -> str:
+    """A piece, in a task; `shared` holds the reference to the work."""
+    return _answer(_fetched(shared[0]), number)
+
+
+@lru_cache(maxsize=1)
+def _fetched(work: Any) -> Work:
+    import ray
+
+    found: Work = ray.get(work)
+    return found
 
 
 def _answer(work: Work, number: int) -> str:

@@ -422,7 +422,7 @@ def _each(
     """Every piece of a step, with its progress."""
     answers = []
     with task(name, n) as step:
-        for answer in spread.each(n, do):
+        for answer in spread.each(n, do, name.removeprefix("features: ")):
             answers.append(answer.get("answer", answer))
             step.advance()
     return answers

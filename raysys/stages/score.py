@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final
 
 from pydantic import Field, field_validator
 
-from raysys.cluster import ray_session
+from raysys.cluster import quieten_ray_data, ray_session
 from raysys.config import StageSettings
 from raysys.datasets import files
 from raysys.datasets.files import Part
@@ -178,6 +178,7 @@ def _on_ray(
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
+    quieten_ray_data()
     there = ray.cluster_resources()
     cpus = there.get("CPU", 1.0)
     # readers mostly wait: they must never keep the last model from its CPU

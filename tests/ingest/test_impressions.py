@@ -12,7 +12,7 @@ from raysys.datasets.mapping import polars_type
 from raysys.errors import UserError
 from raysys.ingest.columns import to_arrow
 from raysys.ingest.impressions import ImpressionSettings, infer_impressions
-from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, uniform
+from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, mix_each, uniform
 
 DAY = 86_400_000
 DATE = 18_000 * DAY
@@ -265,6 +265,12 @@ def test_even_draws_are_even():
         assert count == 4 == len(set(out))
         times[out] += 1
     assert np.abs(times / 5000 - 0.4).max() < 0.03
+
+
+def test_many_hashes_are_the_single_ones():
+    rng = np.random.default_rng(3)
+    a, b = rng.integers(0, 2**64, (2, 100), dtype=np.uint64, endpoint=False)
+    assert mix_each(a, b).tolist() == [int(mix(x, y)) for x, y in zip(a, b, strict=True)]
 
 
 def test_hashes_are_uniform():

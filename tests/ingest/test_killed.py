@@ -14,6 +14,7 @@ import yaml
 
 from raysys.storage import Workspace, read_manifest
 from tests.ingest.shop import COLUMNS, HEADER, START
+from tests.processes import family
 
 pytestmark = pytest.mark.slow
 
@@ -70,12 +71,12 @@ def check(workspace):
 
 def test_a_killed_driver_is_followed_by_one_that_goes_on(config, tmp_path):
     first = start(config, tmp_path)
-    family = []
     wait_for(lambda: pieces_of(tmp_path) >= 5, first)
-    family = psutil.Process(first.pid).children(recursive=True)
+    below = family(first.pid)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    psutil.wait_procs(family, timeout=60)  # Ray's own processes follow their driver
+    _, alive = psutil.wait_procs(below, timeout=60)  # the others follow their driver
+    assert not alive
     had = pieces_of(tmp_path)
     assert 5 <= had < FILES
     assert not (tmp_path / "ingest").exists()  # nothing of half a run shows
@@ -93,7 +94,7 @@ def test_a_killed_worker_costs_only_its_own_work(config, tmp_path):
     def kill_one():
         for process in psutil.Process(run.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if "MapBatches" in process.name() or "ray::Map" in " ".join(process.cmdline()):
+                if "ray::read and check" in " ".join(process.cmdline()):
                     os.kill(process.pid, signal.SIGKILL)
                     killed.append(process.pid)
                     return True

@@ -37,6 +37,7 @@ from raysys.tuning.study import (
     trials_of,
 )
 from raysys.tuning.warm import warm_points
+from tests.processes import family
 from tests.synthetic import write_examples
 from tests.tuning import toy
 
@@ -280,13 +281,13 @@ def test_a_search_whose_driver_and_worker_are_killed_loses_nothing(tmp_path):
         while running.poll() is None and not _in_midst(folder, done):
             _wait(running, 0.1)
             with contextlib.suppress(psutil.NoSuchProcess):
-                children = psutil.Process(running.pid).children(recursive=True)
+                children = family(running.pid)
         assert running.poll() is None, running.stdout.read()
         running.send_signal(blow)
         output, _ = running.communicate(timeout=60)
         assert running.returncode == (130 if blow == signal.SIGINT else -blow), output
         assert "Traceback" not in output
-        _, alive = psutil.wait_procs(children, timeout=90)  # Ray's agents notice a kill late
+        _, alive = psutil.wait_procs(children, timeout=90)
         assert not alive, f"left behind: {alive}"
         assert before.items() <= _ended(folder).items()
         before = _ended(folder)
