@@ -36,7 +36,7 @@ from raysys.serving.events import EventService
 from raysys.serving.events_args import EventsArgs
 from raysys.serving.events_routes import add_event_routes
 from raysys.serving.metrics import Metrics
-from raysys.stages.features import FeaturesSettings
+from raysys.stages.features_settings import FeaturesSettings
 
 DAY_MS = 86_400_000
 ZONE = pl.Datetime("ms", "UTC")

@@ -34,7 +34,8 @@ from raysys.registry import Registry
 settle_environment()  # Ray reads how it authenticates as soon as it is imported
 
 from raysys.stages.demo import free_port  # noqa: E402
-from raysys.stages.deploy import DeploySettings, cluster, deploy, plan  # noqa: E402
+from raysys.stages.deploy import cluster, deploy  # noqa: E402
+from raysys.stages.deploy_plan import DeploySettings, plan  # noqa: E402
 
 ROUTERS = ("default", "consistent_hash")
 LOOKS = 6  # at one's list, in a visit

@@ -34,7 +34,8 @@ from raysys.ingest.spread import InProcess
 from raysys.registry import Registry
 from raysys.simulation.driver import Outcome
 from raysys.stages import experiment, features, ingest, life, simulate, train
-from raysys.stages.deploy import DeploySettings, cluster, deploy, plan
+from raysys.stages.deploy import cluster, deploy
+from raysys.stages.deploy_plan import DeploySettings, plan
 from raysys.storage import Workspace
 
 REPLICA = "ray::ServeReplica:raysys:Ranker"

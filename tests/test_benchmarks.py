@@ -22,7 +22,7 @@ from benchmarks.text_data import divided
 from benchmarks.text_results import merge_text_results
 from raysys.config import load_settings
 from raysys.schema import LABELLED_TEXTS
-from raysys.stages.features import FeaturesSettings
+from raysys.stages.features_settings import FeaturesSettings
 from raysys.stages.ingest import IngestSettings
 
 RESULT_FILES = sorted([*RESULTS.glob("*.json"), *RESULTS.glob("*/*.json")])

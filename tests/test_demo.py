@@ -22,7 +22,7 @@ import pytest
 
 from raysys.config import find_config, load_settings
 from raysys.stages.demo import CALLS, Call, free_port
-from raysys.stages.train import TrainSettings
+from raysys.stages.train_settings import TrainSettings
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 1500

@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Context
-from raysys.serving.service import ListRequest, Service
+from raysys.serving.intake import ListRequest
+from raysys.serving.service import Service
 
 REQUESTS: Final[dict[str, TypeAdapter[Any]]] = {
     "rank": TypeAdapter(RankRequest),

@@ -70,7 +70,7 @@ def explain(
 
     with terminal.session():
         stage = import_module("raysys.stages.explain")
-        model = import_module("raysys.stages.features").FeaturesSettings
+        model = import_module("raysys.stages.features_settings").FeaturesSettings
         settings = load_settings(model, find_config(config, "features"))
         stage.run(settings, feature, as_markdown=markdown)
 
@@ -100,7 +100,7 @@ def audit(
 
     with terminal.session(quiet=quiet, verbose=verbose):
         stage = import_module("raysys.stages.audit")
-        model = import_module("raysys.stages.features").FeaturesSettings
+        model = import_module("raysys.stages.features_settings").FeaturesSettings
         settings = load_settings(model, find_config(config, "features"))
         options = stage.AuditOptions(requests, seed, reference, current)
         sound = stage.run(settings, Workspace(workspace), options, as_json=as_json)

@@ -20,25 +20,20 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pydantic import Field
 
 from raysys.catalogue import Catalogue
-from raysys.config import Settings, load_settings
+from raysys.config import load_settings
 from raysys.features.batch import Batch
 from raysys.features.changing import Changing
+from raysys.features.evidence import evidence_of
 from raysys.features.keys import KeySpace
 from raysys.features.log import EventColumns, normalised
+from raysys.features.needs import read_states
 from raysys.features.of_items import OfItems
 from raysys.features.of_users import OfUsers
-from raysys.features.plan import (
-    FeaturePlan,
-    FromLast,
-    FromTable,
-    FromWindow,
-    Rate,
-    Similarity,
-)
+from raysys.features.plan import FeaturePlan
 from raysys.features.promotions import Promotions
+from raysys.features.proposing import CandidateSettings, Proposing
 from raysys.features.read import Moment, read_features
 from raysys.features.resources import Resources, check_resources
 from raysys.features.sessions import Sessions
@@ -67,17 +62,6 @@ def _alone(
             return method(self, *args, **kwargs)
 
     return locked
-
-
-class CandidateSettings(Settings):
-    """How many items each source may propose for a request; 0 turns a source off."""
-
-    owned: int = Field(100, ge=0, le=2000)
-    covisitation: int = Field(60, ge=0, le=2000)
-    category: int = Field(40, ge=0, le=2000)
-    popular: int = Field(40, ge=0, le=2000)
-    seeds: int = Field(20, ge=1, le=200)  # last items of the user that co-visitation starts from
-    popular_half_life_days: float = 28
 
 
 class LiveFeatures:
@@ -138,15 +122,16 @@ class LiveFeatures:
         sizes = {"user": len(self.users), "item": len(catalogue)}
         sizes |= {"store": len(self.stores), "query": len(self.queries)}
         self.state = States(plan, KeySpace(self.codes, sizes), self.resources.examination)
-        self.read_states = _read_states(plan)
+        self.read_states = read_states(plan)
         self.lock = threading.RLock()
         self._by_user = OfUsers(len(self.users))
         self._most_users = self.state.most_users()
         self._user_numbers = {user_id: number for number, user_id in enumerate(self.users)}
         self._store_numbers = {store_id: number for number, store_id in enumerate(self.stores)}
         self._query_numbers = {query: number for number, query in enumerate(self.queries)}
-        self._popular: Popular | None = None
-        self._popular_day = -1
+        self._proposing = Proposing(
+            plan, self.state, self.codes["category"], self.settings.popular_half_life_days
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the lock: tasks of a cluster get a state each, and a lock each."""
@@ -291,14 +276,14 @@ class LiveFeatures:
             more: what sources beyond the state propose, by name, best first, within `allowed`.
         """
         sizes = self.settings
-        popular = self._popular_at(timestamp)
-        owned = self._owned(user, timestamp, sizes.owned, allowed)
+        popular = self._proposing.popular(timestamp)
+        owned = self._proposing.owned(user, timestamp, sizes.owned, allowed)
         about = self.history(user, sizes.seeds) if seeds is None else seeds
         proposals = {
             "owned": owned,
             "covisitation": self.covisitation.near(about, sizes.covisitation, allowed)[0],
             "category": popular.in_categories(
-                self._favourites(user, about, timestamp), sizes.category, allowed
+                self._proposing.categories(user, about, timestamp), sizes.category, allowed
             ),
             "popular": popular.top(sizes.popular, allowed),
             **(more or {}),
@@ -357,28 +342,7 @@ class LiveFeatures:
     @_alone
     def profile(self, user: int, timestamp: int, top: int = 5) -> dict[str, Any]:
         """What the log says of a user: orders, recency and favourites with their evidence."""
-        number = np.array([user], dtype=np.int64)
-        stats = self.tables["user"].read(self.tables["user"].find(number), timestamp)
-        favourites = {}
-        for name, spec in self.plan.tables.items():
-            if len(spec.keys) == 2 and spec.keys[0] == "user" and spec.keys[1] in self.labels:
-                favourites[spec.keys[1]] = self._evidence(name, user, timestamp, top)
-        recency, interval = float(stats.recency[0]), float(stats.interval[0])
-        return {
-            "n_orders": int(stats.moments[0]),
-            "recency_days": None if np.isnan(recency) else round(recency, 2),
-            "order_interval_days": None if np.isnan(interval) else round(interval, 2),
-            "last_seen": None if np.isnan(recency) else int(timestamp - recency * DAY_MS),
-            "favourites": favourites,
-        }
-
-    def _popular_at(self, timestamp: int) -> Popular:
-        """Popularity of the day, taken once a day: order between events hardly moves."""
-        day = int(timestamp // DAY_MS)
-        if self._popular is None or day != self._popular_day:
-            self.take_popular(self.popular_at(timestamp), day)
-        assert self._popular is not None
-        return self._popular
+        return evidence_of(self.plan, self.state, self.labels, user, timestamp, top)
 
     def popular_at(self, timestamp: int) -> Popular:
         """What sells, as counted so far, at a moment."""
@@ -386,58 +350,11 @@ class LiveFeatures:
 
     def popularity_at(self, timestamp: int) -> npt.NDArray[np.float64]:
         """How much of every item was sold, decayed, at a moment: float64[n_items]."""
-        table, spec = self.tables["item"], self.plan.tables["item"]
-        wanted = [abs(d - self.settings.popular_half_life_days) for d in spec.half_lives_days]
-        records = np.arange(len(table))
-        counts = table.read(records, timestamp).counts[int(np.argmin(wanted))]
-        popularity = np.zeros(len(self.catalogue))
-        popularity[table.keys[: len(table)]] = counts
-        return popularity
+        return self._proposing.popularity(timestamp)
 
     def take_popular(self, popular: Popular, day: int) -> None:
         """Offer what sells as another state saw it, on the given day (moment ÷ one day)."""
-        self._popular, self._popular_day = popular, day
-
-    def _owned(
-        self, user: int, timestamp: int, limit: int, allowed: Allowed | None = None
-    ) -> Int32:
-        """The user's own items by their longest-lived decayed count, then the newest."""
-        table = self.tables["user_item"]
-        records = table.members(user, timestamp)
-        if allowed is not None:
-            records = records[allowed.items[table.second(records)]]
-        counts = table.read(records, timestamp).counts
-        order = np.lexsort((records, -table.times[records, 2], -counts[-1]))[:limit]
-        return table.second(records[order]).astype(np.int32)
-
-    def _favourites(self, user: int, about: Int32, timestamp: int, top: int = 8) -> Int32:
-        """Categories to look into: the user's own, else those of the items in view."""
-        if "user_category" in self.tables:
-            table = self.tables["user_category"]
-            records = table.members(user, timestamp)
-            if len(records):
-                counts = table.read(records, timestamp).counts[-1]
-                return table.second(records[np.lexsort((records, -counts))[:top]]).astype(np.int32)
-        codes, first = np.unique(self.codes["category"][about], return_index=True)
-        ordered: Int32 = codes[np.argsort(first)][:top]
-        return ordered
-
-    def _evidence(self, name: str, user: int, timestamp: int, top: int) -> list[dict[str, Any]]:
-        table, labels = self.tables[name], self.labels[self.plan.tables[name].keys[1]]
-        records = table.members(user, timestamp)
-        stats = table.read(records, timestamp)
-        total = float(stats.counts[-1].sum())
-        best = np.lexsort((records, -stats.counts[-1]))[:top]
-        codes = table.second(records)
-        return [
-            {
-                "name": labels[int(codes[i])],
-                "affinity": round(float(stats.counts[-1][i]) / total, 4) if total else 0.0,
-                "orders": int(stats.moments[i]),
-                "last_days_ago": round(float(stats.recency[i]), 2),
-            }
-            for i in best
-        ]
+        self._proposing.take(popular, day)
 
     @_alone
     def changing(self) -> Changing:
@@ -468,7 +385,7 @@ class LiveFeatures:
         self.users = users["user_id"].to_pylist()
         self._user_numbers = {user_id: number for number, user_id in enumerate(self.users)}
         self._by_user, self.sessions, self.as_of = by_user, sessions, facts["as_of"]
-        self._popular = None
+        self._proposing.forget()
 
     @_alone
     def save(self, folder: Path) -> None:
@@ -507,20 +424,3 @@ class LiveFeatures:
         live.covisitation = CoVisitation.load(folder / "covisitation.safetensors")
         live.promotions = Promotions.load(folder / "promotions.safetensors")
         return live
-
-
-def _read_states(plan: FeaturePlan) -> tuple[str, ...]:
-    """Names of the states that features read, each once."""
-    found: dict[str, None] = {}
-    for feature in plan.features:
-        if isinstance(feature, FromTable):
-            found[feature.table] = None
-        elif isinstance(feature, Rate):
-            found |= dict.fromkeys(name for level in feature.levels for name in level)
-        elif isinstance(feature, FromWindow):
-            found[feature.window] = None
-        elif isinstance(feature, FromLast):
-            found[feature.last] = None
-        elif isinstance(feature, Similarity) and feature.to != "query":
-            found[feature.to] = None
-    return tuple(found)

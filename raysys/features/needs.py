@@ -49,6 +49,23 @@ def needed(plan: FeaturePlan, state: str) -> list[str]:
     return list(found)
 
 
+def read_states(plan: FeaturePlan) -> tuple[str, ...]:
+    """Names of the states that features read, each once."""
+    found: dict[str, None] = {}
+    for feature in plan.features:
+        if isinstance(feature, FromTable):
+            found[feature.table] = None
+        elif isinstance(feature, Rate):
+            found |= dict.fromkeys(name for level in feature.levels for name in level)
+        elif isinstance(feature, FromWindow):
+            found[feature.window] = None
+        elif isinstance(feature, FromLast):
+            found[feature.last] = None
+        elif isinstance(feature, Similarity) and feature.to != "query":
+            found[feature.to] = None
+    return tuple(found)
+
+
 def column_of(stats: Any, name: str) -> Array:
     """A column of stats by the name that `needed` gives it."""
     field, _, row = name.partition(".")

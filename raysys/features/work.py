@@ -31,12 +31,13 @@ import pyarrow.parquet as pq
 from raysys.catalogue import Catalogue
 from raysys.features.chosen import Block, gather, is_chosen
 from raysys.features.columns import Family, is_replayed, replay_family
-from raysys.features.live import CandidateSettings, LiveFeatures
+from raysys.features.live import LiveFeatures
 from raysys.features.negative_rows import NegativeSources
 from raysys.features.negatives import NegativeSettings
 from raysys.features.numbered import NumberedLog
 from raysys.features.plan import FeaturePlan
 from raysys.features.promotions import DISPLAY, MAILER, Promotions
+from raysys.features.proposing import CandidateSettings
 from raysys.features.replay import CHOOSING, Recall, Retrieval, choose_part, popularity_by_day
 from raysys.features.requests import Requests
 from raysys.features.resources import Resources, load_resources

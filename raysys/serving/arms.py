@@ -15,7 +15,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, Final
 
 from raysys.errors import UserError
@@ -24,13 +23,15 @@ from raysys.serving.args import ServeArgs, TextArgs
 from raysys.serving.asking import Context
 from raysys.serving.experiment_arms import ExperimentArms
 from raysys.serving.guard import Arm, Guard
+from raysys.serving.intake import SURFACES
 from raysys.serving.lease import Lease
 from raysys.serving.outcomes import NO_EXPERIMENT, Outcomes
 from raysys.serving.problems import Problem
 from raysys.serving.rollout import CanaryArgs, Rollout, RolloutState, UserConfig, effective, plain
-from raysys.serving.service import SURFACES, Service
+from raysys.serving.service import Service
 from raysys.serving.shadow import Shadow
 from raysys.serving.treatments import Treatment
+from raysys.serving.tried import Tried, afresh, degraded, treated
 
 log = logging.getLogger("raysys")
 
@@ -38,34 +39,6 @@ LISTS: Final = ("answer", "content")
 """Methods of a service that make a list for somebody."""
 
 LOOK_S = 2.0  # how often a replica looks whether it is told something new
-_VERDICT_EVERY = 20  # answers
-
-
-@dataclass
-class Tried:
-    """A challenger beside the champion.
-
-    Attributes:
-        canary: what was asked for, with the bundle's id.
-        lease: the challenger.
-        guard: counts both arms.
-        shadow: where both answers are compared; None: the challenger answers its share.
-    """
-
-    canary: CanaryArgs
-    lease: Lease
-    guard: Guard
-    shadow: Shadow | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    counted: int = 0
-
-    def count(self, arm: Arm, began: float, *, failed: bool) -> str | None:
-        """Count an answer; returns why the challenger is to be turned off, if it is."""
-        milliseconds = (time.perf_counter() - began) * 1000
-        with self.lock:
-            self.guard.answer(arm, milliseconds, failed=failed)
-            self.counted += 1
-            return self.guard.verdict() if self.counted % _VERDICT_EVERY == 0 else None
 
 
 class Arms:
@@ -255,7 +228,7 @@ class Arms:
                 answer = self._untreated(name, asked, *rest, treatment=treatment)
             else:
                 with self._service_of(treatment.bundle) as service:
-                    answer = getattr(_in(treatment, service), name)(asked, *rest)
+                    answer = getattr(treated(treatment, service), name)(asked, *rest)
         except Exception as error:
             # the user's own mistakes fail on both, and then say nothing of the arm
             answer = self._untreated(name, asked, *rest)
@@ -288,7 +261,7 @@ class Arms:
         tried = self._tried
         if tried is None or not tried.lease.take():
             with self._held() as service:
-                return getattr(_in(treatment, service), name)(asked, *rest)
+                return getattr(treated(treatment, service), name)(asked, *rest)
         try:
             with self._held() as service:
                 return self._either(tried, service, treatment, name, asked, *rest)
@@ -304,19 +277,19 @@ class Arms:
         asked: Any,
         *rest: Any,
     ) -> Any:
-        champion = _in(treatment, champion)
+        champion = treated(treatment, champion)
         arm = tried.canary.arm_of(asked.user_id or asked.session_id)
         began, failed = time.perf_counter(), False
         if arm == "challenger":
             try:
-                answer = getattr(_in(treatment, tried.lease.service), name)(asked, *rest)
+                answer = getattr(treated(treatment, tried.lease.service), name)(asked, *rest)
             except Exception as error:
                 # the user's own mistakes fail on both, and then say nothing of the challenger
                 answer = getattr(champion, name)(asked, *rest)
                 failed = True
                 if not isinstance(error, Problem):
                     log.exception("the challenger failed; the champion answers")
-            self._count(tried, arm, began, failed=failed or _degraded(answer))
+            self._count(tried, arm, began, failed=failed or degraded(answer))
             return answer
         try:
             answer = getattr(champion, name)(asked, *rest)
@@ -325,16 +298,16 @@ class Arms:
         except Exception:
             self._count(tried, arm, began, failed=True)
             raise
-        self._count(tried, arm, began, failed=_degraded(answer))
+        self._count(tried, arm, began, failed=degraded(answer))
         if tried.shadow is not None and tried.lease.take():
-            challenger = _in(treatment, tried.lease.service)
+            challenger = treated(treatment, tried.lease.service)
 
             def again() -> Any:
                 began = time.perf_counter()
                 shadowed, failed = None, True
                 try:
-                    shadowed = getattr(challenger, name)(asked, *_afresh(rest))
-                    failed = _degraded(shadowed)
+                    shadowed = getattr(challenger, name)(asked, *afresh(rest))
+                    failed = degraded(shadowed)
                 finally:
                     self._count(tried, "challenger", began, failed=failed)
                 return shadowed
@@ -449,23 +422,3 @@ class Arms:
                     self.look()
                 except Exception:  # the thread must not end
                     log.exception("a fault while looking what is to be served")
-
-
-def _in(treatment: Treatment | None, service: Service) -> Service:
-    """The service as an experiment's arms want it."""
-    if treatment is None or not treatment.decided:
-        return service
-    return service.variant(treatment.surface, treatment.decided)
-
-
-def _degraded(answer: Any) -> bool:
-    return bool(answer["degraded"] if isinstance(answer, dict) else answer.degraded)
-
-
-def _afresh(rest: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same call as if it arrived now: the champion has used up the first one's time."""
-    now = time.perf_counter()
-    first, *others = rest
-    if is_dataclass(first) and not isinstance(first, type):
-        return (replace(first, arrived=now), *others)
-    return (now, *others)

@@ -21,10 +21,11 @@ from raysys.serving.experiments import (
     stamp_of,
 )
 from raysys.serving.exposures import ExposureLog
+from raysys.serving.intake import SURFACES, ListRequest, who_asks
 from raysys.serving.lease import Lease
 from raysys.serving.metrics import Metrics
 from raysys.serving.problems import invalid
-from raysys.serving.service import SURFACES, ListRequest, Service, who_asks
+from raysys.serving.service import Service
 from raysys.serving.treatments import HEADER, Served, Treatment, attributes_of
 
 log = logging.getLogger("raysys")

@@ -18,8 +18,9 @@ from raysys.serving.api import (
 )
 from raysys.serving.asking import Context
 from raysys.serving.edge_args import AuthArgs
+from raysys.serving.intake import ListRequest
 from raysys.serving.problems import Problem, invalid
-from raysys.serving.service import ListRequest, Service
+from raysys.serving.service import Service
 from raysys.serving.treatments import HEADER
 from raysys.serving.workers import BACKGROUND, NORMAL, URGENT
 

@@ -15,9 +15,10 @@ from raysys.catalogue import Catalogue
 from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
 from raysys.serving.arms import Arms
 from raysys.serving.asking import Context
+from raysys.serving.intake import ListRequest
 from raysys.serving.operator import Operator
 from raysys.serving.problems import Problem
-from raysys.serving.service import ListRequest, Service
+from raysys.serving.service import Service
 from raysys.serving.traffic import Traffic
 from raysys.serving.workers import NORMAL, URGENT
 from raysys.web import Refused, assets, console, storefront

@@ -14,7 +14,8 @@ from raysys.registry import Registry
 from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Ask, Context, Ranking
-from raysys.serving.service import ListRequest, Service
+from raysys.serving.intake import ListRequest
+from raysys.serving.service import Service
 from raysys.serving.shown_lists import batch_of, find_shown, ranking_of, settings_of
 
 _REQUESTS: dict[str, type[ListRequest]] = {

@@ -12,41 +12,36 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from raysys.catalogue import Catalogue
-from raysys.features.incoming import visitor
 from raysys.registry import Bundle, Registry
 from raysys.serving import cache as caching
 from raysys.serving.api import (
     Explanation,
-    Filters,
     ListAnswer,
-    RankRequest,
     Readiness,
-    RecommendRequest,
-    SearchRequest,
-    SimilarRequest,
 )
 from raysys.serving.args import ServeArgs
-from raysys.serving.asking import ABOUT_ITEMS, Ask, Context, Ranking, Watch, new_request_id
+from raysys.serving.asking import Ask, Context, Ranking, Watch
 from raysys.serving.cache import Cache
 from raysys.serving.drift import DriftWatch
 from raysys.serving.encoding import There, UnavailableError
 from raysys.serving.events import open_events
 from raysys.serving.experiments import with_arm
 from raysys.serving.feedback import FeedbackWatch
-from raysys.serving.filters import Permissions, key_of
+from raysys.serving.filters import Permissions
+from raysys.serving.intake import Intake, ListRequest, until, who_asks
 from raysys.serving.metrics import Metrics
 from raysys.serving.monitor import open_monitor
 from raysys.serving.policy import Arrangement
-from raysys.serving.problems import FieldError, Problem, invalid
+from raysys.serving.problems import FieldError, Problem
 from raysys.serving.profile import Profile, profile_of
-from raysys.serving.ranker import Ranker, shares
+from raysys.serving.ranker import Ranker
 from raysys.serving.shown_lists import ShownLog
 from raysys.serving.shown_row import Facts, row_of
 from raysys.serving.stock import Stock
 from raysys.serving.text import TextService
 from raysys.serving.versions import Versions
 from raysys.serving.warming import warming_requests
-from raysys.serving.why import by_source, whys
+from raysys.serving.why import explanation, whys
 from raysys.serving.workers import BACKGROUND, Workers
 
 if TYPE_CHECKING:
@@ -54,15 +49,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raysys")
 T = TypeVar("T")
-ListRequest = RecommendRequest | SearchRequest | SimilarRequest | RankRequest
 _VARIANTS = 256
-
-SURFACES: dict[type[ListRequest], str] = {
-    RecommendRequest: "recommend",
-    SearchRequest: "search",
-    SimilarRequest: "similar",
-    RankRequest: "rank",
-}
 
 
 class Service:
@@ -210,9 +197,9 @@ class Service:
             Problem: 503, too many wait.
         """
         priority = BACKGROUND if context is None else context.priority
-        until = float("inf") if context is None else self._until(context)
+        late = float("inf") if context is None else until(context, self.args)
         try:
-            return await asyncio.wrap_future(self.workers.submit(work, priority, until))
+            return await asyncio.wrap_future(self.workers.submit(work, priority, late))
         except Problem as problem:
             if problem.status == 503:
                 self.metrics.count("raysys_shed", kind=problem.kind)
@@ -299,7 +286,9 @@ class Service:
         if asked.explain:
             watch.lap("explain")
             laps = {**ranking.milliseconds, **watch.laps}
-            explained["explanation"] = self._explain(ranking, ask, told, laps)
+            explained["explanation"] = explanation(
+                ranking, ask, told, laps, self.bundle, self.ranker.policies[ask.surface].args
+            )
         took = max(0.0, (time.perf_counter() - context.arrived) * 1000)
         self._note(ask, asked, ranking, arranged, told, took)
         return {
@@ -351,41 +340,8 @@ class Service:
         Raises:
             Problem: see `answer`.
         """
-        surface = SURFACES[type(asked)]
-        features = self.bundle.features
-        named = [asked.item_id] if isinstance(asked, SimilarRequest) else []
-        named = asked.item_ids if isinstance(asked, RecommendRequest | RankRequest) else named
-        seeds, unknown = self._known(named)
-        place = asked.place if isinstance(asked, RecommendRequest) else surface
-        if not len(seeds) and (surface in ("rank", "similar") or place in ABOUT_ITEMS):
-            raise self._unknown_items(named, surface)
-        k = len(seeds) if isinstance(asked, RankRequest) else asked.k
-        if not isinstance(asked, RankRequest) and k > self.args.k_max:
-            raise invalid("body.k", f"must be from 1 to {self.args.k_max}", k)
-        text = asked.query if isinstance(asked, SearchRequest | RankRequest) else None
-        user = self._user(asked.user_id, asked.session_id)
-        at, now = context.at or _now(), self.ranker.now()
-        filters = () if isinstance(asked, RankRequest) else _filters(asked.filters)
-        allowed = None
-        if surface != "rank":  # all of the caller's own are wanted back
-            allowed = self.permissions.allowed(surface, filters, user, now)
-        ask = Ask(
-            surface=surface,
-            user=user,
-            k=k,
-            now=now,
-            at=at,
-            request_id=context.request_id or new_request_id(at),
-            until=self._until(context),
-            seeds=seeds,
-            place=place,
-            filters=filters,
-            allowed=allowed,
-            session=self._session(user, asked.session_id),
-            query=features.query_number(text),
-            text=text,
-        )
-        return ask, unknown
+        intake = Intake(self.args, self.bundle, self.permissions, self.events)
+        return intake.read(asked, context, self.ranker.now())
 
     def _ranking(self, ask: Ask, asked: ListRequest) -> tuple[Ranking, str]:
         """Scored candidates, and how the cache knew them."""
@@ -426,23 +382,6 @@ class Service:
                 item["why"] = why
         return listed
 
-    def _explain(
-        self, ranking: Ranking, ask: Ask, told: str, laps: dict[str, float]
-    ) -> Explanation:
-        understood = {} if ask.text is None else self.bundle.search.lexical.understood(ask.text)
-        return Explanation(
-            place=ask.place,
-            timestamp=ranking.timestamp,
-            n_candidates=len(ranking.pool.items),
-            by_source=by_source(ranking),
-            understood=understood,
-            fallback=ranking.fallback,
-            weights={name: round(s, 4) for name, s in shares(ranking, self.bundle).items()},
-            policy=self.ranker.policies[ask.surface].args.model_dump(mode="json"),
-            cache=told,
-            milliseconds=laps,
-        )
-
     def _note(
         self,
         ask: Ask,
@@ -478,47 +417,3 @@ class Service:
         # what waits to be written should hold no more than will be
         lean, left_out = ranking.lean(), tuple(ranking.reasons)
         shown.note(lambda: row_of(facts, ask, asked, lean, arranged, left_out, ids, inputs))
-
-    def _until(self, context: Context) -> float:
-        """`time.perf_counter()` at which the answer has to be there."""
-        deadline = context.deadline_ms or self.args.deadline_ms
-        return float("inf") if deadline is None else context.arrived + deadline / 1000
-
-    def _user(self, user_id: str | None, session_id: str | None) -> int:
-        user_id = who_asks(user_id, session_id)
-        return -1 if user_id is None else self.bundle.features.user_number(user_id)
-
-    def _session(self, user: int, session_id: str | None) -> int:
-        if session_id is None and self.events is not None:
-            return self.events.session(user, self.ranker.now())
-        return self.bundle.features.sessions.number(user, session_id)
-
-    def _known(self, item_ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-        """Numbers of the known items, each once, in order: int32[m]; and the unknown ids."""
-        number = self.catalogue.number
-        numbers = {item_id: number(item_id) for item_id in item_ids}
-        known = [number for number in numbers.values() if number is not None]
-        unknown = [item_id for item_id, number in numbers.items() if number is None]
-        return np.array(known, dtype=np.int32), unknown
-
-    def _unknown_items(self, item_ids: Sequence[str], surface: str) -> Problem:
-        field = "body.item_id" if surface == "similar" else "body.item_ids.{}"
-        errors = [
-            FieldError(path=field.format(i), message="no such item", value=item_id[:80])
-            for i, item_id in enumerate(item_ids[:20])
-        ]
-        detail = f"the catalogue of bundle {self.bundle.id} has none of the items"
-        return Problem(404, "unknown-item", detail, errors)
-
-
-def who_asks(user_id: str | None, session_id: str | None) -> str | None:
-    """Who asks; a stranger is known by their session, from the first event of theirs on."""
-    return visitor(session_id) if user_id is None and session_id is not None else user_id
-
-
-def _filters(filters: Filters | None) -> Any:
-    return () if filters is None else key_of(filters.model_dump(exclude_defaults=True))
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -9,9 +9,9 @@ import numpy as np
 from raysys.features.batch import Batch
 from raysys.learners.protocol import Explainable, Model
 from raysys.registry import Bundle
-from raysys.serving.api import Why
-from raysys.serving.asking import Ranking
-from raysys.serving.policy import Arrangement
+from raysys.serving.api import Explanation, Why
+from raysys.serving.asking import Ask, Ranking
+from raysys.serving.policy import Arrangement, PolicyArgs
 from raysys.serving.ranker import shares
 
 MOST = 8
@@ -37,6 +37,39 @@ def by_source(ranking: Ranking) -> dict[str, int]:
     return {
         name: int(np.count_nonzero(pool.sources >> bit & 1)) for bit, name in enumerate(pool.names)
     }
+
+
+def explanation(
+    ranking: Ranking,
+    ask: Ask,
+    cache: str,
+    milliseconds: dict[str, float],
+    bundle: Bundle,
+    policy: PolicyArgs,
+) -> Explanation:
+    """How a list came about, as a whole.
+
+    Args:
+        ranking: the scored candidates.
+        ask: what was asked for.
+        cache: how the cache knew them.
+        milliseconds: by stage.
+        bundle: that ranked.
+        policy: of the surface.
+    """
+    understood = {} if ask.text is None else bundle.search.lexical.understood(ask.text)
+    return Explanation(
+        place=ask.place,
+        timestamp=ranking.timestamp,
+        n_candidates=len(ranking.pool.items),
+        by_source=by_source(ranking),
+        understood=understood,
+        fallback=ranking.fallback,
+        weights={name: round(share, 4) for name, share in shares(ranking, bundle).items()},
+        policy=policy.model_dump(mode="json"),
+        cache=cache,
+        milliseconds=milliseconds,
+    )
 
 
 _Parts = dict[str, tuple[tuple[str, ...], np.ndarray]]

@@ -38,7 +38,7 @@ from raysys.stages.audit_requests import (
     _with_positions,
     _with_query,
 )
-from raysys.stages.features import FeaturesSettings, FromLog
+from raysys.stages.features_settings import FeaturesSettings, FromLog
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
 
 HORIZON = 5_000

@@ -23,7 +23,7 @@ from raysys.features.requests import build_requests
 from raysys.progress import task
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.schema import EVENT_TYPES
-from raysys.stages.features import FeaturesSettings, FromLog
+from raysys.stages.features_settings import FeaturesSettings, FromLog
 
 
 @dataclass(frozen=True)

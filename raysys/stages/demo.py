@@ -103,9 +103,10 @@ def _run_stage(stage: str, config: str, workspace: Workspace) -> Manifest:
 def _deploy(config: str, workspace: Workspace) -> Any:
     """Serve on the configured port, or on the next one that is free."""
     from raysys.stages import deploy
+    from raysys.stages.deploy_plan import DeploySettings, plan
 
-    settings = load_settings(deploy.DeploySettings, find_config(config, "deploy"))
-    planned, bundle = deploy.plan(settings, workspace)
+    settings = load_settings(DeploySettings, find_config(config, "deploy"))
+    planned, bundle = plan(settings, workspace)
     options = planned.setdefault("http_options", {})
     options["port"] = free_port(options.get("host", "127.0.0.1"), options.get("port", 8000))
     with deploy.cluster() as (dashboard, _):

@@ -9,70 +9,21 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from types import UnionType
-from typing import Any, ClassVar, Union, get_args, get_origin
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from pydantic import BaseModel, create_model
-from ray.serve.schema import ServeDeploySchema
-
 from raysys.cluster import ray_session, settle_environment, stay_until_interrupted
-from raysys.config import Settings, StageSettings, parse_settings
 from raysys.errors import UserError
 from raysys.progress import task
-from raysys.registry import Registry
-from raysys.serving.app import settle
 from raysys.serving.args import ServeArgs
-from raysys.serving.edge_args import under_home
-from raysys.serving.experiments import AcceptedFile, check_served, load_experiments, places_of
-from raysys.serving.keys import KeyFile
-from raysys.serving.rollout import UserConfig
+from raysys.stages.deploy_plan import LOOPBACK, OURS, DeploySettings, plan
 from raysys.storage import Manifest, Workspace
 
-OURS = "raysys.serving.app:build"
 DASHBOARD = "http://127.0.0.1:8265"
 PATIENCE_S = 300
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LOCAL = (*LOOPBACK, "0.0.0.0", "::")
-
-
-def strict(model: type[BaseModel]) -> type[Settings]:
-    """The same fields as a model of Ray's, at every depth, but unknown keys are refused.
-
-    Ray's own models ignore them, so a misspelt option would silently not apply.
-    """
-    fields: dict[str, Any] = {}
-    for name, info in model.model_fields.items():
-        kind = _strict_annotation(info.annotation)
-        fields[name] = (kind, ...) if info.is_required() else (kind | None, None)
-    made: type[Settings] = create_model(model.__name__, __base__=Settings, **fields)
-    return made
-
-
-def _strict_annotation(annotation: Any) -> Any:
-    """Models within an annotation made strict; what else it says Ray checks when it takes it."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return strict(annotation)
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is list and inner:
-        return list[_strict_annotation(inner[0])]  # type: ignore[misc]
-    if origin in (Union, UnionType):  # of a model, perhaps a mapping that becomes it, and None
-        parts = [part for part in inner if part is not type(None) and get_origin(part) is not dict]
-        if len(parts) == 1:
-            return _strict_annotation(parts[0])
-    return Any
-
-
-_Schema: Any = strict(ServeDeploySchema)
-
-
-class DeploySettings(_Schema, StageSettings):
-    """A serve config: Ray Serve's fields, and `ServeArgs` under our application's `args`."""
-
-    kind_name: ClassVar[str] = "deploy"
 
 
 @dataclass(frozen=True)
@@ -140,123 +91,6 @@ def run(
             stay_until_interrupted()
             _shut_down()
     return manifest
-
-
-def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[str, Any], str]:
-    """The config as Ray takes it, with our arguments settled; and the bundle's id.
-
-    Raises:
-        UserError: a value Ray refuses, arguments nobody reads, no bundle or a damaged one.
-    """
-    config: dict[str, Any] = settings.model_dump(mode="json", exclude_unset=True)
-    ours = [
-        (number, app)
-        for number, app in enumerate(config["applications"])
-        if app["import_path"] == OURS
-    ]
-    if not ours:
-        raise UserError(
-            "no application of raysys",
-            where="applications",
-            mend=f"give one the import_path {OURS}",
-        )
-    bundle = ""
-    for number, app in ours:
-        where = f"applications.{number}.args"
-        args = parse_settings(ServeArgs, app.get("args", {}), where=where)
-        if workspace is not None:
-            args = args.model_copy(update={"registry": str(workspace.registry.resolve())})
-        args = settle(args)
-        bundle = args.pinned or ""
-        for name in filter(None, (args.pinned, *args.pinned_text.values())):
-            Registry(args.registry).verify(name)  # said here rather than by a replica's log
-        _check_who_may_call(args, config.get("http_options", {}), where)
-        _check_names(args, app.get("deployments") or (), f"applications.{number}.deployments")
-        for at, deployment in enumerate(app.get("deployments") or ()):
-            if deployment.get("user_config") is not None:
-                place = f"applications.{number}.deployments.{at}.user_config"
-                deployment["user_config"] = _settle_tried(args, deployment["user_config"], place)
-        app["args"] = args.model_dump(mode="json")
-    parse_settings(ServeDeploySchema, config, where="serve config")
-    return config, bundle
-
-
-def _settle_tried(args: ServeArgs, content: Any, where: str) -> dict[str, Any]:
-    """The `user_config` with the id of the bundle that is tried and the whole paths of files.
-
-    Raises:
-        UserError: what nobody reads; no such bundle, or a damaged one; experiments that are wrong,
-            or changed as they must not be while they run.
-    """
-    if not isinstance(content, dict):
-        raise UserError(f"a mapping is expected, found {content!r}", where=where)
-    asked = parse_settings(UserConfig, content, where=where)
-    canary = asked.canary
-    if canary is not None:
-        bundle = Registry(args.registry).verify(canary.bundle).id
-        canary = canary.model_copy(update={"bundle": bundle})
-    files = tuple(str(under_home(each).resolve()) for each in asked.experiments)
-    if files:
-        _check_experiments(args, files)
-    return UserConfig(canary=canary, experiments=files).model_dump(mode="json")
-
-
-def _check_experiments(args: ServeArgs, files: tuple[str, ...]) -> None:
-    """Refuse what replicas would only log.
-
-    Raises:
-        UserError: see `check_served` and `check_change`; an arm's bundle is not there.
-    """
-    where, now = ", ".join(files), datetime.now(UTC)
-    settings = load_experiments(files)
-    check_served(settings, args, where)
-    registry = Registry(args.registry)
-    AcceptedFile(registry.root).check(settings, now, where)
-    for experiment in settings.experiments:
-        if places_of(experiment) and experiment.runs_at(now):
-            for arm in experiment.arms:
-                if arm.bundle is not None:
-                    registry.verify(arm.bundle)
-
-
-def _check_names(args: ServeArgs, deployments: Any, where: str) -> None:
-    """Refuse options of a deployment that the application does not have.
-
-    Raises:
-        UserError: there are some.
-    """
-    apart = args.transformer is not None and args.bundle is not None
-    known = ["Ranker", *(["Transformer"] if apart else [])]
-    for at, deployment in enumerate(deployments):
-        if (name := deployment.get("name")) not in known:
-            mend = "say `transformer: {}` in the args" if name == "Transformer" else "mend it"
-            raise UserError(
-                f"the application has no deployment {name!r}; it has {', '.join(known)}",
-                where=f"{where}.{at}.name",
-                mend=f"{mend}, or leave its options out",
-            )
-
-
-def _check_who_may_call(args: ServeArgs, options: dict[str, Any], where: str) -> None:
-    """Refuse to answer other machines without keys, unless that is what was asked for.
-
-    Raises:
-        UserError: so it is; or there are to be keys, and they cannot be read.
-    """
-    if (path := args.auth.keys_path) is not None:
-        KeyFile(path).read()
-        return
-    host = options.get("host") or "0.0.0.0"  # Serve's own default
-    everywhere = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") not in ("", "0")
-    if args.auth.open or (host in LOOPBACK and not everywhere):
-        return
-    raise UserError(
-        "without keys, anybody who reaches this machine could call"
-        + (" (HAProxy listens on all interfaces)" if everywhere else f" (host {host})"),
-        where=f"{where}.auth" if everywhere else "http_options.host",
-        mend="`raysys key create NAME --role read`, then `auth: {keys: FILE}` in the args; or "
-        "host 127.0.0.1; or `auth: {open: true}` if that is what you want",
-    )
 
 
 @contextlib.contextmanager

@@ -115,7 +115,7 @@ def named_log(config: str | None, workspace: Workspace) -> tuple[EventsArgs, Pat
     if config is None:
         return EventsArgs(), workspace.eventlog
     from raysys.serving.args import ServeArgs
-    from raysys.stages.deploy import OURS, DeploySettings  # which import Ray: seconds
+    from raysys.stages.deploy_plan import OURS, DeploySettings  # which import Ray: seconds
 
     path = find_config(config, "deploy")
     settings: Any = load_settings(DeploySettings, path)

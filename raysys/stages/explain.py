@@ -7,7 +7,7 @@ import difflib
 from raysys.errors import UserError
 from raysys.features.explain import as_markdown as as_table
 from raysys.features.explain import as_text, explain
-from raysys.stages.features import FeaturesSettings
+from raysys.stages.features_settings import FeaturesSettings
 
 
 def run(

@@ -10,28 +10,21 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from raysys.cluster import ray_session
-from raysys.config import Settings
 from raysys.features.chosen import Block, cut_blocks
 from raysys.features.columns import families
 from raysys.features.graded import label_rows
-from raysys.features.live import CandidateSettings
-from raysys.features.negatives import NegativeSettings
 from raysys.features.numbered import NumberedLog
 from raysys.features.numbering import number_log
-from raysys.features.plan import CoVisitation, EventType, FeaturePlan
-from raysys.features.position_bias import PositionBiasSettings
+from raysys.features.plan import CoVisitation
 from raysys.features.position_log import CURVE, PAGE, read_curve, write_curve, write_shown
 from raysys.features.replay import Recall
 from raysys.features.requests import (
     DAY_MS,
-    RequestSettings,
-    RequestsPerFold,
     build_requests,
     fold_bounds,
 )
@@ -40,6 +33,7 @@ from raysys.features.sizes import saved_state_size
 from raysys.features.work import Work
 from raysys.ingest.spread import OnRay, Spread
 from raysys.progress import task
+from raysys.stages.features_settings import FeaturesSettings, FromLog, FromRetrieval
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
 
 logger = logging.getLogger("raysys")
@@ -47,93 +41,6 @@ logger = logging.getLogger("raysys")
 BLOCK_REQUESTS = 1_000
 BLOCK_EVENTS = 200_000
 PART_EVENTS = 2_000_000
-
-
-class CoVisitationSettings(Settings):
-    """How neighbourhoods are fitted: see `CoVisitation.fit`; refitted every `refit_days`."""
-
-    k: int = Field(30, ge=1, le=500)
-    min_count: int = Field(4, ge=1)
-    shrinkage: float = Field(5.0, ge=0)
-    refit_days: float = Field(28, gt=0)
-
-
-class FromRetrieval(Settings):
-    """Examples are what retrieval would have offered at each order (or session)."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    from_: Literal["retrieval"] = Field("retrieval", alias="from")
-
-
-class FromLog(Settings):
-    """Examples are rows of the log: what was shown or done.
-
-    Attributes:
-        events: types of the rows that become examples. Rows with one `request_id` are a request;
-            without one, what a user was shown or did at one moment.
-        share: of the requests, drawn by a hash of what they are.
-        keep_empty: keep requests that nothing came of.
-        within_minutes: of rows that are no impressions: how long after them something of the same
-            item and session still counts as their outcome. For impressions, `labels` says it.
-        inferred: impressions that ingest concluded: as good as the logged ones (`use`), weighing
-            the inverse of the probability with which they were drawn (`weigh`), or not at all
-            (`leave_out`).
-        heaviest: no row weighs more than this.
-        negatives: for logs that tell only of what was wanted: rows with a gain above 0 draw others
-            that were not; null: no row is made up. See `sample_negatives`.
-    """
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    from_: Literal["log"] = Field("log", alias="from")
-    events: list[EventType] = Field(["impression"], min_length=1)
-    share: float = Field(1.0, gt=0, le=1)
-    keep_empty: bool = False
-    within_minutes: float = Field(60, gt=0)
-    inferred: Literal["use", "weigh", "leave_out"] = "use"
-    heaviest: float = Field(50, ge=1)
-    negatives: NegativeSettings | None = None
-
-
-class FeaturesSettings(RequestSettings):
-    """The YAML of `raysys features`.
-
-    Attributes:
-        parts: into how many the users are dealt, each part a task; null chooses by CPUs and
-            events. The outcome does not depend on it.
-        position_bias: estimate how likely each position is looked at from the impressions before
-            the validation period, into `position_bias.json` of the workspace, which the plan's
-            `examination` may name; null: nothing is estimated.
-    """
-
-    kind_name: ClassVar[str] = "features"
-
-    group_by: list[Literal["order_id", "session_id"]] = ["order_id", "session_id"]
-    examples: Annotated[FromRetrieval | FromLog, Field(discriminator="from_")] = FromRetrieval()
-    history: int = Field(24, ge=1, le=500)
-    parts: int | None = Field(None, ge=1, le=4096)
-    seed: int = 17
-    candidates: CandidateSettings = CandidateSettings()
-    covisitation: CoVisitationSettings = CoVisitationSettings()
-    position_bias: PositionBiasSettings | None = None
-    plan: FeaturePlan
-
-    @model_validator(mode="after")
-    def _one_way_to_draw(self) -> FeaturesSettings:
-        if isinstance(self.examples, FromLog) and self.requests_per_fold != RequestsPerFold():
-            raise ValueError("requests_per_fold: examples from the log are drawn by their `share`")
-        return self
-
-    @field_validator("position_bias")
-    @classmethod
-    def _without_features(cls, bias: PositionBiasSettings | None) -> PositionBiasSettings | None:
-        if bias is not None and bias.method == "regression_em":
-            raise ValueError(
-                "regression_em needs features, and these come after: choose all_pairs, adjacent "
-                "or em, or call `estimate_propensities` on examples"
-            )
-        return bias
 
 
 def run(

@@ -33,7 +33,7 @@ from raysys.features.plan import FeaturePlan
 from raysys.ingest.spread import InProcess
 from raysys.registry import BundleManifest, Registry
 from raysys.stages import ingest as ingest_stage
-from raysys.stages.features import FeaturesSettings
+from raysys.stages.features_settings import FeaturesSettings
 from raysys.stages.learn_events import PARTS
 from raysys.stages.learn_gate import judge_round, verdict
 from raysys.stages.learn_log import LearnedLog

@@ -43,7 +43,7 @@ from raysys.learners.protocol import Context, Model
 from raysys.progress import task
 from raysys.registry import Bundle
 from raysys.retrieval.advance import advance
-from raysys.stages.features import FeaturesSettings, FromLog
+from raysys.stages.features_settings import FeaturesSettings, FromLog
 from raysys.stages.learn_events import (
     BLEND,
     TUNE,

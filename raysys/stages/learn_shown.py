@@ -19,7 +19,8 @@ from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
 from raysys.features.numbered import LogSlice
 from raysys.features.shown import choose_shown
-from raysys.stages.features import FeaturesSettings, FromLog, labeller
+from raysys.stages.features import labeller
+from raysys.stages.features_settings import FeaturesSettings, FromLog
 from raysys.stages.learn_events import PARTS, Requests, Window
 from raysys.stages.learn_settings import WindowSettings
 

@@ -215,7 +215,7 @@ def _places(options: MonitorOptions, workspace: Workspace) -> _Places:
 
 def _of_config(config: str) -> _Places:
     from raysys.serving.args import ServeArgs
-    from raysys.stages.deploy import OURS, DeploySettings  # which import Ray: seconds
+    from raysys.stages.deploy_plan import OURS, DeploySettings  # which import Ray: seconds
 
     path = find_config(config, "deploy")
     settings: Any = load_settings(DeploySettings, path)

@@ -22,7 +22,7 @@ from raysys.config import StageSettings
 from raysys.datasets import files
 from raysys.errors import UserError
 from raysys.progress import task
-from raysys.stages.train import ResourceSettings
+from raysys.stages.train_settings import ResourceSettings
 from raysys.storage import Manifest, Workspace, file_digest, is_done, read_manifest, replacing
 from raysys.text.models import PACKAGED, model_folder, open_model
 from raysys.text.pretraining.behaviour import Pairs, gather_pairs

@@ -40,7 +40,7 @@ from raysys.learners.text_protocol import Task, TextContext, TextLearner
 from raysys.progress import task
 from raysys.registry import TEXT, Registry, write_text
 from raysys.stages.text_judging import Fit, Outcome, judge
-from raysys.stages.train import ResourceSettings
+from raysys.stages.train_settings import ResourceSettings
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
 from raysys.text.spans import attributes_to_spans
 

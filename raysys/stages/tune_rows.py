@@ -12,8 +12,8 @@ from raysys.config import parse_settings
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.ingest.spread import InProcess
-from raysys.stages.features import FeaturesSettings
 from raysys.stages.features import run as run_features
+from raysys.stages.features_settings import FeaturesSettings
 from raysys.storage import Workspace, digest, read_manifest
 from raysys.tuning.objective import Rows
 from raysys.tuning.sample import sample_requests

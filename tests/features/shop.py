@@ -7,9 +7,10 @@ import pyarrow as pa
 
 from raysys import schema
 from raysys.catalogue import Catalogue
-from raysys.features.live import CandidateSettings, LiveFeatures
+from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
 from raysys.features.plan import FeaturePlan
+from raysys.features.proposing import CandidateSettings
 
 DAY = 86_400_000
 PURCHASE = schema.EVENT_TYPES.index("purchase")

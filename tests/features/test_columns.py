@@ -15,7 +15,8 @@ from raysys.features.log import EventColumns
 from raysys.features.sizes import state_size
 from raysys.ingest.spread import InProcess
 from raysys.retrieval.covisitation import CoVisitation
-from raysys.stages.features import FeaturesSettings, run
+from raysys.stages.features import run
+from raysys.stages.features_settings import FeaturesSettings
 from raysys.storage import read_manifest
 from tests.features import every
 from tests.features.every import DAY, HOUR, N_ITEMS, N_QUERIES, N_USERS, PLAN
@@ -176,7 +177,7 @@ class Interrupted(InProcess):
     def __init__(self, pieces: int) -> None:
         self.left = pieces
 
-    def each(self, n, work):
+    def each(self, n, work, name="pieces"):
         def do(number):
             if self.left == 0:
                 raise KilledError

@@ -15,7 +15,8 @@ from raysys.features.examples import Examples
 from raysys.features.log import EventColumns
 from raysys.ingest.spread import InProcess
 from raysys.learners.shown import in_shown_order
-from raysys.stages.features import FeaturesSettings, FromLog, run
+from raysys.stages.features import run
+from raysys.stages.features_settings import FeaturesSettings, FromLog
 from tests.features.every import N_ITEMS, PLAN
 from tests.features.logs import as_rows, workspace
 from tests.features.test_columns import LOGGED, WANTED, log, settings

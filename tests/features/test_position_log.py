@@ -19,7 +19,8 @@ from raysys.features.position_log import estimate_curve, shown_and_clicked
 from raysys.features.simulate import SimulatedLog, SimulationSettings, simulate_log, simulate_shop
 from raysys.ingest.spread import InProcess
 from raysys.stages import features
-from raysys.stages.features import FeaturesSettings, run
+from raysys.stages.features import run
+from raysys.stages.features_settings import FeaturesSettings
 from raysys.storage import Manifest
 from tests.features import every
 from tests.features.every import DAY, HOUR, N_ITEMS

@@ -160,7 +160,7 @@ class Fatal:
     def __init__(self, after):
         self.left = after
 
-    def each(self, n, work):
+    def each(self, n, work, name="pieces"):
         for number in range(n):
             if self.left == 0:
                 raise KeyboardInterrupt

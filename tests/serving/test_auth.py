@@ -26,7 +26,7 @@ from raysys.serving.arms import Arms
 from raysys.serving.edge import protect
 from raysys.serving.keys import ROLES, KeyFile
 from raysys.serving.service import Service
-from raysys.stages.deploy import DeploySettings, plan
+from raysys.stages.deploy_plan import DeploySettings, plan
 
 WRONG = ("missing", "unknown", "expired", "revoked", "malformed", "twice", "basic", "hash")
 

@@ -18,7 +18,8 @@ from raysys.serving.app import build, settle
 from raysys.serving.args import ServeArgs
 from raysys.serving.experiments import AcceptedFile, load_experiments
 from raysys.serving.keys import KeyFile
-from raysys.stages.deploy import DeploySettings, _check_port, cluster, plan
+from raysys.stages.deploy import _check_port, cluster
+from raysys.stages.deploy_plan import DeploySettings, plan
 from raysys.storage import Workspace
 
 LOCAL = Path(__file__).parents[2] / "serve_configs" / "local.yaml"

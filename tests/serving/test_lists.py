@@ -20,8 +20,9 @@ from raysys.serving.api import ListAnswer, RankRequest, RecommendRequest, Search
 from raysys.serving.app import http_app
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Context
+from raysys.serving.intake import ListRequest
 from raysys.serving.members import Clock, Costs
-from raysys.serving.service import ListRequest, Service
+from raysys.serving.service import Service
 from raysys.serving.stock import Stock, StockArgs
 from tests.serving.test_routes import ask, ids, refuse
 

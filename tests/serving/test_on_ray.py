@@ -26,7 +26,8 @@ from raysys.errors import UserError
 from raysys.eventlog.local import LocalLog
 from raysys.eventlog.settings import LogSettings
 from raysys.registry import Registry
-from raysys.stages.deploy import Deployment, DeploySettings, cluster, deploy, plan
+from raysys.stages.deploy import Deployment, cluster, deploy
+from raysys.stages.deploy_plan import DeploySettings, plan
 from tests.serving.shop import publish_shop
 from tests.serving.test_arms import copy
 from tests.serving.watched import publish_watched

@@ -18,9 +18,10 @@ from raysys.registry import Registry
 from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Context, moment_of, new_request_id
+from raysys.serving.intake import ListRequest
 from raysys.serving.metrics import Metrics
 from raysys.serving.replay import replay
-from raysys.serving.service import ListRequest, Service
+from raysys.serving.service import Service
 from raysys.serving.shown_lists import SHOWN_LISTS, ShownArgs, ShownLog, find_shown
 
 POLICY = {

@@ -21,7 +21,7 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.service import Service
 from raysys.serving.text_api import MAX_TEXT, MAX_TEXTS
 from raysys.stages import text as stage
-from raysys.stages.deploy import DeploySettings, plan
+from raysys.stages.deploy_plan import DeploySettings, plan
 from raysys.storage import Workspace
 from tests.stages import texts
 

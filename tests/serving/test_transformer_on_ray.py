@@ -13,7 +13,8 @@ import yaml
 
 from raysys.cluster import ray_session
 from raysys.config import parse_settings
-from raysys.stages.deploy import DeploySettings, cluster, deploy, plan
+from raysys.stages.deploy import cluster, deploy
+from raysys.stages.deploy_plan import DeploySettings, plan
 from tests.serving.shop import publish_shop
 
 LOCAL = Path(__file__).parents[2] / "serve_configs" / "local.yaml"

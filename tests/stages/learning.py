@@ -19,7 +19,7 @@ from raysys.learners import make_learner
 from raysys.learners.protocol import Context, Model
 from raysys.registry import Registry
 from raysys.stages import features
-from raysys.stages.features import FeaturesSettings
+from raysys.stages.features_settings import FeaturesSettings
 from raysys.stages.learn import LearnSettings
 from raysys.stages.train import write_bundle
 from raysys.storage import Manifest, Workspace, read_manifest

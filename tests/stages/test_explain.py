@@ -11,7 +11,7 @@ from raysys.config import find_config, load_settings
 from raysys.errors import UserError
 from raysys.features.explain import as_markdown, explain
 from raysys.stages import explain as stage
-from raysys.stages.features import FeaturesSettings
+from raysys.stages.features_settings import FeaturesSettings
 
 
 def settings() -> FeaturesSettings:

@@ -37,7 +37,7 @@ from raysys.registry import Registry
 from raysys.registry.listing import judge_known
 from raysys.serving.rollout import CanaryArgs, Rollout
 from raysys.stages import learn, learn_follow, learn_round
-from raysys.stages.features import FeaturesSettings
+from raysys.stages.features_settings import FeaturesSettings
 from raysys.stages.learn_events import Window, build_requests, count_orders, numbered, read_since
 from raysys.stages.learn_follow import Due, drift_of, follow, read_figure
 from raysys.stages.learn_log import LearnedLog

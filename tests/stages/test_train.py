@@ -27,7 +27,7 @@ from raysys.learners.baselines import ColumnModel, Popular
 from raysys.monitoring.reference import Reference
 from raysys.registry import Registry
 from raysys.stages import train
-from raysys.stages.train import TrainSettings
+from raysys.stages.train_settings import TrainSettings
 from raysys.storage import Workspace, read_manifest
 from tests.serving.shop import cross_encoder
 from tests.stages.workspace import write_features

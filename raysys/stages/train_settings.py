@@ -1,0 +1,151 @@
+"""What `raysys train` may be told, and what of it a search chose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from raysys.config import Settings, StageSettings, load_yaml, parse_settings
+from raysys.ensemble import EnsembleSettings
+from raysys.errors import UserError
+from raysys.learners.protocol import Resources
+from raysys.learners.resources import cpus_of_a_node, resources_here
+from raysys.stages.reranking import RerankerSettings
+from raysys.storage import Workspace
+from raysys.tuning.settings import DataSettings
+
+
+class ResourceSettings(Settings):
+    """What one fit may use.
+
+    Attributes:
+        workers: processes that share a fit.
+        cpus_per_worker: null: what the largest node can give, at most 8.
+        gpus_per_worker: may be a fraction; counts only where there are GPUs.
+    """
+
+    workers: int = Field(default=1, ge=1)
+    cpus_per_worker: float | None = Field(default=None, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+
+    def here(self) -> Resources:
+        """On the cluster that is there.
+
+        Raises:
+            UserError: more than it has.
+        """
+        import ray
+
+        cpus = self.cpus_per_worker or cpus_of_a_node(self.workers)
+        wanted = Resources(self.workers, cpus, self.gpus_per_worker)
+        return resources_here(wanted) if ray.is_initialized() else wanted
+
+
+class TrainSettings(StageSettings):
+    """The YAML of `raysys train`.
+
+    Attributes:
+        learners: name -> its settings; the ensemble's members, in this order.
+        tuned: name -> a YAML file that `raysys tune` wrote; what is in it goes over `learners`.
+        use_tuned: without such a line, take what was found in this workspace (`tune/NAME`).
+        out_of_fold: how many folds get out-of-fold scores: the validation fold, whose scores the
+            ensemble is fitted on, then those before it, each by a model of its own.
+        ensemble: how base scores become one.
+        reranker: a second stage that looks at the best few of a list for a query; null: none.
+        without: learners that have no say in the ensemble, though they are fitted and scored.
+        ensemble_only: fit the ensemble anew on the base scores of the run before, and publish a
+            bundle of its models; learners that run did not fit are an error.
+        resources: of every fit.
+        learner_resources: name -> resources, for learners that need others.
+        surface: which lists the bundle is for.
+        name: readable beginning of the bundle's id.
+        publish_as: what points at the new bundle. Where `champion` is served (`follow`), give
+            another name, such as `challenger`: `raysys promote` asks whether it is better.
+        seed: of everything random.
+    """
+
+    kind_name: ClassVar[str] = "train"
+
+    learners: dict[str, dict[str, Any]] = Field(min_length=1)
+    tuned: dict[str, str] = Field(default_factory=dict)
+    use_tuned: bool = True
+    out_of_fold: int = Field(default=1, ge=1)
+    ensemble: EnsembleSettings = EnsembleSettings()
+    reranker: RerankerSettings | None = None
+    without: tuple[str, ...] = ()
+    ensemble_only: bool = False
+    resources: ResourceSettings = ResourceSettings()
+    learner_resources: dict[str, ResourceSettings] = Field(default_factory=dict)
+    surface: str = "recommend"
+    name: str = "bundle"
+    publish_as: str = Field(default="champion", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _names_are_learners(self) -> TrainSettings:
+        for where in ("tuned", "learner_resources", "without"):
+            for name in getattr(self, where):
+                if name not in self.learners:
+                    raise ValueError(f"{where}.{name}: not among the learners above")
+        if not set(self.learners) - set(self.without):
+            raise ValueError("without: no learner is left")
+        return self
+
+
+def chosen_settings(settings: TrainSettings, workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """Settings of every learner: those of the YAML, then what a search found.
+
+    Raises:
+        UserError: a file of tuned settings is missing or is another learner's.
+    """
+    return {name: _settings_of(settings, name, workspace) for name in settings.learners}
+
+
+def chosen_rows(settings: TrainSettings, workspace: Workspace) -> dict[str, DataSettings]:
+    """What of the training rows each learner reads, where a search found that less is better.
+
+    Raises:
+        UserError: a file of tuned settings is missing or damaged.
+    """
+    found = {}
+    for name in settings.learners:
+        path = _tuned(settings, name, workspace)
+        content = load_yaml(path).get("data") if path else None
+        if content:
+            found[name] = parse_settings(DataSettings, content, where=f"{path}: data")
+    return found
+
+
+def _tuned(settings: TrainSettings, name: str, workspace: Workspace) -> Path | None:
+    """The file of what a search found for a learner; None: the YAML's own settings hold.
+
+    Raises:
+        UserError: it is named, but not there.
+    """
+    found = workspace.tune / name / "best.yaml"
+    if name in settings.tuned:
+        found = Path(settings.tuned[name])
+        if not found.is_file():
+            raise UserError(
+                f"no such file: {settings.tuned[name]!r}",
+                where=f"tuned.{name}",
+                mend=f"run `raysys tune --config tune_configs/{name}.yaml` first, or leave it out",
+            )
+        return found
+    return found if settings.use_tuned and found.is_file() else None
+
+
+def _settings_of(settings: TrainSettings, name: str, workspace: Workspace) -> dict[str, Any]:
+    own, found = settings.learners[name], _tuned(settings, name, workspace)
+    if found is None:
+        return own
+    content = load_yaml(found)
+    if not isinstance(content.get(name), dict):
+        raise UserError(
+            f"no settings of {name}",
+            where=str(found),
+            mend=f"it should hold `{name}:` and its settings, as `raysys tune` writes them",
+        )
+    return {**own, **content[name]}
