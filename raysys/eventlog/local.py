@@ -8,7 +8,6 @@ was told of it, but who sends it again is told, rightly, that it is there.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import errno
 import fcntl
@@ -38,14 +37,13 @@ from raysys.eventlog.entries import (
 from raysys.eventlog.group import GroupCommit
 from raysys.eventlog.head import Head, SharedHead, this_boot
 from raysys.eventlog.ids import DAY_MS, SharedIds, remove_all
+from raysys.eventlog.reader import SegmentReader
 from raysys.eventlog.rolled import Rolled
 from raysys.eventlog.settings import LogSettings
 
 log = logging.getLogger("raysys")
 
 _POLL_S: Final = 0.01  # between looks at what other processes appended
-_OPEN: Final = 8  # segments kept open for reading
-_PLACES: Final = 64  # places where reads ended that are kept
 
 
 class LocalLog:
@@ -68,9 +66,7 @@ class LocalLog:
         self._news = threading.Condition()
         self._ids: SharedIds | None = None
         self._writing: tuple[int, int] | None = None  # segment and its descriptor
-        self._reading: dict[int, int] = {}
-        self._places: dict[int, tuple[int, int]] = {}
-        self._readers = threading.Lock()
+        self._reader = SegmentReader(folder)
         self._trusted = self._closed = False
         try:
             (folder / "positions").mkdir(parents=True, exist_ok=True)
@@ -112,24 +108,8 @@ class LocalLog:
 
     def read(self, after: int, limit: int = 10_000) -> list[Entry]:
         """See `EventLog`."""
-        end, found = self.end(), list[Entry]()
-        with self._readers, _in_our_words(self.folder):
-            place = self._seek(after) if after < end else None
-            while place is not None and len(found) < limit:
-                segment, start = place
-                read = blocks.entries_at(self._opened(segment), start)
-                if read is None:
-                    place = self._beyond(segment, start, found[-1].offset if found else after, end)
-                    continue
-                block, entries = read
-                if block.first > end:
-                    break  # durable perhaps, but not said to be
-                found += [entry for entry in entries if entry.offset > after]
-                place = (segment, block.end)
-                self._remember(block.last, place)
-                if block.last >= end:
-                    break
-        return found
+        with _in_our_words(self.folder):
+            return self._reader.read(after, self.end(), limit)
 
     def wait(self, after: int, timeout_s: float) -> bool:
         """See `EventLog`."""
@@ -189,16 +169,17 @@ class LocalLog:
     def close(self) -> None:
         """See `EventLog`."""
         self._group.close()
-        with self._threads, self._readers:
+        with self._threads:
             if self._closed:
                 return
             self._closed = True
             if self._ids is not None:
                 self._ids.close()
                 self._ids = None
-            for file in [*self._reading.values(), *([self._writing[1]] if self._writing else [])]:
-                os.close(file)
-            self._reading, self._writing = {}, None
+            self._reader.close()
+            if self._writing is not None:
+                os.close(self._writing[1])
+                self._writing = None
             os.close(self._lock)
 
     # --- appending, all under the lock
@@ -387,47 +368,6 @@ class LocalLog:
             path = blocks.segment_path(self.folder, first)
             self._writing = (first, os.open(path, os.O_RDWR))
         return self._writing[1]
-
-    # --- reading, under a lock of its own
-
-    def _seek(self, after: int) -> tuple[int, int] | None:
-        """Segment and byte where the entry after an offset is, or what comes next."""
-        if after in self._places:
-            place = self._places[after]
-            if blocks.segment_path(self.folder, place[0]).exists():
-                return place
-        there = blocks.segments(self.folder)
-        if not there:
-            return None
-        segment = there[max(0, bisect.bisect_right(there, after + 1) - 1)]
-        file, start = self._opened(segment), 0
-        while (block := blocks.peek(file, start)) is not None and block.last <= after:
-            start = block.end
-        return segment, start
-
-    def _beyond(self, segment: int, start: int, read: int, end: int) -> tuple[int, int] | None:
-        """Where to go on when no block begins here: the next segment, or behind damage."""
-        following = next((s for s in blocks.segments(self.folder) if s > segment), None)
-        if following == read + 1:
-            return following, 0
-        whole = blocks.next_block(self._opened(segment), start)
-        if whole is not None and whole.first <= end:
-            log.error("%s: entries %d to %d are damaged", self.folder, read + 1, whole.first - 1)
-            return segment, whole.start
-        return None if following is None else (following, 0)
-
-    def _opened(self, segment: int) -> int:
-        if segment not in self._reading:
-            while len(self._reading) >= _OPEN:
-                os.close(self._reading.pop(next(iter(self._reading))))
-            path = blocks.segment_path(self.folder, segment)
-            self._reading[segment] = os.open(path, os.O_RDONLY)
-        return self._reading[segment]
-
-    def _remember(self, after: int, place: tuple[int, int]) -> None:
-        self._places[after] = place
-        if len(self._places) > _PLACES:
-            del self._places[next(iter(self._places))]
 
 
 def _again(entries: Sequence[Entry]) -> list[NewEntry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import Counter
@@ -58,7 +59,7 @@ GAUGES: Final = {
     "raysys_outcome_rate": "Rate of an outcome, such as clicks of what was shown, by surface.",
     "raysys_outcome_change": "Relative change of it against the training, or the window before.",
     "raysys_feedback_age_seconds": "Since outcomes were last computed.",
-    "raysys_bundle": "1, by the id of the bundle that answers and the name it was chosen by.",
+    "raysys_bundle": "1 while the bundle answers by the name that it was chosen by, else 0.",
 }
 """Read when they are handed on. Prometheus sees each as `ray_NAME`."""
 
@@ -90,6 +91,7 @@ class Metrics:
         self._of_ray: dict[str, Any] = {}
         self._seconds: list[tuple[Key, float]] = []
         self._gauges: list[tuple[Key, Callable[[], float | None]]] = []
+        self._afterwards: dict[Key, float] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         if on_ray:
@@ -106,9 +108,27 @@ class Metrics:
         if self._on_ray and len(self._seconds) < _MOST:
             self._seconds.append(((name, tuple(sorted(tags.items()))), seconds))
 
-    def gauge(self, name: str, read: Callable[[], float | None], **tags: str) -> None:
-        """Have a gauge of `GAUGES` read whenever it is handed on; None: it says nothing now."""
-        self._gauges.append(((name, tuple(sorted(tags.items()))), read))
+    def gauge(
+        self,
+        name: str,
+        read: Callable[[], float | None],
+        afterwards: float | None = None,
+        /,
+        **tags: str,
+    ) -> None:
+        """Have a gauge of `GAUGES` read whenever it is handed on.
+
+        Args:
+            name: of the gauge.
+            read: its value; None: it says nothing now.
+            afterwards: its value once these metrics are closed, as the process may go on; None:
+                it keeps the last one.
+            tags: by name.
+        """
+        key = (name, tuple(sorted(tags.items())))
+        self._gauges.append((key, read))
+        if afterwards is not None:
+            self._afterwards[key] = afterwards
 
     def read(self) -> dict[str, dict[str, int]]:
         """Counts by name, then by the values of their tags, joined by commas."""
@@ -118,8 +138,15 @@ class Metrics:
                 found.setdefault(name, {})[",".join(value for _, value in tags)] = amount
         return found
 
+    def gauges(self) -> dict[Key, float]:
+        """Values by name and sorted tags, of those that say something now."""
+        if self._ended.is_set():
+            return dict(self._afterwards)
+        values = {key: read() for key, read in self._gauges}
+        return {key: value for key, value in values.items() if value is not None}
+
     def close(self) -> None:
-        """Report no more."""
+        """Report no more, but what gauges are from now on."""
         self._ended.set()
 
     def _report(self) -> None:
@@ -129,6 +156,8 @@ class Metrics:
                 self._hand_on()
             except Exception:  # an answer is worth more than its count
                 log.exception("counts were not handed on to Ray")
+        with contextlib.suppress(Exception):  # Ray may have ended before
+            self._hand_on()
 
     def _prepare(self) -> None:
         """Make the histograms: what Ray is told in a metric's first moments may be lost."""
@@ -149,10 +178,8 @@ class Metrics:
         for key, spent in seconds:
             histogram = self._histogram(ray_metrics.Histogram, key)
             histogram.observe(spent, tags=dict(key[1]))
-        for key, read in self._gauges:
-            value = read()
-            if value is not None:
-                self._metric(ray_metrics.Gauge, GAUGES, key).set(value, tags=dict(key[1]))
+        for key, value in self.gauges().items():
+            self._metric(ray_metrics.Gauge, GAUGES, key).set(value, tags=dict(key[1]))
 
     def _histogram(self, kind: Any, key: Key) -> Any:
         of_sizes = key[0] in SIZES

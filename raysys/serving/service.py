@@ -63,6 +63,7 @@ class Service:
     Attributes:
         versions: of what is known of users and sessions: who changes the state raises them.
         metrics: counts of what was answered, and how.
+        is_named: whether the name it was chosen by still points at its bundle.
         heard: is told the events that the state has just counted; None: nobody is.
         drift: watches features and scores; None: nobody does.
         feedback: knows what came of the lists; None: nobody computes it here.
@@ -80,6 +81,7 @@ class Service:
     ) -> None:
         self.args = args
         self.metrics = Metrics(on_ray=on_ray)
+        self.is_named = True
         self.versions = Versions()
         self.heard: Callable[[Sequence[dict[str, Any]]], None] | None = None
         self._variant = ""
@@ -146,7 +148,11 @@ class Service:
             return
         features, events = self._bundle.features, self.events
         self.metrics.gauge(
-            "raysys_bundle", lambda: 1.0, bundle=self._bundle.id, arm=self.args.bundle or ""
+            "raysys_bundle",
+            lambda: float(self.is_named),
+            0.0,
+            bundle=self._bundle.id,
+            arm=self.args.bundle or "",
         )
         self.metrics.gauge(
             "raysys_state_age_seconds", lambda: max(0.0, time.time() - features.as_of / 1000)

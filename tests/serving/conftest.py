@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -12,6 +13,7 @@ from raysys.serving.app import http_app
 from raysys.serving.args import ServeArgs
 from raysys.serving.service import Service
 from tests.serving import shop
+from tests.serving.eventing import Start
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -44,3 +46,19 @@ def service(registry: Registry, _hashed_words: None) -> Service:
 @pytest.fixture(scope="package")
 def client(service: Service) -> TestClient:
     return TestClient(http_app(service), raise_server_exceptions=False)
+
+
+@pytest.fixture
+def start(registry: Registry, tmp_path: Path) -> Iterator[Start]:
+    """Starts replicas that share a log."""
+    services: list[Service] = []
+
+    def start_it(clock: str = "wall", **events: Any) -> Service:
+        told = {"path": str(tmp_path / "eventlog"), "segment_mb": 1, "roll_events": 0, **events}
+        services.append(Service(ServeArgs(registry=str(registry.root), clock=clock, events=told)))
+        services[-1].warm_up()
+        return services[-1]
+
+    yield start_it
+    for service in services:
+        service.close()

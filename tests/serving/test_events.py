@@ -1,92 +1,35 @@
-"""POST /v1/events over a real bundle and log; two services share a log as replicas do."""
+"""POST /v1/events over a real bundle: what is taken, kept, put aside and refused."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raysys.errors import UserError
-from raysys.eventlog.entries import Entry
 from raysys.eventlog.rolled import roll
-from raysys.eventlog.tidying import forget
-from raysys.features.live import LiveFeatures
-from raysys.features.log import EventColumns
 from raysys.registry import Registry
-from raysys.serving.app import MAX_BODY, http_app, settle
+from raysys.serving.app import MAX_BODY, settle
 from raysys.serving.args import ServeArgs
 from raysys.serving.service import Service
-from tests.serving import shop
-
-MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
-Start = Callable[..., Service]
-
-
-def now() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def click(event_id: str | None = None, **told: Any) -> dict[str, Any]:
-    event = {"event_type": "click", "user_id": "u1", "item_id": "i00001", **told}
-    return event if event_id is None else {"event_id": event_id, **event}
-
-
-@pytest.fixture
-def start(registry: Registry, tmp_path: Path) -> Iterator[Start]:
-    """Starts replicas that share a log."""
-    services: list[Service] = []
-
-    def start_it(clock: str = "wall", **events: Any) -> Service:
-        told = {"path": str(tmp_path / "eventlog"), "segment_mb": 1, "roll_events": 0, **events}
-        services.append(Service(ServeArgs(registry=str(registry.root), clock=clock, events=told)))
-        services[-1].warm_up()
-        return services[-1]
-
-    yield start_it
-    for service in services:
-        service.close()
-
-
-def client_of(service: Service) -> TestClient:
-    return TestClient(http_app(service), raise_server_exceptions=False)
-
-
-def send(client: TestClient, *events: Any) -> dict[str, Any]:
-    response = client.post("/v1/events", json={"events": events})
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    counted = ("accepted", "duplicate", "quarantined", "rejected")
-    assert sum(answer[name] for name in counted) == len(events) == len(answer["events"])
-    assert [outcome["index"] for outcome in answer["events"]] == list(range(len(events)))
-    return answer
-
-
-def statuses(answer: dict[str, Any]) -> list[str]:
-    return [outcome["status"] for outcome in answer["events"]]
-
-
-def refused(response: Any, status: int) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    problem: dict[str, Any] = response.json()
-    assert problem["status"] == status and problem["instance"] == "/v1/events"
-    return problem
-
-
-def kept(service: Service) -> list[Entry]:
-    assert service.events is not None
-    return service.events.log.read(0)
+from tests.serving.eventing import (
+    DAY,
+    HOUR,
+    MINUTE,
+    Start,
+    click,
+    client_of,
+    kept,
+    now,
+    refused,
+    send,
+    statuses,
+)
 
 
 def test_everything_that_can_happen_is_kept_as_it_was_said(start: Start) -> None:
@@ -283,253 +226,6 @@ def test_a_clock_that_jumps_backwards_puts_nobody_into_the_future(
     assert received[0] > received[1]  # said as the clock said it; the order is the offsets'
 
 
-def test_an_event_is_in_the_users_next_answer(start: Start) -> None:
-    one, two = start(), start()
-    ask = {"user_id": "u3", "k": 10}
-    before = client_of(one).post("/v1/recommend", json=ask).json()["items"]
-    shown = {item["item_id"] for item in before}
-    wanted = next(i for i in one.catalogue.ids.tolist() if i not in shown)
-    for _ in range(3):
-        send(client_of(one), click(event_type="purchase", user_id="u3", item_id=wanted))
-    profile = client_of(one).get("/v1/users/u3/profile").json()
-    assert profile["recent_items"][0]["item_id"] == wanted
-    after = client_of(one).post("/v1/recommend", json=ask).json()["items"]
-    assert wanted in {item["item_id"] for item in after[:5]}
-    deadline = time.monotonic() + 30  # the other replica follows by itself
-    while two.events.follower.followed.position < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    theirs = client_of(two).post("/v1/recommend", json=ask).json()["items"]
-    assert [item["item_id"] for item in theirs] == [item["item_id"] for item in after]
-
-
-@pytest.mark.parametrize("who", [{"user_id": "a stranger"}, {"session_id": "only a session"}])
-def test_a_stranger_is_known_from_the_first_event_on(start: Start, who: dict[str, str]) -> None:
-    service = start()
-    client = client_of(service)
-    cold = client.post("/v1/recommend", json={**who, "k": 5}).json()
-    assert cold["cold_start"]
-    event = {"event_type": "purchase", "item_id": "i00077", **who}
-    send(client, event)
-    warm = client.post("/v1/recommend", json={**who, "k": 5}).json()
-    assert not warm["cold_start"] and warm["items"][0]["item_id"] == "i00077"
-
-
-def test_a_session_is_found_whether_it_is_named_or_not(start: Start) -> None:
-    client = client_of(start())
-    send(client, click(event_type="purchase", item_id="i00005", session_id="open"))
-    for ask in ({"user_id": "u1", "session_id": "open"}, {"user_id": "u1"}):
-        body = {**ask, "item_ids": ["i00005", "i00006"], "explain": True}
-        items = client.post("/v1/rank", json=body).json()["items"]
-        times = {i["item_id"]: i["why"]["features"]["session_item_times"] for i in items}
-        assert times == {"i00005": 1, "i00006": 0}
-
-
-def test_a_replica_that_starts_counts_what_it_missed(start: Start) -> None:
-    """From the log, from its rolled files where the log forgot, and both; each event once."""
-    one = start()
-    client = client_of(one)
-    for at in range(6):  # some MB: several segments
-        send(
-            client, *(click(f"{at}-{n}", user_id=f"u{n % 9}", query="x" * 900) for n in range(700))
-        )
-    roll(one.events.log, one.events.rolled)
-    assert forget(one.events.log, one.events.rolled, now() + 1) > 0
-    send(client, click("last", item_id="i00009", event_type="purchase"))
-    two = start()
-    assert two.events.follower.followed.events == 4201
-    assert two.bundle.features.as_of == one.bundle.features.as_of
-    items = np.arange(len(one.catalogue), dtype=np.int32)
-    for user in range(10):
-        ours, theirs = (
-            s.bundle.features.batch(user, items, one.bundle.features.as_of) for s in (one, two)
-        )
-        np.testing.assert_array_equal(ours.features, theirs.features)
-    answer = client_of(two).post("/v1/events", json={"events": [click("0-0"), click("last")]})
-    assert statuses(answer.json()) == ["duplicate", "duplicate"]
-
-
-def same_state(one: Service, two: Service) -> None:
-    ours, theirs = one.bundle.features, two.bundle.features
-    assert (ours.as_of, ours.n_users) == (theirs.as_of, theirs.n_users)
-    items = np.arange(len(ours.catalogue), dtype=np.int32)
-    for user in range(ours.n_users):
-        session = ours.current_session(user, ours.as_of, HOUR)
-        assert session == theirs.current_session(user, ours.as_of, HOUR)
-        np.testing.assert_array_equal(
-            ours.batch(user, items, ours.as_of, session=session).features,
-            theirs.batch(user, items, ours.as_of, session=session).features,
-        )
-
-
-def test_a_replica_goes_on_from_a_copy_of_the_state(start: Start, caplog) -> None:
-    one = start(snapshot_events=50, roll_events=1)
-    client = client_of(one)
-    send(client, *(click(f"a{n}", user_id=f"u{n % 40}", event_type="purchase") for n in range(60)))
-    one.events.tend()
-    assert (one.events.follower.followed.copied, one.events.rolled.last()) == (60, 60)
-    send(client, *(click(f"b{n}", user_id=f"v{n}", event_type="purchase") for n in range(7)))
-    one.events.tend()  # not enough for another
-    two = start(snapshot_events=50)
-    assert two.events.follower.followed.events == 7
-    same_state(one, two)
-    send(client, *(click(f"c{n}", session_id="s") for n in range(50)))
-    two.events.follower.catch_up()
-    two.events.tend()
-    copies = list((two.events.follower._snapshots.root).iterdir())
-    assert [path.name for path in copies] == [f"{117:016d}"]
-    (copies[0] / "users.parquet").write_bytes(b"no Parquet")
-    three = start(snapshot_events=50)
-    assert "cannot be used" in caplog.text
-    assert three.events.follower.followed.events == 117  # from the bundle, then
-    same_state(one, three)
-    four = start(snapshot_events=0)
-    same_state(one, four)
-
-
-def test_a_copy_of_another_log_is_not_used(start: Start, tmp_path: Path, caplog) -> None:
-    import shutil
-
-    one = start(snapshot_events=1)
-    send(client_of(one), *(click(f"a{n}") for n in range(9)))
-    one.events.tend()
-    states = tmp_path / "new" / "states"
-    shutil.copytree(tmp_path / "eventlog" / "states", states)
-    two = start(path=str(tmp_path / "new"))
-    assert "of another log" in caplog.text and two.events.follower.followed.position == 0
-    assert two.bundle.features.as_of < one.bundle.features.as_of
-
-
-def test_replaying_a_log_through_serving_gives_the_offline_features(
-    start: Start, bundle: Path
-) -> None:
-    """Half a year of baskets, sent in batches over HTTP, against the replay over columns."""
-    service = start(clock="log_end")
-    features = service.bundle.features
-    offline = LiveFeatures.load(bundle / "features")
-    told = shop.simulate(features.catalogue, 30)
-    shift = 180 * DAY
-    columns = EventColumns(**{
-        **told.__dict__, "time": told.time + shift,
-        "session": told.session + offline.sessions.count,
-    })  # fmt: skip
-    offline.apply(columns)
-    client = client_of(service)
-    for low in range(0, len(told), 90):
-        send(client, *(
-            {"event_type": "purchase", "event_id": str(n), "user_id": f"u{told.user[n]}",
-             "item_id": features.catalogue.ids[told.item[n]], "quantity": 1, "price": 2.0,
-             "timestamp": int(columns.time[n]), "session_id": f"next {told.order[n]}",
-             "query": features.queries[told.query[n]].upper()}
-            for n in range(low, min(low + 90, len(told)))
-        ))  # fmt: skip
-    assert features.as_of == offline.as_of
-    items = np.arange(len(features.catalogue), dtype=np.int32)
-    for user in range(30):
-        asked = {"session": int(columns.session[np.flatnonzero(told.user == user)[-1]]), "query": 3}
-        ours, theirs = (
-            live.batch(user, items, offline.as_of + 1, **asked) for live in (features, offline)
-        )
-        np.testing.assert_array_equal(ours.features, theirs.features)
-        np.testing.assert_array_equal(ours.history[0], theirs.history[0])
-        found = [live.candidates(user, offline.as_of + 1).items for live in (features, offline)]
-        np.testing.assert_array_equal(*found)
-
-
-def test_a_clock_that_stands_at_the_logs_end_is_not_put_years_ahead(start: Start) -> None:
-    service = start(clock="log_end")
-    client, before = client_of(service), service.bundle.features.as_of
-    response = client.post("/v1/events", json={"events": [click(timestamp=now())]})
-    assert "ahead of the clock" in refused(response, 422)["detail"]
-    send(client, click(event_type="purchase", item_id="i00042"))  # its moment is the clock's
-    assert service.bundle.features.as_of == before + 1
-    client_of(start()).post("/v1/events", json={"events": [click(), click()]})  # by the wall's
-    later = start(clock="log_end")  # and back
-    assert later.bundle.features.as_of == before + 1
-    assert later.events.follower.followed.skipped == 2
-
-
-def test_too_much_at_once_is_pushed_back(start: Start) -> None:
-    service = start(queue_events=100, retry_after_s=7)
-    client = client_of(service)
-    with service.events.waiting(60):
-        response = client.post("/v1/events", json={"events": [click(f"e{n}") for n in range(41)]})
-        problem = refused(response, 503)
-        assert response.headers["retry-after"] == "7" and "60 events" in problem["detail"]
-        send(client, *(click(f"e{n}") for n in range(40)))
-    answer = send(client, *(click(f"e{n}") for n in range(41)))
-    assert (answer["accepted"], answer["duplicate"]) == (1, 40)
-
-
-def test_a_full_disk_is_pushed_back_until_there_is_room(start: Start, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(disk)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        service = start(path=str(disk / "log"))
-        (disk / "others").write_bytes(bytes(1_500_000))
-        client, accepted, response = client_of(service), 0, None
-        for at in range(60):
-            batch = [click(f"{at}-{n}", query="x" * 900) for n in range(100)]
-            response = client.post("/v1/events", json={"events": batch})
-            if response.status_code != 200:
-                break
-            accepted += 100
-        assert response is not None and accepted > 500
-        problem = refused(response, 503)
-        assert response.headers["retry-after"] == "1" and "again" in problem["detail"]
-        assert client.post("/v1/recommend", json={"user_id": "u1"}).status_code == 200
-        (disk / "others").unlink()
-        assert send(client, *batch)["accepted"] == 100
-        assert len(service.events.log.read(0, 100_000)) == accepted + 100
-        service.close()
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def test_redis_that_is_gone_is_pushed_back_until_it_is_back(start: Start, own_redis) -> None:
-    service = start(backend="redis", url=own_redis.url)
-    client = client_of(service)
-    send(client, click("a"))
-    own_redis.kill()
-    response = client.post("/v1/events", json={"events": [click("a"), click("b")]})
-    refused(response, 503)
-    assert client.post("/v1/recommend", json={"user_id": "u1"}).status_code == 200
-    own_redis.start()
-    assert statuses(send(client, click("a"), click("b"))) == ["duplicate", "accepted"]
-    assert service.events.follower.followed.events == 2
-
-
-def test_a_redis_that_would_lose_events_is_refused(start: Start, own_redis) -> None:
-    own_redis.redis.config_set("appendfsync", "everysec")
-    with pytest.raises(UserError, match="lose acknowledged events: appendfsync everysec"):
-        start(backend="redis", url=own_redis.url)
-    own_redis.kill()
-    with pytest.raises(UserError, match="start Redis"):
-        start(backend="redis", url=own_redis.url)
-
-
-def test_many_clients_at_once_lose_nothing(start: Start) -> None:
-    services = [start(), start()]
-    clients = [client_of(service) for service in services]
-
-    def run(number: int) -> None:
-        for at in range(8):
-            send(clients[number % 2], *(click(f"{number}-{at}-{n}") for n in range(20)))
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len({entry.body["event_id"] for entry in kept(services[0])}) == 640
-    for service in services:
-        service.events.follower.catch_up()
-        assert service.events.follower.followed.events == 640
-
-
 def test_where_no_events_are_taken_it_says_how(client: TestClient) -> None:
     problem = refused(client.post("/v1/events", json={"events": [click()]}), 404)
     assert "give `events`" in problem["detail"]
@@ -551,11 +247,15 @@ def test_what_is_sent_is_in_the_api_page(client: TestClient) -> None:
 
 
 texts = st.text(max_size=30) | st.sampled_from(["u1", "i00001", "EUR", "2026-01-01T00:00:00Z"])
+
+
 values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
+
+
 kinds = st.sampled_from(
     [
         "impression",
@@ -570,6 +270,8 @@ kinds = st.sampled_from(
         "user",
     ]
 )
+
+
 sent = st.fixed_dictionaries(
     {"event_type": kinds | values},
     optional={
@@ -611,19 +313,3 @@ def fuzzed(registry: Registry, tmp_path_factory) -> Iterator[Service]:
     assert service.events is not None
     roll(service.events.log, service.events.rolled)  # whatever was accepted can be rolled
     service.close()
-
-
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[Any]:
-    import socket
-
-    from tests.eventlog.redis_server import RedisServer
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (tmp_path / "redis").mkdir()
-    server = RedisServer(tmp_path / "redis", port)
-    server.start()
-    yield server
-    server.kill()

@@ -352,6 +352,14 @@ def test_a_promotion_changes_nothing_for_those_who_are_in(bundle: Path, tmp_path
         for user in USERS:
             arm = lab.drawn(user)
             assert lab.ask(user)["bundle"] == (before[user] if arm else lab.second)
+        # the first goes on for the experiment, but is no champion any more
+        gauges = {key: each for made in lab.made for key, each in made.metrics.gauges().items()}
+        champions = {
+            dict(tags)["bundle"]: value
+            for (name, tags), value in gauges.items()
+            if name == "raysys_bundle" and ("arm", "champion") in tags
+        }
+        assert champions == {lab.first: 0.0, lab.second: 1.0}
         # those who start later pin the same
         late = Arms(lab.arms.args, lab.make, watch=False)
         late.reconfigure(UserConfig(experiments=(str(lab.file),)))
