@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def write_result(name: str, figures: list[Figure], seconds: float) -> Path:
     """Write `benchmarks/results/NAME.json` and print the figures."""
     RESULTS.mkdir(exist_ok=True)
     content = {
-        "command": " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": command(sys.argv),
         "commit": _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "-s") else ""),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": machine(),
@@ -53,6 +54,21 @@ def write_result(name: str, figures: list[Figure], seconds: float) -> Path:
         print(f"{figure.name:32s} {figure.value:>10.4g} {figure.unit}{spread}")
     print(f"written to {path.relative_to(ROOT)}")
     return path
+
+
+def command(argv: Sequence[str]) -> str:
+    """How to run it again; a folder of this machine is told by its option: `--cache CACHE`."""
+    told, option = [f"python -m benchmarks.{Path(argv[0]).stem}"], ""
+    for word in argv[1:]:
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            name = option.lstrip("-").upper().replace("-", "_")
+            told.append(f"{option}={name}" if equals and Path(value).is_absolute() else word)
+        elif Path(word).is_absolute():
+            told.append(option.lstrip("-").upper().replace("-", "_") or "PATH")
+        else:
+            told.append(word)
+    return " ".join(told)
 
 
 def machine() -> dict[str, object]:

@@ -28,9 +28,6 @@ QUIET = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # Polars' allocator keeps what it freed for ten seconds, not half of one: of the CPU
-    # time of an ingest, a fifth was the system clearing the same pages anew (12 s of 58, then 5)
-    "_RJEM_MALLOC_CONF": "dirty_decay_ms:10000,muzzy_decay_ms:-1",
 }
 
 

@@ -17,7 +17,7 @@ from benchmarks.__main__ import listing
 from benchmarks.events_at_scale import WORDS, _Block, base_year, make_log, one_date, write_settings
 from benchmarks.measure import differences, fingerprint_events, measured
 from benchmarks.page import PAGE, PLOT, README, page, plot, readme, scale
-from benchmarks.result import RESULTS
+from benchmarks.result import RESULTS, command
 from benchmarks.text_data import divided
 from benchmarks.text_results import merge_text_results
 from raysys.config import load_settings
@@ -53,6 +53,17 @@ def part(name: str, *figures: str, cpu: str = "one", seconds: float = 1.5) -> di
         "machine": {"cpu": cpu, "cores": 2, "memory_gb": 1.0, "gpu": None}, "seconds": seconds,
         "figures": [{"name": figure, **told} for figure in figures],
     }  # fmt: skip
+
+
+def test_no_folder_of_a_machine_is_in_a_result() -> None:
+    given = ["--registry", "/home/me/registry", "--out=/var/x", "/etc/y", "--rate", "14"]
+    told = command(["/srv/benchmarks/serving.py", "kills", *given])
+    assert told == (
+        "python -m benchmarks.serving kills --registry REGISTRY --out=OUT OUT --rate 14"
+    )
+    for path in RESULTS.glob("**/*.json"):
+        said = json.loads(path.read_text())["command"]
+        assert not any(Path(word.partition("=")[2] or word).is_absolute() for word in said.split())
 
 
 def test_text_results_are_the_parts_together(tmp_path) -> None:
