@@ -23,12 +23,12 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from raysys.features.chosen import Block, read_block, share_of
+from raysys.features.kernels import DAY_MS
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
 from raysys.features.needs import column_of, needed, rebuilt
 from raysys.features.numbered import NumberedLog
 from raysys.features.plan import FeaturePlan
-from raysys.features.table import DAY_MS
 from raysys.schema import EVENT_TYPES
 
 SHARED: Final = frozenset({"user", "store", "session", "query", "hour", "weekday"})

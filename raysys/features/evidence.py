@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from raysys.features.kernels import DAY_MS
 from raysys.features.plan import FeaturePlan
 from raysys.features.state import States
-from raysys.features.table import DAY_MS, Table
+from raysys.features.table import Table
 
 
 def evidence_of(

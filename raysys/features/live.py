@@ -26,6 +26,7 @@ from raysys.config import load_settings
 from raysys.features.batch import Batch
 from raysys.features.changing import Changing
 from raysys.features.evidence import evidence_of
+from raysys.features.kernels import DAY_MS
 from raysys.features.keys import KeySpace
 from raysys.features.log import EventColumns, normalised
 from raysys.features.needs import read_states
@@ -38,7 +39,7 @@ from raysys.features.read import Moment, read_features
 from raysys.features.resources import Resources, check_resources
 from raysys.features.sessions import Sessions
 from raysys.features.state import Feed, States
-from raysys.features.table import DAY_MS, Table
+from raysys.features.table import Table
 from raysys.features.vocabulary import Vocabulary
 from raysys.retrieval.allowed import Allowed
 from raysys.retrieval.covisitation import CoVisitation

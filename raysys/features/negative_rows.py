@@ -17,9 +17,9 @@ import numpy.typing as npt
 import polars as pl
 
 from raysys.features.chosen import ROW_COLUMNS, Block
+from raysys.features.kernels import DAY_MS
 from raysys.features.negatives import NegativeSettings, Positives, Touched, sample_negatives
 from raysys.features.numbered import LogSlice, NumberedLog
-from raysys.features.table import DAY_MS
 from raysys.ingest.inclusion import mix_each
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.retrieval.popular import Popular

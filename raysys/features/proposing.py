@@ -7,9 +7,9 @@ import numpy.typing as npt
 from pydantic import Field
 
 from raysys.config import Settings
+from raysys.features.kernels import DAY_MS
 from raysys.features.plan import FeaturePlan
 from raysys.features.state import States
-from raysys.features.table import DAY_MS
 from raysys.retrieval.allowed import Allowed
 from raysys.retrieval.popular import Popular
 

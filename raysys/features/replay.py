@@ -16,10 +16,10 @@ import numpy.typing as npt
 import polars as pl
 
 from raysys.features.chosen import Block, Chooser, share_of
+from raysys.features.kernels import DAY_MS
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
 from raysys.features.numbered import NumberedLog
-from raysys.features.table import DAY_MS
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.retrieval.popular import Popular
 

@@ -30,13 +30,13 @@ from raysys.features.kernels import (
     _EMPTY,
     _FOREVER,
     _NEVER,
+    DAY_MS,
     _apply,
     _chain,
     _members,
     _read,
     _replay,
 )
-from raysys.features.kernels import DAY_MS as DAY_MS
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from raysys.catalogue import Catalogue
 from raysys.features.chosen import Block, gather, is_chosen
 from raysys.features.columns import Family, is_replayed, replay_family
+from raysys.features.kernels import DAY_MS
 from raysys.features.live import LiveFeatures
 from raysys.features.negative_rows import NegativeSources
 from raysys.features.negatives import NegativeSettings
@@ -43,7 +44,6 @@ from raysys.features.requests import Requests
 from raysys.features.resources import Resources, load_resources
 from raysys.features.shown import LabelRows, choose_shown
 from raysys.features.stitching import Stitcher, join_state
-from raysys.features.table import DAY_MS
 from raysys.retrieval.baskets import Baskets, BasketWriter
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.retrieval.popular import Popular

@@ -81,7 +81,7 @@ class OnRay:
                 "beside each other",
             ) from None
         finally:
-            for each in waiting:
+            for each in waiting if ray.is_initialized() else ():  # cancel would start a new Ray
                 ray.cancel(each)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from raysys.catalogue import Catalogue
 from raysys.config import parse_settings
-from raysys.errors import UserError
+from raysys.learners.lookup import find_class
 from raysys.learners.protocol import Learner, Model
 
 LEARNERS = {
@@ -29,10 +28,7 @@ def learner_class(name: str) -> type[Learner[Any]]:
     Raises:
         UserError: there is no such learner; names those that there are.
     """
-    if name not in LEARNERS:
-        raise UserError(f"no learner {name!r}", mend=f"choose among {', '.join(LEARNERS)}")
-    module, _, attribute = LEARNERS[name].partition(":")
-    found: type[Learner[Any]] = getattr(import_module(module), attribute)
+    found: type[Learner[Any]] = find_class(LEARNERS, name, "learner")
     return found
 
 

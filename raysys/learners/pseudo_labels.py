@@ -22,7 +22,7 @@ from pydantic import Field
 from raysys.config import Settings
 from raysys.errors import UserError
 from raysys.learners.label_model import LabelModel, Scores
-from raysys.learners.text import FILE as LEARNER
+from raysys.learners.lookup import FILE as LEARNER
 from raysys.learners.text import (
     TEXT_LEARNERS,
     load_text_model,

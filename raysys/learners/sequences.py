@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from raysys.config import parse_settings
-from raysys.errors import UserError
+from raysys.learners.lookup import find_class, read_name, write_name
 from raysys.learners.sequence_protocol import SequenceLearner, SequenceModel
 
 SEQUENCE_LEARNERS = {
@@ -17,7 +15,6 @@ SEQUENCE_LEARNERS = {
     "session_knn": "raysys.learners.session_knn:SessionKNN",
     "sequence_transformer": "raysys.learners.sequence_transformer:SequenceTransformer",
 }
-FILE = "learner.json"
 
 
 def sequence_learner_class(name: str) -> type[SequenceLearner[Any]]:
@@ -26,11 +23,7 @@ def sequence_learner_class(name: str) -> type[SequenceLearner[Any]]:
     Raises:
         UserError: there is no such learner; names those that there are.
     """
-    if name not in SEQUENCE_LEARNERS:
-        known = ", ".join(SEQUENCE_LEARNERS)
-        raise UserError(f"no learner of sequences {name!r}", mend=f"choose among {known}")
-    module, _, attribute = SEQUENCE_LEARNERS[name].partition(":")
-    found: type[SequenceLearner[Any]] = getattr(import_module(module), attribute)
+    found: type[SequenceLearner[Any]] = find_class(SEQUENCE_LEARNERS, name, "learner of sequences")
     return found
 
 
@@ -48,8 +41,7 @@ def make_sequence_learner(
 
 def save_sequence_model(name: str, model: SequenceModel, folder: Path) -> None:
     """Write a model and the name of its learner into a new or empty folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(json.dumps({"learner": name}) + "\n", encoding="utf-8")
+    write_name(folder, name)
     model.save(folder)
 
 
@@ -59,12 +51,6 @@ def load_sequence_model(folder: Path) -> SequenceModel:
     Raises:
         UserError: it is no such folder.
     """
-    try:
-        name = json.loads((folder / FILE).read_text(encoding="utf-8"))["learner"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"no model of sequences: {FILE} cannot be read ({type(error).__name__})",
-            where=str(folder),
-            mend="give a folder that save_sequence_model wrote",
-        ) from None
+    mend = "give a folder that save_sequence_model wrote"
+    name = read_name(folder, "model of sequences", mend)
     return sequence_learner_class(name).model_class.load(folder)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from raysys.config import parse_settings
 from raysys.errors import UserError
+from raysys.learners.lookup import find_class, read_name, write_name
 from raysys.learners.text_protocol import Task, TextLearner, TextModel
 
 TEXT_LEARNERS = {
@@ -24,7 +23,6 @@ TEXT_LEARNERS = {
     "cross_encoder": "raysys.learners.cross_encoder:CrossEncoderLearner",
     "relevance_blend": "raysys.learners.relevance_blend:RelevanceBlendLearner",
 }
-FILE = "learner.json"
 
 
 def text_learner_class(name: str) -> type[TextLearner[Any]]:
@@ -33,11 +31,7 @@ def text_learner_class(name: str) -> type[TextLearner[Any]]:
     Raises:
         UserError: there is no such learner; names those that there are.
     """
-    if name not in TEXT_LEARNERS:
-        known = ", ".join(TEXT_LEARNERS)
-        raise UserError(f"no text learner {name!r}", mend=f"choose among {known}")
-    module, _, attribute = TEXT_LEARNERS[name].partition(":")
-    found: type[TextLearner[Any]] = getattr(import_module(module), attribute)
+    found: type[TextLearner[Any]] = find_class(TEXT_LEARNERS, name, "text learner")
     return found
 
 
@@ -73,9 +67,7 @@ def make_text_learner(
 
 def save_text_model(name: str, model: TextModel, folder: Path) -> None:
     """Write a model and the name of its learner into a new or empty folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"learner": name, "task": model.task})
-    (folder / FILE).write_text(content + "\n", encoding="utf-8")
+    write_name(folder, name, task=model.task)
     model.save(folder)
 
 
@@ -85,12 +77,5 @@ def load_text_model(folder: Path) -> TextModel:
     Raises:
         UserError: it is no such folder.
     """
-    try:
-        name = json.loads((folder / FILE).read_text(encoding="utf-8"))["learner"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"no text model: {FILE} cannot be read ({type(error).__name__})",
-            where=str(folder),
-            mend="give a folder that training of texts wrote",
-        ) from None
+    name = read_name(folder, "text model", "give a folder that training of texts wrote")
     return text_learner_class(name).model_class.load(folder)

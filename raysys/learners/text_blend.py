@@ -22,6 +22,7 @@ from pydantic import Field
 from raysys.config import Settings
 from raysys.errors import UserError
 from raysys.learners.label_model import Labelling, LabelModel, Scores
+from raysys.learners.lookup import FILE as LEARNER
 from raysys.learners.text import load_text_model, make_text_learner, save_text_model
 from raysys.learners.text_calibration import ThresholdSettings
 from raysys.learners.text_labels import Float32, LabelledTexts, LabelTask, read_training
@@ -105,8 +106,6 @@ class TextBlendModel(LabelModel):
     @classmethod
     def load(cls, folder: Path) -> TextBlendModel:
         """See `TextModel.load`."""
-        from raysys.learners.text import FILE as LEARNER
-
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
         members: dict[str, tuple[str, LabelModel]] = {}
         names = dict.fromkeys([*content["weights"], *content["rating_weights"]])

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from numba import njit
 
 from raysys.retrieval.baskets import Baskets
-from raysys.retrieval.covisitation import CoVisitation
+from raysys.retrieval.covisitation import CoVisitation, keep_best
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -128,7 +128,7 @@ def _advance(  # type: ignore[no-untyped-def]
     scores,
 ):
     """As `covisitation._count_pairs`, beginning with what is known."""
-    n_items, k = neighbours.shape
+    n_items = len(neighbours)
     together = np.zeros(n_items, dtype=np.int32)
     touched = np.empty(n_items, dtype=np.int64)
     for i in range(n_items):
@@ -157,13 +157,4 @@ def _advance(  # type: ignore[no-untyped-def]
                 together[j] += 1
         if n_touched == 0:
             continue
-        cosine = np.empty(n_touched, dtype=np.float32)
-        for t in range(n_touched):
-            both = together[touched[t]]
-            together[touched[t]] = 0
-            cosine[t] = both / np.sqrt(count[i] * count[touched[t]]) * both / (both + shrinkage)
-        found = np.argsort(touched[:n_touched])  # of equals the first items are
-        best = found[np.argsort(-cosine[found], kind="mergesort")[:k]]
-        for place in range(len(best)):
-            neighbours[i, place] = touched[best[place]]
-            scores[i, place] = cosine[best[place]]
+        keep_best(i, touched[:n_touched], together, count, shrinkage, neighbours, scores)

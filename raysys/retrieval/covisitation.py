@@ -163,6 +163,39 @@ class CoVisitation:
 
 
 @njit(cache=True)
+def keep_best(  # type: ignore[no-untyped-def]
+    i, touched, together, count, shrinkage, neighbours, scores
+):
+    """Write the nearest of an item's partners, and clear their counts.
+
+    Args:
+        i: the item.
+        touched: int64[m], its partners in any order, at least one.
+        together: int32[n_items], orders that held both; 0 at the partners afterwards.
+        count: int[n_items], orders that held each.
+        shrinkage: see `CoVisitation.fit`.
+        neighbours, scores: int32 and float32[n_items, k], row i is written.
+    """
+    k = neighbours.shape[1]
+    cosine = np.empty(len(touched), dtype=np.float32)
+    for t in range(len(touched)):
+        both = together[touched[t]]
+        together[touched[t]] = 0
+        cosine[t] = both / np.sqrt(count[i] * count[touched[t]]) * both / (both + shrinkage)
+    found = touched
+    if len(touched) > k:  # order only what may be among the best; of equals the first items are
+        least = np.partition(cosine, len(touched) - k)[len(touched) - k]
+        kept = cosine >= least
+        found, cosine = found[kept], cosine[kept]
+    order = np.argsort(found)
+    found, cosine = found[order], cosine[order]
+    best = np.argsort(-cosine, kind="mergesort")[:k]
+    for place in range(len(best)):
+        neighbours[i, place] = found[best[place]]
+        scores[i, place] = cosine[best[place]]
+
+
+@njit(cache=True)
 def _count_pairs(  # type: ignore[no-untyped-def]
     order_ends,
     items,
@@ -178,7 +211,7 @@ def _count_pairs(  # type: ignore[no-untyped-def]
     neighbours,
     scores,
 ):
-    n_items, k = neighbours.shape
+    n_items = len(neighbours)
     together = np.zeros(n_items, dtype=np.int32)
     often = count >= min_count  # bytes: they stay in the cache
     touched = np.empty(n_items, dtype=np.int64)
@@ -206,22 +239,7 @@ def _count_pairs(  # type: ignore[no-untyped-def]
                 together[j] += 1
         if n_touched == 0:
             continue
-        cosine = np.empty(n_touched, dtype=np.float32)
-        for t in range(n_touched):
-            both = together[touched[t]]
-            together[touched[t]] = 0
-            cosine[t] = both / np.sqrt(count[i] * count[touched[t]]) * both / (both + shrinkage)
-        found = touched[:n_touched]
-        if n_touched > k:  # order only what may be among the best; of equals the first items are
-            least = np.partition(cosine, n_touched - k)[n_touched - k]
-            kept = cosine >= least
-            found, cosine = found[kept], cosine[kept]
-        order = np.argsort(found)
-        found, cosine = found[order], cosine[order]
-        best = np.argsort(-cosine, kind="mergesort")[:k]
-        for place in range(len(best)):
-            neighbours[i, place] = found[best[place]]
-            scores[i, place] = cosine[best[place]]
+        keep_best(i, touched[:n_touched], together, count, shrinkage, neighbours, scores)
 
 
 @njit(cache=True)

@@ -341,7 +341,7 @@ class Arms:
         old = self._lease
         kept = self.experiments.keep(old)  # before: its arm is never without it
         self._lease, self.args = fresh, fresh.service.args
-        old.service.heard, old.service.is_named = None, False
+        old.service.lose_name()
         self._hear(fresh)
         if not kept:
             old.retire()

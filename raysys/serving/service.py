@@ -63,7 +63,6 @@ class Service:
     Attributes:
         versions: of what is known of users and sessions: who changes the state raises them.
         metrics: counts of what was answered, and how.
-        is_named: whether the name it was chosen by still points at its bundle.
         heard: is told the events that the state has just counted; None: nobody is.
         drift: watches features and scores; None: nobody does.
         feedback: knows what came of the lists; None: nobody computes it here.
@@ -81,7 +80,7 @@ class Service:
     ) -> None:
         self.args = args
         self.metrics = Metrics(on_ray=on_ray)
-        self.is_named = True
+        self._named: float | None = 1.0
         self.versions = Versions()
         self.heard: Callable[[Sequence[dict[str, Any]]], None] | None = None
         self._variant = ""
@@ -149,7 +148,7 @@ class Service:
         features, events = self._bundle.features, self.events
         self.metrics.gauge(
             "raysys_bundle",
-            lambda: float(self.is_named),
+            self._told_named,
             0.0,
             bundle=self._bundle.id,
             arm=self.args.bundle or "",
@@ -160,6 +159,16 @@ class Service:
         if events is not None and events.follower is not None:
             followed = events.follower.followed
             self.metrics.gauge("raysys_event_lag_seconds", lambda: followed.lag_ms / 1000)
+
+    def lose_name(self) -> None:
+        """The name it was chosen by points at another bundle; an experiment may need it still."""
+        self.heard, self._named = None, 0.0
+
+    def _told_named(self) -> float | None:
+        """1 while its name points at it, then 0 once: another service may have the name again."""
+        told = self._named
+        self._named = told or None
+        return told
 
     def _counted(self, events: Sequence[dict[str, Any]], position: int) -> None:
         """The state has counted events of the log, up to a place in it."""

@@ -22,7 +22,8 @@ from raysys.learners.protocol import Compressible, Model
 from raysys.learners.text import load_text_model
 from raysys.learners.validation import NDCG
 from raysys.registry import MODEL_FOLDER, BundleManifest, Registry
-from raysys.stages.text import ROWS, TextSettings, folder_of, tables_of
+from raysys.stages.text import ROWS, folder_of, tables_of
+from raysys.stages.text_settings import TextSettings
 from raysys.storage import MANIFEST, Workspace, read_manifest
 from raysys.text.compression.runtime import RUNTIME
 

@@ -9,25 +9,21 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, field_validator, model_validator
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from raysys import schema
 from raysys.cluster import Resources, ray_session
-from raysys.config import StageSettings
 from raysys.datasets import files, labelled
-from raysys.datasets.labelled_files import TextSource
 from raysys.datasets.splits import (
     SPLITS,
     Divided,
-    SplitSettings,
     distinct,
     divide,
     sampled,
@@ -40,7 +36,7 @@ from raysys.learners.text_protocol import Task, TextContext, TextLearner
 from raysys.progress import task
 from raysys.registry import TEXT, Registry, write_text
 from raysys.stages.text_judging import Fit, Outcome, judge
-from raysys.stages.train_settings import ResourceSettings
+from raysys.stages.text_settings import TextSettings
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
 from raysys.text.spans import attributes_to_spans
 
@@ -51,61 +47,6 @@ BLEND = "text_blend"
 
 _COLUMNS = 4  # figures in the terminal's table
 _WIDE = 160
-
-
-class TextSettings(StageSettings):
-    """The YAML of `raysys text fit`.
-
-    Attributes:
-        task: `classify` (one label a text, which may be a path in a hierarchy), `entities` (spans
-            of characters), `sentiment` (negative, neutral, positive, and a rating), `relevance`
-            (how well a text answers a query).
-        name: of the outcome's folder and of the pointer in the registry; null: `text-TASK`.
-        sources: where the texts are.
-        distinct: take what says the same (text, label, grade) once.
-        sample: fit on about so many rows at most; null: on all.
-        split: into train, validation and test.
-        learners: name → its settings.
-        blend: for classify and sentiment: try a weighted average of the learners as well.
-        resources: of every fit, through Ray Train; null: in this very process.
-        learner_resources: name → resources, for learners that need others.
-        resamples: draws of the intervals.
-        examples: how many of its errors the report shows.
-        seed: of everything random.
-    """
-
-    kind_name: ClassVar[str] = "text"
-
-    task: Task
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,60}$")
-    sources: tuple[TextSource, ...] = Field(min_length=1)
-    distinct: bool = False
-    sample: int | None = Field(None, ge=20)
-    split: SplitSettings = SplitSettings()
-    learners: dict[str, dict[str, Any]] = Field(min_length=1)
-    blend: bool = True
-    resources: ResourceSettings | None = None
-    learner_resources: dict[str, ResourceSettings] = Field(default_factory=dict)
-    resamples: int = Field(1000, ge=100, le=10_000)
-    examples: int = Field(20, ge=0, le=1000)
-    seed: int = Field(0, ge=0)
-
-    @field_validator("sources", mode="before")
-    @classmethod
-    def _one_or_many(cls, sources: object) -> object:
-        return (sources,) if isinstance(sources, dict) else sources
-
-    @model_validator(mode="after")
-    def _names_are_learners(self) -> TextSettings:
-        for name in self.learner_resources:
-            if name not in self.learners:
-                raise ValueError(f"learner_resources.{name}: not among the learners above")
-        return self
-
-    @property
-    def title(self) -> str:
-        """Name of folder and pointer."""
-        return self.name or f"text-{self.task}"
 
 
 def folder_of(settings: TextSettings, workspace: Workspace) -> Path:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from raysys.datasets.splits import (
-    components,
-)
+from raysys.datasets.splits import components
 from raysys.evaluation.text_judge import CRITERION, TextJudge, TextVerdict
 from raysys.learners.text_protocol import TextModel
-
-if TYPE_CHECKING:
-    from raysys.stages.text import TextSettings
+from raysys.stages.text_settings import TextSettings
 
 SIMPLE = ("baseline", "tree")
 """Families that a transformer has to beat: they cost a hundredth of it."""

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysys.features.kernels import DAY_MS
 from raysys.features.last import Last
-from raysys.features.table import DAY_MS
 
 DAY = int(DAY_MS)
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysys.features.table import DAY_MS, Table
+from raysys.features.kernels import DAY_MS
+from raysys.features.table import Table
 
 HALF_LIVES = np.array([1.0, 7.0])
 

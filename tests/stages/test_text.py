@@ -23,7 +23,8 @@ from raysys.learners.text import make_text_learner
 from raysys.learners.text_protocol import PREDICTIONS
 from raysys.registry import Registry, TextBundle
 from raysys.stages import text, text_judging
-from raysys.stages.text import TextSettings, show
+from raysys.stages.text import show
+from raysys.stages.text_settings import TextSettings
 from raysys.storage import Workspace, read_manifest
 from tests.stages import texts
 

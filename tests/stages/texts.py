@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from raysys.config import parse_settings
-from raysys.stages.text import TextSettings
+from raysys.stages.text_settings import TextSettings
 from tests.synthetic import BRANDS, CATEGORIES
 
 MOODS = {1: ("stale", "broken"), 3: ("fine", "usual"), 5: ("fresh", "lovely")}
