@@ -87,7 +87,7 @@ def mix_each(a: UInt64, b: UInt64) -> UInt64:
     """`mix` of two uint64[n]: uint64[n].
 
     Arithmetic of NumPy's, and no ufunc of numba's: that one is compiled, or loaded, wherever this
-    module is imported, which took every task of an ingest more than a second.
+    module is imported, which took every process of an ingest more than a second.
     """
     with np.errstate(over="ignore"):
         mixed: UInt64 = mix.py_func(a, b)

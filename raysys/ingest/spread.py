@@ -62,13 +62,14 @@ class OnRay:
         import ray
 
         shared = [ray.put(work)]  # pickled once, and unpickled once a process, however large it is
-        task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD", max_retries=3)(_piece)
+        remote = ray.remote(num_cpus=1, scheduling_strategy="SPREAD", max_retries=3)
+        task = remote(_piece).options(name=name)
         numbers = iter(range(n))
         waiting: list[Any] = []
         try:
             while True:
                 while len(waiting) < _AHEAD * self.cpus and (i := next(numbers, None)) is not None:
-                    waiting.append(task.options(name=name).remote(shared, i))
+                    waiting.append(task.remote(shared, i))
                 if not waiting:
                     return
                 (done,), waiting = ray.wait(waiting)

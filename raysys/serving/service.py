@@ -14,11 +14,7 @@ import numpy as np
 from raysys.catalogue import Catalogue
 from raysys.registry import Bundle, Registry
 from raysys.serving import cache as caching
-from raysys.serving.api import (
-    Explanation,
-    ListAnswer,
-    Readiness,
-)
+from raysys.serving.api import Explanation, ListAnswer, Readiness
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Ask, Context, Ranking, Watch
 from raysys.serving.cache import Cache

@@ -11,10 +11,7 @@ from raysys.features.negatives import NegativeSettings
 from raysys.features.plan import EventType, FeaturePlan
 from raysys.features.position_bias import PositionBiasSettings
 from raysys.features.proposing import CandidateSettings
-from raysys.features.requests import (
-    RequestSettings,
-    RequestsPerFold,
-)
+from raysys.features.requests import RequestSettings, RequestsPerFold
 
 
 class CoVisitationSettings(Settings):

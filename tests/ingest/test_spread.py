@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+from ray.exceptions import OutOfMemoryError
 
 from raysys.cluster import ray_session
 from raysys.errors import UserError
@@ -44,6 +45,16 @@ def test_a_users_mistake_comes_back_as_one(on_ray):
         list(on_ray.each(5, work))
     assert (raised.value.what, raised.value.where) == ("no such column", "a.csv")
     assert outcome(on_ray, 3) == [0, 1, 4]  # what was left is cancelled, and the session goes on
+
+
+@pytest.mark.slow
+def test_too_little_memory_is_told_with_the_step(on_ray):
+    def work(_: int) -> None:
+        raise OutOfMemoryError("the node was low on memory")
+
+    with pytest.raises(UserError, match="no memory left: sessions") as raised:
+        list(on_ray.each(2, work, "sessions"))
+    assert "fewer CPUs" in raised.value.mend
 
 
 @pytest.mark.slow
