@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ def settle_environment() -> None:
     """Choose what the environment does not say; Ray reads some of it as soon as it is imported."""
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "ray" not in sys.modules:  # it has read this one: `ray.init` sees to a token by itself
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 @contextlib.contextmanager
