@@ -22,14 +22,18 @@ PRESET = "complete_journey"
 def run_stage(
     stage: str,
     config: str | None,
-    workspace: Path,
+    workspace: Path | None,
     options: dict[str, Any] | None = None,
     *,
     force: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Load the settings of a stage, run it, say what came of it."""
+    """Load the settings of a stage, run it, say what came of it.
+
+    Args:
+        workspace: None: for a stage whose settings say where what it needs lies.
+    """
     from raysys import terminal
     from raysys.config import find_config, load_yaml, parse_settings
     from raysys.storage import Workspace
@@ -40,11 +44,13 @@ def run_stage(
         content = {**(load_yaml(path) if path else {}), **(options or {})}
         model = getattr(module, f"{stage.capitalize()}Settings")
         settings = parse_settings(model, content, where=str(path or f"raysys {stage}"))
-        manifest = module.run(settings, Workspace(workspace), force=force)
+        given = Workspace(workspace) if workspace is not None else None
+        manifest = module.run(settings, given, force=force)
         if not quiet:
-            folder = getattr(Workspace(workspace), stage, workspace)
             if hasattr(module, "folder_of"):  # a stage with a folder for each of its outcomes
-                folder = module.folder_of(settings, Workspace(workspace))
+                folder = module.folder_of(settings, given)
+            else:
+                folder = getattr(given, stage, workspace)
             terminal.show_manifest(console, manifest, folder)
             if hasattr(module, "show"):  # a stage that has more to say than counts
                 module.show(manifest, console)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -167,7 +168,14 @@ def evaluate(
 
 def deploy(
     config: Config = "serve_configs/local.yaml",
-    workspace: Folder = WORKSPACE,
+    workspace: Annotated[
+        Path | None,
+        typer.Option(
+            "--workspace",
+            "-w",
+            help="Folder of the pipeline to serve; left out: the registry that the config names.",
+        ),
+    ] = None,
     force: Force = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

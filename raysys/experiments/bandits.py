@@ -76,6 +76,7 @@ class Thompson:
             raise UserError(f"prior {prior}: both counts must be above 0")
         self.names = list(names)
         self.floor, self.draws, self.seed, self.step = floor, draws, seed, 0
+        self.updates = 0
         self.successes = np.full(len(names), float(prior[0]))
         self.failures = np.full(len(names), float(prior[1]))
         self._known: Float64 | None = None
@@ -107,14 +108,15 @@ class Thompson:
             raise UserError("rewards of a Bernoulli bandit are in [0, 1]")
         np.add.at(self.successes, shown, earned)
         np.add.at(self.failures, shown, 1 - earned)
+        self.updates += 1
         self._known = None
 
     def save(self, folder: Path) -> None:
         """Write the state as JSON."""
         state = {
             "kind": "thompson", "names": self.names, "floor": self.floor, "draws": self.draws,
-            "seed": self.seed, "step": self.step, "successes": self.successes.tolist(),
-            "failures": self.failures.tolist(),
+            "seed": self.seed, "step": self.step, "updates": self.updates,
+            "successes": self.successes.tolist(), "failures": self.failures.tolist(),
         }  # fmt: skip
         write_atomic(folder / STATE, json.dumps(state) + "\n")
 
@@ -127,7 +129,7 @@ class Thompson:
         """
         state = _read(folder, "thompson")
         found = cls(state["names"], floor=state["floor"], draws=state["draws"], seed=state["seed"])
-        found.step = state["step"]
+        found.step, found.updates = state["step"], state.get("updates", 0)
         found.successes = np.array(state["successes"], np.float64)
         found.failures = np.array(state["failures"], np.float64)
         return found
@@ -145,7 +147,8 @@ class Thompson:
         return np.asarray(found / found.sum(), np.float64)
 
     def _counted(self) -> Float64:
-        rng = np.random.default_rng((self.seed, self.step, 1))
+        # by what was learnt, not by the step: one distribution holds for all choices between updates
+        rng = np.random.default_rng((self.seed, self.updates, 1))
         drawn = rng.beta(self.successes, self.failures, (self.draws, len(self.names)))
         return np.bincount(drawn.argmax(1), minlength=len(self.names)) / self.draws
 

@@ -56,26 +56,39 @@ def check_change(
             if begun and not over:
                 refused.append((f"{before.name} runs and is removed", "set its end instead"))
             continue
-        if after == before:
+        metrics = _redefined(before, old, new)
+        changed = [*_changed(before, after), *(f"metric {name}" for name in metrics)]
+        if not changed:
             continue
-        told.append(f"{before.name}: {', '.join(_changed(before, after))}")
+        told.append(f"{before.name}: {', '.join(changed)}")
         if begun:
             refused += [(f"{before.name}: {what}", mend) for what, mend in _refused(before, after)]
             if over and before.end != after.end:
                 refused.append((f"{before.name} has ended and cannot be resumed", _NEW))
-            used = set(before.metrics)
             refused += [
-                (f"{before.name}: metric {m.name} is defined otherwise", "give it a new name")
-                for m in old.metrics
-                if m.name in used and m.name in (n.name for n in new.metrics)
-                and new.metric(m.name) != m
-            ]  # fmt: skip
+                (f"{before.name}: metric {name} is defined otherwise", "give it a new name")
+                for name in metrics
+            ]
     told += [f"{each.name}: new" for each in new.experiments if old.find(each.name) is None]
     if refused:
         what = "\n  ".join(dict.fromkeys(what for what, _ in refused))
         mend = "\n        ".join(dict.fromkeys(mend for _, mend in refused))
         raise UserError(what, where=where, mend=mend)
     return told
+
+
+def _redefined(
+    experiment: Experiment, old: ExperimentsSettings, new: ExperimentsSettings
+) -> list[str]:
+    """Metrics of an experiment that both files have, and define differently."""
+    names = {metric.name for metric in new.metrics}
+    return [
+        metric.name
+        for metric in old.metrics
+        if metric.name in experiment.metrics
+        and metric.name in names
+        and new.metric(metric.name) != metric
+    ]
 
 
 def _refused(old: Experiment, new: Experiment) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from raysys.experiments.definition import Experiment, Metric
 from raysys.experiments.statistics import sequential_width
 from raysys.experiments.users import user_table
 
-_MOST = 1e12  # users
+_LEAST, _MOST = 10, 1e12  # users
 _WEEKS = (1, 2, 3, 4, 6, 8)
 
 
@@ -116,26 +116,39 @@ def plan(experiment: Experiment, baseline: Baseline) -> Plan:
 
 
 def users_needed(experiment: Experiment, effect: float) -> int:
-    """Users in all arms to find an effect, given in standard deviations of a user.
+    """Users in all arms to find an effect, given in standard deviations of a user; at least 10.
 
     The treatment with the smallest share decides.
+
+    Raises:
+        UserError: more users than there are people would be needed.
     """
     shares = np.array([float(arm.share) for arm in experiment.arms]) / float(experiment.total)
     control, treatment = shares[0], shares[1:].min()
     alpha = experiment.alpha / (len(shares) - 1)
+    reach = float(stats.norm.ppf(experiment.power))
+
+    def lacks(log_n: float) -> float:
+        # the interval is tuned for the very number that is looked for
+        n = float(np.exp(log_n))
+        return _seen(n, control, treatment, alpha, reach) - abs(effect)
+
+    least, most = float(np.log(_LEAST)), float(np.log(_MOST))
+    # near enough to Welch's test, too, to say whether it can be solved at all
+    if lacks(least) <= 0:
+        return _LEAST
+    if lacks(most) >= 0:
+        raise UserError(
+            f"an effect of {abs(effect):.2g} standard deviations is too small for any shop to find",
+            where=f"experiments.{experiment.name}.minimum_effect",
+            mend="ask for a larger one, or measure something that varies less",
+        )
     if experiment.analysis == "fixed":
         pair = TTestIndPower().solve_power(
             effect_size=abs(effect), alpha=alpha, power=experiment.power, ratio=treatment / control
         )
-        return int(np.ceil(float(np.atleast_1d(pair)[0]) / control))
-    reach = float(stats.norm.ppf(experiment.power))
-
-    def lacks(log_n: float) -> float:
-        n = float(np.exp(log_n))
-        return _seen(n, control, treatment, alpha, reach) - abs(effect)
-
-    # the interval is tuned for the very number that is looked for
-    return int(np.ceil(np.exp(optimize.brentq(lacks, np.log(10), np.log(_MOST)))))
+        return max(_LEAST, int(np.ceil(float(np.atleast_1d(pair)[0]) / control)))
+    return int(np.ceil(np.exp(optimize.brentq(lacks, least, most))))
 
 
 def detected(experiment: Experiment, users: float, baseline: Baseline) -> float:
@@ -171,11 +184,11 @@ def baseline_of(
     """What the last days of a log say of a metric, as if everybody had been exposed then.
 
     A user comes with the first event of these days; the metric counts from there on, over the
-    window of the experiment, its covariate before. Eligibility is not looked at: the log does not
-    know it, so scale the arrivals if it is narrow.
+    window of the experiment (of those whose window is over), its covariate before. Eligibility is
+    not looked at: the log does not know it, so scale the arrivals if it is narrow.
 
     Raises:
-        UserError: the log is shorter than the days, or nobody did anything.
+        UserError: the log is shorter than the days, or these than the window.
     """
     ends = events.select(pl.col("timestamp").min().alias("a"), pl.col("timestamp").max().alias("b"))
     oldest, newest = ends.collect().row(0)
@@ -186,7 +199,7 @@ def baseline_of(
         )
     names = [arm.name for arm in experiment.arms]
     watched = experiment.model_copy(
-        update={"start": begin, "end": None, "window_days": None, "segments": ()}
+        update={"start": begin, "end": None, "segments": ()}
     )
     seen = (
         events.filter(pl.col("timestamp") >= begin)
@@ -197,9 +210,15 @@ def baseline_of(
         )
     )  # fmt: skip
     table = user_table(watched, [metric], seen, events)
+    if not len(table.rows):
+        raise UserError(
+            f"the last {days} days hold no whole window of {watched.window_days} days",
+            mend="give more --days",
+        )
     frame = limited(metric, table.rows)
     (everybody,), cuped = samples_of(metric, frame, [np.ones(len(frame), bool)])
-    day = ((table.rows["arrived"] - begin).dt.total_days()).to_numpy()
+    came = seen.group_by("user_id").agg(pl.col("timestamp").min()).collect()
+    day = ((came["timestamp"] - begin).dt.total_days()).to_numpy()
     arrivals = np.bincount(np.clip(day, 0, days - 1), minlength=days)
     return Baseline(
         mean=everybody.plain_mean,

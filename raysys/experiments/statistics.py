@@ -125,8 +125,12 @@ def winsorised(values: Float64, quantile: float) -> Float64:
 
 
 def adjustment(values: Sequence[Float64], covariates: Sequence[Float64]) -> Cuped:
-    """CUPED's theta over all arms, from what varies within them."""
-    centred = [(v - v.mean(), z - z.mean()) for v, z in zip(values, covariates, strict=True)]
+    """CUPED's theta over all arms that have values, from what varies within them."""
+    centred = [
+        (v - v.mean(), z - z.mean())
+        for v, z in zip(values, covariates, strict=True)
+        if len(v) and np.isfinite(v).all()
+    ]
     both = sum(float(v @ z) for v, z in centred)
     own = sum(float(z @ z) for _, z in centred)
     all_ = sum(float(v @ v) for v, _ in centred)
@@ -192,6 +196,8 @@ def difference(
         value = lift / base
         variance = by_treatment / base**2 + by_control * treatment.plain_mean**2 / base**4
     error = float(np.sqrt(variance))
+    if not error > 0:  # a lift over a control that varies, of an arm where nothing does and is 0
+        return Effect(value, nothing, nothing, nothing, nothing)
     if analysis == "sequential":
         n = control.n + treatment.n
         width = sequential_width(n, alpha, tuned_for) * error

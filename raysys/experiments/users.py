@@ -159,7 +159,7 @@ def user_table(
     end = experiment.end
     if experiment.window_days is not None:
         window = dt.timedelta(days=experiment.window_days)
-        over = pl.col("arrived") + window <= as_of
+        over = pl.col("arrived") + window <= (as_of if end is None else min(as_of, end))
         unfinished = kept.filter(~over).height
         kept = kept.filter(over)
     rows = _with_metrics(experiment, metrics, kept, events, end)
@@ -209,8 +209,29 @@ def read_user_table(path: Path, experiment: Experiment, metrics: Sequence[Metric
                 where=str(path),
                 mend="0 where a user did nothing; leave users out that were never exposed",
             )
+    if "arrived" in rows.columns:
+        rows = rows.with_columns(arrived=_arrivals(rows["arrived"], path))
     as_of = rows["arrived"].max() if "arrived" in rows.columns and len(rows) else None
     return UserTable(rows, as_of=as_of if isinstance(as_of, dt.datetime) else None)
+
+
+def _arrivals(column: pl.Series, path: Path) -> pl.Series:
+    """Moments in UTC: those without a zone are taken for it.
+
+    Raises:
+        UserError: not moments.
+    """
+    if column.dtype == pl.Date:
+        column = column.cast(pl.Datetime("ms"))
+    if not isinstance(column.dtype, pl.Datetime):
+        raise UserError(
+            f"arrived holds {column.dtype}, not moments",
+            where=str(path),
+            mend="write it as timestamps (UTC), or leave the column out",
+        )
+    if column.dtype.time_zone is None:
+        column = column.dt.replace_time_zone("UTC")
+    return column.cast(_WHEN)
 
 
 def _check_arms(experiment: Experiment, arms: pl.Series, where: str) -> None:

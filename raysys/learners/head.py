@@ -285,7 +285,7 @@ def fit_head(
     network.to(device)
     module = wrap(network) if wrap else network
     optimiser = torch.optim.AdamW(
-        module.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+        module.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.learning_rate, total_steps=steps + 1, pct_start=0.1
@@ -317,8 +317,9 @@ def fit_head(
             return torch.from_numpy(values).to(device)
 
         at = there(row), there(place)
-        items, mine = of_text[there(codes[rows].astype(np.int64))], of_user[there(chosen)]
-        scores = module(wide[torch.from_numpy(rows)].to(device), items, mine, at[0])
+        texts, text = np.unique(codes[rows].astype(np.int64), return_inverse=True)
+        items, mine = of_text[there(texts)], of_user[there(chosen)]
+        scores = module(wide[torch.from_numpy(rows)].to(device), items, there(text), mine, at[0])
         shape = (len(chosen), int(sizes.max()))
         if stands_for is not None:
             scores = scores + there(stands_for[rows])
@@ -362,7 +363,10 @@ def _whitening(vectors: Float32, size: int) -> Float32:
 
 
 def _network(wide: int, project: Float32, settings: HeadSettings) -> Any:
-    """The module: (wide [n, k], items [n, d], users [b, d], request [n]) -> scores [n]."""
+    """The module: (wide [n, k], texts [t, d], text [n], users [b, d], request [n]) -> scores [n].
+
+    `text` and `request` say which text and user each row has: what many share is projected once.
+    """
     import torch
     from torch import Tensor, cat, nn
 
@@ -380,8 +384,10 @@ def _network(wide: int, project: Float32, settings: HeadSettings) -> Any:
                 nn.Linear(width, 1),
             )  # fmt: skip
 
-        def forward(self, wide: Tensor, items: Tensor, users: Tensor, request: Tensor) -> Tensor:
-            item, user = self.project(items), self.project(users)[request]
+        def forward(
+            self, wide: Tensor, texts: Tensor, text: Tensor, users: Tensor, request: Tensor
+        ) -> Tensor:
+            item, user = self.project(texts)[text], self.project(users)[request]
             scores: Tensor = self.body(cat([wide, item, item * user], dim=1))
             return scores.squeeze(1)
 

@@ -9,12 +9,14 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from raysys.cluster import ray_session, settle_environment, stay_until_interrupted
+from raysys.config import parse_settings
 from raysys.errors import UserError
 from raysys.progress import task
 from raysys.serving.args import ServeArgs
@@ -91,6 +93,15 @@ def run(
             stay_until_interrupted()
             _shut_down()
     return manifest
+
+
+def folder_of(settings: DeploySettings, workspace: Workspace | None) -> Path:
+    """The registry that `run` serves from."""
+    if workspace is not None:
+        return workspace.registry
+    content = settings.model_dump(mode="json", exclude_unset=True)
+    args = next(a.get("args", {}) for a in content["applications"] if a["import_path"] == OURS)
+    return parse_settings(ServeArgs, args, where="applications").registry_path
 
 
 @contextlib.contextmanager

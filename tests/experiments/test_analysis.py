@@ -114,6 +114,10 @@ def test_a_window_waits_for_its_end(files):
     assert rows["b"]["click_rate.per"] == 0  # seen, but after two days
     ended = table_of(files, end=START + 10 * HOUR)
     assert set(ended.rows["user_id"]) == {"a", "b"}
+    # events go on after the end, but none of them counts: no window of two days is whole
+    cut = table_of(files, end=START + 40 * HOUR, window_days=2)
+    assert cut.unfinished == 2 and not len(cut.rows)
+    assert table_of(files, end=START + 60 * HOUR, window_days=2).unfinished == 0
 
 
 def test_strange_arms_and_no_exposures_are_named(files):
@@ -250,6 +254,23 @@ def test_bad_user_tables_are_named(tmp_path):
             judged(tmp_path, frame)
 
 
+def test_a_users_table_may_tell_moments_without_a_zone_and_nothing_else(tmp_path):
+    rows = shoppers(200)
+    fixed = {"analysis": "fixed", "end": START + dt.timedelta(days=40)}
+    expected = judged(tmp_path, rows, **fixed)
+    for column in (
+        pl.col("arrived").dt.replace_time_zone(None),
+        pl.col("arrived").dt.convert_time_zone("Europe/Berlin"),
+    ):
+        found = judged(tmp_path, rows.with_columns(column), **fixed)
+        assert found.early and found.as_of == expected.as_of
+        assert [c.relative for c in found.comparisons] == [
+            c.relative for c in expected.comparisons
+        ]
+    with pytest.raises(UserError, match="arrived holds String"):
+        judged(tmp_path, rows.with_columns(pl.col("arrived").cast(pl.String)), **fixed)
+
+
 def test_the_report_is_a_page_and_json(tmp_path):
     found = judged(tmp_path, shoppers(lift=0.3))
     write_experiment_report(found, tmp_path)
@@ -285,6 +306,14 @@ def test_unequal_shares_and_more_arms_cost_users():
     assert needed(0.9, 0.1, **fixed) > 2.5 * needed(0.5, 0.5, **fixed)
     assert needed(0.3, 0.3, 0.3, **fixed) > 1.5 * needed(0.5, 0.5, **fixed)
     assert needed(0.5, 0.5) > needed(0.5, 0.5, **fixed)
+
+
+@pytest.mark.parametrize("more", [{}, {"analysis": "fixed", "end": "2026-03-01"}])
+def test_effects_that_anybody_or_nobody_finds(more):
+    experiment = shop(home(**(HALVES | more))).experiments[0]
+    assert users_needed(experiment, 20.0) == 10
+    with pytest.raises(UserError, match="too small for any shop"):
+        users_needed(experiment, 1e-9)
 
 
 def test_a_plan_counts_days_by_how_users_come():
@@ -340,6 +369,14 @@ def test_a_baseline_is_learnt_from_a_log(tmp_path):
     assert found.mean == pytest.approx(0.1 * 4 * 20, rel=0.2)
     assert found.correlation > 0.5  # tastes last
     assert sum(found.arrivals) <= 120 and found.arrivals[0] > found.arrivals[-1]
+    log = read_events(tmp_path / "events.parquet")
+    short = settings.experiments[0].model_copy(update={"window_days": 2.0})
+    windowed = baseline_of(short, metric, log, days=20)
+    assert windowed.mean == pytest.approx(0.1 * 4 * 2, rel=0.3)
+    assert windowed.arrivals == found.arrivals
+    never = settings.experiments[0].model_copy(update={"window_days": 21.0})
+    with pytest.raises(UserError, match=r"no whole window of 21\.0 days"):
+        baseline_of(never, metric, log, days=20)
     with pytest.raises(UserError, match="shorter than 60 days"):
         baseline_of(
             settings.experiments[0], metric, read_events(tmp_path / "events.parquet"), days=60

@@ -92,6 +92,20 @@ def test_linucb_learns_a_context_and_explores_as_it_says():
     assert np.allclose(estimate, truth, atol=0.05)
 
 
+def test_many_arms_keep_their_distribution_between_updates_and_through_a_restart(tmp_path):
+    bandit = Thompson([f"arm {at}" for at in range(30)], seed=5)  # counted, not integrated
+    bandit.choose()
+    bandit.choose()
+    bandit.save(tmp_path)
+    restored = Thompson.load(tmp_path)
+    for _ in range(3):
+        one, other = bandit.choose(2), restored.choose(2)
+        assert one.arms.tolist() == other.arms.tolist()
+        assert one.propensities.tolist() == other.propensities.tolist()
+        bandit.update(one.arms, [1.0, 0.0])
+        restored.update(one.arms, [1.0, 0.0])
+
+
 @pytest.mark.parametrize("kind", [Thompson, LinUCB])
 def test_a_restored_bandit_goes_on(tmp_path, kind):
     features = np.random.default_rng(0).normal(size=(8, 4))

@@ -80,3 +80,8 @@ def test_a_metric_in_use_keeps_its_meaning():
     changed = shop(home(secondary=["orders"]), metrics=metrics)
     with pytest.raises(UserError, match="click_rate is defined otherwise"):
         check_change(shop(home(secondary=["orders", "revenue"])), changed, now=DURING)
+    alone = shop(home(), metrics=metrics)  # and nothing else changes
+    with pytest.raises(UserError, match="click_rate is defined otherwise"):
+        check_change(shop(home()), alone, now=DURING)
+    told = check_change(shop(home()), alone, now=BEFORE)
+    assert told == ["home_ranking: metric click_rate"]

@@ -128,3 +128,20 @@ def test_nothing_to_compare_says_nothing():
     found = difference(zeros, zeros, relative=True)
     assert np.isnan([found.low, found.high, found.p_value]).all() and not found.clear
     assert np.isnan(influence(np.ones(3), np.zeros(3))).all()
+
+
+@pytest.mark.parametrize("analysis", ["fixed", "sequential"])
+def test_an_arm_in_which_nobody_bought_has_a_lift_without_an_interval(analysis):
+    some, none = sample(np.array([0.0, 1, 0, 1])), sample(np.zeros(4))
+    found = difference(some, none, relative=True, analysis=analysis)
+    assert found.value == -1 and np.isnan([found.low, found.high, found.p_value]).all()
+    assert difference(some, none, analysis=analysis).low < -0.5  # the difference has one
+
+
+def test_an_arm_without_values_leaves_the_others_theirs():
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=(2, 50))
+    after = before + rng.normal(size=(2, 50))
+    both = adjustment(list(after), list(before))
+    third = adjustment([*after, np.full(9, np.nan)], [*before, np.zeros(9)])
+    assert third == both and both.theta > 0.5
