@@ -194,7 +194,7 @@ def _kill_redis(folder: Path, rounds: int) -> Verdict:
     try:
         senders = under_load(replicas, [kill] * rounds)
         replicas.kill()
-        log = RedisLog(EventsArgs(**args["events"]))
+        log = RedisLog(EventsArgs(**args["events"]), folder)
         found = verdict(log, senders, rounds)
         log.close()
     finally:

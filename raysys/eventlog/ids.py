@@ -95,6 +95,20 @@ class SharedIds:
         _path(self._folder, self.generation).unlink(missing_ok=True)
 
 
+def known_until(
+    timestamps: npt.NDArray[np.int64], received: npt.NDArray[np.int64] | int, days: int
+) -> npt.NDArray[np.int64]:
+    """Day up to which each id must be known: so many after its event, or after it came in.
+
+    Args:
+        timestamps: int64[n], UTC ms of the events.
+        received: int64[n] or one, UTC ms: old events may be sent today, and again tomorrow.
+        days: how many.
+    """
+    newest: npt.NDArray[np.int64] = np.maximum(timestamps, received) // DAY_MS + days
+    return np.maximum(0, newest)
+
+
 def remove_all(folder: Path) -> None:
     """Remove every generation."""
     for path in folder.glob("ids-*.bin"):

@@ -36,10 +36,11 @@ from raysys.eventlog.entries import (
 )
 from raysys.eventlog.group import GroupCommit
 from raysys.eventlog.head import Head, SharedHead, this_boot
-from raysys.eventlog.ids import DAY_MS, SharedIds, remove_all
+from raysys.eventlog.ids import DAY_MS, SharedIds, known_until, remove_all
 from raysys.eventlog.reader import SegmentReader
 from raysys.eventlog.rolled import Rolled
 from raysys.eventlog.settings import LogSettings
+from raysys.storage import write_atomic
 
 log = logging.getLogger("raysys")
 
@@ -79,6 +80,7 @@ class LocalLog:
                 mend="give a folder of a local disk that the server may write to (events.path)",
             ) from None
         with self._locked(), _in_our_words(folder):
+            self._remember_days = _longest(folder / "remember_days", settings.remember_days)
             self._state()
             assert self._ids is not None
             self._ids.known([])  # compiled now, so that the first event need not wait
@@ -223,27 +225,41 @@ class LocalLog:
     def _commit(self, head: Head, fresh: Sequence[NewEntry]) -> Head:
         """Write one block and move the end behind it."""
         head = self._roomy(head, len(fresh))
-        data = blocks.packed(fresh, head.end + 1, time.time_ns() // 1_000_000)
+        received = time.time_ns() // 1_000_000
+        data = blocks.packed(fresh, head.end + 1, received)
         size = self.settings.segment_mb << 20
         segment, start = head.segment, head.byte
-        if not segment or start + len(data) > os.fstat(self._segment(segment)).st_size:
+        if blocks.segment_path(self.folder, head.end + 1).exists():
+            # Of somebody who was killed, or failed, before the first block was in it. Readers look
+            # for the next entry there, and may have it open: it is this file or none.
+            segment, start = head.end + 1, 0
+            blocks.sync_folder(self.folder)
+        elif not segment or start + len(data) > os.fstat(self._segment(segment)).st_size:
             segment, start = head.end + 1, 0
             blocks.make_segment(self.folder, segment, max(size, len(data)))
         file = self._segment(segment)
+        if start + len(data) > os.fstat(file).st_size:
+            os.posix_fallocate(file, 0, start + len(data))
         written = 0
         while written < len(data):
             written += os.pwrite(file, data[written:], start + written)
         os.fdatasync(file)
         block = blocks.Block(start, start + len(data), head.end + 1, len(fresh))
-        return self._take(replace(head, segment=segment), block, fresh)
+        return self._take(replace(head, segment=segment), block, fresh, received)
 
     def _take(
-        self, head: Head, block: blocks.Block, entries: Sequence[NewEntry], *, tell: bool = True
+        self,
+        head: Head,
+        block: blocks.Block,
+        entries: Sequence[NewEntry],
+        received: int,
+        *,
+        tell: bool = True,
     ) -> Head:
         """Take note of a durable block: its ids first, then the end, and tell others of it."""
         assert self._ids is not None
-        days = np.array([entry.timestamp // DAY_MS for entry in entries], dtype=np.int64)
-        until = np.maximum(0, days + self.settings.remember_days)
+        times = np.array([entry.timestamp for entry in entries], dtype=np.int64)
+        until = known_until(times, received, self._remember_days)
         new = self._ids.add([entry.digest for entry in entries], until)
         head = replace(head, end=block.last, last=block.start, byte=block.end, ids=head.ids + new)
         if tell:
@@ -302,7 +318,8 @@ class LocalLog:
             os.fdatasync(self._segment(segment))  # it may have been killed before that too
             block, entries = found
             head = self._roomy(head, len(entries))
-            head = self._take(replace(head, segment=segment), block, _again(entries))
+            came = entries[0].received
+            head = self._take(replace(head, segment=segment), block, _again(entries), came)
 
     def _recovered(self, before: Head | None) -> Head:
         """Read all segments: where the log ends, and the index of ids made anew."""
@@ -315,12 +332,13 @@ class LocalLog:
         rolled = Rolled(self.folder)
         head = Head(self._boot, generation=generation, damaged=before.damaged if before else 0)
         today = time.time_ns() // 1_000_000 // DAY_MS
-        for digests, until in rolled.ids(self.settings.remember_days, today):
+        for digests, until in rolled.ids(self._remember_days, today):
             head = self._roomy(head, len(digests), tell=False)
             head = replace(head, ids=head.ids + self._ids.add(digests, until))
-        damaged, end = 0, rolled.last()
+        damaged, in_last, end = 0, 0, rolled.last()
         there = blocks.segments(self.folder)
         for first in there:
+            in_last = 0
             if first > end + 1:
                 damaged += 1
                 log.error("%s: entries %d to %d are not there", self.folder, end + 1, first - 1)
@@ -329,13 +347,15 @@ class LocalLog:
             for found in blocks.scan(file):
                 if isinstance(found, int):
                     damaged += found
+                    in_last += found
                     continue
                 read = blocks.entries_at(file, found.start)
                 assert read is not None  # it was whole a moment ago
                 head = self._roomy(head, found.entries, tell=False)
-                head = self._take(head, found, _again(read[1]), tell=False)
+                came = read[1][0].received
+                head = self._take(head, found, _again(read[1]), came, tell=False)
             end = head.end
-        head = replace(head, end=max(end, head.end), damaged=head.damaged + damaged)
+        head = replace(head, end=max(end, head.end))
         if (
             head.segment
             and head.end > rolled.last()
@@ -344,15 +364,17 @@ class LocalLog:
             log.warning("%s: its last write was cut off; nobody was told of it", self.folder)
         if before is not None and before.boot == self._boot and before.end > head.end:
             damaged += 1
+            in_last += 1
             log.error(
                 "%s: acknowledged events %d to %d are damaged and lost",
                 self.folder, head.end + 1, before.end,
             )  # fmt: skip
             head = replace(head, end=before.end)  # no offset is given twice
-        if damaged:
+        if damaged > head.damaged:  # what was found before is found again, until it is dropped
             log.error("%s: %d damaged bytes were left out", self.folder, damaged)
-            if head.segment:  # begin a new one: what lies behind damage is not written over
-                head = replace(head, segment=0, byte=0, last=0)
+            head = replace(head, damaged=damaged)
+        if in_last and head.segment:  # begin a new one: what lies behind damage is not written over
+            head = replace(head, segment=0, byte=0, last=0)
         self._head.write(head)
         if there:
             seconds = time.monotonic() - began
@@ -376,6 +398,20 @@ def _again(entries: Sequence[Entry]) -> list[NewEntry]:
         NewEntry(e.body["event_id"], e.body["timestamp"], e.kind, e.body, e.quarantined)
         for e in entries
     ]
+
+
+def _longest(path: Path, days: int) -> int:
+    """How long ids are known: the most that anybody asked for who opened this log.
+
+    Whoever opens it first after a restart makes the index anew, for all: a tool with settings of
+    its own must not shorten it for a server that takes older events.
+    """
+    known = 0
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        known = int(path.read_text())
+    if days > known:
+        write_atomic(path, f"{days}\n")
+    return max(days, known)
 
 
 def _named(consumer: str) -> str:

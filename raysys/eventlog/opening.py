@@ -14,7 +14,7 @@ def open_log(settings: LogSettings, folder: Path) -> EventLog:
 
     Args:
         settings: which.
-        folder: where `local` keeps it.
+        folder: where `local` keeps it, and where rolled files lie.
 
     Raises:
         UserError: a folder that cannot be written to, a missing package, a server that is not
@@ -24,5 +24,5 @@ def open_log(settings: LogSettings, folder: Path) -> EventLog:
     if settings.backend == "redis":
         from raysys.eventlog.redis_log import RedisLog
 
-        return RedisLog(settings)
+        return RedisLog(settings, folder)
     return LocalLog(folder, settings)

@@ -22,19 +22,24 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, Final
 
 from raysys.errors import UserError, missing_extra
 from raysys.eventlog.entries import Appended, Entry, LogUnavailable, NewEntry, Outcome
 from raysys.eventlog.group import GroupCommit
+from raysys.eventlog.rolled import Rolled
 from raysys.eventlog.settings import LogSettings
 
 log = logging.getLogger("raysys")
 
 _APPEND: Final = """
 local outcomes = {}
-local known, stream, counter, received = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
-for at = 2, #ARGV, 3 do
+local known, stream, counter, received, least = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]
+if tonumber(redis.call('GET', counter) or '0') < tonumber(least) then
+  redis.call('SET', counter, least)
+end
+for at = 3, #ARGV, 3 do
   if redis.call('SET', known .. ARGV[at], '1', 'NX', 'PXAT', ARGV[at + 1]) then
     local offset = redis.call('INCR', counter)
     redis.call('XADD', stream, offset .. '-0', 'r', received, 'e', ARGV[at + 2])
@@ -60,13 +65,14 @@ class RedisLog:
 
     Args:
         settings: address, names, size of the queue, how long ids are known.
+        folder: of the rolled files: offsets go on behind theirs, whatever the server remembers.
 
     Raises:
         UserError: the package is missing, or the server would lose what it acknowledged.
         LogUnavailable: no server answers.
     """
 
-    def __init__(self, settings: LogSettings) -> None:
+    def __init__(self, settings: LogSettings, folder: Path) -> None:
         try:
             import redis
         except ImportError:
@@ -84,6 +90,7 @@ class RedisLog:
             _check_durable(self._redis, settings.url)
             self._append = self._redis.register_script(_APPEND)
             self._release = self._redis.register_script(_RELEASE)
+            (self._least,) = self._append(keys=self._keys, args=[0, Rolled(folder).last()])
         self._group = GroupCommit(self._write, settings.queue_events)
 
     def submit(self, entries: Sequence[NewEntry]) -> Future[Appended]:
@@ -171,16 +178,17 @@ class RedisLog:
         end = 0
         with self._in_our_words():
             for at in range(0, len(whole), _AT_ONCE):
-                arguments: list[str | int] = [now]
+                arguments: list[str | int] = [now, self._least]
                 for entry in whole[at : at + _AT_ONCE]:
-                    until = (entry.timestamp // _DAY_MS + self.settings.remember_days + 1) * _DAY_MS
+                    newest = max(entry.timestamp, now) // _DAY_MS
+                    until = (newest + self.settings.remember_days + 1) * _DAY_MS
                     body = json.dumps(
                         [entry.kind, entry.quarantined, entry.body],
                         separators=(",", ":"), ensure_ascii=False,
                     )  # fmt: skip
-                    # a moment that lies behind already would not be remembered at all
-                    arguments += [entry.digest.hex(), max(until, now + _DAY_MS), body]
+                    arguments += [entry.digest.hex(), until, body]
                 *new, end = self._append(keys=self._keys, args=arguments)
+                self._least = end  # a server that forgot all must not give an offset twice
                 outcomes += ["accepted" if one else "duplicate" for one in new]
         appended, at = [], 0
         for batch in batches:

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from raysys import schema
 from raysys.eventlog.blocks import sync_folder
 from raysys.eventlog.entries import Entry, EventLog
+from raysys.eventlog.ids import DAY_MS, known_until
 
 EVENTS: Final = pa.schema(
     [
@@ -51,7 +52,6 @@ OTHERS: Final = pa.schema(
 ROWS: Final = 250_000
 """Entries of one file at most."""
 
-_DAY_MS: Final = 86_400_000
 _RANGE: Final = re.compile(r"(\d{16})-(\d{16})")
 
 
@@ -166,18 +166,21 @@ class Rolled:
     ) -> Iterator[tuple[list[bytes], npt.NDArray[np.int64]]]:
         """Digests of ids that must still be known, and the day up to which each must."""
         for stretch in self.stretches():
-            if stretch.newest // _DAY_MS + remember_days < today:
+            if max(stretch.newest, stretch.received) // DAY_MS + remember_days < today:
                 continue
             for folder in (self.events, self.others):
                 path = folder / f"{stretch.name}.parquet"
                 if not path.exists():
                     continue
                 file = pq.ParquetFile(path)
-                for batch in file.iter_batches(20_000, columns=["event_id", "timestamp"]):
+                columns = ["event_id", "timestamp", "received"]
+                for batch in file.iter_batches(20_000, columns=columns):
                     names = batch["event_id"].to_pylist()
                     digests = [blake2b(n.encode(), digest_size=16).digest() for n in names]
-                    time = batch["timestamp"].cast(pa.int64()).to_numpy()
-                    yield digests, np.maximum(0, time // _DAY_MS + remember_days)
+                    time, came = (
+                        batch[name].cast(pa.int64()).to_numpy() for name in ("timestamp", "received")
+                    )
+                    yield digests, known_until(time, came, remember_days)
 
     def _tidy(self) -> None:
         """Remove files of stretches that were never completed."""

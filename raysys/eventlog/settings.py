@@ -44,5 +44,5 @@ class LogSettings(Settings):
 
     @property
     def remember_days(self) -> int:
-        """How long after its moment an event's id is known."""
+        """How long after its event, or after it came in, an id is known."""
         return int(self.max_age_days) + 1 + REMEMBERED_SLACK_DAYS

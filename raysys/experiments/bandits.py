@@ -147,7 +147,7 @@ class Thompson:
         return np.asarray(found / found.sum(), np.float64)
 
     def _counted(self) -> Float64:
-        # by what was learnt, not by the step: one distribution holds for all choices between updates
+        # by what was learnt, not by the step: it holds for all choices between two updates
         rng = np.random.default_rng((self.seed, self.updates, 1))
         drawn = rng.beta(self.successes, self.failures, (self.draws, len(self.names)))
         return np.bincount(drawn.argmax(1), minlength=len(self.names)) / self.draws

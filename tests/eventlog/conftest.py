@@ -38,7 +38,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
             from raysys.eventlog.redis_log import RedisLog
 
             settings = LogSettings(backend="redis", url=server.url)
-            logs.append(RedisLog(settings))
+            logs.append(RedisLog(settings, tmp_path / "log"))
         else:
             logs.append(LocalLog(tmp_path / "log", LogSettings(segment_mb=1)))
         return logs[-1]

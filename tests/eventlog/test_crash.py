@@ -55,7 +55,7 @@ def test_a_killed_redis_loses_nothing(registry: str, tmp_path: Path) -> None:
     try:
         senders = under_load(replicas, [kill] * 2)
         replicas.kill()
-        log = RedisLog(EventsArgs(**told))
+        log = RedisLog(EventsArgs(**told), tmp_path / "log")
         found = verdict(log, senders, 3)
         log.close()
     finally:

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from raysys.errors import UserError
 from raysys.eventlog import blocks, local
 from raysys.eventlog.entries import LogUnavailable
-from raysys.eventlog.ids import SharedIds
+from raysys.eventlog.ids import DAY_MS, SharedIds
 from raysys.eventlog.local import LocalLog
+from raysys.eventlog.rolled import Rolled, roll
 from raysys.eventlog.settings import LogSettings
 from tests.eventlog.entries import NOW, entries, entry
 
@@ -123,6 +124,88 @@ def test_damage_in_the_middle_costs_its_own_block_alone(log: LocalLog, caplog, m
     assert "damaged bytes were left out" in caplog.text
     assert ids(other) == ["a", "b", "d"]
     assert other.append(entries("c")).last == 5  # it is lost, so it may come again
+
+
+def test_old_damage_is_counted_once(log: LocalLog, monkeypatch) -> None:
+    log.append(entries("d"))
+    overwrite(log, b"\0" * 9, back=200)
+    found = set()
+    for boot in range(3):
+        monkeypatch.setattr(local, "this_boot", lambda boot=boot: bytes([boot]) * 16)
+        again = LocalLog(log.folder, SMALL)
+        found.add(again.damaged())
+        again.close()
+    assert len(found) == 1 and found.pop() > 9
+
+
+def test_a_segment_that_was_made_and_left_empty_is_the_next_one(log: LocalLog) -> None:
+    """As by a writer that was killed between making it and writing into it."""
+    roll(log, Rolled(log.folder))
+    blocks.make_segment(log.folder, log.end() + 1, 1 << 20)
+    assert log.append(entries("d", "e")).last == 5
+    blocks.make_segment(log.folder, log.end() + 1, 1 << 20)
+    log.append([entry("large", text="x" * (2 << 20))])  # larger than the segment was made
+    log.append(entries("f"))
+    other = LocalLog(log.folder, SMALL)
+    assert ids(other) == ["a", "b", "c", "d", "e", "large", "f"]
+    assert [e.body["event_id"] for e in other.read(3)] == ["d", "e", "large", "f"]
+    (stretch,) = roll(other, Rolled(log.folder))
+    assert (stretch.first, stretch.last) == (4, 7)
+    assert other.drop(7) == 6  # all but the segment that is written to
+
+
+def test_a_segment_whose_name_could_not_be_made_durable_is_written_all_the_same(
+    tmp_path: Path, monkeypatch
+) -> None:
+    log = LocalLog(tmp_path / "log", SMALL)
+    reader = LocalLog(tmp_path / "log", SMALL)
+    sound = blocks.sync_folder
+
+    def fails(_folder: Path) -> None:
+        monkeypatch.setattr(blocks, "sync_folder", sound)
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(blocks, "sync_folder", fails)
+    with pytest.raises(LogUnavailable, match="Too many open files"):
+        log.append(entries("a"))
+    assert ids(reader) == []  # which opens what is there
+    assert log.append(entries("a")).outcomes == ["accepted"]
+    assert ids(log) == ids(reader) == ids(LocalLog(tmp_path / "log", SMALL)) == ["a"]
+
+
+def test_old_events_are_known_as_long_as_new_ones(tmp_path: Path, monkeypatch) -> None:
+    """A shop that shows history sends events of years ago: they were received today."""
+    monkeypatch.setattr("raysys.eventlog.ids._SLOTS", 1 << 6)
+    log = LocalLog(tmp_path / "log", SMALL)
+    old = [entry(f"{n}", timestamp=1_500_000_000_000 + n) for n in range(200)]
+    for at in range(0, 200, 20):
+        log.append(old[at : at + 20])  # the index grows on the way
+    assert set(log.append(old).outcomes) == {"duplicate"}
+    roll(log, Rolled(log.folder))
+    (log.folder / "head").unlink()
+    for path in log.folder.glob("*.seg"):
+        path.unlink()
+    again = LocalLog(log.folder, SMALL)
+    assert set(again.append(old).outcomes) == {"duplicate"}
+
+
+def test_whoever_opens_the_log_first_forgets_no_id_that_others_need(
+    tmp_path: Path, monkeypatch
+) -> None:
+    long = LogSettings(segment_mb=1, max_age_days=365)
+    old = entry("old", timestamp=NOW - 100 * DAY_MS)
+    monkeypatch.setattr(local.time, "time_ns", lambda: (NOW - 99 * DAY_MS) * 1_000_000)
+    log = LocalLog(tmp_path / "log", long)
+    log.append([old])
+    roll(log, Rolled(log.folder))
+    log.close()
+    for path in log.folder.glob("*.seg"):
+        path.unlink()
+    monkeypatch.undo()
+    LocalLog(log.folder, SMALL).close()  # some tool, with settings of its own
+    monkeypatch.setattr(local, "this_boot", lambda: bytes(range(16)))
+    LocalLog(log.folder, SMALL).close()
+    assert LocalLog(log.folder, long).append([old]).outcomes == ["duplicate"]
 
 
 def test_a_copied_log_is_read_again(log: LocalLog, tmp_path) -> None:

@@ -12,6 +12,7 @@ from raysys.eventlog.ids import DAY_MS
 from raysys.eventlog.local import LocalLog
 from raysys.eventlog.rolled import Rolled, roll
 from raysys.eventlog.settings import LogSettings
+from raysys.eventlog.tidying import forget
 from tests.eventlog.conftest import Open
 from tests.eventlog.entries import NOW, entries, entry
 
@@ -126,7 +127,7 @@ def test_rolled_events_are_read_as_they_were(opened: Open, tmp_path) -> None:
 
 def test_ids_of_what_the_log_forgot_are_known_after_a_restart(tmp_path) -> None:
     log = LocalLog(tmp_path, LogSettings(segment_mb=1))
-    old = entry("old", NOW - 40 * DAY_MS)
+    old = entry("old", NOW - 40 * DAY_MS)  # sent today, so it may be sent again tomorrow
     log.append([old, entry("a"), entry("b", kind="item", item_id="i")])
     log.append([entry(f"{n}", query="x" * 1000) for n in range(1200)])
     roll(log, Rolled(tmp_path))
@@ -135,8 +136,31 @@ def test_ids_of_what_the_log_forgot_are_known_after_a_restart(tmp_path) -> None:
     (tmp_path / "head").unlink()
     again = LocalLog(tmp_path, LogSettings(segment_mb=1))
     assert again.end() == 1203
-    # nobody would accept the old one any more, so nobody needs to know it
-    assert again.append([entry("a"), entry("b"), entry("7"), entry("c")]).outcomes == [
-        "duplicate", "duplicate", "duplicate", "accepted",
+    assert again.append([old, entry("a"), entry("b"), entry("7"), entry("c")]).outcomes == [
+        "duplicate", "duplicate", "duplicate", "duplicate", "accepted",
     ]  # fmt: skip
     assert again.end() == 1204
+
+
+def test_redis_goes_on_behind_what_was_rolled_before_it(redis_server, tmp_path) -> None:
+    """A log that changes its backend, or a server that was emptied, gives no offset twice."""
+    from raysys.eventlog.redis_log import RedisLog
+
+    redis_server.redis.flushall()
+    before, rolled = LocalLog(tmp_path, LogSettings(segment_mb=1)), Rolled(tmp_path)
+    before.append([entry(f"{n}") for n in range(100)])
+    roll(before, rolled)
+    settings = LogSettings(backend="redis", url=redis_server.url)
+    log = RedisLog(settings, tmp_path)
+    assert log.end() == 100
+    assert log.append(entries("a", "b", "c")).last == 103
+    assert forget(log, rolled, NOW + DAY_MS) == 0  # nothing of it is rolled yet
+    (stretch,) = roll(log, rolled)
+    assert (stretch.first, stretch.last) == (101, 103)
+    log.append(entries("d"))
+    redis_server.redis.flushall()
+    assert log.append(entries("e")).last == 105
+    roll(log, rolled)
+    assert forget(log, rolled, NOW + DAY_MS) == 1
+    assert events(rolled)["event_id"].to_list()[100:] == ["a", "b", "c", "e"]
+    log.close()
