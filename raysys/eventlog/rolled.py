@@ -178,7 +178,8 @@ class Rolled:
                     names = batch["event_id"].to_pylist()
                     digests = [blake2b(n.encode(), digest_size=16).digest() for n in names]
                     time, came = (
-                        batch[name].cast(pa.int64()).to_numpy() for name in ("timestamp", "received")
+                        batch[name].cast(pa.int64()).to_numpy()
+                        for name in ("timestamp", "received")
                     )
                     yield digests, known_until(time, came, remember_days)
 

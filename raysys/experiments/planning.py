@@ -198,9 +198,7 @@ def baseline_of(
             f"the log is shorter than {days} days", mend="give --days that it has, and some before"
         )
     names = [arm.name for arm in experiment.arms]
-    watched = experiment.model_copy(
-        update={"start": begin, "end": None, "segments": ()}
-    )
+    watched = experiment.model_copy(update={"start": begin, "end": None, "segments": ()})
     seen = (
         events.filter(pl.col("timestamp") >= begin)
         .select(

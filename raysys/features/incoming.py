@@ -92,18 +92,19 @@ class Incoming:
     def _sessions(self, users: Sequence[int], events: Sequence[Mapping[str, Any]]) -> list[int]:
         """Number of each event's session, -1 of users without a number."""
         live, numbers = self.live, list[int]()
-        going: dict[int, tuple[int, int]] = {}  # of users in this call: last moment, session
+        going: dict[int, tuple[int, int]] = {}  # as `last_session`, of users in this call
         for user, event in zip(users, events, strict=True):
             name, time = event.get("session_id"), event["timestamp"]
             if user < 0:
                 numbers.append(-1)
                 continue
-            last, number = going.get(user, (time, live.current_session(user, time, self.gap_ms)))
+            last, number = going.get(user) or live.last_session(user)
             if name is not None:
                 number = live.sessions.open(user, name)
             elif number < 0 or time - last > self.gap_ms:
                 number = live.sessions.open(user, f"{event['user_id']}@{time}")
-            going[user] = (max(last, time), number)
+            if time >= last:  # one that came late begins no session for those after it
+                going[user] = (time, number)
             numbers.append(number)
         return numbers
 

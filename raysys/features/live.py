@@ -235,9 +235,15 @@ class LiveFeatures:
 
     def current_session(self, user: int, timestamp: int, gap_ms: int) -> int:
         """Number of the session that a user is in, -1 when the last event is longer ago."""
-        if not 0 <= user < self.n_users or timestamp - self._by_user.seen[user] > gap_ms:
-            return -1
-        return int(self._by_user.session[user])
+        seen, session = self.last_session(user)
+        return -1 if timestamp - seen > gap_ms else session
+
+    @_alone
+    def last_session(self, user: int) -> tuple[int, int]:
+        """Moment of a user's newest event (UTC ms), and number of its session, -1 for none."""
+        if not 0 <= user < self.n_users:
+            return 0, -1
+        return int(self._by_user.seen[user]), int(self._by_user.session[user])
 
     @_alone
     def history(self, user: int, n: int) -> Int32:

@@ -49,7 +49,10 @@ def _moment(value: object) -> object:
             raise ValueError(f"no ISO 8601 moment: {error}") from None
         if moment.tzinfo is None:
             raise ValueError("the moment names no zone: end it with Z, or +01:00")
-        value = round(moment.astimezone(UTC).timestamp() * 1000)
+        try:
+            value = round(moment.astimezone(UTC).timestamp() * 1000)
+        except OverflowError:  # in UTC it is before the year 1, or after 9999
+            raise ValueError("must be UTC milliseconds between 1990 and 2100") from None
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError("must be UTC milliseconds (an integer), or ISO 8601 text with its zone")
     if abs(value) < EARLIEST and EARLIEST <= abs(value) * 1000 <= _LATEST:

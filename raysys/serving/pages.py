@@ -15,6 +15,7 @@ from raysys.catalogue import Catalogue
 from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
 from raysys.serving.arms import Arms
 from raysys.serving.asking import Context
+from raysys.serving.events_routes import keep_events
 from raysys.serving.intake import ListRequest
 from raysys.serving.operator import Operator
 from raysys.serving.problems import Problem
@@ -48,7 +49,7 @@ def add_pages(app: FastAPI, service: Service, arms: Arms | None, traffic: Traffi
     wanted = service.args.pages
     if service.args.bundle is None:
         return
-    shop = ServiceAnswers(service, Recorder(service))
+    shop = ServiceAnswers(service, Recorder(service, arms))
     if wanted.storefront or wanted.console:
         app.include_router(assets())
     if wanted.storefront:
@@ -60,16 +61,15 @@ def add_pages(app: FastAPI, service: Service, arms: Arms | None, traffic: Traffi
 class Recorder:
     """Takes what visitors of the pages do, as POST /v1/events takes it."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, arms: Arms | None) -> None:
+        self._service, self._arms = service, arms
 
     async def __call__(self, events: Sequence[dict[str, Any]]) -> bool:
         """False where this deployment takes none, or cannot now: the page goes on without."""
-        taken = self._service.events
-        if taken is None:
+        if self._service.events is None:
             return False
         try:
-            await taken.run(len(events), lambda: taken.take(events))
+            await keep_events(events, self._service, self._arms)
         except Problem as problem:
             log.warning("what a visitor did is not recorded: %s", problem.detail)
             return False

@@ -8,6 +8,7 @@ seconds of one segment; a replica that ends writes all it has.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -115,6 +116,7 @@ class SegmentWriter:
                 return
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
+        fresh: Path | None = None
         try:
             table = pa.Table.from_pylist(rows, schema=self._schema)
             first, last = (int(f(table["timestamp"]).cast(pa.int64()).as_py()) for f in _ENDS)
@@ -131,7 +133,10 @@ class SegmentWriter:
             fresh.replace(folder / name)
             sync_folder(folder)
             self._count(len(rows), "written")
-        except Exception:  # a full disk must not end the writing
+        except Exception:  # a full disk must not end the writing, nor be filled further
+            if fresh is not None:
+                with contextlib.suppress(OSError):
+                    fresh.unlink(missing_ok=True)
             log.exception("%d %s could not be written", len(rows), self._what)
             self._count(len(rows), "failed")
 

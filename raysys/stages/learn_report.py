@@ -140,6 +140,9 @@ def _steps(page: Report, told: Mapping[str, Any]) -> None:
         )
     for name, own in gate["alone"].items():
         gap = own["difference"]
+        if own["before"] is None or own["after"] is None:
+            section.note(f"{name} alone: its scores are not all finite numbers.")
+            continue
         section.note(
             f"{name} alone: {own['before']:.4f}, then {own['after']:.4f} "
             f"({_signed(gap['value'])}, {_ends(gap)})."

@@ -264,9 +264,7 @@ def test_a_users_table_may_tell_moments_without_a_zone_and_nothing_else(tmp_path
     ):
         found = judged(tmp_path, rows.with_columns(column), **fixed)
         assert found.early and found.as_of == expected.as_of
-        assert [c.relative for c in found.comparisons] == [
-            c.relative for c in expected.comparisons
-        ]
+        assert [c.relative for c in found.comparisons] == [c.relative for c in expected.comparisons]
     with pytest.raises(UserError, match="arrived holds String"):
         judged(tmp_path, rows.with_columns(pl.col("arrived").cast(pl.String)), **fixed)
 

@@ -119,6 +119,38 @@ def test_a_new_user_is_known_from_the_first_event() -> None:
     assert state.current_session(number, 3 * DAY, 30 * MINUTE) == -1
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(USERS),
+            st.integers(0, 200),
+            st.sampled_from([None, None, None, "s1", "s2"]),
+        ),
+        min_size=2,
+        max_size=12,
+    ),
+    st.integers(1, 6),
+)
+@settings(max_examples=25, deadline=None)
+def test_sessions_do_not_depend_on_where_a_batch_ends(rows, size) -> None:
+    """Events that come late included: replicas read a log in pieces of their own."""
+    told = [
+        event(user, "i001", 17_000 * DAY + minute * MINUTE, **({"session_id": s} if s else {}))
+        for user, minute, s in rows
+    ]
+    one_by_one, in_pieces = live(), live()
+    for each in told:
+        Incoming(one_by_one).apply([each])
+    incoming = Incoming(in_pieces)
+    for at in range(0, len(told), size):
+        incoming.apply(told[at : at + size])
+    for name in one_by_one._by_user.columns():
+        np.testing.assert_array_equal(
+            one_by_one._by_user.columns()[name], in_pieces._by_user.columns()[name], err_msg=name
+        )
+    assert len(one_by_one.sessions) == len(in_pieces.sessions)
+
+
 def test_new_users_are_kept_and_bounded(tmp_path) -> None:
     state = live()
     incoming = Incoming(state, new_users=100)

@@ -21,6 +21,7 @@ from raysys.registry import Registry
 from raysys.serving.app import http_app
 from raysys.serving.args import ServeArgs
 from raysys.serving.arms import Arms
+from raysys.serving.pages import Recorder
 from raysys.serving.rollout import CanaryArgs, Rollout, RolloutState, UserConfig, effective
 from raysys.serving.service import Service
 
@@ -193,6 +194,11 @@ def test_events_reach_both_arms_and_count_for_the_guard(bundle: Path, tmp_path: 
             assert response.json()["events"][0]["status"] == status
         told = shop.arms.status()["arms"]
         assert told["challenger"]["outcomes"] == 1 and told["champion"]["outcomes"] == 0
+        # what a visitor of the storefront does counts as what the shop itself sends
+        recorder = Recorder(shop.made[0], shop.arms)
+        assert asyncio.run(recorder([{**event, "event_id": "e2"}]))
+        assert shop.arms.status()["arms"]["challenger"]["outcomes"] == 2
+        assert sum(shop.made[0].metrics.read()["raysys_events"].values()) == 3
         for service, before in zip(shop.made, as_of, strict=True):
             assert service.events is not None and service.events.follower is not None
             service.events.follower.catch_up()

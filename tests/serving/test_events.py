@@ -313,3 +313,19 @@ def fuzzed(registry: Registry, tmp_path_factory) -> Iterator[Service]:
     assert service.events is not None
     roll(service.events.log, service.events.rolled)  # whatever was accepted can be rolled
     service.close()
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-14:00"])
+def test_a_moment_outside_of_all_calendars_spoils_its_own_event_only(
+    start: Start, moment: str
+) -> None:
+    answer = send(client_of(start()), click("good"), click("bad", timestamp=moment))
+    assert statuses(answer) == ["accepted", "rejected"]
+    (error,) = answer["events"][1]["errors"]
+    assert error["path"].endswith("events.1.timestamp") and "1990 and 2100" in error["message"]
+
+
+def test_batches_of_rubbish_are_counted(start: Start) -> None:
+    service = start()
+    refused(client_of(service).post("/v1/events", json={"events": [{}, {"event_type": "x"}]}), 422)
+    assert service.metrics.read()["raysys_events"] == {"rejected": 2}
