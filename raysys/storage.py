@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -22,6 +24,7 @@ from typing import Any
 from raysys.errors import UserError
 
 MANIFEST = "manifest.json"
+_DAY_S = 86_400
 _PACKAGES = ("raysys", "ray", "torch", "transformers", "lightgbm", "pyarrow", "polars", "numpy")
 
 
@@ -178,21 +181,57 @@ def replacing(folder: Path) -> Iterator[Path]:
     On an error, or a kill, `folder` stays as it was. Left-overs of killed writers are removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
-        pid = leftover.name.rsplit(".", 2)[-2]
-        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+    begin = f".{folder.name}."
+    for leftover in folder.parent.glob(f"{begin}*.tmp"):
+        mark = leftover.name.removeprefix(begin).removeprefix("old.").removesuffix(".tmp")
+        if is_left_over(leftover, mark):
             shutil.rmtree(leftover, ignore_errors=True)
-    fresh = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    mark = writer_mark()
+    fresh = folder.parent / f"{begin}{mark}.tmp"
     fresh.mkdir()
     try:
         yield fresh
-        old = folder.parent / f".{folder.name}.old.{os.getpid()}.tmp"
+        old = folder.parent / f"{begin}old.{mark}.tmp"
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def writer_mark() -> str:
+    """Names what this call writes, wherever the folder is mounted: HOST-PID-START-RANDOM."""
+    return f"{_host()}-{os.getpid()}-{_started(os.getpid())}-{uuid.uuid4().hex[:8]}"
+
+
+def is_left_over(path: Path, mark: str) -> bool:
+    """Whether whoever wrote a folder under a mark is dead.
+
+    A process number is given again, and after a container's restart it is the same (1, mostly):
+    the moment at which a process began tells them apart. Of other machines nobody can tell; what
+    has been as it is for a day is left over.
+    """
+    host, pid, started = (*mark.rsplit("-", 3), "", "")[:3]
+    if pid.isdigit() and host == _host():
+        return _started(int(pid)) != started
+    try:
+        return time.time() - path.stat().st_mtime > _DAY_S
+    except OSError:
+        return False  # gone already
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "", platform.node())[:40] or "localhost"
+
+
+def _started(pid: int) -> str:
+    """When a process began, in the system's ticks; empty: there is none."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return told.rpartition(")")[2].split()[19]
 
 
 def write_atomic(path: Path, content: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from raysys.errors import UserError
 from raysys.registry import Registry
+from raysys.storage import writer_mark
 
 
 def writer(text: str) -> Callable[[Path], None]:
@@ -63,10 +65,19 @@ def test_a_writer_that_fails_leaves_nothing(registry: Registry) -> None:
 
 def test_left_overs_of_a_killed_writer_are_removed(registry: Registry) -> None:
     registry.publish(writer("1"))
-    dead = registry.bundles / ".new.999999999.0"
-    dead.mkdir()
+    host, pid, started, _ = writer_mark().split("-")
+    dead = registry.bundles / f".new.{host}-999999999-1-0"
+    ours_before = registry.bundles / f".new.{host}-{pid}-{int(started) - 1}-0"  # as after a restart
+    old = registry.bundles / ".new.elsewhere-1-1-0"
+    gone = [dead, ours_before, old]
+    alive = [registry.bundles / f".new.{host}-{pid}-{started}-0"]
+    alive += [registry.bundles / ".new.another-1-1-0"]  # of another machine, still written
+    for folder in gone + alive:
+        folder.mkdir()
+    os.utime(old, (0, 0))
     registry.publish(writer("2"))
-    assert not dead.exists()
+    assert not any(folder.exists() for folder in gone)
+    assert all(folder.exists() for folder in alive)
 
 
 @pytest.mark.parametrize(

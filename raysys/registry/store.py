@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import json
 import os
 import re
@@ -18,14 +17,12 @@ from typing import Any
 from raysys.errors import UserError
 from raysys.registry.bundle import Bundle
 from raysys.registry.manifest import BundleManifest, inventory, verify
-from raysys.storage import MANIFEST, versions, write_atomic
+from raysys.storage import MANIFEST, is_left_over, versions, write_atomic, writer_mark
 
 _History = list[dict[str, str]]  # where `list` is a method's name
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,99}")
 JOURNAL = "journal.jsonl"
 """Beside the pointers: every change of them."""
-
-_counter = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -290,10 +287,9 @@ def _plain(content: Mapping[str, Any] | None) -> dict[str, Any]:
 def _fresh_folder(parent: Path) -> Iterator[Path]:
     """An empty hidden folder; left-overs of killed writers go, and so does this one if it stays."""
     for leftover in parent.glob(".new.*"):
-        pid = leftover.name.split(".")[2]
-        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+        if is_left_over(leftover, leftover.name.removeprefix(".new.")):
             shutil.rmtree(leftover, ignore_errors=True)
-    fresh = parent / f".new.{os.getpid()}.{next(_counter)}"
+    fresh = parent / f".new.{writer_mark()}"
     fresh.mkdir()
     try:
         yield fresh

@@ -24,6 +24,7 @@ class Allowed:
 
     def __init__(self, items: Mask) -> None:
         self.items = items
+        self._whole = items
         self._rows: list[tuple[Any, Mask]] = []
 
     @cached_property
@@ -41,7 +42,7 @@ class Allowed:
             if known is row_of_item:
                 return mask
         mask = np.zeros(int(row_of_item.max(initial=-1)) + 1, dtype=bool)
-        mask[row_of_item[self.items]] = True
+        mask[row_of_item[self._whole]] = True
         self._rows.append((row_of_item, mask))
         return mask
 
@@ -59,7 +60,7 @@ class Allowed:
         left = self.items.copy()
         left[items] = False
         fresh = Allowed(left)
-        fresh._rows = self._rows
+        fresh._whole, fresh._rows = self._whole, self._rows
         return fresh
 
 

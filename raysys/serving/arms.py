@@ -24,7 +24,7 @@ from raysys.serving.asking import Context
 from raysys.serving.experiment_arms import ExperimentArms
 from raysys.serving.guard import Arm, Guard
 from raysys.serving.intake import SURFACES
-from raysys.serving.lease import Lease
+from raysys.serving.lease import Lease, Rest
 from raysys.serving.outcomes import NO_EXPERIMENT, Outcomes
 from raysys.serving.problems import Problem
 from raysys.serving.rollout import CanaryArgs, Rollout, RolloutState, UserConfig, effective, plain
@@ -70,6 +70,7 @@ class Arms:
         self._halting: list[tuple[str, str]] = []
         self._watch = watch and args.bundle is not None
         self._trouble = ""
+        self._resting: dict[str, Rest] = {}
         self.experiments = ExperimentArms(args, self._beside, lambda: self.champion.metrics)
         self.outcomes = Outcomes(lambda: self.champion.metrics)
         self._hear(self._lease)
@@ -122,20 +123,34 @@ class Arms:
         """
         if self.args.bundle is None:
             return
-        try:
-            with self._changing:
-                self._write_halts()
-                if self.args.follow:
-                    self._follow(self._registry.resolve(self.args.bundle))
-                self.experiments.look(self._config.experiments, self._lease)
-                self._try(effective(self.rollout.read(), self._config, self._registry.resolve))
-            self._trouble = ""
-        except (UserError, OSError) as error:
+        troubles: list[Exception] = []
+        with self._changing:
             if strict:
-                raise
-            if str(error) != self._trouble:  # said once
-                log.error("what is served stays as it is: %s", error)
-            self._trouble = str(error)
+                self._resting.clear()
+            # a champion that cannot be loaded must not keep a canary from being stopped
+            for step in (self._write_halts, self._lead, self._experiment, self._canary):
+                try:
+                    step()
+                except Exception as error:
+                    troubles.append(error)
+                    if not strict and not isinstance(error, (UserError, OSError)):
+                        log.exception("a fault while looking what is to be served")
+        if strict and troubles:
+            raise troubles[0]
+        told = "; ".join(str(error) for error in troubles)
+        if told and told != self._trouble:  # said once
+            log.error("what is served stays as it is: %s", told)
+        self._trouble = told
+
+    def _lead(self) -> None:
+        if self.args.follow and self.args.bundle is not None:
+            self._follow(self._registry.resolve(self.args.bundle))
+
+    def _experiment(self) -> None:
+        self.experiments.look(self._config.experiments, self._lease)
+
+    def _canary(self) -> None:
+        self._try(effective(self.rollout.read(), self._config, self._registry.resolve))
 
     def wake(self) -> None:
         """Have it look now: soon, if it looks by itself, else before this returns."""
@@ -404,12 +419,28 @@ class Arms:
         return self._load(name, bundle, **update)
 
     def _load(self, name: str, bundle: str, **update: Any) -> Service:
-        """A warm service of another bundle, which shares the text tasks of the first."""
+        """A warm service of another bundle, which shares the text tasks of the first.
+
+        Raises:
+            UserError: it cannot be loaded; for a while nobody tries again.
+        """
+        rest = self._resting.get(bundle)
+        if rest is not None and time.monotonic() < rest.until:
+            raise UserError(rest.why)
         update = {"bundle": name, "pinned": bundle, **update}
         alone = {"text": TextArgs(), "pinned_text": {}}
-        service = self._make(self.args.model_copy(update={**update, **alone}))
-        service.args = self.args.model_copy(update=update)
-        service.warm_up()
+        try:
+            service = self._make(self.args.model_copy(update={**update, **alone}))
+            try:
+                service.args = self.args.model_copy(update=update)
+                service.warm_up()
+            except BaseException:
+                service.close()  # or its threads would hold the bundle in memory
+                raise
+        except Exception as error:
+            self._resting[bundle] = Rest.after(rest, f"{bundle} cannot be loaded: {error}")
+            raise
+        self._resting.pop(bundle, None)
         service.text = self.text
         return service
 

@@ -106,6 +106,7 @@ class Ranking:
             it has said nothing.
         reasons: who was left out -> why.
         milliseconds: by stage.
+        filled_for: so many items the pool holds, or all that may be shown.
     """
 
     pool: Candidates
@@ -120,6 +121,7 @@ class Ranking:
     reranked: Float32 | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)
+    filled_for: int = 0
 
     def lean(self) -> Ranking:
         """Without what only an explanation needs."""
@@ -131,6 +133,7 @@ class Ranking:
             relevance=self.relevance,
             encoded=self.encoded,
             reranked=self.reranked,
+            filled_for=self.filled_for,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
@@ -124,6 +125,15 @@ def _secret(scope: Scope) -> str | None:
     return sent[0] if sent else None
 
 
+def behind_haproxy() -> bool:
+    """Whether Serve answers through its HAProxy: then every caller looks like this machine.
+
+    It listens on all interfaces, connects to replicas from this very machine, and as Ray sets it
+    up names nobody in X-Forwarded-For.
+    """
+    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") not in ("", "0")
+
+
 def _check_near(scope: Scope, cors_origins: tuple[str, ...]) -> None:
     """Refuse what does not come from this machine.
 
@@ -131,9 +141,13 @@ def _check_near(scope: Scope, cors_origins: tuple[str, ...]) -> None:
         Problem: 403.
     """
     headers = Headers(scope=scope)
-    forwarded = [part.strip() for part in headers.get("x-forwarded-for", "").split(",")]
+    told = ",".join(headers.getlist("x-forwarded-for"))  # a proxy may add a line of its own
+    forwarded = [part.strip() for part in told.split(",")]
     client = scope.get("client")
     mend = "set up keys (`raysys key create`, then `auth.keys` in the serve config)"
+    if behind_haproxy():
+        detail = f"behind HAProxy nobody can tell where a call comes from: {mend}"
+        raise Problem(403, "not-local", detail)
     near = all(_is_loopback(host) for host in forwarded if host)
     # a socket of this machine has no address
     if not near or (client and _is_address(client[0]) and not _is_loopback(client[0])):

@@ -81,12 +81,21 @@ class Cache:
         self._refresher = ThreadPoolExecutor(1, thread_name_prefix="refresh")
         self._remote = None if args.redis is None else Remote(args, metrics)
 
-    def get(self, key: str, make: Callable[[], Ranking]) -> tuple[Ranking, Told]:
+    def get(
+        self,
+        key: str,
+        make: Callable[[], Ranking],
+        *,
+        again: Callable[[], Ranking] | None = None,
+        until: float = np.inf,
+    ) -> tuple[Ranking, Told]:
         """The ranking of a key, made if need be; of several who want one, one makes it.
 
         Args:
             key: see `key_of`.
-            make: a ranking; one that leaves somebody out is not kept.
+            make: a ranking; one that leaves somebody out is not kept, nor shared.
+            again: makes it behind the scenes, when nobody waits any more; None: as `make`.
+            until: `time.perf_counter()` at which this caller must go on without who makes it.
         """
         told: Told
         with self._lock:
@@ -97,14 +106,21 @@ class Cache:
                 told = "hit" if age <= self.args.fresh_s else "stale"
                 if told == "stale" and key not in self._flights:
                     self._flights[key] = Future()
-                    self._refresher.submit(self._fly, key, make)
+                    self._refresher.submit(self._fly, key, again or make)
                 return entry.ranking, told
             flight = self._flights.get(key)
             if flight is None:
                 self._flights[key] = Future()
-        if flight is not None:
-            return flight.result(), "shared"
-        return self._fly(key, make)
+        if flight is None:
+            return self._fly(key, make)
+        try:
+            left = None if until == np.inf else max(0.0, until - time.perf_counter())
+            ranking = flight.result(left)
+        except TimeoutError:
+            return make(), "miss"
+        if ranking.reasons:  # the one who made it had less time
+            return make(), "miss"
+        return ranking, "shared"
 
     def peek(self, key: str) -> str:
         """How the key would be known now: hit, stale or miss."""
@@ -203,7 +219,13 @@ def _encode(ranking: Ranking) -> bytes:
         "scores": np.ascontiguousarray(ranking.scores, dtype=np.float32),
         "facts": np.frombuffer(
             json.dumps(
-                [ranking.pool.names, ranking.timestamp, ranking.fallback, time.time()]
+                [
+                    ranking.pool.names,
+                    ranking.timestamp,
+                    ranking.fallback,
+                    time.time(),
+                    ranking.filled_for,
+                ]
             ).encode(),
             np.uint8,
         ),
@@ -218,7 +240,7 @@ def _encode(ranking: Ranking) -> bytes:
 def _decode(content: bytes) -> tuple[Ranking, float]:
     """What `_encode` gave, and its age in seconds."""
     arrays = load(content)
-    names, timestamp, fallback, made = json.loads(arrays["facts"].tobytes())
+    names, timestamp, fallback, made, filled_for = json.loads(arrays["facts"].tobytes())
     pool = Candidates(arrays["items"], arrays["sources"], tuple(names))
     ranking = Ranking(
         pool,
@@ -227,5 +249,6 @@ def _decode(content: bytes) -> tuple[Ranking, float]:
         fallback=str(fallback),
         relevance=arrays.get("relevance"),
         reranked=arrays.get("reranked"),
+        filled_for=int(filled_for),
     )
     return ranking, max(0.0, time.time() - made)

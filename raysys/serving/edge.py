@@ -59,6 +59,7 @@ def protect(app: FastAPI, args: ServeArgs) -> None:
                 "X-API-Key",
                 "X-Deadline-Ms",
                 "X-Experiment-Arm",
+                "X-Priority",
             ],
             expose_headers=["Retry-After"],
             max_age=600,

@@ -50,6 +50,7 @@ class ExperimentArms:
         self._registry = Registry(args.registry_path)
         self._accepted = AcceptedFile(self._registry.root)
         self._leases: dict[str, Lease] = {}
+        self._failed: set[str] = set()
         self._log: ExposureLog | None = None
         self.served: Served | None = None
         self.trouble: dict[str, str] = {}
@@ -233,13 +234,17 @@ class ExperimentArms:
         experiment, pinned = served.settings.find(name), served.bundles.get(name, {})
         arms = () if experiment is None else experiment.arms
         names = {pinned[arm.name]: arm.bundle for arm in arms if arm.bundle is not None}
-        for bundle in sorted(bundles - self._leases.keys()):
+        lacking = sorted(bundles - self._leases.keys())
+        # those that failed before come first: others need not be loaded, to be let go again
+        for bundle in sorted(lacking, key=lambda each: each not in self._failed):
             try:
                 self._leases[bundle] = Lease(self._load(names[bundle], bundle))
             except Exception as error:  # whatever it is, all else is answered
+                self._failed.add(bundle)
                 if not isinstance(error, UserError):
                     log.exception("%s cannot be loaded", bundle)
                 return f"{bundle} cannot be loaded: {error}"
+            self._failed.discard(bundle)
             log.info("%s is loaded for the experiment %s", bundle, name)
         return ""
 

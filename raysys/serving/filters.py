@@ -51,7 +51,7 @@ class Permissions:
             name: {label: code for code, label in enumerate(labels)}
             for name, labels in features.labels.items()
         }
-        self._known: OrderedDict[tuple[str, FilterKey, int], Allowed | None] = OrderedDict()
+        self._known: OrderedDict[tuple[str, FilterKey, str], Allowed | None] = OrderedDict()
         self._lock = threading.Lock()
 
     def with_policies(self, policies: Mapping[str, Policy]) -> Permissions:
@@ -59,9 +59,9 @@ class Permissions:
         return Permissions(self._features, policies, self._stock)
 
     @property
-    def version(self) -> int:
+    def version(self) -> str:
         """Changes whenever the same request may be answered with other items."""
-        return 0 if self._stock is None else self._stock.there()[1]
+        return "" if self._stock is None else self._stock.there()[1]
 
     def allowed(self, surface: str, filters: FilterKey, user: int, now: int) -> Allowed | None:
         """What a list may hold; None: everything.
@@ -88,7 +88,7 @@ class Permissions:
 
     def _of_everybody(self, surface: str, filters: FilterKey) -> Allowed | None:
         """The same without what depends on the user; remembered."""
-        there, version = (None, 0) if self._stock is None else self._stock.there()
+        there, version = (None, "") if self._stock is None else self._stock.there()
         key = (surface, filters, version)
         with self._lock:
             if key in self._known:

@@ -1,10 +1,16 @@
-"""A service that ends when its last request has."""
+"""A service that ends when its last request has, and one that could not begin."""
 
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import dataclass
+from typing import Final
 
 from raysys.serving.service import Service
+
+_REST_S: Final = 10.0
+_LONGEST_REST_S: Final = 600.0
 
 
 class Lease:
@@ -45,3 +51,24 @@ class Lease:
     def _close(self) -> None:
         # it may wait for a disk, and whoever gave back last has an answer to send
         threading.Thread(target=self.service.close, name="close", daemon=True).start()
+
+
+@dataclass(frozen=True)
+class Rest:
+    """A bundle that could not be loaded is left alone for a while: trying costs memory and time.
+
+    Attributes:
+        why: it could not.
+        until: `time.monotonic()` before which nobody tries again.
+        pause: seconds; doubled by each failure, up to ten minutes.
+    """
+
+    why: str
+    until: float
+    pause: float
+
+    @classmethod
+    def after(cls, before: Rest | None, why: str) -> Rest:
+        """From now on, longer than the rest before."""
+        pause = _REST_S if before is None else min(2 * before.pause, _LONGEST_REST_S)
+        return cls(why, time.monotonic() + pause, pause)

@@ -89,9 +89,12 @@ class Pools:
         }
         began = time.perf_counter()
         ranking = find[ask.surface](ask)
+        ranking.filled_for = ask.k
         spent = time.perf_counter() - began - ranking.milliseconds.get("encode", 0.0) / 1000
         self._costs.took(RETRIEVAL, 1, spent)
         missing = [item for item in pins if item not in ranking.pool.items]
+        if ask.surface != "rank":  # no list is about an item and shows it
+            missing = [item for item in missing if item not in ask.seeds]
         if ask.allowed is not None:
             missing = [item for item in missing if ask.allowed.items[item]]
         if missing:

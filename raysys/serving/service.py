@@ -7,6 +7,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("raysys")
 T = TypeVar("T")
 _VARIANTS = 256
+_REFRESH_S = 5.0  # that making a ranking anew may take when nobody waits for it
 
 
 class Service:
@@ -79,7 +81,8 @@ class Service:
         self._named: float | None = 1.0
         self.versions = Versions()
         self.heard: Callable[[Sequence[dict[str, Any]]], None] | None = None
-        self._variant = ""
+        lists = args.model_dump(mode="json", include={"recommend", "search", "similar", "stock"})
+        self._variant = caching.key_of(lists)
         self._variants: dict[str, Service] = {}
         self._bundle: Bundle | None = None
         if args.bundle is not None:
@@ -281,9 +284,10 @@ class Service:
 
         Written as JSON it costs half of what a model of each item does, where lists are long.
         """
+        known = self._known(asked)  # before what it is the version of
         ask, unknown = self.asking(asked, context)
         watch = Watch()
-        ranking, told = self._ranking(ask, asked)
+        ranking, told = self._ranking(ask, asked, known)
         watch.skip()
         arranged = self.ranker.arrange(ranking, ask)
         watch.lap("policy")
@@ -330,7 +334,7 @@ class Service:
         """
         if not decided:
             return self
-        key = caching.key_of(surface, decided)
+        key = caching.key_of(self._variant, surface, decided)
         if key not in self._variants:
             other = copy.copy(self)
             other.args = with_arm(self.args, surface, decided, "experiments")
@@ -354,7 +358,16 @@ class Service:
         intake = Intake(self.args, self.bundle, self.permissions, self.events)
         return intake.read(asked, context, self.ranker.now())
 
-    def _ranking(self, ask: Ask, asked: ListRequest) -> tuple[Ranking, str]:
+    def _known(self, asked: ListRequest) -> tuple[object, ...]:
+        """Versions of all that changes by itself: whoever asks, and the stock."""
+        if self._cache is None or self._bundle is None:
+            return ()
+        who = who_asks(asked.user_id, asked.session_id)
+        return self.versions.of(who, asked.session_id), self.permissions.version
+
+    def _ranking(
+        self, ask: Ask, asked: ListRequest, known: tuple[object, ...]
+    ) -> tuple[Ranking, str]:
         """Scored candidates, and how the cache knew them."""
         cache = self._cache
         if cache is None or ask.surface == "rank":
@@ -362,16 +375,22 @@ class Service:
         key = caching.key_of(
             f"{self.bundle.id} {self._variant}",
             ask.surface,
-            (
-                ask.user,
-                self.versions.of(who_asks(asked.user_id, asked.session_id), asked.session_id),
-            ),
+            (ask.user, known),
             (ask.session, ask.query, ask.text, ask.place, ask.seeds.tolist()),
-            (ask.filters, self.permissions.version, max(ask.k, self._pool_size(ask))),
+            (ask.filters, max(ask.k, self._pool_size(ask))),
         )
         if asked.explain:  # what led to the scores is not kept
             return self.ranker.scored(ask), cache.peek(key)
-        ranking, told = cache.get(key, lambda: self.ranker.scored(ask))
+
+        def again() -> Ranking:
+            return self.ranker.scored(replace(ask, until=time.perf_counter() + _REFRESH_S))
+
+        def get(key: str) -> tuple[Ranking, str]:
+            return cache.get(key, lambda: self.ranker.scored(ask), again=again, until=ask.until)
+
+        ranking, told = get(key)
+        if len(ranking.pool.items) < ask.k and ranking.filled_for < ask.k:
+            ranking, told = get(caching.key_of(key, ask.k))  # that one was for a shorter list
         self.metrics.count("raysys_cache", result=told)
         return ranking, told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -56,26 +57,25 @@ class Stock:
         self._path = Path(args.path).expanduser()
         self._looking = threading.Lock()
         self._changed = self._stamp()
-        self.version = 0
         self._there = self._read()
         self._looked = time.monotonic()
 
-    def there(self) -> tuple[Mask, int]:
-        """bool[n_items], not to be written to; and the version of it, which rises with changes."""
+    def there(self) -> tuple[Mask, str]:
+        """bool[n_items], not to be written to; and its version, in every process the same."""
         due = time.monotonic() - self._looked > self.args.refresh_s
         if due and self._looking.acquire(blocking=False):  # one looks, nobody waits
             try:
                 self._look()
             finally:
                 self._looking.release()
-        return self._there, self.version
+        return self._there
 
     def _look(self) -> None:
         self._looked = time.monotonic()
         try:
             stamp = self._stamp()
             if stamp != self._changed:
-                self._there, self.version = self._read(), self.version + 1
+                self._there = self._read()
                 self._changed = stamp
         except UserError as error:
             log.error("%s; the stock stays as it was known", error)
@@ -91,7 +91,7 @@ class Stock:
             ) from None
         return state.st_mtime_ns, state.st_size
 
-    def _read(self) -> Mask:
+    def _read(self) -> tuple[Mask, str]:
         try:
             if self._path.suffix == ".parquet":
                 table = pq.read_table(self._path, columns=["item_id", "stock"])
@@ -111,4 +111,4 @@ class Stock:
             ) from None
         there = np.ones(len(self._catalogue), dtype=bool)
         there[numbers[numbers >= 0]] = False
-        return there
+        return there, hashlib.blake2b(np.packbits(there).tobytes(), digest_size=8).hexdigest()

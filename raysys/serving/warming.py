@@ -5,10 +5,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
+from pydantic import TypeAdapter, ValidationError
+
 from raysys.catalogue import Catalogue
-from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
+from raysys.serving.api import (
+    Id,
+    Query,
+    RankRequest,
+    RecommendRequest,
+    SearchRequest,
+    SimilarRequest,
+)
 
 _USERS = 3
+_ID: TypeAdapter[str] = TypeAdapter(Id)
+_QUERY: TypeAdapter[str] = TypeAdapter(Query)
 
 
 def warming_requests(
@@ -24,9 +35,10 @@ def warming_requests(
     """
     texts = (text.split(",")[0][:90] for text in catalogue.texts if text)
     some = dict.fromkeys(itertools.islice(texts, 100))
-    queries = [query for query in some if query.strip()][: _USERS + 1]
-    items = [str(item) for item in catalogue.ids[:100]]
-    for number, user_id in enumerate([*users[:_USERS], "a stranger"]):
+    queries = [query for query in some if query.strip() and _fits(_QUERY, query)][: _USERS + 1]
+    items = [item for item in map(str, catalogue.ids[:100]) if _fits(_ID, item)]
+    known = [user for user in users if _fits(_ID, user)][:_USERS]
+    for number, user_id in enumerate([*known, "a stranger"]):
         query = queries[number] if number < len(queries) else f"warm {number}"
         asked: list[RecommendRequest | SearchRequest | SimilarRequest | RankRequest] = [
             RecommendRequest(user_id=user_id, k=1),
@@ -40,3 +52,12 @@ def warming_requests(
                 RecommendRequest(user_id=user_id, place="cart", item_ids=items[:2], k=1),
             ]
         yield asked
+
+
+def _fits(adapter: TypeAdapter[str], text: str) -> bool:
+    """Whether a caller might send this: catalogues hold control characters, no request may."""
+    try:
+        adapter.validate_python(text)
+    except ValidationError:
+        return False
+    return True

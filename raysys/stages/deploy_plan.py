@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin
@@ -15,6 +14,7 @@ from raysys.errors import UserError
 from raysys.registry import Registry
 from raysys.serving.app import settle
 from raysys.serving.args import ServeArgs
+from raysys.serving.auth import behind_haproxy
 from raysys.serving.edge_args import under_home
 from raysys.serving.experiments import AcceptedFile, check_served, load_experiments, places_of
 from raysys.serving.keys import KeyFile
@@ -168,7 +168,7 @@ def _check_who_may_call(args: ServeArgs, options: dict[str, Any], where: str) ->
         KeyFile(path).read()
         return
     host = options.get("host") or "0.0.0.0"  # Serve's own default
-    everywhere = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") not in ("", "0")
+    everywhere = behind_haproxy()
     if args.auth.open or (host in LOOPBACK and not everywhere):
         return
     raise UserError(

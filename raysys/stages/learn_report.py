@@ -116,6 +116,8 @@ def _steps(page: Report, told: Mapping[str, Any]) -> None:
     shown = [*((_step(e["step"]), e["difference"]) for e in counted), ("all of them", whole)]
     figure, axes = new_figure(9, 0.9 + 0.5 * len(shown))
     for place, (_, gap) in enumerate(shown):
+        if gap["value"] is None:
+            continue
         low, high = (gap["value"] if gap[end] is None else gap[end] for end in ("low", "high"))
         axes.plot([low, high], [place, place], color=COLOURS[0], linewidth=3)
         axes.plot(gap["value"], place, "o", color=COLOURS[1], markersize=7)

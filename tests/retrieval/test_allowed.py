@@ -38,6 +38,14 @@ def test_rows_are_those_of_allowed_items_and_stay_after_a_few_less() -> None:
     assert allowed.items[3]
 
 
+def test_the_whole_set_s_rows_do_not_depend_on_who_asked_first() -> None:
+    """A user who bought an item must not take its text from everybody's search."""
+    row_of_item = np.array([0, 1, 1, 2], np.int32)
+    allowed = Allowed(np.array([False, True, False, True]))
+    assert allowed.without([3]).without([1]).rows(row_of_item).tolist() == [False, True, True]
+    assert allowed.rows(row_of_item).tolist() == [False, True, True]
+
+
 def test_neighbours_and_what_sells_look_on_past_what_is_not_allowed() -> None:
     near = CoVisitation(
         np.array([[1, 2, 3, 4]] + [[-1] * 4] * 4, np.int32),

@@ -381,3 +381,39 @@ def test_a_damaged_rollout_changes_nothing(shop: Shop, caplog: pytest.LogCapture
     with pytest.raises(UserError, match="no bundle 'nothing'"):
         shop.arms.reconfigure(UserConfig(canary=CanaryArgs(bundle="nothing", share=0.1)))
     assert shop.ask("u1")["items"]
+
+
+def test_a_champion_that_cannot_be_loaded_keeps_no_canary(shop: Shop) -> None:
+    shop.tries(share=1.0)
+    assert shop.arms.challenger is not None
+    shop.arms.args = shop.arms.args.model_copy(update={"follow": True})
+    (shop.registry.root / "champion.json").unlink()
+    shop.arms._config = UserConfig()
+    shop.arms.look()
+    assert shop.arms.challenger is None and shop.ask("u1")["arm"] == "champion"
+
+
+def test_a_bundle_that_cannot_be_warmed_is_closed_and_left_alone_for_a_while(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed: list[Service] = []
+    close = Service.close
+
+    def broken(service: Service) -> None:
+        raise UserError("no memory left")
+
+    def counted(service: Service) -> None:
+        closed.append(service)
+        close(service)
+
+    monkeypatch.setattr(Service, "warm_up", broken)
+    monkeypatch.setattr(Service, "close", counted)
+    shop.arms._config = UserConfig(canary=CanaryArgs(bundle="challenger", share=0.5))
+    before = len(shop.made)
+    for _ in range(3):
+        shop.arms.look()
+    assert len(shop.made) == before + 1 and closed == shop.made[before:]
+    assert caplog.text.count("cannot be loaded: no memory left") == 1
+    monkeypatch.undo()
+    shop.arms.reconfigure(shop.arms._config)  # whoever asks for it need not wait
+    assert shop.arms.challenger is not None

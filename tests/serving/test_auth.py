@@ -319,6 +319,31 @@ def test_who_is_open_to_all_lets_nobody_operate_it(service: Service, path: str) 
     assert here.status_code == 200
 
 
+def test_behind_haproxy_nobody_counts_as_near(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It connects from this very machine and names nobody: all callers look alike."""
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    args = {"auth": {"open": True}, "pages": {"console": True}}
+    args = ServeArgs.model_validate({**service.args.model_dump(), **args})
+    arms = Arms(args, lambda args: Clothed(service, args), watch=False)
+    wide = TestClient(http_app(cast("Service", arms), arms), client=("127.0.0.1", 5))
+    for path in ("/v1/admin/bundles", "/console"):
+        refused = wide.get(path)
+        assert refused.status_code == 403 and "behind HAProxy" in refused.json()["detail"]
+    assert wide.get("/v1/users/u1/profile").status_code == 200
+    closed = TestClient(near(service), client=("127.0.0.1", 5))
+    assert closed.get("/v1/users/u1/profile").status_code == 403
+
+
+def test_each_line_of_x_forwarded_for_counts(service: Service) -> None:
+    client = TestClient(near(service), client=("127.0.0.1", 5))
+    lines = [("X-Forwarded-For", "127.0.0.1"), ("X-Forwarded-For", "203.0.113.7")]
+    assert client.get("/v1/users/u1/profile", headers=lines[:1]).status_code == 200
+    found = client.request("GET", "/v1/users/u1/profile", headers=httpx.Headers(lines))
+    assert found.status_code == 403
+
+
 def config(registry_root: Path, host: str | None, **args: Any) -> DeploySettings:
     content: dict[str, Any] = {
         "applications": [

@@ -82,6 +82,51 @@ def test_of_many_who_want_one_one_makes_it() -> None:
     assert made == [1] and told[0] == "miss" and set(told[1:]) <= {"shared", "hit"}
 
 
+def test_who_has_no_time_does_not_wait_for_who_has() -> None:
+    held, _ = cache(fresh_s=1e-9, stale_s=0)
+    go = threading.Event()
+
+    def slow() -> Ranking:
+        go.wait(10)
+        return ranking()
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(held.get, "a", slow)
+        while "a" not in held._flights:
+            threading.Event().wait(0.001)
+        found, told = held.get("a", lambda: ranking(9), until=time.perf_counter() + 0.01)
+        assert told == "miss" and found.pool.items[0] == 9 and not first.done()
+        go.set()
+
+
+def test_who_has_time_is_not_answered_by_who_had_none() -> None:
+    held, _ = cache()
+    begun, go = threading.Event(), threading.Event()
+
+    def hasty() -> Ranking:
+        begun.set()
+        go.wait(10)
+        return ranking(reasons={"two_tower": "deadline"})
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(held.get, "a", hasty)
+        begun.wait(10)
+        other = pool.submit(held.get, "a", lambda: ranking(9))
+        while not other.running():
+            threading.Event().wait(0.001)
+        go.set()
+        assert first.result()[0].reasons
+        assert not other.result()[0].reasons
+
+
+def test_what_nobody_waits_for_is_made_without_the_deadline_of_who_asked() -> None:
+    held, _ = cache(fresh_s=1e-9, stale_s=1e9)
+    held.get("a", ranking)
+    told = held.get("a", lambda: ranking(5), again=lambda: ranking(9), until=0.0)[1]
+    settled(held)
+    assert told == "stale" and held.get("a", ranking)[0].pool.items[0] == 9
+
+
 def test_a_fault_reaches_all_who_wait_and_is_not_kept() -> None:
     held, _ = cache()
 
@@ -163,6 +208,43 @@ def test_the_same_request_is_a_hit_and_any_other_is_not(warm: Service) -> None:
     assert told(warm)["miss"] == before["miss"] + len(others)
 
 
+def test_a_short_list_does_not_shorten_a_longer_one(registry: Registry) -> None:
+    def service(**more: Any) -> Service:
+        args = {"registry": str(registry.root), "clock": "log_end", "k_max": 100, **more}
+        return Service(ServeArgs.model_validate({**args, "recommend": {"candidates": 60}}))
+
+    cached, plain = service(cache={}), service()
+    codes, labels = cached.catalogue.codes("brand")
+    there = np.bincount(codes[codes >= 0])
+    brand = labels[int(there.argmax())]
+    filters = {"brand": [brand]}
+    assert len(ask(cached, user_id="u4", k=2, filters=filters)) == 2
+    for k in (20, 40, 20):
+        expected = ask(plain, user_id="u4", k=k, filters=filters)
+        assert ask(cached, user_id="u4", k=k, filters=filters) == expected
+        assert len(expected) == min(k, there.max())
+    for each in (cached, plain):
+        each.close()
+
+
+def test_an_event_that_comes_while_a_list_is_made_makes_the_next_one_anew(
+    warm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = warm.permissions.allowed
+
+    def meanwhile(*told: Any) -> Any:
+        found = allowed(*told)
+        warm.bump("u8")
+        return found
+
+    monkeypatch.setattr(warm.permissions, "allowed", meanwhile)
+    ask(warm, user_id="u8", k=5)
+    monkeypatch.undo()
+    before = told(warm)["miss"]
+    ask(warm, user_id="u8", k=5)
+    assert told(warm)["miss"] == before + 1
+
+
 def test_a_new_event_shows_in_the_next_answer(warm: Service) -> None:
     features = warm.bundle.features
     first = ask(warm, user_id="u6", k=10)
@@ -234,6 +316,23 @@ def test_replicas_share_what_one_of_them_made(redis_url: str) -> None:
 
     redis.Redis.from_url(redis_url).set("raysys:b", b"no ranking")
     assert two.get("b", ranking)[1] == "miss"
+
+
+def test_replicas_of_other_settings_share_nothing(redis_url: str, registry: Registry) -> None:
+    """In a rolling update old and new ones answer side by side."""
+    shared = {"redis": redis_url, "redis_timeout_ms": 1000}
+    args = {"registry": str(registry.root), "clock": "log_end", "cache": shared}
+    old = Service(ServeArgs.model_validate(args))
+    first = ask(old, user_id="u4", k=5)
+    assert old._cache is not None
+    settled(old._cache)
+    recalled = {"policy": {"exclude_items": first[:1]}}
+    new = Service(ServeArgs.model_validate({**args, "recommend": recalled}))
+    assert first[0] not in ask(new, user_id="u4", k=5)
+    same = Service(ServeArgs.model_validate(args))
+    assert ask(same, user_id="u4", k=5) == first and told(same) == {"remote": 1}
+    for each in (old, new, same):
+        each.close()
 
 
 def test_without_redis_each_goes_on_alone() -> None:

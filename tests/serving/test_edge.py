@@ -137,6 +137,8 @@ def test_pages_of_other_sites_may_not_read_unless_named(service: Service) -> Non
     allowed = client.options("/v1/search", headers=ask)
     assert allowed.status_code == 200
     assert allowed.headers["access-control-allow-origin"] == "https://shop.example"
+    ours = {"Access-Control-Request-Headers": "content-type, x-api-key, x-deadline-ms, x-priority"}
+    assert client.options("/v1/search", headers={**ask, **ours}).status_code == 200
     assert "access-control-allow-credentials" not in allowed.headers
     other = client.options("/v1/search", headers={**ask, "Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in other.headers
