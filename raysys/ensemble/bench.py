@@ -52,6 +52,23 @@ class Beside:
     raw: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     window_ms: int = 0
 
+    def take(self, requests: Int64, rows: Int64) -> Beside:
+        """Of some requests, int64[s], whose candidates are `rows` of all, int64[m]."""
+        return Beside(
+            None if self.moment is None else self.moment[requests],
+            None if self.user is None else self.user[requests],
+            self.names,
+            self.raw[rows] if self.names else self.raw,
+            self.window_ms,
+        )
+
+    def window(self, settings: EnsembleSettings) -> int:
+        """How long labels may still change, ms, if the settings do not say; 0 without moments."""
+        if self.moment is None:
+            return 0
+        hours = settings.gap_hours
+        return self.window_ms if hours is None else round(hours * HOUR_MS)
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -114,13 +131,10 @@ class Bench:
             beside.names,
         )
         self.judgements = self.lesson.judgements
-        hours = settings.gap_hours
-        window = beside.window_ms if hours is None else round(hours * HOUR_MS)
-        timed = beside.moment is not None
         self._moment = (
             beside.moment[chosen] if beside.moment is not None else np.arange(len(chosen))
         )
-        self._window = window if timed else 0
+        self._window = beside.window(settings)
         self._user = None if beside.user is None else beside.user[chosen].astype(np.int64)
         if settings.block_by == "user" and self._user is None:
             raise ValueError("blocks by user need the users of the requests")

@@ -70,6 +70,7 @@ def choose_shown(
     inferred: str = "use",
     heaviest: float = 50.0,
     negatives: NegativeSources | None = None,
+    unsettled_ms: int = 0,
     history: int = 24,
     seed: int = 0,
 ) -> dict[int, Recall]:
@@ -90,6 +91,8 @@ def choose_shown(
         heaviest: most that a row weighs.
         negatives: each row with a gain above 0 draws rows that were not wanted; None: no row is
             made up.
+        unsettled_ms: requests that began so shortly before their fold's end are left out: their
+            labels may still change after it.
         history: items of the user kept with each request.
         seed: of the draw.
 
@@ -120,6 +123,11 @@ def choose_shown(
     requests = requests.join(relevant, on=["answer", "key"]).sort("user", "time", "answer", "key")
     low, high = blocks[0].start, blocks[-1].end
     requests = requests.filter(pl.col("time").is_between(low, high, closed="left"))
+    if unsettled_ms:
+        ends = np.array(sorted({block.fold: block.end for block in blocks}.values()))
+        moments = requests["time"].to_numpy()
+        end = ends[np.searchsorted(ends, moments, side="right")]
+        requests = requests.filter(pl.Series(moments < end - unsettled_ms))
     if not keep_empty:
         requests = requests.filter(pl.col("n_relevant") > 0)
     requests = _with_past(requests, rows, plan, history).pipe(_named, log)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +23,7 @@ from pydantic import Field
 from raysys.config import Settings
 from raysys.features.batch import Batch
 from raysys.features.negatives import inverse_weights
+from raysys.learners.validation import require_columns
 from raysys.storage import CheckpointFolder
 
 Float32 = npt.NDArray[np.float32]
@@ -46,6 +48,7 @@ class HeadSettings(Settings):
         candidates: at most so many of a request, all that were wanted among them; 0: all.
         correct_sampling: a negative that was drawn stands for all that could have been: its share
             of the softmax's sum is divided by its probability (Bengio and Senécal 2008, eq. 4).
+        exclude: names or patterns of features not to read.
     """
 
     width: int = Field(128, ge=1, le=4096)
@@ -57,6 +60,23 @@ class HeadSettings(Settings):
     weight_decay: float = Field(0.05, ge=0)
     candidates: int = Field(60, ge=0)
     correct_sampling: bool = True
+    exclude: tuple[str, ...] = ()
+
+    def read(self, batch: Batch) -> Batch:
+        """The batch with those features alone that are read.
+
+        Raises:
+            UserError: a pattern that matches nothing.
+        """
+        for pattern in self.exclude:
+            if not any(fnmatchcase(name, pattern) for name in batch.names):
+                require_columns([pattern], batch.names, where="head.exclude")
+        names = tuple(
+            name
+            for name in batch.names
+            if not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+        )
+        return replace(batch, names=names, features=batch.columns(names))
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ class Workshop:
                 telling.tell(self.settings.steps + step, with_head(as_it_stands()))
 
         head = fit_head(
-            rows,
+            settings.read(rows),
             model.tower_scores(codes, rows.offsets, history),
             codes,
             vectors,

@@ -148,7 +148,16 @@ class RankingSubject:
         self.name, self.encoder = _with_transformer(self.folder / "learners", name, self.id)
         self.learner = self.folder / "learners" / self.name
         self.catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
-        fold = int(read_manifest(workspace.features).figures["folds"]["validation"])
+        features = read_manifest(workspace.features)
+        origin = self.manifest.data.get("features")  # a challenger of `raysys learn` names none
+        if origin is not None and origin != features.fingerprint:
+            raise UserError(
+                f"the bundle was trained on other features ({origin}): it may have been fitted on "
+                "what it would be judged by",
+                where=self.id,
+                mend="give --workspace of the bundle's own, or run `raysys train` on these",
+            )
+        fold = int(features.figures["folds"]["validation"])
         batch = Examples(workspace.features, (fold,)).batch()
         chosen = np.random.default_rng(seed).permutation(batch.n_requests)[:requests]
         self.batch = batch.take_requests(np.sort(chosen))

@@ -9,15 +9,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raysys.cluster import ray_session
+from raysys.errors import UserError
 from raysys.features.chosen import Block, cut_blocks
 from raysys.features.columns import families
 from raysys.features.graded import label_rows
+from raysys.features.labels import HOUR_MS
 from raysys.features.numbered import NumberedLog
 from raysys.features.numbering import number_log
 from raysys.features.plan import CoVisitation
@@ -246,6 +249,7 @@ def _choose_logged(
     blocks = cut_blocks(work.log.cuts(BLOCK_EVENTS), folds)
     weeks = _weeks(work.log, folds)
     gains_of = labeller(settings, examples, folds)
+    unsettled = _unsettled_ms(settings, examples, folds)
 
     def choose(part: int) -> dict[str, Any]:
         return work.choose_logged(
@@ -256,6 +260,7 @@ def _choose_logged(
             inferred=examples.inferred,
             heaviest=examples.heaviest,
             negatives=examples.negatives,
+            unsettled_ms=unsettled,
             history=settings.history,
             seed=settings.seed,
         )
@@ -272,6 +277,27 @@ def _choose_logged(
         _prepare(settings, work, ingest, weeks, spread, (folds[0], folds[-1] - 1))
         recalls = _each(spread, "features: choosing examples", work.parts, choose)
     return blocks, _sum(recalls)
+
+
+def _unsettled_ms(settings: FeaturesSettings, examples: FromLog, folds: tuple[int, ...]) -> int:
+    """How long before a fold's end impressions have no final label yet (`label_until`).
+
+    Raises:
+        UserError: a fold is no longer than that.
+    """
+    if "impression" not in examples.events:
+        return 0
+    longest = settings.labels.longest_ms
+    shortest = min(end - start for start, end in pairwise(folds))
+    if longest >= shortest:
+        raise UserError(
+            f"what comes of an impression is known after {longest / HOUR_MS:g} hours, "
+            f"and a fold has {shortest / HOUR_MS:g}: none would have a final label",
+            where="features: labels.windows_hours",
+            mend="shorten the windows of event types that are worth something, or lengthen "
+            "train_days ÷ train_folds, validation_days and report_days",
+        )
+    return longest
 
 
 def labeller(settings: FeaturesSettings, examples: FromLog, folds: tuple[int, ...]) -> LabelRows:

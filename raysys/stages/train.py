@@ -120,6 +120,7 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
                 }
             seconds = fitted.figures.get("seconds", {})
             known = fitted.figures.get("latency_ms", {})
+        _require_served(served, upstream)
         families = {
             name: learner.family
             for name, learner in learners.items()
@@ -178,6 +179,28 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
         }
         planned.write(folder)
     return planned
+
+
+def _require_served(models: Mapping[str, Model], features: Manifest) -> None:
+    """Refuse models that score by what nobody knows when a list is made.
+
+    Raises:
+        UserError: one reads the position at which its candidates were shown.
+    """
+    shown = {
+        each["name"]
+        for each in (features.settings.get("plan") or {}).get("features", ())
+        if each["kind"] == "shown_position"
+    }
+    for name, model in models.items():
+        if read := sorted(shown & set(model.requires)):
+            exclude = f"exclude: [{', '.join(read)}]"
+            raise UserError(
+                f"{name} scores by {', '.join(read)}, at which the log showed the candidates: "
+                "when serving, nothing has been shown yet",
+                where=f"learners.{name}",
+                mend=f"give it `{exclude}`; two_tower's head: `head: {{{exclude}}}`",
+            )
 
 
 def _cluster(settings: TrainSettings) -> contextlib.AbstractContextManager[Any]:

@@ -13,12 +13,14 @@ from raysys.catalogue import Catalogue
 from raysys.cluster import ray_session
 from raysys.config import Settings
 from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings
+from raysys.ensemble.bench import Beside
 from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.learners import learner_class
 from raysys.learners.protocol import Resources
 from raysys.learners.resources import resources_here
 from raysys.progress import task
+from raysys.stages.stacking import beside_of, label_window_ms
 from raysys.stages.tune_rows import FeatureRuns, check_features, features_start
 from raysys.storage import Manifest, Workspace, digest, is_done, read_manifest, write_atomic
 from raysys.tuning.ensemble import ENSEMBLE, EnsembleObjective
@@ -156,6 +158,12 @@ def check(settings: TuneSettings, features: Mapping[str, Any]) -> dict[str, Scal
     check_metrics(settings.objective.metric, settings.constraints, settings.objective.direction)
     check_loggers(settings.logging)
     if settings.learner == ENSEMBLE:
+        if any(name.split(".")[0] == "keep" for name in (*settings.settings, *space)):
+            raise UserError(
+                "members are dropped by `raysys train`, which measures what they cost",
+                where=f"{where}: keep",
+                mend="leave keep out here",
+            )
         if settings.scheduler.kind != "none" or settings.proxy is not None:
             raise UserError(
                 "an ensemble is fitted at once: nothing to stop early, and no proxy",
@@ -203,10 +211,16 @@ def _objectives(
         scores = BaseScores.read(workspace.train / "base_scores", judged)
         _require_positives(bool((scores.label > 0).any()), workspace)
         families = Ensemble.load(workspace.train / "ensemble.json").families
+        batch, window = judged.batch(), label_window_ms(upstream)
+
+        def beside(tried: EnsembleSettings) -> Beside:
+            return beside_of(judged, batch, tried, window)
 
         def of_ensemble(study: str) -> Objective:
             place = _scratch(folder, study)
-            return EnsembleObjective(scores, families, settings.settings, place)
+            return EnsembleObjective(
+                scores, families, settings.settings, place, beside=beside, batch=batch
+            )
 
         return of_ensemble
     catalogue = Catalogue.load(workspace.features / "catalogue.parquet")

@@ -7,8 +7,8 @@ is judged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ import numpy as np
 
 from raysys.config import parse_settings
 from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings, fit_ensemble
+from raysys.ensemble.bench import Beside
+from raysys.ensemble.splits import cross_folds, folds_by_time
+from raysys.features.batch import Batch
 from raysys.tuning.metrics import ASKED, LATENCY, SECONDS, SIZE, median_ms, ranking_figures
 from raysys.tuning.objective import Clock, Job, Tell
 from raysys.tuning.space import merged, of_namespace
@@ -33,7 +36,10 @@ class EnsembleObjective:
         families: family of every member.
         fixed: settings that are not searched.
         folder: of the trials.
-        blocks: of time, judged in turn by an ensemble fitted on the others.
+        blocks: of time, judged in turn by an ensemble fitted on the others, without requests whose
+            labels were settled no earlier than they begin.
+        beside: what is known of the requests, by a trial's settings; None: only their order is.
+        batch: the candidates, whose features trees may read; None: they read scores alone.
     """
 
     scores: BaseScores
@@ -41,6 +47,8 @@ class EnsembleObjective:
     fixed: Mapping[str, Any]
     folder: Path
     blocks: int = 3
+    beside: Callable[[EnsembleSettings], Beside] | None = None
+    batch: Batch | None = None
 
     def __call__(self, job: Job, tell: Tell) -> dict[str, float]:
         """See `Objective`."""
@@ -53,21 +61,30 @@ class EnsembleObjective:
             where=f"trial {job.number}",
         )
         combined = np.empty(len(self.scores.label), dtype=np.float32)
-        owner = np.repeat(np.arange(self.scores.n_requests), np.diff(self.scores.offsets))
-        everything = np.arange(self.scores.n_requests)
+        beside = Beside() if self.beside is None else self.beside(settings)
+        fold = folds_by_time(np.arange(self.scores.n_requests), self.blocks)
+        rows = self.scores.judgements.rows
         ensemble: Ensemble | None = None
-        for block in np.array_split(everything, self.blocks):
+        for fitted, judged in cross_folds(fold, beside.moment, beside.window(settings)):
             ensemble = fit_ensemble(
-                self.scores.take(np.setdiff1d(everything, block)), self.families, settings
+                *(self.scores.take(fitted), self.families, settings),
+                beside.take(fitted, rows(fitted)),
             )
-            part = self.scores.take(block)
-            combined[np.isin(owner, block)] = ensemble.score(part.base, part.offsets).score
+            part = self.scores.take(judged)
+            batch = None if self.batch is None else self.batch.take_requests(judged)
+            combined[rows(judged)] = ensemble.score(part.base, part.offsets, batch).score
         metrics = ranking_figures(self.scores.judgements, combined)
         assert ensemble is not None
-        rows = np.resize(np.arange(len(combined)), ASKED)
-        request = {name: scores[rows] for name, scores in self.scores.base.items()}
+        some = np.resize(np.arange(len(combined)), ASKED)
+        request = {name: scores[some] for name, scores in self.scores.base.items()}
         bounds = np.array([0, ASKED], dtype=np.int64)
-        metrics[LATENCY] = median_ms(partial(ensemble.score, request, bounds))
+        shown = None
+        if self.batch is not None:
+            one = self.batch.take_requests(np.zeros(1, np.int64))
+            shown = replace(
+                one, item=self.batch.item[some], features=self.batch.features[some], offsets=bounds
+            )
+        metrics[LATENCY] = median_ms(partial(ensemble.score, request, bounds, shown))
         ensemble.save(place / "ensemble.json")
         metrics[SIZE] = (place / "ensemble.json").stat().st_size / 1e6
         metrics[SECONDS] = clock.keep()

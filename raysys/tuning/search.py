@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from raysys.errors import UserError
@@ -63,7 +64,7 @@ def search(
     goal = settings.objective
     study = open_study(plan.folder, name=plan.study, goal=goal)
     interrupted = sum(t.state.name == "RUNNING" for t in study.get_trials(deepcopy=False))
-    if not study.get_trials(deepcopy=False):
+    if not study.get_trials(deepcopy=False) or isinstance(settings.searcher, Grid):
         _queue(study, plan, start, first)
     before = trials_of(study)
     left = settings.trials - len(before)
@@ -168,7 +169,8 @@ def _queue(
         return  # a population begins with `start` by itself
     if plan.study == SEARCH and isinstance(settings.searcher, Grid):
         points = grid(plan.space, settings.searcher.points, settings.seed)
-        for _, point in zip(range(settings.trials), points, strict=False):
+        there = len(study.get_trials(deepcopy=False))  # of a search that goes on with more trials
+        for point in islice(points, there, settings.trials):
             study.enqueue_trial(point)
         return
     for values, attributes in [*([(start, {})] if start is not None else []), *first]:

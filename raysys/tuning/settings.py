@@ -298,6 +298,13 @@ class TuneSettings(StageSettings):
                 )
             if self.checkpoint_steps and scheduler.interval % self.checkpoint_steps:
                 raise ValueError("checkpoint_steps: pbt's interval must be a multiple of it")
+        if self.warm_start is not None and (
+            isinstance(self.searcher, Grid) or isinstance(scheduler, Pbt)
+        ):
+            raise ValueError(
+                "warm_start: a grid and a population begin by themselves; choose another searcher, "
+                "or leave it out"
+            )
         if isinstance(self.searcher, Bohb) and not isinstance(scheduler, Asha):
             raise ValueError("searcher bohb learns from rungs: choose scheduler hyperband or asha")
         if self.objective.metric in COSTS and self.grace:

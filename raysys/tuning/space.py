@@ -136,7 +136,7 @@ class Choice(Settings):
     @property
     def _single(self) -> list[Scalar]:
         """The choices as single values."""
-        return [_single(value) for value in self.choices]
+        return [single(value) for value in self.choices]
 
 
 Parameter = Annotated[FloatRange | IntRange | Choice, Field(discriminator="kind")]
@@ -258,7 +258,7 @@ def starting_point(
         value: Any = start
         for part in name.split("."):
             value = getattr(value, part, None)
-        point[name] = _single(value)
+        point[name] = single(value)
     return point if anywhere or inside(space, point) else None
 
 
@@ -273,7 +273,7 @@ def inside(space: Mapping[str, Parameter], point: Mapping[str, Any]) -> bool:
     return True
 
 
-def _single(value: Any) -> Scalar:
+def single(value: Any) -> Scalar:
     """A setting's value as Optuna's journal holds it."""
     if isinstance(value, list | tuple):
         return LISTED + json.dumps(list(value), default=lambda each: each.model_dump(mode="json"))

@@ -10,7 +10,7 @@ from typing import Any
 from raysys.config import load_yaml
 from raysys.errors import UserError
 from raysys.tuning.settings import Goal, WarmStart
-from raysys.tuning.space import Parameter, Scalar, inside
+from raysys.tuning.space import NAMESPACES, Parameter, Scalar, inside, single
 from raysys.tuning.study import COMPLETE, JOURNAL, SEARCH, has_study, open_study, ranked, trials_of
 
 log = logging.getLogger("raysys")
@@ -63,8 +63,10 @@ def _read(path: Path, learner: str, best: int) -> list[dict[str, Any]]:
         content = load_yaml(path)
         if not isinstance(content.get(learner), dict):
             raise UserError(f"no settings of {learner}", where=str(path))
-        flat = dict(_flat(content[learner]))
-        return [{**flat, **{f"data.{k}": v for k, v in (content.get("data") or {}).items()}}]
+        found = _flat(content[learner])
+        for part in NAMESPACES:  # what of the rows, and of their features, was searched
+            found += _flat(content.get(part) or {}, f"{part}.")
+        return [dict(found)]
     if not has_study(path.parent, SEARCH):
         raise UserError(f"no search in {path.name}", where=str(path))
     study = open_study(path.parent)
@@ -81,5 +83,5 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
         if isinstance(value, Mapping):
             found += _flat(value, f"{prefix}{name}.")
         else:
-            found.append((prefix + name, value))
+            found.append((prefix + name, single(value)))
     return found

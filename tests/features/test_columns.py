@@ -56,7 +56,8 @@ def log(seed: int = 0, n: int = 900) -> EventColumns:
 def settings(**more: object) -> FeaturesSettings:
     content = {
         **{"train_days": 10, "train_folds": 2, "validation_days": 5, "report_days": 5},
-        **{"labels": {"click": 1, "purchase": 3}, "history": 6, "parts": 3},
+        **{"labels": {"gains": {"click": 1, "purchase": 3}, "windows_hours": {"purchase": 24}}},
+        **{"history": 6, "parts": 3},
         **{"covisitation": {"min_count": 1, "refit_days": 4}, "plan": PLAN.model_dump(mode="json")},
     }
     return FeaturesSettings.model_validate({**content, **more})
@@ -270,6 +271,26 @@ def test_answers_are_requests_and_labels_are_what_came_of_their_rows(tmp_path) -
     batch = view.batch()
     assert batch.item.tolist() == [1, 2, 1, 3, 4]
     assert batch.label.tolist() == [3, 0, 0, 0, 1]
+
+
+def test_impressions_without_a_final_label_are_no_examples(tmp_path) -> None:
+    events = log(5, 600)
+    labels = {"gains": {"click": 1, "purchase": 3}, "windows_hours": {"purchase": 48}}
+    made = settings(labels=labels, **LOGGED)
+    run(made, workspace(tmp_path, as_rows(events)), spread=InProcess())
+    end = int(events.time[-1]) + 1
+    ends = [end - (15 - 5 * fold) * DAY for fold in range(4)]
+    shown = events.time[(events.kind == every.KINDS[0]) & (events.time >= end - 20 * DAY)]
+    late = 0
+    for fold, (requests, _) in enumerate(examples(tmp_path / "features")):
+        newest = int(requests["timestamp"].dt.epoch("ms").max())
+        assert newest < ends[fold] - 48 * HOUR
+        late += int(((shown >= ends[fold] - 48 * HOUR) & (shown < ends[fold])).sum())
+    assert late > 20  # which were there to be left out
+    labels["windows_hours"]["purchase"] = 120  # as long as a fold
+    with pytest.raises(UserError, match="known after 120 hours, and a fold has 120") as caught:
+        run(settings(labels=labels, **LOGGED), workspace(tmp_path / "b", as_rows(events)))
+    assert caught.value.where == "features: labels.windows_hours"
 
 
 def test_examples_from_the_log_are_drawn_in_one_way() -> None:

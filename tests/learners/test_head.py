@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from raysys.errors import UserError
 from raysys.features.batch import Batch
 from raysys.learners.head import (
     Head,
@@ -79,15 +80,15 @@ def test_numpy_scores_as_torch_does() -> None:
     users = vectors_[:2]
     with torch.no_grad():
         wide = torch.from_numpy(scale(columns))
-        items = torch.from_numpy(vectors_[codes])
-        expected = network(wide, items, torch.from_numpy(users), torch.from_numpy(request)).numpy()
+        texts, text = torch.from_numpy(vectors_), torch.from_numpy(codes)
+        expected = network(wide, texts, text, torch.from_numpy(users), torch.from_numpy(request))
     state = {name: each.numpy() for name, each in network.state_dict().items()}
     layers = tuple((state[f"body.{at}.weight"], state[f"body.{at}.bias"]) for at in (0, 3, 6))
     head = Head(("a", "b"), scale, center, state["project.weight"], layers)
     again = Head.of(("a", "b"), head.arrays())
     projected = again.projected(vectors)
     found = again.score(columns, projected[codes], projected[:2][request])
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
 def test_whitened_vectors_have_no_main_direction() -> None:
@@ -138,3 +139,19 @@ def test_what_is_drawn_often_is_not_scored_low_for_it(correct: bool) -> None:
     score = head.score(columns, projected, np.zeros_like(projected))
     often, seldom = score[chance > 0.5].mean(), score[chance < 0.5].mean()
     assert abs(seldom - often) < 0.5 if correct else seldom - often > 1.5
+
+
+def test_a_head_reads_what_it_is_told_to() -> None:
+    batch = Batch(
+        names=("price", "position", "rate"),
+        features=np.array([[1, 2, 3], [4, 5, 6]], np.float32),
+        item=np.arange(2, dtype=np.int32),
+        offsets=np.array([0, 2]),
+        history=[np.empty(0, np.int32)],
+        user=np.zeros(1, np.int32),
+    )
+    read = HeadSettings(exclude=("pos*",)).read(batch)
+    assert read.names == ("price", "rate") and read.features.tolist() == [[1, 3], [4, 6]]
+    assert HeadSettings().read(batch).names == batch.names
+    with pytest.raises(UserError, match="no feature 'postion'; did you mean 'position'"):
+        HeadSettings(exclude=("postion",)).read(batch)

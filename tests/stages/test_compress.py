@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,21 @@ def test_what_is_compressed_is_not_compressed_again(
 ) -> None:
     with pytest.raises(UserError, match="compressed already"):
         compress.run(settings(seed=1), workspace)
+
+
+@pytest.mark.slow
+def test_other_features_than_the_bundle_s_are_refused(
+    workspace: Workspace, run: dict[str, object], tmp_path: Path
+) -> None:
+    other = Workspace(tmp_path / "other")
+    for part in ("registry", "features"):
+        shutil.copytree(getattr(workspace, part), getattr(other, part))
+    path = other.features / "manifest.json"
+    content = json.loads(path.read_text())
+    content["settings"]["seed"] = 99  # as by `raysys features` run anew
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="trained on other features"):
+        compress.run(settings(bundle=str(run["before"])), other)
 
 
 @pytest.mark.slow

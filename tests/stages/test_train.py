@@ -28,7 +28,7 @@ from raysys.monitoring.reference import Reference
 from raysys.registry import Registry
 from raysys.stages import train
 from raysys.stages.train_settings import TrainSettings
-from raysys.storage import Workspace, read_manifest
+from raysys.storage import Manifest, Workspace, read_manifest
 from tests.serving.shop import cross_encoder
 from tests.stages.workspace import write_features
 
@@ -379,3 +379,17 @@ def test_trees_through_ray(tmp_path: Path) -> None:
     assert ensemble["folds"] == [2]
     bundle = Registry(workspace.registry).load("champion")
     assert bundle.families["xgboost_ranker"] == "tree"
+
+
+def test_no_model_may_score_by_the_position_that_the_log_shows() -> None:
+    plan = [
+        {"name": "price", "kind": "static", "column": "price"},
+        {"name": "position", "kind": "shown_position"},
+    ]
+    features = Manifest("features", settings={"plan": {"features": plan}})
+    train._require_served({"a": ColumnModel("price", 0.0)}, features)
+    with pytest.raises(UserError, match="b scores by position") as caught:
+        train._require_served(
+            {"a": ColumnModel("price", 0.0), "b": ColumnModel("position", 0.0)}, features
+        )
+    assert "exclude: [position]" in str(caught.value.mend)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from raysys.ensemble import BaseScores, EnsembleSettings, fit_ensemble
+from raysys.ensemble.bench import Beside
 from raysys.ensemble.ranking import Judgements
 from raysys.errors import UserError
 from raysys.learners.validation import NDCG
@@ -210,6 +211,47 @@ def test_an_ensemble_is_judged_on_blocks_it_was_not_fitted_on(shop, tmp_path):
     fitted = fit_ensemble(liar, families, EnsembleSettings(blocks=2))
     seen = ranking_figures(liar.judgements, fitted.score(liar.base, liar.offsets).score)
     assert told["ndcg@10"] < seen["ndcg@10"]
+
+
+def test_an_ensemble_s_trees_read_features_and_labels_that_overlap_are_purged(shop, tmp_path):
+    judged = shop[0].validation
+    rng = np.random.default_rng(1)
+    base = {"a": rng.normal(size=len(judged)).astype(np.float32)}
+    base["b"] = (base["a"] + rng.normal(size=len(judged))).astype(np.float32)
+    batch = replace(judged, names=("oracle",), features=judged.label[:, None].copy())
+    scores, families = BaseScores.of(batch, 2, base), {"a": "tree", "b": "tree"}
+    moment = np.arange(scores.n_requests, dtype=np.int64) * 3_600_000
+    fits: list[int] = []
+
+    def beside(settings: EnsembleSettings) -> Beside:
+        names = tuple(settings.trees.features)
+        return Beside(moment, batch.user, names, batch.columns(names))
+
+    quick = {"blocks": 2, "methods": ["tree"]}
+    told = {}
+    for name, features in (("scores", []), ("features", ["oracle"])):
+        fixed = {**quick, "trees": {"features": features}}
+        objective = EnsembleObjective(
+            scores, families, fixed, tmp_path / name, beside=beside, batch=batch
+        )
+        told[name] = objective(Job(0, {}), print)["ndcg@10"]
+    perfect = ranking_figures(scores.judgements, batch.label)["ndcg@10"]
+    assert told["features"] > 0.99 * perfect > told["scores"]
+
+    class Watched(BaseScores):
+        def take(self, which):
+            fits.append(len(which))
+            return super().take(which)
+
+    watched = Watched(**{name: getattr(scores, name) for name in scores.__dataclass_fields__})
+    for hours in (0, 5):
+        fits.clear()
+        fixed = {"blocks": 2, "gap_hours": hours, "methods": ["average_standard"]}
+        EnsembleObjective(watched, families, fixed, tmp_path / "gap", beside=beside)(
+            Job(0, {}), print
+        )
+        first = next(n for n in fits if n != scores.n_requests)
+        assert first == scores.n_requests - len(np.array_split(moment, 3)[0]) - hours
 
 
 def test_a_population_of_real_trees_grows_from_its_checkpoints(objective, tmp_path):

@@ -24,7 +24,7 @@ from raysys.tuning.report import Found, write_best, write_report
 from raysys.tuning.runner import JournalSearch
 from raysys.tuning.sample import sample_requests
 from raysys.tuning.settings import TuneSettings, WarmStart
-from raysys.tuning.space import Choice, FloatRange, distributions
+from raysys.tuning.space import Choice, FloatRange, IntRange, distributions
 from raysys.tuning.study import (
     COMPLETE,
     FAILED,
@@ -215,6 +215,18 @@ def test_warm_points_are_the_best_of_earlier_searches_within_the_space(tmp_path,
     points = warm_points(WarmStart(files=files, best=2), "lightgbm_ranker", space, start)
     assert points == [{"rate": 0.25, "leaves": 9}, ranked[0].values, ranked[1].values]
     assert "far.yaml lies outside the space" in caplog.text
+    listed = {
+        "methods": Choice(choices=[["crop"], []]),
+        "data.negatives": Choice(choices=[15, 0]),
+        "features.history": IntRange(low=1, high=30),
+    }
+    (tmp_path / "best.yaml").write_text(
+        "lightgbm_ranker: {methods: [crop]}\ndata: {negatives: 0}\nfeatures: {history: 12}\n"
+    )
+    own = {"methods": "list []", "data.negatives": 15, "features.history": 24}
+    warm = WarmStart(files=(str(tmp_path / "best.yaml"),))
+    (point,) = warm_points(warm, "lightgbm_ranker", listed, own)
+    assert point == {"methods": 'list ["crop"]', "data.negatives": 0, "features.history": 12}
     for name, problem in (("none.yaml", "no such file"), ("best.yaml", "no settings of two_tower")):
         warm = WarmStart(files=(str(tmp_path / name),))
         with pytest.raises(UserError, match=problem):

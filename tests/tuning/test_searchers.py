@@ -48,6 +48,26 @@ def test_a_grid_is_tried_once_however_often_the_search_is_cut_off(tmp_path):
     assert sorted(found) == sorted(itertools.product(rates, leaves))
 
 
+def test_a_grid_goes_on_where_more_trials_are_asked_for(tmp_path):
+    for trials in (4, 9):
+        made = plan(tmp_path, searcher={"kind": "grid", "points": 3}, trials=trials)
+        _queue(open_study(tmp_path), made, None, ())
+        found = drive(made, 20)
+        assert len(found) == len({str(trial.values) for trial in found}) == trials
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"searcher": {"kind": "grid", "points": 3}},
+        {"scheduler": {"kind": "pbt", "population": 3}, "trials": 9},
+    ],
+)
+def test_what_begins_by_itself_takes_no_warm_start(tmp_path, content):
+    with pytest.raises(ValueError, match="warm_start: a grid and a population begin"):
+        plan(tmp_path, warm_start={"files": ["best.yaml"]}, **content)
+
+
 def _ended(study, rate, tail, value=None):
     study.add_trial(
         optuna.trial.create_trial(
