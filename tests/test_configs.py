@@ -33,7 +33,7 @@ def files() -> list[Path]:
 
 def kind(path: Path) -> str:
     """Which part of the program reads a file."""
-    if path.parts[:2] == ("raysys", "presets"):
+    if path.parts[:2] in (("raysys", "presets"), ("docs", "your-shop")):
         return path.stem
     if path.parts[:2] == ("serve_configs", "experiments"):
         return "experiment"
