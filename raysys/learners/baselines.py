@@ -63,20 +63,33 @@ class ColumnModel(Model):
 
 
 class PopularSettings(Settings):
-    """Which popularity counts."""
+    """Which popularity counts.
+
+    Attributes:
+        column: the feature that is the score.
+    """
 
     column: str = "item_purchases_28d"
 
 
 class RepeatPurchaseSettings(Settings):
-    """What says that this user buys this item, and what decides among items never bought."""
+    """What says that this user buys this item, and what decides among items never bought.
+
+    Attributes:
+        column: the feature that is the score.
+        tie_break: the feature that decides between equals.
+    """
 
     column: str = "user_item_purchases_112d"
     tie_break: str = "item_purchases_28d"
 
 
 class CoOccurrenceSettings(Settings):
-    """What says that the item goes with those the user bought last."""
+    """What says that the item goes with those the user bought last.
+
+    Attributes:
+        column: the feature that is the score.
+    """
 
     column: str = "covisitation"
 
