@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from raysys.cli import app
 from raysys.config import load_settings, parse_settings
 from raysys.errors import UserError
 from raysys.registry import Registry
@@ -18,9 +20,10 @@ from raysys.serving.app import build, settle
 from raysys.serving.args import ServeArgs
 from raysys.serving.experiments import AcceptedFile, load_experiments
 from raysys.serving.keys import KeyFile
+from raysys.stages import deploy
 from raysys.stages.deploy import _check_port, cluster
 from raysys.stages.deploy_plan import DeploySettings, plan
-from raysys.storage import Workspace
+from raysys.storage import Manifest, Workspace
 
 LOCAL = Path(__file__).parents[2] / "serve_configs" / "local.yaml"
 
@@ -232,3 +235,25 @@ def test_a_cluster_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9") as caught, cluster():
         pass
     assert caught.value.where == "RAY_DASHBOARD_ADDRESS" and "ray start" in caught.value.mend
+
+
+def test_the_config_s_registry_is_served_unless_a_workspace_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that says which registry it serves is taken at its word, as by `serve deploy`."""
+
+    asked: list[Workspace | None] = []
+
+    def run(_settings: Any, workspace: Workspace | None, *, force: bool) -> Manifest:
+        asked.append(workspace)
+        return Manifest("deploy")
+
+    monkeypatch.setattr(deploy, "run", run)
+    monkeypatch.chdir(tmp_path)
+    config = ["deploy", "--config", str(LOCAL.with_name("experiment.yaml"))]
+    for more, shown in (([], "runs/demo/registry"), (["--workspace", "mine"], "mine/registry")):
+        done = CliRunner().invoke(app, [*config, *more], env={"COLUMNS": "200"})
+        assert done.exit_code == 0, done.output
+        assert shown in done.stderr + done.stdout
+    assert asked[0] is None and asked[1] is not None
+    assert asked[1].registry == tmp_path / "mine" / "registry"
