@@ -8,10 +8,7 @@ from typing import Annotated
 
 import typer
 
-from raysys.cli.options import (
-    WORKSPACE,
-    Folder,
-)
+from raysys.cli.options import DeployedWith, deployed_with
 
 events_app = typer.Typer(help="The event log: how it stands; roll it to Parquet.")
 
@@ -28,29 +25,30 @@ def events() -> None:
 
 
 @events_app.command()
-def status(config: Deployed = None, workspace: Folder = WORKSPACE, as_json: AsJson = False) -> None:
+def status(
+    config: Deployed = None, workspace: DeployedWith = None, as_json: AsJson = False
+) -> None:
     """Say how many events there are, and how many are not rolled yet."""
     _events("status", config, workspace, as_json=as_json)
 
 
 @events_app.command()
-def roll(config: Deployed = None, workspace: Folder = WORKSPACE, as_json: AsJson = False) -> None:
+def roll(config: Deployed = None, workspace: DeployedWith = None, as_json: AsJson = False) -> None:
     """Write all that is not in Parquet yet, for `raysys ingest`."""
     _events("roll", config, workspace, as_json=as_json)
 
 
 @events_app.command()
 def compact(
-    config: Deployed = None, workspace: Folder = WORKSPACE, as_json: AsJson = False
+    config: Deployed = None, workspace: DeployedWith = None, as_json: AsJson = False
 ) -> None:
     """Roll, then drop from the log what the Parquet files hold."""
     _events("compact", config, workspace, as_json=as_json)
 
 
-def _events(what: str, config: str | None, workspace: Path, *, as_json: bool) -> None:
+def _events(what: str, config: str | None, workspace: Path | None, *, as_json: bool) -> None:
     from raysys import terminal
-    from raysys.storage import Workspace
 
     with terminal.session() as console:
         stage = import_module("raysys.stages.events")
-        stage.run(what, config, Workspace(workspace), console, as_json=as_json)
+        stage.run(what, config, deployed_with(config, workspace), console, as_json=as_json)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from raysys.cli.options import WORKSPACE, Folder
+from raysys.cli.options import DeployedWith, deployed_with
 
 monitor_app = typer.Typer(help="Drift of what is served, and what came of the lists shown.")
 
@@ -24,7 +24,7 @@ def report(
         str | None,
         typer.Option("--config", "-c", help="The deployment's serve config; says where all lies."),
     ] = None,
-    workspace: Folder = WORKSPACE,
+    workspace: DeployedWith = None,
     bundle: Annotated[
         str | None, typer.Option("--bundle", help="Name or id; the one that is deployed if unset.")
     ] = None,
@@ -56,13 +56,12 @@ def report(
 ) -> None:
     """Say whether features, scores and outcomes drift, and what came of the lists shown."""
     from raysys import terminal
-    from raysys.storage import Workspace
 
     with terminal.session() as console:
         stage = import_module("raysys.stages.monitor")
         options = stage.MonitorOptions(
             config, bundle, windows, lists, events, hours, output, least_people
         )
-        drifted = stage.run(options, Workspace(workspace), console, as_json=as_json)
+        drifted = stage.run(options, deployed_with(config, workspace), console, as_json=as_json)
     if fail_on_drift and drifted:
         raise typer.Exit(3)

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from raysys.storage import Workspace
 
 Config = Annotated[str, typer.Option("--config", "-c", help="A YAML file or a preset's name.")]
 Folder = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the pipeline.")]
 Force = Annotated[bool, typer.Option("--force", help="Run even if the outcome is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what Ray and others log.")]
+DeployedWith = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace",
+        "-w",
+        help="Folder of the pipeline, as given to `deploy`; left out: what --config says.",
+    ),
+]
 
 WORKSPACE = Path("runs/default")
 DEMO_WORKSPACE = Path("runs/demo")
 PRESET = "complete_journey"
+
+
+def deployed_with(config: str | None, workspace: Path | None) -> Workspace | None:
+    """What a deployment was given as its workspace; the usual one where no config says more."""
+    from raysys.storage import Workspace
+
+    if workspace is None:
+        return None if config is not None else Workspace(WORKSPACE)
+    return Workspace(workspace)
 
 
 def run_stage(

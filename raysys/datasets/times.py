@@ -85,11 +85,13 @@ def to_millis(values: pl.Series, form: TimeFormat) -> pl.Series:
         whole = numbers.clip(-_FAR, _FAR) * int(1 / scale)
     else:
         whole = numbers // int(scale) if scale > 1 else numbers
-    if dtype.is_integer() or numbers.null_count() == values.null_count():
+    if dtype.is_integer() or (not dtype.is_float() and numbers.null_count() == values.null_count()):
         return whole.clip(-_FAR, _FAR)
     fractional = values.cast(pl.Float64, strict=False)
     fractional = fractional.set(fractional.is_nan().fill_null(False), None)
     rounded = (fractional / scale).clip(-_FAR, _FAR).round().cast(pl.Int64, strict=False)
+    if dtype.is_float():  # whose cast to whole numbers cuts
+        return rounded
     return whole.fill_null(rounded).clip(-_FAR, _FAR)
 
 

@@ -47,6 +47,7 @@ class Described:
         self.tally = Tally()
         self.rejected: list[pl.DataFrame] = []
         self._frames: list[pl.DataFrame] = []
+        self._by_records = False
 
     def take(
         self,
@@ -55,7 +56,12 @@ class Described:
         draft: Callable[[pl.DataFrame, str], pl.DataFrame],
         expand: Expand | None = None,
     ) -> None:
-        """Read files; `draft` turns rows as they are, of a file, into rows of the vocabulary."""
+        """Read files; `draft` turns rows as they are, of a file, into rows of the vocabulary.
+
+        What `expand` makes of records says a part of what is known of a key, and another record,
+        far away maybe, the rest.
+        """
+        self._by_records |= expand is not None
         derived = source.of(files).derived
         for part in find(files, derived):
             for block in read(part, files, derived):
@@ -80,10 +86,16 @@ class Described:
                 self._frames.append(clean)
 
     def rows(self) -> pl.DataFrame:
-        """Clean rows with distinct keys; later ones of a key are put aside as duplicates."""
+        """Clean rows with distinct keys; later ones of a key are put aside as duplicates.
+
+        Those that records told of are put together, the first word of each column.
+        """
         if not self._frames:
             return pl.DataFrame(schema=self.columns)
         rows = pl.concat(self._frames)
+        if self._by_records:
+            self._frames = []
+            return self._together(rows)
         again = ~rows[self.key].is_first_distinct()
         twice = rows.filter(again)
         reasons = pl.Series([DUPLICATE]).new_from_index(0, twice.height)
@@ -93,6 +105,23 @@ class Described:
         self.tally.rows_out -= twice.height
         self._frames = []
         return rows.filter(~again).select(*self.columns)
+
+    def _together(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """One row a key, of each column the first that is known, of each attribute its first."""
+        first = [
+            pl.col(name).drop_nulls().first()
+            for name in self.columns
+            if name not in (self.key, ATTRIBUTES)
+        ]
+        if ATTRIBUTES in self.columns:
+            entry = pl.col(ATTRIBUTES).explode().drop_nulls()
+            first.append(entry.filter(entry.struct.field("key").is_first_distinct()))
+        whole = rows.group_by(self.key, maintain_order=True).agg(first)
+        if more := rows.height - whole.height:
+            self.tally.rows_in -= more
+            self.tally.rows_out -= more
+            self.tally.ignored[f"more_of_the_same_{self.table.removesuffix('s')}"] += more
+        return whole.select(*self.columns)
 
 
 def write_catalogue(

@@ -366,7 +366,14 @@ def _require_something(tally: Tally) -> None:
     if tally.rows_out:
         return
     reasons = ", ".join(f"{rule}: {count:,}" for rule, count in tally.reasons.most_common(5))
-    first = next(iter(tally.examples.values()))[0]
+    first = next((each[0] for each in tally.examples.values() if each), None)
+    if first is None:  # there are records, and none of them is an event
+        ignored = ", ".join(f"{what}: {count:,}" for what, count in tally.ignored.most_common(5))
+        raise UserError(
+            f"no record is an event ({ignored or 'no file has any'})",
+            where="source.events",
+            mend="check the files, and the mapping of event types",
+        )
     place = f"{first['source']}, row {first['row']}" if first["row"] else first["source"]
     raise UserError(
         f"no event is left of {tally.rows_in:,} rows ({reasons}); for example: {first['raw']}",

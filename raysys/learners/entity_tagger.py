@@ -299,6 +299,12 @@ class WordTagger(_Tagger[WordTaggerSettings]):
 
     def _plan(self, tags: Tags) -> NetworkPlan:
         s = self.settings
+        if not s.surface:
+            raise UserError(
+                "a tagger without a transformer reads nothing but the surface of words",
+                where=f"learners.{self.name}.surface",
+                mend="give it a width, 64 say",
+            )
         return NetworkPlan(tags, s.crf, s.surface, s.dropout, where=f"learners.{self.name}")
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raysys.config import Settings
 from raysys.learners.cross_encoder import judged, require_lists
@@ -64,6 +64,15 @@ class RelevanceTreesSettings(Settings):
     subsample: float = Field(0.8, gt=0, le=1)
     lambda_l2: float = Field(5.0, ge=0)
     early_stopping_rounds: int = Field(50, ge=1)
+
+    @field_validator("language")
+    @classmethod
+    def _has_a_stemmer(cls, language: str) -> str:
+        import Stemmer
+
+        if language not in Stemmer.algorithms():
+            raise ValueError(f"no stemmer for it; there are {', '.join(Stemmer.algorithms())}")
+        return language
 
 
 class RelevanceTreesModel(TextModel):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -39,7 +38,15 @@ from raysys.stages.audit_requests import (
     _with_query,
 )
 from raysys.stages.features_settings import FeaturesSettings, FromLog
-from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
+from raysys.storage import (
+    Manifest,
+    Workspace,
+    is_done,
+    is_left_over,
+    read_manifest,
+    replacing,
+    writer_mark,
+)
 
 HORIZON = 5_000
 _TOLD = 6  # leaks, and differences, told one by one on the terminal
@@ -224,8 +231,12 @@ def _features_input(workspace: Workspace, there: bool) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _scratch(workspace: Workspace) -> Iterator[Path]:
-    """A folder to work in, beside the outcome; `replacing` takes away what a killed run left."""
-    folder = workspace.root / f".audit.scratch.{os.getpid()}.tmp"
+    """A folder to work in, beside the outcome; what a killed run left goes."""
+    for leftover in workspace.root.glob(".audit.scratch.*.tmp"):
+        mark = leftover.name.removeprefix(".audit.scratch.").removesuffix(".tmp")
+        if is_left_over(leftover, mark):
+            shutil.rmtree(leftover, ignore_errors=True)
+    folder = workspace.root / f".audit.scratch.{writer_mark()}.tmp"
     folder.mkdir(parents=True)
     try:
         yield folder

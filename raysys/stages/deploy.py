@@ -99,9 +99,8 @@ def folder_of(settings: DeploySettings, workspace: Workspace | None) -> Path:
     """The registry that `run` serves from."""
     if workspace is not None:
         return workspace.registry
-    content = settings.model_dump(mode="json", exclude_unset=True)
-    args = next(a.get("args", {}) for a in content["applications"] if a["import_path"] == OURS)
-    return parse_settings(ServeArgs, args, where="applications").registry_path
+    app = next(a for a in settings.applications if a.import_path == OURS)
+    return parse_settings(ServeArgs, app.args or {}, where="applications").registry_path
 
 
 @contextlib.contextmanager

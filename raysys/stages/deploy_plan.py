@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, create_model
 from ray.serve.schema import ServeDeploySchema
 
-from raysys.config import Settings, StageSettings, parse_settings
+from raysys.config import Settings, StageSettings, find_config, load_settings, parse_settings
 from raysys.errors import UserError
 from raysys.registry import Registry
 from raysys.serving.app import settle
@@ -63,6 +65,34 @@ class DeploySettings(_Schema, StageSettings):
     kind_name: ClassVar[str] = "deploy"
 
 
+def serve_args(config: str | Path, workspace: Workspace | None) -> list[ServeArgs]:
+    """Arguments of our applications in a serve config, as `plan` takes them.
+
+    Args:
+        config: a file, or a preset's name.
+        workspace: its registry takes the place of the config's, and what lies beside that; None:
+            the config's.
+
+    Raises:
+        UserError: no such file, or a key or value that nobody takes.
+    """
+    path = find_config(str(config), "deploy")
+    settings = load_settings(DeploySettings, path)
+    content = settings.model_dump(mode="json", exclude_unset=True)
+    return [
+        _placed(app, workspace, f"{path}: applications.{number}.args")
+        for number, app in enumerate(content["applications"])
+        if app["import_path"] == OURS
+    ]
+
+
+def _placed(app: Mapping[str, Any], workspace: Workspace | None, where: str) -> ServeArgs:
+    args = parse_settings(ServeArgs, app.get("args", {}), where=where)
+    if workspace is None:
+        return args
+    return args.model_copy(update={"registry": str(workspace.registry.resolve())})
+
+
 def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[str, Any], str]:
     """The config as Ray takes it, with our arguments settled; and the bundle's id.
 
@@ -84,10 +114,7 @@ def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[st
     bundle = ""
     for number, app in ours:
         where = f"applications.{number}.args"
-        args = parse_settings(ServeArgs, app.get("args", {}), where=where)
-        if workspace is not None:
-            args = args.model_copy(update={"registry": str(workspace.registry.resolve())})
-        args = settle(args)
+        args = settle(_placed(app, workspace, where))
         bundle = args.pinned or ""
         for name in filter(None, (args.pinned, *args.pinned_text.values())):
             Registry(args.registry).verify(name)  # said here rather than by a replica's log

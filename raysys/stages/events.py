@@ -6,12 +6,11 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from rich.console import Console
 from rich.table import Table
 
-from raysys.config import find_config, load_settings, parse_settings
 from raysys.errors import UserError
 from raysys.eventlog.entries import EventLog, LogUnavailable
 from raysys.eventlog.local import LocalLog
@@ -66,7 +65,7 @@ class Status:
 def run(
     what: str,
     config: str | None,
-    workspace: Workspace,
+    workspace: Workspace | None,
     console: Console,
     *,
     as_json: bool = False,
@@ -75,8 +74,7 @@ def run(
 
     Args:
         what: see above.
-        config: the serve config of the deployment; None: a log of this node, in the workspace.
-        workspace: holds the log unless the config says where it is.
+        config, workspace: see `named_log`.
         console: to say it on.
         as_json: for programs.
 
@@ -106,29 +104,26 @@ def run(
     _show(status, console, as_json=as_json)
 
 
-def named_log(config: str | None, workspace: Workspace) -> tuple[EventsArgs, Path]:
-    """The log that a serve config names, else the one of the workspace.
+def named_log(config: str | None, workspace: Workspace | None) -> tuple[EventsArgs, Path]:
+    """The log of a deployment, and its folder.
+
+    Args:
+        config: its serve config; None: a log of this node, in the workspace.
+        workspace: as it was deployed with; None: without, so that the config says where it lies.
 
     Raises:
         UserError: the deployment takes no events.
     """
     if config is None:
+        assert workspace is not None
         return EventsArgs(), workspace.eventlog
-    from raysys.serving.args import ServeArgs
-    from raysys.stages.deploy_plan import OURS, DeploySettings  # which import Ray: seconds
+    from raysys.stages.deploy_plan import serve_args  # which imports Ray: seconds
 
-    path = find_config(config, "deploy")
-    settings: Any = load_settings(DeploySettings, path)
-    for number, app in enumerate(settings.applications):
-        if app.import_path == OURS:
-            where = f"{path}: applications.{number}.args"
-            args = parse_settings(ServeArgs, app.args or {}, where=where)
-            if args.events is None:
-                break
-            folder = args.events_path if args.events.path is not None else workspace.eventlog
-            return args.events, folder
+    for args in serve_args(config, workspace):
+        if args.events is not None:
+            return args.events, args.events_path
     raise UserError(
-        "this deployment takes no events", where=str(path), mend="give `events` in its args"
+        "this deployment takes no events", where=config, mend="give `events` in its args"
     )
 
 

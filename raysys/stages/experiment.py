@@ -7,7 +7,7 @@ import difflib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -173,6 +173,13 @@ def run_plan(path: Path, workspace: Workspace, options: PlanOptions) -> Plan:
     """
     settings = load_settings(ExperimentsSettings, path)
     experiment = pick(settings, options.experiment, path)
+    if options.mean is None and (options.deviation is not None or options.correlation):
+        raise UserError(
+            "--deviation and --correlation are of a --mean",
+            mend="give --mean too, or leave them to the log",
+        )
+    if options.mean is not None and options.events is not None:
+        raise UserError("--mean says what --events would", mend="give one of them")
     if options.mean is not None:
         deviation = options.deviation
         metric = settings.metric(experiment.primary)
@@ -188,6 +195,8 @@ def run_plan(path: Path, workspace: Workspace, options: PlanOptions) -> Plan:
             events = read_events(source)
             metric = settings.metric(experiment.primary)
             baseline = baseline_of(experiment, metric, events, days=options.days)
+        if options.users_per_day:  # as is planned, whoever came when the log was written
+            baseline = replace(baseline, arrivals=(options.users_per_day,) * 7)
     found = plan(experiment, baseline)
     console = Console()
     console.print(

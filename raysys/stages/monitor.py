@@ -8,14 +8,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from raysys.config import find_config, load_settings, parse_settings
 from raysys.errors import UserError
 from raysys.eventlog.entries import LogUnavailable
 from raysys.eventlog.opening import open_log
@@ -74,9 +72,19 @@ class _Places:
 
 
 def run(
-    options: MonitorOptions, workspace: Workspace, console: Console, *, as_json: bool = False
+    options: MonitorOptions,
+    workspace: Workspace | None,
+    console: Console,
+    *,
+    as_json: bool = False,
 ) -> bool:
     """Write the report, say what came of it; returns whether something drifted.
+
+    Args:
+        options: of the command.
+        workspace: as was deployed with; None: without, so that the config says where all lies.
+        console: to say it on.
+        as_json: for programs.
 
     Raises:
         UserError: no such bundle or folder, or there is nothing to tell of at all.
@@ -101,7 +109,8 @@ def run(
         )
     labels = {} if reference is None else reference.labels
     findings = Findings(bundle, *span, drift, over_time, told, (*notes, *missing), labels)
-    folder = options.output or workspace.root / "monitor" / "report"
+    root = places.registry.parent if workspace is None else workspace.root
+    folder = options.output or root / "monitor" / "report"
     manifest = Manifest(
         stage="monitor",
         inputs={"bundle": bundle},
@@ -191,13 +200,14 @@ def _reactions(options: MonitorOptions, places: _Places) -> Iterator[Reactions]:
         log.close()
 
 
-def _places(options: MonitorOptions, workspace: Workspace) -> _Places:
+def _places(options: MonitorOptions, workspace: Workspace | None) -> _Places:
     """Where everything lies.
 
     Raises:
         UserError: the config is none, or deploys nothing of ours that ranks.
     """
     if options.config is None:
+        assert workspace is not None
         found = _Places(
             workspace.registry,
             "champion",
@@ -207,23 +217,16 @@ def _places(options: MonitorOptions, workspace: Workspace) -> _Places:
             (LogSettings(), workspace.eventlog),
         )
     else:
-        found = _of_config(options.config)
+        found = _of_config(options.config, workspace)
     return replace(
         found, windows=options.windows or found.windows, lists=options.lists or found.lists
     )
 
 
-def _of_config(config: str) -> _Places:
-    from raysys.serving.args import ServeArgs
-    from raysys.stages.deploy_plan import OURS, DeploySettings  # which import Ray: seconds
+def _of_config(config: str, workspace: Workspace | None) -> _Places:
+    from raysys.stages.deploy_plan import serve_args  # which imports Ray: seconds
 
-    path = find_config(config, "deploy")
-    settings: Any = load_settings(DeploySettings, path)
-    for number, app in enumerate(settings.applications):
-        if app.import_path != OURS:
-            continue
-        where = f"{path}: applications.{number}.args"
-        args = parse_settings(ServeArgs, app.args or {}, where=where)
+    for args in serve_args(config, workspace):
         if args.bundle is None:
             continue
         return _Places(
@@ -234,7 +237,7 @@ def _of_config(config: str) -> _Places:
             None if args.shown_lists is None else args.shown_lists_path,
             None if args.events is None else (args.events, args.events_path),
         )
-    raise UserError("this deployment ranks nothing", where=str(path), mend="name a `bundle`")
+    raise UserError("this deployment ranks nothing", where=config, mend="name a `bundle`")
 
 
 def _show(findings: Findings, console: Console, folder: Path) -> None:

@@ -328,8 +328,10 @@ def _ingest(settings: PretrainSettings, workspace: Workspace) -> Path | None:
 def _inputs(settings: PretrainSettings, ingest: Path | None) -> dict[str, str]:
     """Fingerprints of log, files and model."""
     found = {} if ingest is None else {"ingest": read_manifest(ingest).fingerprint}
-    for each in settings.corpus.files:
-        found |= {part.label: files.fingerprint(part) for part in files.find(each.table())}
+    for number, each in enumerate(settings.corpus.files):
+        found |= {
+            f"{number}/{part.label}": files.fingerprint(part) for part in files.find(each.table())
+        }
     if settings.scratch is None:
         place = model_folder(settings.model or PACKAGED, where="model")
         for path in sorted(place.glob("*.safetensors")):

@@ -90,6 +90,7 @@ def run(settings: ScoreSettings, workspace: Workspace, *, force: bool = False) -
     parts = [piece for part in files.find(table) for piece in files.split(part, PIECE_ROWS)]
     output = Path(settings.output).absolute()
     plan = {"bundle": bundle_id, "text": text, "join": join, "query": columns.get("query")}
+    plan |= {name: value for name, value in where.items() if name != "paths"}
     done = _prepare(output, plan, force)
     states = {key_of(part): fingerprint_of(part) for part in parts}
     todo = tuple(
@@ -102,9 +103,14 @@ def run(settings: ScoreSettings, workspace: Workspace, *, force: bool = False) -
     )
     if not todo and (output / MANIFEST).is_file():
         return read_manifest(output)
-    for part in todo:  # a file that has changed since
-        for name in done.pop(key_of(part), {}).get("files", ()):
+    # what has changed since, and parts that a file is no longer cut into
+    paths = {part.path for part in parts}
+    stale = {key_of(part) for part in todo}
+    stale |= {k for k, told in done.items() if k not in states and told.get("path", "") in paths}
+    for key in stale:
+        for name in done.pop(key, {}).get("files", ()):
             (output / name).unlink(missing_ok=True)
+        (output / _DONE / f"{key}.json").unlink(missing_ok=True)
     job = Job(todo, table, text, join, settings.piece, folder, output)
     rows = 0
     if todo:
@@ -263,6 +269,7 @@ def _settle(output: Path, part: Part, arrived: _Arrived, fingerprint: str) -> di
         aside.update(json.loads(piece["aside"]))
     told = {
         "source": part.label,
+        "path": part.path,
         "fingerprint": fingerprint,
         "rows": sum(piece["rows"] for piece in arrived.pieces.values()),
         "aside": dict(aside),

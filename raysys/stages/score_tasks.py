@@ -138,7 +138,8 @@ class Scoring:
         said = pl.from_arrow(self.bundle.model.predict(pa.table(columns)))
         assert isinstance(said, pl.DataFrame)
         said = said.rename({name: f"predicted_{name}" for name in said.columns})
-        return pl.concat([rows.drop("_text"), said], how="horizontal")
+        # columns of earlier predictions give way
+        return pl.concat([rows.drop("_text", *said.columns, strict=False), said], how="horizontal")
 
 
 def _looking_ahead(
@@ -166,8 +167,11 @@ def unpacked(content: bytes) -> pl.DataFrame:
 
 
 def key_of(part: Part) -> str:
-    """Names a part among those of all runs into one folder."""
-    return f"part-{digest([part.label, part.first_row])}"
+    """Names a part among those of all runs into one folder.
+
+    By its whole path: the label is below the folder that the files of one run share.
+    """
+    return f"part-{digest([part.path, part.first_row])}"
 
 
 def stem_of(part: Part) -> str:

@@ -37,7 +37,15 @@ from raysys.progress import task
 from raysys.registry import TEXT, Registry, write_text
 from raysys.stages.text_judging import Fit, Outcome, judge
 from raysys.stages.text_settings import TextSettings
-from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
+from raysys.storage import (
+    Manifest,
+    Workspace,
+    file_digest,
+    is_done,
+    read_manifest,
+    replacing,
+    write_atomic,
+)
 from raysys.text.spans import attributes_to_spans
 
 log = logging.getLogger("raysys")
@@ -71,7 +79,14 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
     found = labelled.find(settings.sources)
     planned = Manifest(
         stage="text",
-        inputs={part.label: files.fingerprint(part) for parts in found for part in parts},
+        inputs={
+            **{
+                f"{number}/{part.label}": files.fingerprint(part)
+                for number, parts in enumerate(found)
+                for part in parts
+            },
+            **_models(settings.learners),
+        },
         settings=settings.model_dump(mode="json"),
     )
     registry = Registry(workspace.registry)
@@ -133,6 +148,18 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
         planned.write(fresh)
     shutil.rmtree(work.parent, ignore_errors=True)
     return planned
+
+
+def _models(settings: object) -> dict[str, str]:
+    """Fingerprints of weights in folders that settings name: a model may be trained anew there."""
+    if isinstance(settings, Mapping):
+        settings = list(settings.values())
+    if isinstance(settings, list | tuple):
+        return {name: told for each in settings for name, told in _models(each).items()}
+    if not isinstance(settings, str) or not Path(settings).is_dir():
+        return {}
+    weights = sorted(Path(settings).glob("*.safetensors"))
+    return {f"{settings}/{path.name}": file_digest(path)[:16] for path in weights}
 
 
 def _working_folder(folder: Path, planned: Manifest, force: bool) -> Path:

@@ -233,6 +233,12 @@ class CrossEncoding(Objective):
             "weight": torch.from_numpy(self.train.weight[rows]),
         }
 
+    def weight(self, rows: npt.NDArray[np.int64], batch: dict[str, Tensor]) -> float:
+        """See `Objective.weight`: pointwise losses are means by the pairs' weights."""
+        if self.kind in ("cross_entropy", "ordinal", "mse"):
+            return float(batch["weight"].sum())
+        return float(len(rows))
+
     def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """See `Objective.loss`."""
         about = ("target", "level", "query", "weight")

@@ -14,7 +14,7 @@ from raysys.web.experiments import add_experiments
 from raysys.web.operations import BundleFacts, Operations
 from raysys.web.pages import Pages
 from raysys.web.shelf import card_of
-from raysys.web.visit import form_of
+from raysys.web.visit import form_of, whole_number
 from raysys.web.watching import add_watching
 
 _COOKIE = "console"
@@ -179,7 +179,7 @@ def _call_of(asked: dict[str, str]) -> tuple[str, dict[str, Any]]:
     """Which call a form means, and its body."""
     ids = asked.get("item_ids", "").replace(",", " ").split()
     query, user = asked.get("query", "").strip(), asked.get("user_id", "").strip()
-    k = int(asked["k"]) if asked.get("k", "").isdigit() else 10
+    k = whole_number(asked.get("k", "")) or 10
     body: dict[str, Any] = {"explain": True}
     if user:
         body["user_id"] = user

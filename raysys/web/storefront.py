@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from raysys.web.answers import Answers, Refused
 from raysys.web.pages import Pages
 from raysys.web.shelf import FACETS, Shelf, card_of, facets_of, price_of, reasons_of, shelf_of
-from raysys.web.visit import Visit, form_of
+from raysys.web.visit import Visit, form_of, whole_number
 
 HOME_K, BESIDE_K, SEARCH_K = 12, 6, 24
 SHOPPERS = 12
@@ -220,7 +220,10 @@ def _unpacked(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: it is something else.
     """
-    call, body = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    told = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    if not isinstance(told, list) or len(told) != 2:
+        raise ValueError("no call")
+    call, body = told
     if call not in _CALLS or not isinstance(body, dict):
         raise ValueError("no call")
     return call, body
@@ -265,9 +268,9 @@ def _joined(said: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if said.get("request"):
         found["request_id"] = said["request"][:200]
-    position = said.get("position", "")
-    if position.isdigit() and 0 < int(position) <= 1000:
-        found["position"] = int(position)
+    position = whole_number(said.get("position", ""))
+    if position is not None and 0 < position <= 1000:
+        found["position"] = position
     return found
 
 

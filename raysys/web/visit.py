@@ -78,9 +78,12 @@ class Visit:
         """Write the cookie."""
         value = self._cookie()
         short = self
-        while len(value) > _ROOM:  # ids may be long: browsers drop a cookie over 4,096 bytes
+        # ids may be long, and browsers drop a cookie over 4,096 bytes
+        while len(value) > _ROOM and (short.cart or short.seen):
             short = replace(short, cart=short.cart[1:], seen=short.seen[:-1])
             value = short._cookie()
+        if len(value) > _ROOM:  # no user or session of ours is as long
+            value = Visit.begin()._cookie()
         response.set_cookie(_COOKIE, value, max_age=_KEPT_S, httponly=True, samesite="lax")
 
     def _cookie(self) -> str:
@@ -96,6 +99,11 @@ class Visit:
             "session_id": self.session,
             **more,
         }
+
+
+def whole_number(text: str) -> int | None:
+    """A number of up to six digits out of a link or a form; None: it is something else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else None
 
 
 async def form_of(request: Request) -> dict[str, str]:

@@ -122,3 +122,11 @@ def test_a_column_of_mixed_forms_reads_as_each_value_alone(rows, zone):
     # a blank before the value takes it out of the quick way, which knows the usual forms only
     alone = [to_millis(pl.Series([" " + text]), TimeFormat(zone=zone))[0] for text in texts]
     assert together == alone
+
+
+@pytest.mark.parametrize("more", [[None], [None, float("nan")], []])
+def test_fractions_of_a_second_stay_in_a_column_of_floats(more):
+    """As Parquet holds what `time.time()` gave."""
+    values = pl.Series([1_569_888_000.75, 1_569_888_000.25, *more], dtype=pl.Float64)
+    found = to_millis(values, TimeFormat(unit="seconds")).to_list()
+    assert found == [1_569_888_000_750, 1_569_888_000_250, *[None] * len(more)]

@@ -343,6 +343,10 @@ def test_the_commands(files, capsys):
     assert "challenger is better" in told
     run_plan(path, workspace, PlanOptions(mean=0.1, deviation=0.3, users_per_day=500))
     assert "users are needed" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="are of a --mean"):
+        run_plan(path, workspace, PlanOptions(deviation=0.3))
+    with pytest.raises(UserError, match="says what --events would"):
+        run_plan(path, workspace, PlanOptions(mean=0.1, deviation=0.3, events=files / "events"))
     with pytest.raises(UserError, match="give --exposures"):
         run_analysis(path, workspace, AnalyseOptions())
     with pytest.raises(UserError, match="one of --policy"):
@@ -367,6 +371,18 @@ def test_a_baseline_is_learnt_from_a_log(tmp_path):
     assert found.mean == pytest.approx(0.1 * 4 * 20, rel=0.2)
     assert found.correlation > 0.5  # tastes last
     assert sum(found.arrivals) <= 120 and found.arrivals[0] > found.arrivals[-1]
+    told = [home(**HALVES, primary="orders", secondary=[], guardrails=[])]
+    content = {"metrics": METRICS, "experiments": told}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(content))
+    many, few = (
+        run_plan(
+            tmp_path / "e.yaml",
+            Workspace(tmp_path),
+            PlanOptions(events=tmp_path / "events.parquet", days=20, users_per_day=daily),
+        )
+        for daily in (20_000, 200)
+    )
+    assert many.users == few.users and many.days < few.days
     log = read_events(tmp_path / "events.parquet")
     short = settings.experiments[0].model_copy(update={"window_days": 2.0})
     windowed = baseline_of(short, metric, log, days=20)

@@ -1,11 +1,14 @@
 """Other systems' logs from file to events: every record is an event, quarantined or left out."""
 
+import json
+
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
 from raysys.config import find_config, load_settings
 from raysys.datasets import ga4, metarank, snowplow, ubi
+from raysys.errors import UserError
 from raysys.stages.ingest import IngestSettings, _source
 from tests.datasets.importing import FIXTURES
 from tests.ingest.shop import take_source
@@ -66,3 +69,42 @@ def test_the_preset_names_its_importer(monkeypatch, kind):
     settings = load_settings(IngestSettings, find_config(kind, "ingest"))
     assert settings.source.kind == kind
     assert _source(settings).expand_events is not None
+
+
+def test_metarank_s_words_on_one_item_and_user_are_put_together_wherever_they_are(tmp_path):
+    def item(event_id, **fields):
+        told = [{"name": name, "value": value} for name, value in fields.items()]
+        return {"event": "item", "id": event_id, "timestamp": "1599391467000", "item": "p1",
+                "fields": told}  # fmt: skip
+
+    def user(event_id, **fields):
+        return {**item(event_id, **fields), "event": "user", "user": "u1"}
+
+    clicked = {"event": "interaction", "id": "c", "timestamp": "1599391467000", "item": "p1",
+               "user": "u1", "session": "s", "type": "click"}  # fmt: skip
+    for name, lines in (
+        ("a", [item("1", title="Toy story"), user("2", age="33"), clicked]),
+        ("b", [item("3", price=7.5, title="later"), user("4", age="34", city="Ulm")]),
+    ):
+        content = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"{name}.jsonl").write_text(content)
+    settings = metarank.MetarankSource(paths=(str(tmp_path / "*.jsonl"),))
+    taken = take_source(tmp_path, metarank.source(settings))
+    (row,) = taken.items.to_dicts()
+    assert row["title"] == "Toy story" and row["price"] == 7.5
+    (told,) = pq.read_table(taken.folder / "users.parquet").to_pylist()
+    assert dict(told["attributes"]) == {"age": "33", "city": "Ulm"}
+    tallies = taken.outcome.tallies
+    for table in ("items", "users"):
+        assert tallies[table].rows_in == tallies[table].rows_out == 1
+        assert tallies[table].quarantined == 0
+    assert tallies["items"].ignored["more_of_the_same_item"] == 1
+
+
+def test_an_export_without_a_single_event_is_told(tmp_path):
+    line = {"event_name": "session_start", "event_timestamp": 1717200000000000,
+            "user_pseudo_id": "u", "event_params": []}  # fmt: skip
+    (tmp_path / "ga4.jsonl").write_text(json.dumps(line) + "\n")
+    source = ga4.source(ga4.GA4Source(paths=(str(tmp_path / "ga4.jsonl"),)))
+    with pytest.raises(UserError, match=r"no record is an event \(.*session_start: 1\)"):
+        take_source(tmp_path, source)

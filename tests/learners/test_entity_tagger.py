@@ -165,6 +165,41 @@ def test_probabilities_keep_their_promise(tmp_path: Path) -> None:
     assert 0.5 < np.mean(right) < 0.9
 
 
+@pytest.mark.parametrize("crf", [True, False])
+def test_parts_of_a_batch_make_its_gradient(crf: bool, tmp_path: Path, monkeypatch) -> None:
+    """Titles and windows of unlike lengths: the loss is a mean over units, not over windows."""
+    sent: list[EntityObjective] = []
+
+    def stop(objective: EntityObjective, *_: object, **__: object) -> None:
+        sent.append(objective)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entity_tagger_module, "train", stop)
+    table = shop(6, 0)
+    rows = table.to_pylist()
+    rows[0]["text"] += " and a long tail of words that is no attribute at all" * 3
+    with pytest.raises(KeyboardInterrupt):
+        word_tagger(crf=crf, dropout=0.0, window=64).fit(
+            pa.Table.from_pylist(rows, schema=table.schema), shop(4, 1), TextContext(tmp_path)
+        )
+    (objective,) = sent
+    torch.manual_seed(0)
+    module = objective.build()
+    rng, every = np.random.default_rng(0), np.arange(len(objective.training))
+
+    def gradient(parts: list[np.ndarray]) -> torch.Tensor:
+        module.zero_grad()
+        batches = [(part, objective.collate(part, rng)) for part in parts]
+        whole = sum(objective.weight(part, batch) for part, batch in batches)
+        for part, batch in batches:
+            (objective.loss(module, batch) * objective.weight(part, batch) / whole).backward()
+        return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+    torch.testing.assert_close(
+        gradient([np.array([row]) for row in every]), gradient([every]), atol=1e-5, rtol=1e-4
+    )
+
+
 def test_mistakes_are_said(tmp_path: Path) -> None:
     nothing = shop(5, 0).drop_columns("spans").append_column(
         "spans", pa.array([[]] * 5, schema.LABELLED_TEXTS.field("spans").type)
@@ -174,6 +209,8 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
             learner(kind, tmp_path).fit(nothing, nothing, TextContext(tmp_path))
     with pytest.raises(UserError, match="cannot share 32"):
         word_tagger(window=32, overlap=32).fit(shop(5, 0), shop(5, 1), TextContext(tmp_path))
+    with pytest.raises(UserError, match="nothing but the surface"):
+        WordTagger(WordTaggerSettings(surface=0)).fit(shop(5, 0), shop(5, 1), TextContext(tmp_path))
     outside = shop(5, 0).to_pylist()
     outside[2]["spans"] = [{"start": 3, "end": 1000, "label": "brand"}]
     broken = pa.Table.from_pylist(outside, schema=schema.LABELLED_TEXTS)

@@ -29,7 +29,7 @@ from raysys.learners.relevance_blend import (
     fit_weights,
     folds_by_query,
 )
-from raysys.learners.relevance_trees import RelevanceTreesLearner
+from raysys.learners.relevance_trees import RelevanceTreesLearner, RelevanceTreesSettings
 from raysys.learners.text_protocol import PREDICTIONS, TextContext, TextLearner, TextModel
 from raysys.text.pairs import Pairs, mean_ndcg
 from tests.text.shop_pairs import judged_pairs
@@ -388,3 +388,8 @@ def test_non_negative_weights_never_lose_to_the_mean(rows: list[tuple[float, int
     assert found[0] >= 0
     error = np.mean((said * found[0] + found[1] - grade) ** 2)
     assert error <= grade.var() + 1e-4
+
+
+def test_a_language_without_a_stemmer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no stemmer for it; there are .*english"):
+        RelevanceTreesSettings(language="chinese")

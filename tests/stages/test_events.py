@@ -17,6 +17,7 @@ from raysys.eventlog.local import LocalLog
 from raysys.eventlog.rolled import Rolled
 from raysys.eventlog.settings import LogSettings
 from raysys.stages import events as stage
+from raysys.stages.monitor import MonitorOptions, _places
 from raysys.storage import Workspace
 from tests.eventlog.entries import entries, entry
 
@@ -84,6 +85,22 @@ def test_a_serve_config_names_the_log(log: LocalLog, workspace: Workspace, capsy
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match="takes no events"):
         said("status", workspace, capsys, str(path))
+
+
+def test_events_and_monitor_look_where_deploy_keeps_what_it_serves(tmp_path: Path) -> None:
+    """With a workspace beside its registry, without one beside that which the config names."""
+    args = {"registry": str(tmp_path / "a" / "registry"), "events": {}, "shown_lists": {}}
+    app = {"name": "raysys", "import_path": "raysys.serving.app:build", "args": args}
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump({"applications": [app]}))
+    options = MonitorOptions(config=str(path))
+    for workspace, name in ((None, "a"), (Workspace(tmp_path / "b"), "b")):
+        root = tmp_path / name
+        assert stage.named_log(str(path), workspace)[1] == root / "eventlog"
+        places = _places(options, workspace)
+        assert places.registry == root / "registry" and places.windows == root / "monitor"
+        assert places.lists == root / "shown_lists"
+        assert places.log is not None and places.log[1] == root / "eventlog"
 
 
 def test_the_command_line_has_it(log: LocalLog, workspace: Workspace) -> None:

@@ -142,6 +142,59 @@ def test_a_run_that_was_cut_off_goes_on_and_new_or_changed_files_are_scored(
     assert second.counts["rows"] == 74 - 2 + 3 + 1 == predictions(output).height
 
 
+def test_rows_are_there_once_however_files_come_and_are_cut(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    InProcess(monkeypatch)
+    data, output = tmp_path / "data", tmp_path / "out"
+    for year in ("2024", "2025"):
+        (data / year).mkdir(parents=True)
+    (data / "2024" / "x.csv").write_text("title\nred apple\nplum tomato\n")
+    settings = settings_of(data, output, paths=f"{data}/**/*.csv")
+    score.run(settings, workspace)
+    (data / "2025" / "x.csv").write_text("title\noat milk\n")  # the shared folder is another now
+    counts = score.run(settings, workspace).counts
+    assert counts["rows"] == predictions(output).height == 3
+    assert predictions(output).select("_file", "_row").is_unique().all()
+    # another folder with a file of the same name takes nothing away
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "x.csv").write_text("title\ngreen tea\n")
+    score.run(settings_of(data, output, paths=f"{tmp_path}/more/*.csv"), workspace)
+    assert predictions(output).height == 4
+    # a Parquet file that is cut into fewer parts than before
+    monkeypatch.setattr(score, "PIECE_ROWS", 10)
+    frame = pl.DataFrame({"title": [f"apple {n}" for n in range(40)]})
+    parquet = settings_of(data, tmp_path / "cut", paths=f"{data}/p.parquet")
+    for size in (10, 40):
+        frame.write_parquet(data / "p.parquet", row_group_size=size)
+        os.utime(data / "p.parquet", (size, size))
+        assert score.run(parquet, workspace).counts["rows"] == 40
+        assert predictions(tmp_path / "cut").height == 40
+
+
+def test_another_way_of_reading_is_another_outcome(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    InProcess(monkeypatch)
+    (tmp_path / "in.csv").write_bytes("title\ncr\xe8me br\xfbl\xe9e\n".encode("latin-1"))
+    paths = {"paths": f"{tmp_path}/in.csv"}
+    score.run(settings_of(tmp_path, tmp_path / "out", **paths), workspace)
+    right = settings_of(tmp_path, tmp_path / "out", **paths, encoding="latin-1")
+    with pytest.raises(UserError, match="predictions of another encoding"):
+        score.run(right, workspace)
+    score.run(right, workspace, force=True)
+    assert predictions(tmp_path / "out")["title"].to_list() == ["crème brûlée"]
+
+
+def test_predictions_can_be_scored_again(
+    workspace: Workspace, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    InProcess(monkeypatch)
+    score.run(settings_of(inputs, tmp_path / "one"), workspace)
+    again = settings_of(inputs, tmp_path / "two", paths=f"{tmp_path}/one/predictions/*.parquet")
+    assert score.run(again, workspace).counts["rows"] == 74
+
+
 def test_pairs_are_graded_and_one_without_a_query_goes_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,30 @@ def test_a_second_fit_takes_the_name_and_can_be_rolled_back(tmp_path: Path) -> N
     assert first.figures["bundle"] != second.figures["bundle"]
     assert registry.resolve("text-classify") == second.figures["bundle"]
     assert registry.rollback("text-classify") == first.figures["bundle"]
+
+
+def test_what_a_fit_depends_on_is_all_its_files_and_models(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"as it was pre-trained first")
+    for name in ("a", "b"):  # two files of one name
+        (tmp_path / name).mkdir()
+        texts.write_titles(tmp_path / name / "titles.csv", 120)
+    settings = texts.settings_of("classify", tmp_path / "a" / "titles.csv", QUICK)
+    other = texts.settings_of("classify", tmp_path / "b" / "titles.csv", QUICK)
+    both = settings.model_copy(update={"sources": (*settings.sources, *other.sources)})
+    first = text.run(both, workspace)
+    assert text.run(both, workspace).created == first.created
+    os.utime(tmp_path / "a" / "titles.csv", (1, 1))
+    second = text.run(both, workspace)
+    assert second.created != first.created or second.inputs != first.inputs
+    named = {"text_classifier": {"model": str(model)}, "blend": [{"teacher": str(model)}]}
+    before = text._models(named)
+    assert list(before) == [f"{model}/model.safetensors"]
+    (model / "model.safetensors").write_bytes(b"as it was pre-trained again")
+    assert text._models(named) != before
+    assert text._models({"model": "all-MiniLM-L6-v2", "costs": [3.0], "gone": None}) == {}
 
 
 def test_learners_of_a_killed_run_are_not_fitted_again(

@@ -177,3 +177,22 @@ def test_no_page_is_heavy(visitor: TestClient) -> None:
     sizes = [len(visitor.get(f"/assets/{name}").content) for name in ("shop.css", "shop.js")]
     assert sum(sizes) < 20_000
     assert visitor.get("/assets/../visit.py").status_code == 404
+
+
+def test_a_cookie_of_long_names_ends_nothing(pages) -> None:
+    """Ids of 200 signs that JSON writes with twelve letters each do not fit into any cookie."""
+    content = {"user": "\U0001f600" * 200, "session": "\U0001f600" * 200, "cart": [], "seen": []}
+    raw = json.dumps(content, ensure_ascii=False).encode()
+    cookie = base64.urlsafe_b64encode(raw).decode()
+    client = TestClient(pages, cookies={"visit": cookie})
+    assert client.get("/").status_code == 200
+
+
+def test_numbers_and_calls_that_a_link_garbles_are_passed_over(visitor: TestClient) -> None:
+    known = items(visitor.get("/").text)[0]
+    for position in ("\u00b2", "9" * 5000, "-1", "1e3"):
+        assert visitor.get(f"/item/{known}", params={"position": position}).status_code == 200
+        sent = {"item_id": known, "position": position}
+        assert visitor.post("/cart", data=sent, follow_redirects=False).status_code in (200, 303)
+    for asked in ("NQ", "W10", "WzFd", "bnVsbA"):
+        assert visitor.get(f"/why/{known}", params={"asked": asked}).status_code == 404

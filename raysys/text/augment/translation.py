@@ -195,8 +195,9 @@ def _opened(model: str, device: str) -> Translator:
             mend="take auto, cpu or cuda",
         ) from None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=local)
-        weights = AutoModelForSeq2SeqLM.from_pretrained(model, local_files_only=local)
+        how = {"local_files_only": local, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(model, **how)
+        weights = AutoModelForSeq2SeqLM.from_pretrained(model, **how)
     except ImportError:
         if find_spec("sentencepiece") is None:
             raise missing_extra("sentencepiece", "augment") from None

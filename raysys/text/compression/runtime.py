@@ -110,20 +110,23 @@ def open_compressed(folder: Path) -> RuntimeBackbone:
     try:
         content = json.loads((folder / RUNTIME).read_text(encoding="utf-8"))
         settings = RuntimeSettings(**content)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"damaged {RUNTIME}: {str(error).splitlines()[0]}",
+            f"a damaged compressed model: {str(error).splitlines()[0]}",
             where=str(folder),
             mend="compress the model again (`raysys compress`)",
         ) from None
-    return RuntimeBackbone(folder, AutoConfig.from_pretrained(folder), settings)
+    return RuntimeBackbone(folder, config, settings)
 
 
 def _open_torch(folder: Path, settings: RuntimeSettings) -> Any:
     from transformers import AutoModel
 
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    model = AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
+    model = AutoModel.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    ).eval()
 
     def run(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         with torch.inference_mode():
