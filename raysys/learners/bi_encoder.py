@@ -22,7 +22,6 @@ from raysys.learners.cross_encoder import (
     CrossEncoderSettings,
     judged,
     require_lists,
-    run_folder,
 )
 from raysys.learners.text_protocol import (
     PREDICTIONS,
@@ -30,6 +29,7 @@ from raysys.learners.text_protocol import (
     TextContext,
     TextLearner,
     TextModel,
+    run_folder,
 )
 from raysys.text.bi_encoder import BiEncoding, Lesson, TextVectors
 from raysys.text.cross_encoder import BY_LIST, Loss, fitted_line, to_grades, write_json

@@ -5,7 +5,6 @@ For the few best of a list, or as the teacher of a bi-encoder that scores the ma
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -23,6 +22,7 @@ from raysys.learners.text_protocol import (
     TextContext,
     TextLearner,
     TextModel,
+    run_folder,
 )
 from raysys.text.cross_encoder import (
     BY_LIST,
@@ -170,12 +170,6 @@ class CrossEncoderLearner(TextLearner[CrossEncoderSettings]):
             known = held_out if held_out is not None else pairs
             line = fitted_line(scorer.scores(known)[0], known.grade, known.weight)
         return CrossEncoderModel(scorer, settings, scale, line, fitted)
-
-
-def run_folder(name: str, settings: Settings, context: TextContext) -> Path:
-    """Where a fit trains: the same for the same settings and seed, so that it can go on there."""
-    told = f"{settings.model_dump_json()} {context.seed}"
-    return context.scratch / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
 def judged(validation: pa.Table) -> Pairs | None:

@@ -7,7 +7,7 @@ a transformer: it fits in seconds and serves in microseconds a word.
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from raysys.learners.span_decisions import (
     predictions,
     span_log_loss,
 )
-from raysys.learners.text_protocol import TextContext, TextLearner, TextModel
+from raysys.learners.text_protocol import TextContext, TextLearner, TextModel, run_folder
 from raysys.text.crf import Chain
 from raysys.text.entity_network import EntityNetwork, Pooling, Window, chain_of, collate
 from raysys.text.gazetteer import Gazetteer
@@ -275,11 +275,12 @@ class _Tagger(TextLearner[S], Generic[S]):
             plan, reader, reader.windows(units, own), encoded, labelled(validation),
             settings.longest,
         )  # fmt: skip
-        folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir=context.scratch))
+        folder = run_folder(self.name, self.settings, context)
         fitted = train(
             objective, settings.training, folder, seed=context.seed, resources=context.resources
         )
         network, reader, tags = load_network(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         model = EntityModel(reader, network, tags, settings.longest)
         model.fitted = fitted
         model.calibrate(validation)

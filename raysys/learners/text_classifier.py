@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -29,7 +28,7 @@ from raysys.learners.text_labels import (
     LabelTask,
     read_training,
 )
-from raysys.learners.text_protocol import Task, TextContext, TextLearner
+from raysys.learners.text_protocol import Task, TextContext, TextLearner, run_folder
 from raysys.learners.text_reader import (
     Hierarchy,
     Losses,
@@ -157,23 +156,22 @@ class TextClassifier(TextLearner[TextClassifierSettings]):
         """See `TextLearner.fit`."""
         settings = self.settings
         labels, texts, held = read_training(train, validation, settings.task)
-        folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir=context.scratch))
-        try:
-            place = settings.model
-            if settings.scratch is not None:
-                place = str(folder / "scratch")
-                make_model(settings.scratch, texts.texts, context.seed, Path(place))
-            objective = self._objective(place, labels, texts, held)
-            fitted = run_training(
-                objective,
-                settings.training,
-                folder / "trained",
-                seed=context.seed,
-                resources=context.resources,
-            )
-            reader, tokenizer = load_reader(fitted.folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        folder = run_folder(self.name, settings, context)
+        place = settings.model
+        if settings.scratch is not None:
+            place = str(folder / "scratch")
+            shutil.rmtree(place, ignore_errors=True)  # of a run that was cut off: it is the same
+            make_model(settings.scratch, texts.texts, context.seed, Path(place))
+        objective = self._objective(place, labels, texts, held)
+        fitted = run_training(
+            objective,
+            settings.training,
+            folder / "trained",
+            seed=context.seed,
+            resources=context.resources,
+        )
+        reader, tokenizer = load_reader(fitted.folder)
+        shutil.rmtree(folder, ignore_errors=True)
         labelling = Labelling.of(settings.task, labels, texts)
         model = TextClassifierModel(
             labelling,

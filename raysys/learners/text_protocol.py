@@ -7,6 +7,7 @@ a transformer are the same to the stage that compares them, to calibration, scor
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,12 @@ class TextContext:
     scratch: Path
     seed: int = 0
     resources: Resources | None = None
+
+
+def run_folder(name: str, settings: Settings, context: TextContext) -> Path:
+    """Where a fit trains: the same for the same settings and seed, so that it can go on there."""
+    told = f"{settings.model_dump_json()} {context.seed}"
+    return context.scratch / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
 class TextModel(ABC):

@@ -200,6 +200,31 @@ def test_parts_of_a_batch_make_its_gradient(crf: bool, tmp_path: Path, monkeypat
     )
 
 
+def test_a_fit_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch, caplog) -> None:
+    plan = {**training(6).model_dump(), "epochs": 1, "checkpoint_every": {"steps": 1}}
+    settings = WordTaggerSettings(surface=24, training=TrainingSettings(**plan))
+    loss, calls = EntityObjective.loss, []
+
+    def cut_off(self: EntityObjective, *told: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return loss(self, *told)  # type: ignore[arg-type]
+
+    whole = WordTagger(settings).fit(shop(60, 0), shop(8, 1), TextContext(tmp_path / "whole"))
+    context = TextContext(tmp_path / "cut")
+    monkeypatch.setattr(EntityObjective, "loss", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        WordTagger(settings).fit(shop(60, 0), shop(8, 1), context)
+    monkeypatch.undo()
+    with caplog.at_level("INFO", logger="raysys"):
+        found = WordTagger(settings).fit(shop(60, 0), shop(8, 1), context)
+    assert "going on after step 2" in caplog.text
+    asked = shop(8, 2)
+    assert found.predict(asked).equals(whole.predict(asked))
+    assert list(context.scratch.iterdir()) == []
+
+
 def test_mistakes_are_said(tmp_path: Path) -> None:
     nothing = shop(5, 0).drop_columns("spans").append_column(
         "spans", pa.array([[]] * 5, schema.LABELLED_TEXTS.field("spans").type)
