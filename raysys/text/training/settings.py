@@ -57,7 +57,7 @@ class TrainingSettings(Settings):
 
     Attributes:
         epochs: passes over the examples; may be a fraction.
-        max_steps: optimiser steps at most; null: as many as `epochs` take.
+        max_steps: optimiser steps, instead of `epochs`; null: as many as those take.
         batch_size: examples an optimiser step and worker.
         micro_batch_size: examples that go through the model at once, their gradients summed up to
             the step's; null: all of `batch_size`. A loss that compares the examples of a batch
