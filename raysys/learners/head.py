@@ -391,10 +391,10 @@ def _network(wide: int, project: Float32, settings: HeadSettings) -> Any:
     from torch import Tensor, cat, nn
 
     size, vector = project.shape
-    share = round(256 * settings.dropout)
+    share = min(255, round(256 * settings.dropout))
 
     class Dropout(nn.Module):
-        """As `nn.Dropout`, in 256ths: a byte a value costs a fifth of what torch's draws do."""
+        """As `nn.Dropout`, in 256ths: a byte a value is drawn faster than torch's fractions."""
 
         def forward(self, values: Tensor) -> Tensor:
             if not (self.training and share):

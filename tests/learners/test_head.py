@@ -155,3 +155,14 @@ def test_a_head_reads_what_it_is_told_to() -> None:
     assert HeadSettings().read(batch).names == batch.names
     with pytest.raises(UserError, match="no feature 'postion'; did you mean 'position'"):
         HeadSettings(exclude=("postion",)).read(batch)
+
+
+@pytest.mark.parametrize(("dropout", "kept"), [(0.0, 1.0), (0.2, 0.8), (0.999, 1 / 256)])
+def test_dropout_leaves_out_its_share_and_keeps_the_mean(dropout: float, kept: float) -> None:
+    torch.manual_seed(0)
+    network = _network(6, np.eye(4, dtype=np.float32), HeadSettings(width=12, dropout=dropout))
+    layer = network.body[2]
+    found = layer.train()(torch.ones(400, 500))
+    assert float((found > 0).float().mean()) == pytest.approx(kept, abs=0.01)
+    assert float(found.mean()) == pytest.approx(1, abs=0.15)
+    assert torch.equal(layer.eval()(torch.ones(3, 2)), torch.ones(3, 2))

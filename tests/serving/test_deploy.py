@@ -241,7 +241,6 @@ def test_the_config_s_registry_is_served_unless_a_workspace_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that says which registry it serves is taken at its word, as by `serve deploy`."""
-
     asked: list[Workspace | None] = []
 
     def run(_settings: Any, workspace: Workspace | None, *, force: bool) -> Manifest:
