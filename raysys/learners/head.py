@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +22,7 @@ from pydantic import Field
 from raysys.config import Settings
 from raysys.features.batch import Batch
 from raysys.features.negatives import inverse_weights
-from raysys.learners.validation import require_columns
+from raysys.learners.validation import chosen_features
 from raysys.storage import CheckpointFolder
 
 Float32 = npt.NDArray[np.float32]
@@ -66,16 +65,9 @@ class HeadSettings(Settings):
         """The batch with those features alone that are read.
 
         Raises:
-            UserError: a pattern that matches nothing.
+            UserError: a pattern that matches nothing, or nothing is left.
         """
-        for pattern in self.exclude:
-            if not any(fnmatchcase(name, pattern) for name in batch.names):
-                require_columns([pattern], batch.names, where="head.exclude")
-        names = tuple(
-            name
-            for name in batch.names
-            if not any(fnmatchcase(name, pattern) for pattern in self.exclude)
-        )
+        names = chosen_features(batch.names, (), self.exclude, where="head")
         return replace(batch, names=names, features=batch.columns(names))
 
 

@@ -14,7 +14,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -23,13 +22,12 @@ import numpy.typing as npt
 from pydantic import Field
 
 from raysys.config import Settings
-from raysys.errors import UserError
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.learners.protocol import Context, Float32, Learner, Model, Report
 from raysys.learners.sampling import thinned, with_some_positive
 from raysys.learners.training import run_configs, threads_of, trained
-from raysys.learners.validation import NDCG, no_positives, require_columns, require_positives
+from raysys.learners.validation import NDCG, chosen_features, no_positives, require_positives
 from raysys.storage import CheckpointFolder
 
 ROWS_PER_THREAD = 8192
@@ -78,22 +76,7 @@ class TreeSettings(Settings):
         Raises:
             UserError: a pattern that matches nothing, or nothing is left.
         """
-        for pattern in (*self.features, *self.exclude):
-            if not any(fnmatchcase(name, pattern) for name in names):
-                require_columns([pattern], names, where=f"{where}.features")
-
-        def matches(name: str, patterns: tuple[str, ...]) -> bool:
-            return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-        chosen = tuple(
-            name
-            for name in names
-            if (not self.features or matches(name, self.features))
-            and not matches(name, self.exclude)
-        )
-        if not chosen:
-            raise UserError("every feature is excluded", where=f"{where}.exclude")
-        return chosen
+        return chosen_features(names, self.features, self.exclude, where=where)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 import numpy as np
 import numpy.typing as npt
@@ -103,3 +104,35 @@ def require_columns(wanted: Sequence[str], names: Sequence[str], *, where: str) 
             raise UserError(
                 f"no feature {name!r}{hint}", where=where, mend=f"there are {', '.join(names)}"
             )
+
+
+def chosen_features(
+    names: Sequence[str], wanted: Sequence[str], exclude: Sequence[str], *, where: str
+) -> tuple[str, ...]:
+    """Those of a plan's features that a learner reads, in the plan's order.
+
+    Args:
+        names: of the plan's features.
+        wanted: names or patterns; empty: all.
+        exclude: names or patterns that are not read.
+        where: the settings, for errors.
+
+    Raises:
+        UserError: a pattern that matches nothing, or nothing is left.
+    """
+    for key, patterns in (("features", wanted), ("exclude", exclude)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                require_columns([pattern], names, where=f"{where}.{key}")
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    chosen = tuple(
+        name
+        for name in names
+        if (not wanted or matches(name, wanted)) and not matches(name, exclude)
+    )
+    if not chosen:
+        raise UserError("every feature is excluded", where=f"{where}.exclude")
+    return chosen
