@@ -8,6 +8,8 @@ steps in a loop of ten lines, which is what checkpoints, schedules and evaluatio
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import tempfile
 import time
 from collections.abc import Callable
@@ -145,6 +147,11 @@ def product_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 def bert_base() -> Any:
     """BERT-base as its paper has it, with random weights: 110 million."""
+    return copy.deepcopy(_bert_base())
+
+
+@functools.cache
+def _bert_base() -> Any:
     from transformers import BertConfig, BertModel
 
     return BertModel(BertConfig(), add_pooling_layer=False)
@@ -164,6 +171,8 @@ def measured(
     """Examples and tokens a second, their share of the peak, and how the plain loop does."""
     short = settings.model_copy(update={"max_steps": 2})
     by_raysys(objective, short)  # compiles, allocates
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     ours, plain = [], []
     for _ in range(runs):  # in turns: a machine's speed drifts
         ours.append(by_raysys(objective, settings))
@@ -172,6 +181,10 @@ def measured(
     tokens = float(objective.lengths()[0])
     ratios = [a / b for a, b in zip(ours, plain, strict=True)]
     share, against = peak
+    memory = []
+    if torch.cuda.is_available():
+        taken = torch.cuda.max_memory_allocated() / 1e9
+        memory.append(Figure(f"{name}_memory", taken, "GB", reference="most that tensors took"))
     return [
         Figure(f"{name}_examples_per_s", rate, "1/s", min(ours), max(ours),
                reference=f"plain loop, same run: {median(plain):.4g}"),
@@ -181,6 +194,7 @@ def measured(
                min(ours) * flops / share, max(ours) * flops / share, reference=against),
         Figure(f"{name}_ratio_plain_loop", median(ratios), "ratio", min(ratios), max(ratios),
                aim="≥ 0.95", reference="median over runs taken in turns"),
+        *memory,
     ]  # fmt: skip
 
 
@@ -218,8 +232,9 @@ def main() -> None:
         for task in ("classify", "mlm"):
             objective = Synthetic(backbone, size * steps, tokens, mlm=task == "mlm")
             name = f"{model}_{task}_{size}x{tokens}"
-            figures += measured(name, objective, settings, peak, arguments.runs)
-            print(f"{name}: {figures[-4].value:.4g} examples/s", flush=True)
+            found = measured(name, objective, settings, peak, arguments.runs)
+            print(f"{name}: {found[0].value:.4g} examples/s", flush=True)
+            figures += found
     write_result("training", figures, time.perf_counter() - began)
 
 

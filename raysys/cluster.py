@@ -55,6 +55,24 @@ def scaling(resources: Resources) -> Any:
     )
 
 
+def device_here() -> str:
+    """`cuda` where this process may use a GPU, else `cpu`; as PyTorch names devices.
+
+    A worker of Ray may use the GPUs that were reserved for it. Without a reservation it sees those
+    of its machine all the same: Ray hides nothing from who asked for nothing.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        in_worker = ray.get_runtime_context().worker.mode == ray.WORKER_MODE
+        if in_worker and not ray.get_gpu_ids():
+            return "cpu"
+    return "cuda"
+
+
 def fit(trainer: Any) -> Any:
     """Run one of Ray Train's trainers to its end, give its result.
 

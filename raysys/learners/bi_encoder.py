@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from raysys.cluster import device_here
 from raysys.config import Settings
 from raysys.errors import UserError
 from raysys.learners.cross_encoder import META as TEACHER_META
@@ -116,6 +117,7 @@ class BiEncoderModel(TextModel):
     ) -> None:
         self.vectors, self.settings = vectors, settings
         self.scale, self.line, self.fitted = scale, line, fitted
+        vectors.encoder.to(device_here())
 
     def encode(self, texts: Sequence[str]) -> Float32:
         """Unit vectors float32[len(texts), d]; an empty text gets zeros."""

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from raysys.cluster import device_here
 from raysys.config import Settings
 from raysys.errors import UserError
 from raysys.learners.text_protocol import (
@@ -87,6 +88,7 @@ class CrossEncoderModel(TextModel):
     ) -> None:
         self.scorer, self.settings = scorer, settings
         self.scale, self.line, self.fitted = scale, line, fitted
+        scorer.module.to(device_here())
 
     def predict(self, table: pa.Table) -> pa.Table:
         """See `TextModel.predict`; a pair that occurs twice is read once."""

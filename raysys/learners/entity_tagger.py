@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
+from raysys.cluster import device_here
 from raysys.config import Settings
 from raysys.errors import UserError
 from raysys.learners.entity_objective import EntityObjective, NetworkPlan, load_network
@@ -117,7 +118,7 @@ class EntityModel(TextModel):
         thresholds: Thresholds | None = None,
     ) -> None:
         self.reader = reader
-        self.network = network.eval()
+        self.network = network.eval().to(device_here())
         self.tags = tags
         self.longest = longest
         self.temperature = temperature

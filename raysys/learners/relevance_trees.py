@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from raysys.cluster import device_here
 from raysys.config import Settings
 from raysys.learners.cross_encoder import judged, require_lists
 from raysys.learners.text_protocol import (
@@ -168,6 +169,7 @@ class Remembered:
         from raysys.text.models import PACKAGED
 
         self.encoder = Encoder.open(model, max_tokens, trainable_layers=1)
+        self.encoder.place(device_here())
         self.folder = None if model == PACKAGED else model
         self._kept: dict[str, Float32] | None = None
 

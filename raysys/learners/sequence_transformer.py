@@ -19,6 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 
+from raysys.cluster import device_here
 from raysys.config import Settings
 from raysys.errors import UserError
 from raysys.learners.sequence_encoder import Encoder, Padded, Shape, padded
@@ -295,9 +296,7 @@ class SequenceTransformer(SequenceLearner[SequenceTransformerSettings]):
         return SequenceTransformerModel(deepcopy(encoder).to("cpu"), popular, self.settings)
 
     def _device(self) -> str:
-        if self.settings.device != "auto":
-            return self.settings.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return device_here() if self.settings.device == "auto" else self.settings.device
 
     def _pieces(self, train: Sequences) -> Sequences:
         """The last `max_length` + 1 items (an input and its target) of sequences of two or more."""

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pydantic import Field
 
+from raysys.cluster import device_here
 from raysys.config import Settings
 from raysys.learners.label_model import Labelling, LabelModel, Scores
 from raysys.learners.text_calibration import ThresholdSettings
@@ -106,7 +106,7 @@ class TextClassifierModel(LabelModel):
         center: tuple[float, float],
     ) -> None:
         super().__init__(labelling)
-        self.reader = reader.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.reader = reader.eval().to(device_here())
         self.tokenizer = tokenizer
         self.outputs = outputs
         self.max_tokens = max_tokens

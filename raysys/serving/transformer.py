@@ -20,6 +20,7 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from pydantic import Field
 
+from raysys.cluster import device_here
 from raysys.errors import UserError
 from raysys.learners.protocol import Float32
 from raysys.registry import Registry, Transformers, load_transformers
@@ -245,8 +246,4 @@ class Host:
                 self._wanted.discard(bundle)
 
     def _device(self) -> str:
-        if self._args.device != "auto":
-            return self._args.device
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return device_here() if self._args.device == "auto" else self._args.device

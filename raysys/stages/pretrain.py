@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
-from raysys.cluster import ray_session
+from raysys.cluster import device_here, ray_session
 from raysys.config import StageSettings
 from raysys.datasets import files
 from raysys.errors import UserError
@@ -228,7 +228,7 @@ def _learn(material: _Material, settings: AnyObjective, model: str, folder: Path
         with torch.random.fork_rng():
             torch.manual_seed(stage.seed)  # a new head is the one that training begins with
             module = objective.build().eval()
-        module.to("cuda" if torch.cuda.is_available() else "cpu")
+        module.to(device_here())
         with torch.inference_mode():
             before = dict(objective.evaluate(module))
             if isinstance(settings, ContrastiveSettings) and settings.hard_negatives.first:

@@ -357,7 +357,7 @@ class TextVectors:
     def thresholds(self) -> Float32 | None:
         """float32[k] of an ordinal loss."""
         found = self.encoder.thresholds
-        return None if found is None else found.detach().numpy()
+        return None if found is None else found.detach().cpu().numpy()
 
     def encode(self, texts: Sequence[str]) -> Float32:
         """Unit vectors float32[len(texts), d]; an empty text gets zeros."""

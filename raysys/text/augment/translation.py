@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from raysys.cluster import device_here
 from raysys.errors import UserError, missing_extra
 from raysys.storage import digest
 from raysys.text.augment.draws import UInt64, derived, keys_of, uniform
@@ -186,7 +187,7 @@ def _opened(model: str, device: str) -> Translator:
     if not local and model.startswith((".", "/", "~")):
         raise UserError(f"no model folder {model!r}", where=WHERE)
     try:
-        place = torch.device(_best_device() if device == "auto" else device)
+        place = torch.device(device_here() if device == "auto" else device)
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
@@ -212,9 +213,3 @@ def _opened(model: str, device: str) -> Translator:
             "--local-dir FOLDER` where there is one and give FOLDER",
         ) from None
     return Translator(weights, tokenizer, place)
-
-
-def _best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from raysys import progress
-from raysys.cluster import Resources
+from raysys.cluster import Resources, device_here
 from raysys.text.training.loop import Loop, Standing
 from raysys.text.training.objective import Objective
 from raysys.text.training.parallel import World
@@ -109,8 +109,8 @@ def _here(
     seed: int,
     report: Report | None,
 ) -> Standing:
-    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    device = torch.device("cuda" if gpus else "cpu")
+    device = torch.device(device_here())
+    gpus = [torch.cuda.current_device()] if device.type == "cuda" else []
     with torch.random.fork_rng(gpus), progress.task(objective.title) as task:
 
         def advance(step: int, steps: int, note: str) -> None:

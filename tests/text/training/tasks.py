@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from raysys.text.training import Objective
+from raysys.text.training.batches import placed
 from raysys.text.training.objective import Tensors
 
 WORDS = 50
@@ -48,6 +49,11 @@ def tiny(kind: str = "bert", layers: int = 2, dropout: float = 0.1) -> Any:
             resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
         )
     )  # fmt: skip
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where its weights are."""
+    return next(module.parameters()).device
 
 
 class Marker(nn.Module):
@@ -115,7 +121,8 @@ class FindsWord(Objective):
 
     def evaluate(self, module: nn.Module) -> Mapping[str, float]:
         rows = np.arange(self.n, len(self.texts))
-        return {"loss": float(self.loss(module, self.collate(rows, np.random.default_rng(0))))}
+        batch = placed(self.collate(rows, np.random.default_rng(0)), device_of(module))
+        return {"loss": float(self.loss(module, batch))}
 
     def save(self, module: nn.Module, folder: Path) -> None:
         save_file(

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raysys.text.training import TrainingSettings, train
+from raysys.text.training.batches import placed
 from raysys.text.training.objective import Tensors
-from tests.text.training.tasks import FindsWord
+from tests.text.training.tasks import FindsWord, device_of
 
 SETTINGS: dict[str, Any] = {
     "epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "evaluate_every": {"steps": 2},
@@ -44,7 +45,8 @@ class Mines(Cut):
 
     def refresh(self, module: nn.Module, epoch: int) -> None:
         batch = super().collate(np.arange(self.n), np.random.default_rng(0))
-        said = module(batch["ids"], batch["mask"])[:, 0].numpy()
+        batch = placed(batch, device_of(module))
+        said = module(batch["ids"], batch["mask"])[:, 0].cpu().numpy()
         self.flipped = said > np.median(said)
 
     def state(self) -> Tensors:
