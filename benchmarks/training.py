@@ -1,8 +1,9 @@
 """Examples a second of training transformers, and the share of what the device can compute.
 
-On a GPU BERT-base (from its configuration, random weights) at growing batches, two minutes; on a
-CPU the packaged MiniLM at 32 texts of 64 tokens, three minutes on one thread. Beside it the same
-steps in a loop of ten lines, which is what checkpoints, schedules and evaluations must not cost.
+On a GPU BERT-base (from its configuration, random weights) at growing batches, as it is and with
+its layers compiled, three minutes; on a CPU the packaged MiniLM at 32 texts of 64 tokens, three
+minutes on one thread. Beside it the same steps in a loop of ten lines, which is what checkpoints,
+schedules and evaluations must not cost.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,7 +37,7 @@ PEAK = {  # dense bf16 TFLOP/s by the makers' data sheets
 
 
 class Steps(nn.Module):
-    """A transformer with a linear head: two classes of a text, or a word for every token."""
+    """A transformer with a linear head: two classes of a text, or the word of each hidden token."""
 
     def __init__(self, backbone: Any, words: int | None) -> None:
         super().__init__()
@@ -43,10 +45,11 @@ class Steps(nn.Module):
         self.words = words
         self.head = nn.Linear(backbone.config.hidden_size, words or 2)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, hidden: Tensor | None = None) -> Tensor:
         states = self.backbone(input_ids=ids).last_hidden_state
-        found: Tensor = self.head(states if self.words else states[:, 0])
-        return found.flatten(0, -2)
+        picked = states[:, 0] if hidden is None else states.flatten(0, 1)[hidden]
+        found: Tensor = self.head(picked)
+        return found
 
 
 class Synthetic(Objective):
@@ -56,7 +59,8 @@ class Synthetic(Objective):
         backbone: makes the transformer.
         n: texts.
         tokens: of each.
-        mlm: predict the words of masked tokens, through a head as wide as the vocabulary.
+        mlm: predict the words of masked tokens, through a head as wide as the vocabulary, which is
+            applied to these alone, as `raysys pretrain` does.
     """
 
     title = "measuring steps"
@@ -80,11 +84,13 @@ class Synthetic(Objective):
         if self._words is None:
             return {"ids": ids, "label": ids[:, 0] % 2}
         masked = torch.from_numpy(rng.random(ids.shape) < MASKED)
-        label = torch.where(masked, ids, -100).flatten()
-        return {"ids": ids.masked_fill(masked, self._mask), "label": label}
+        hidden = masked.flatten().nonzero().squeeze(1)
+        shown = ids.masked_fill(masked, self._mask)
+        return {"ids": shown, "hidden": hidden, "label": ids.flatten()[hidden]}
 
     def loss(self, module: nn.Module, batch: Tensors) -> Tensor:
-        found: Tensor = nn.functional.cross_entropy(module(batch["ids"]), batch["label"])
+        said = module(batch["ids"], batch.get("hidden"))
+        found: Tensor = nn.functional.cross_entropy(said, batch["label"])
         return found
 
     def save(self, module: nn.Module, folder: Path) -> None:
@@ -99,7 +105,7 @@ class Synthetic(Objective):
         config, tokens = module.backbone.config, self._ids.shape[1]
         layers = sum(each.numel() for each in module.backbone.encoder.parameters())
         attention = 12 * config.num_hidden_layers * config.hidden_size * tokens
-        head = 6 * module.head.weight.numel() * (tokens if self._words else 1)
+        head = 6 * module.head.weight.numel() * (tokens * MASKED if self._words else 1)
         return float(tokens * (6 * layers + attention) + head)
 
 
@@ -168,7 +174,10 @@ def packaged() -> Any:
 def measured(
     name: str, objective: Synthetic, settings: TrainingSettings, peak: tuple[float, str], runs: int
 ) -> list[Figure]:
-    """Examples and tokens a second, their share of the peak, and how the plain loop does."""
+    """Examples and tokens a second, their share of the peak, and how the plain loop does.
+
+    The plain loop compiles nothing: beside a compiled run it says what compiling is worth.
+    """
     short = settings.model_copy(update={"max_steps": 2})
     by_raysys(objective, short)  # compiles, allocates
     if torch.cuda.is_available():
@@ -193,7 +202,8 @@ def measured(
         Figure(f"{name}_share_of_peak", rate * flops / share, "ratio",
                min(ours) * flops / share, max(ours) * flops / share, reference=against),
         Figure(f"{name}_ratio_plain_loop", median(ratios), "ratio", min(ratios), max(ratios),
-               aim="≥ 0.95", reference="median over runs taken in turns"),
+               aim="" if settings.compile else "≥ 0.95",
+               reference="median over runs taken in turns"),
         *memory,
     ]  # fmt: skip
 
@@ -202,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="default: by device")
     parser.add_argument("--tokens", type=int, help="of each text; default: 128 on a GPU, else 64")
-    parser.add_argument("--steps", type=int, help="a run; default: 50 on a GPU, else 4")
+    parser.add_argument("--steps", type=int, help="a run; default: 20 on a GPU, else 4")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     hf_logging.set_verbosity_error()
@@ -210,9 +220,9 @@ def main() -> None:
     began = time.perf_counter()
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    sizes = arguments.batch_sizes or ([64, 128, 256, 512] if gpu else [32])
+    sizes = arguments.batch_sizes or ([128, 512] if gpu else [32])
     tokens = arguments.tokens or (128 if gpu else 64)
-    steps = arguments.steps or (50 if gpu else 4)
+    steps = arguments.steps or (20 if gpu else 4)
     base = TrainingSettings(max_steps=steps, checkpoint_every=None, learning_rate=1e-5)
     bf16 = computes_in_bf16(base, device)
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -227,11 +237,11 @@ def main() -> None:
         Figure("product_tflops", reached / 1e12, "TFLOP/s", reference=f"{kind} on {named}"),
     ]
     model, backbone = ("bert_base", bert_base) if gpu else ("minilm", packaged)
-    for size in sizes:
-        settings = base.model_copy(update={"batch_size": size})
+    for size, compiled in itertools.product(sizes, (False, True) if gpu else (False,)):
+        settings = base.model_copy(update={"batch_size": size, "compile": compiled})
         for task in ("classify", "mlm"):
             objective = Synthetic(backbone, size * steps, tokens, mlm=task == "mlm")
-            name = f"{model}_{task}_{size}x{tokens}"
+            name = f"{model}_{task}_{size}x{tokens}{'_compiled' if compiled else ''}"
             found = measured(name, objective, settings, peak, arguments.runs)
             print(f"{name}: {found[0].value:.4g} examples/s", flush=True)
             figures += found

@@ -6,8 +6,12 @@ it is found as the list of as many like modules as the configuration has hidden 
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from typing import Any
 
+import torch
 from torch import nn
 
 from raysys.errors import UserError
@@ -75,6 +79,31 @@ def set_dropout(backbone: nn.Module, rate: float) -> None:
         for name in _RATES:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, rate)
+
+
+def compile_layers(backbone: nn.Module, device: torch.device) -> None:
+    """Let each layer be compiled when it first runs; they share what comes of it.
+
+    Layer by layer rather than as a whole: it takes seconds instead of minutes, and whatever calls
+    the transformer (an objective's own methods, DDP, evaluations) runs the compiled layers.
+
+    Raises:
+        UserError: there is no compiler, or the layers cannot be told apart.
+    """
+    gpu = device.type == "cuda"
+    mend = "leave compile at false"
+    if gpu and importlib.util.find_spec("triton") is None:
+        raise UserError("compiling for a GPU needs triton", where="compile", mend=mend)
+    told = os.environ.get("CC" if gpu else "CXX")
+    names = [told] if told else ["gcc", "clang", "cc"] if gpu else ["g++", "clang++", "c++"]
+    if not any(map(shutil.which, names)):
+        raise UserError(
+            f"no compiler called {' or '.join(names)}",
+            where="compile",
+            mend=f"install one (Debian: apt install g++), or {mend}",
+        )
+    for layer in layers_of(backbone, "compile"):
+        layer.compile()
 
 
 def prepare(module: nn.Module, settings: TrainingSettings) -> Any:

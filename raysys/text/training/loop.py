@@ -28,7 +28,7 @@ from raysys.text.training.checkpoints import (
     trained,
     weights_of,
 )
-from raysys.text.training.layers import prepare
+from raysys.text.training.layers import compile_layers, prepare
 from raysys.text.training.objective import Objective
 from raysys.text.training.optimiser import adamw, factor, set_rates
 from raysys.text.training.parallel import World, settle
@@ -184,6 +184,8 @@ class Loop:
         fingerprint = self._fingerprint()  # before sharding changes the shapes
         self.module.to(world.device)
         self._bf16 = computes_in_bf16(settings, world.device)
+        if settings.compile:
+            compile_layers(self.module.backbone, world.device)  # type: ignore[arg-type]
         self._wrapped = world.wrap(self.module, self._bf16)
         self.module.train()
         sharded = world.sharded and world.size > 1

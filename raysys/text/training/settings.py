@@ -80,6 +80,8 @@ class TrainingSettings(Settings):
         keep: the weights with the best criterion, or the last; without validation always the last.
         precision: bf16 autocast, or fp32; auto: bf16 where the hardware has it.
         gradient_checkpointing: compute activations twice rather than hold them.
+        compile: translate the layers into fused kernels first (torch.compile), which takes half a
+            minute and a C compiler, and pays on GPUs.
         strategy: what several workers share: ddp the gradients, fsdp the weights as well.
         checkpoint_every: steps or seconds between checkpoints; null: none.
         max_failures: how often a Ray Train run goes on from its last checkpoint after a worker
@@ -107,6 +109,7 @@ class TrainingSettings(Settings):
     keep: Literal["best", "last"] = "best"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
+    compile: bool = False
     strategy: Literal["ddp", "fsdp"] = "ddp"
     checkpoint_every: CheckpointEvery | None = CheckpointEvery(seconds=600)
     max_failures: int = Field(2, ge=0)

@@ -162,3 +162,24 @@ def test_schedules(schedule: str) -> None:
     assert found[99] == pytest.approx(end, abs=1e-3)
     assert all(a >= b for a, b in pairwise(found[10:]))
     assert [factor(TrainingSettings(warm_up=0), at, 2) for at in range(2)] == [1.0, 1.0]
+
+
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same(tmp_path: Path) -> None:
+    """Evaluations, dropout of the seed and what is saved go on as they did."""
+    settings = TrainingSettings(epochs=2, batch_size=8, learning_rate=3e-3, dropout=0.0)
+    train(FindsWord(), settings, tmp_path / "plain")
+    fitted = train(FindsWord(), settings.model_copy(update={"compile": True}), tmp_path / "fused")
+    assert fitted.steps == 10
+    plain, fused = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "fused"))
+    assert plain.keys() == fused.keys()
+    assert max(float((plain[name] - fused[name]).abs().max()) for name in plain) < 1e-4
+
+
+def test_without_a_compiler_it_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="no compiler called") as caught:
+        train(FindsWord(), TrainingSettings(compile=True), tmp_path / "out")
+    assert caught.value.where == "compile" and "apt install g++" in caught.value.mend
