@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import bm25s
 import numpy as np
 import numpy.typing as npt
 
 from raysys.retrieval import segmentation
+from raysys.retrieval.bm25 import BM25
 from raysys.retrieval.fuse import Hits, best
 from raysys.retrieval.spelling import Spelling
 
@@ -74,7 +74,7 @@ class LexicalIndex:
         row_of_item: int32[n_items], the distinct text that each item has.
     """
 
-    def __init__(self, index: bm25s.BM25 | None, row_of_item: npt.NDArray[np.int32]) -> None:
+    def __init__(self, index: Any | None, row_of_item: npt.NDArray[np.int32]) -> None:
         self._index = index
         self.row_of_item = row_of_item
 
@@ -106,7 +106,7 @@ class LexicalIndex:
         if not any(tokens):
             return cls(None, row_of_item)
         # b is low: short texts here are terse entries, not better answers
-        index = bm25s.BM25(k1=1.2, b=0.4)
+        index = BM25(k1=1.2, b=0.4)
         index.index(tokens, show_progress=False)
         return cls(index, row_of_item)
 
@@ -184,7 +184,7 @@ class LexicalIndex:
         row_of_item = np.load(folder / "text_of_item.npy", allow_pickle=False)
         index = None
         if (folder / "bm25").is_dir():
-            index = bm25s.BM25.load(folder / "bm25", allow_pickle=False, show_progress=False)
+            index = BM25.load(folder / "bm25", allow_pickle=False, show_progress=False)
             segmentation.warm(index.vocab_dict)
         found = cls(index, row_of_item)
         if index is not None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +96,24 @@ def test_any_text_can_be_asked(text: str) -> None:
 
 def test_plurals_meet_their_singular() -> None:
     assert words("berries boxes cookies glasses bus") == words("berry boxe cookie glasse bus")
+
+
+def test_searching_takes_nothing_of_a_gpu_where_jax_is_installed(tmp_path: Path) -> None:
+    """jax takes most of a GPU's memory when it first computes, and bm25s lets it at its import."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("from . import lax\n")
+    (tmp_path / "jax" / "lax.py").write_text(
+        "def top_k(values, k):\n    raise SystemExit('jax has the GPU now')\n"
+    )
+    code = (
+        "import sys; from raysys.retrieval.lexical import LexicalIndex; import bm25s.selection\n"
+        "assert not bm25s.selection.JAX_IS_AVAILABLE\n"
+        "import jax.lax; print(jax.__file__)\n"  # who wants it has it still
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "jax" / "__init__.py")

@@ -103,7 +103,7 @@ def test_adapters_are_merged(kind: str, tmp_path: Path) -> None:
     """Saved weights have the plain model's names, and give what the adapted model gave."""
     objective = FindsWord(kind=kind)
     settings = TrainingSettings(
-        epochs=2, batch_size=8, learning_rate=1e-2, lora={"rank": 2, "alpha": 8}
+        epochs=2, batch_size=8, learning_rate=1e-2, lora={"rank": 2, "alpha": 8}, precision="fp32"
     )
     fitted = train(objective, settings, tmp_path / "out", seed=1)
     torch.manual_seed(1)

@@ -46,7 +46,7 @@ class Mines(Cut):
     def refresh(self, module: nn.Module, epoch: int) -> None:
         batch = super().collate(np.arange(self.n), np.random.default_rng(0))
         batch = placed(batch, device_of(module))
-        said = module(batch["ids"], batch["mask"])[:, 0].cpu().numpy()
+        said = module(batch["ids"], batch["mask"])[:, 0].float().cpu().numpy()
         self.flipped = said > np.median(said)
 
     def state(self) -> Tensors:
