@@ -245,7 +245,7 @@ def main() -> None:
             found = measured(name, objective, settings, peak, arguments.runs)
             print(f"{name}: {found[0].value:.4g} examples/s", flush=True)
             figures += found
-    write_result("training", figures, time.perf_counter() - began)
+    write_result("training_gpu" if gpu else "training", figures, time.perf_counter() - began)
 
 
 if __name__ == "__main__":
