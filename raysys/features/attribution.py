@@ -6,7 +6,7 @@ it. One pass over columns numbers the (user, item) pairs through a hash table, a
 impressions out by pair, so nothing is sorted: millions of events a second, and any partition by
 user gives the same result.
 
-Labels never look ahead: see `label_until`.
+Labels never look ahead: see `LabelSettings.longest_ms`.
 """
 
 from __future__ import annotations
@@ -81,12 +81,10 @@ class Grades:
     Attributes:
         impression: int64[k], rows of the events, rising.
         label: float32[k], the gain.
-        final: bool[k], whether the label can no longer change (see `label_until`); fit on these.
     """
 
     impression: Int64
     label: npt.NDArray[np.float32]
-    final: Bool
 
 
 def attribute(touches: Touches, settings: LabelSettings) -> Attribution:
@@ -173,20 +171,7 @@ def grade(
     best[:, IMPRESSION] = settings.by_kind[IMPRESSION]
     _highest(best, place[known], kind, worth)
     label = best.sum(axis=1) if settings.combine == "sum" else best.max(axis=1)
-    final = touches.time[shown] < label_until(end, settings)
-    return Grades(shown, label.astype(np.float32), final)
-
-
-def label_until(end: int, settings: LabelSettings) -> int:
-    """The moment (UTC ms) from which on impressions have no final label at `end`.
-
-    A purchase counts for a week, say: an impression six days before the end of a fold may still
-    be bought from, after the end. Counting that purchase would let the fold see what comes after
-    it; not counting it would teach that the impression failed. So outcomes at or after `end` are
-    cut, and impressions at or after `end` minus the longest window (of the event types that are
-    worth something) are not fitted on.
-    """
-    return end - settings.longest_ms
+    return Grades(shown, label.astype(np.float32))
 
 
 class _Impressions:

@@ -81,5 +81,11 @@ class LabelSettings(Settings):
 
     @property
     def longest_ms(self) -> int:
-        """The longest window of an outcome that is worth something, ms; 0 when there is none."""
+        """The longest window of an outcome that is worth something, ms; 0 when there is none.
+
+        A purchase counts for a week, say: an impression six days before the end of a fold may
+        still be bought from, after the end. Counting that purchase would let the fold see what
+        comes after it; not counting it would teach that the impression failed. So outcomes at or
+        after the end are cut, and impressions within this window before it are not fitted on.
+        """
         return int(self.windows_ms[self.by_kind > 0].clip(min=0).max(initial=0))

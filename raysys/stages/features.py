@@ -280,7 +280,7 @@ def _choose_logged(
 
 
 def _unsettled_ms(settings: FeaturesSettings, examples: FromLog, folds: tuple[int, ...]) -> int:
-    """How long before a fold's end impressions have no final label yet (`label_until`).
+    """How long before a fold's end impressions have no final label yet (`longest_ms`).
 
     Raises:
         UserError: a fold is no longer than that.

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from raysys.config import parse_settings
 from raysys.errors import UserError
-from raysys.features.attribution import Touches, attribute, grade, label_until
+from raysys.features.attribution import Touches, attribute, grade
 from raysys.features.labels import HOUR_MS, OUTCOMES, LabelSettings
 from raysys.features.requests import RequestSettings
 from raysys.schema import EVENT_TYPES
@@ -122,8 +122,8 @@ def test_final_labels_do_not_change_when_the_log_goes_on(rows, cut, combine):
     np.testing.assert_array_equal(early.label, cut_off.label)
     late = grade(log, attribute(log, how), how)
     of = dict(zip(late.impression, late.label, strict=True))
-    for row, label, final in zip(early.impression, early.label, early.final, strict=True):
-        if final:
+    for row, label in zip(early.impression, early.label, strict=True):
+        if log.time[row] < end - how.longest_ms:
             assert label == of[row]
 
 
@@ -159,10 +159,12 @@ def test_a_window_is_by_event_type():
 
 def test_labels_are_final_a_window_before_the_end():
     how = LabelSettings(gains={"click": 1}, windows_hours={"click": 1, "purchase": 100})
-    assert label_until(10 * HOUR_MS, how) == 9 * HOUR_MS  # purchases are worth nothing here
-    log = touches([(0, 0, "impression", at * HOUR_MS, 0, -1) for at in (7, 8, 9, 10)])
-    found = grade(log, attribute(log, how), how, end=10 * HOUR_MS)
-    assert found.final.tolist() == [True, True, False]
+    assert how.longest_ms == HOUR_MS  # purchases are worth nothing here
+    shown = [(0, 0, "impression", at * HOUR_MS, 0, -1) for at in (7, 8, 9, 10)]
+    log = touches([*shown, (0, 0, "click", 10 * HOUR_MS, 0, -1)])
+    assert grade(log, attribute(log, how), how).label.tolist() == [0, 0, 0, 1]
+    cut = grade(log, attribute(log, how), how, end=10 * HOUR_MS)
+    assert cut.impression.tolist() == [0, 1, 2] and cut.label.tolist() == [0, 0, 0]
 
 
 def test_an_empty_log_has_nothing_to_credit():
