@@ -9,7 +9,7 @@ ICML 2007). Scoring is plain numpy: a replica needs no torch for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -61,13 +61,17 @@ class HeadSettings(Settings):
     correct_sampling: bool = True
     exclude: tuple[str, ...] = ()
 
-    def read(self, batch: Batch) -> Batch:
-        """The batch with those features alone that are read.
+    def chosen(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those features that are read.
 
         Raises:
             UserError: a pattern that matches nothing, or nothing is left.
         """
-        names = chosen_features(batch.names, (), self.exclude, where="head")
+        return chosen_features(names, (), self.exclude, where="head")
+
+    def read(self, batch: Batch) -> Batch:
+        """The batch with those features alone; see `chosen`."""
+        names = self.chosen(batch.names)
         return replace(batch, names=names, features=batch.columns(names))
 
 

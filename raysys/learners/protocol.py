@@ -210,6 +210,14 @@ class Learner(ABC, Generic[S]):
     def __init__(self, settings: S) -> None:
         self.settings = settings
 
+    def reads(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Which of a plan's features a model will score by; empty: only a fit tells.
+
+        Raises:
+            UserError: settings name features that the plan lacks.
+        """
+        return ()
+
     @abstractmethod
     def fit(self, examples: Examples, context: Context) -> Model:
         """Fit on the retrieved rows of `examples`.

@@ -138,6 +138,10 @@ class TreeRanker(Learner[T], Generic[T]):
     def trainer() -> tuple[Callable[..., Any], Callable[[], Mapping[str, Any]]]:
         """Ray Train's trainer, and what tells a worker (inside its loop) of the other workers."""
 
+    def reads(self, names: Sequence[str]) -> tuple[str, ...]:
+        """See `Learner.reads`."""
+        return self.settings.select(names, where=self.name)
+
     def fit(self, examples: Examples, context: Context) -> Model:
         """See `Learner.fit`; one Ray Train run."""
         return self.fit_folds([examples], context)[0]
@@ -191,7 +195,7 @@ class TreeRanker(Learner[T], Generic[T]):
         if len(folds) > 1 and context.resources.workers > 1 and self.one_network_a_run:
             return [self.fit(examples, context) for examples in folds]
         for examples in folds:
-            self.settings.select(examples.names, where=self.name)
+            self.reads(examples.names)
             require_positives(examples)
         make_trainer, _ = self.trainer()
         trainer = make_trainer(

@@ -328,6 +328,10 @@ class TwoTower(Learner[TwoTowerSettings]):
     model_class: ClassVar[type[Model]] = TwoTowerModel
     steps = "steps"
 
+    def reads(self, names: Sequence[str]) -> tuple[str, ...]:
+        """See `Learner.reads`: what the head does."""
+        return () if self.settings.head is None else self.settings.head.chosen(names)
+
     def fit(self, examples: Examples, context: Context) -> Model:
         """See `Learner.fit`; one Ray Train run."""
         return self.fit_folds([examples], context)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -75,6 +75,13 @@ class XGBoostSettings(TreeSettings):
         if self.unbiased and self.candidates:
             raise ValueError("unbiased needs every row of a list as shown: set candidates to 0")
         return self
+
+    def select(self, names: Sequence[str], *, where: str) -> tuple[str, ...]:
+        """See `TreeSettings.select`; a position that a bias is learned from is not scored by."""
+        chosen = super().select(names, where=where)
+        if self.unbiased or self.propensities:
+            chosen = tuple(name for name in chosen if name != self.position)
+        return chosen
 
 
 class XGBoostModel(TreeModel):
@@ -154,7 +161,6 @@ class XGBoostRanker(TreeRanker[XGBoostSettings]):
         xgb = _xgboost()
         names = settings.select(head.names, where=XGBoostRanker.name)
         if settings.unbiased or settings.propensities:
-            names = tuple(name for name in names if name != settings.position)
             head = _without_bias(settings, head)
         if onto is not None:
             names = onto.requires

@@ -30,6 +30,7 @@ from raysys.stages.reference import reference_of
 from raysys.stages.reranking import RerankerSettings, SecondStage, fit_reranker
 from raysys.stages.stacking import Stacking, label_window_ms, require_lessons, stack
 from raysys.stages.train_settings import TrainSettings, chosen_rows, chosen_settings
+from raysys.stages.unseen import require_served
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
 from raysys.tuning.settings import DataSettings
 
@@ -89,6 +90,8 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
     examples = Examples(workspace.features, (0,))
     for folds in (range(validation), (validation,)):
         require_lessons(examples.with_folds(*folds))
+    reads = {name: learner.reads(examples.names) for name, learner in learners.items()}
+    require_served(reads, upstream)  # what is known of it before hours of fits
     catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
     with _cluster(settings), replacing(workspace.train) as folder:
         if fitted is None:
@@ -120,7 +123,7 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
                 }
             seconds = fitted.figures.get("seconds", {})
             known = fitted.figures.get("latency_ms", {})
-        _require_served(served, upstream)
+        require_served({name: model.requires for name, model in served.items()}, upstream)
         families = {
             name: learner.family
             for name, learner in learners.items()
@@ -179,28 +182,6 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
         }
         planned.write(folder)
     return planned
-
-
-def _require_served(models: Mapping[str, Model], features: Manifest) -> None:
-    """Refuse models that score by what nobody knows when a list is made.
-
-    Raises:
-        UserError: one reads the position at which its candidates were shown.
-    """
-    shown = {
-        each["name"]
-        for each in (features.settings.get("plan") or {}).get("features", ())
-        if each["kind"] == "shown_position"
-    }
-    for name, model in models.items():
-        if read := sorted(shown & set(model.requires)):
-            exclude = f"exclude: [{', '.join(read)}]"
-            raise UserError(
-                f"{name} scores by {', '.join(read)}, at which the log showed the candidates: "
-                "when serving, nothing has been shown yet",
-                where=f"learners.{name}",
-                mend=f"give it `{exclude}`; two_tower's head: `head: {{{exclude}}}`",
-            )
 
 
 def _cluster(settings: TrainSettings) -> contextlib.AbstractContextManager[Any]:

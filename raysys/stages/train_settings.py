@@ -15,6 +15,7 @@ from raysys.learners.resources import cpus_of_a_node, resources_here
 from raysys.stages.reranking import RerankerSettings
 from raysys.storage import Workspace
 from raysys.tuning.settings import DataSettings
+from raysys.tuning.space import overlaid
 
 
 class ResourceSettings(Settings):
@@ -148,4 +149,4 @@ def _settings_of(settings: TrainSettings, name: str, workspace: Workspace) -> di
             where=str(found),
             mend=f"it should hold `{name}:` and its settings, as `raysys tune` writes them",
         )
-    return {**own, **content[name]}
+    return overlaid(own, content[name])

@@ -16,12 +16,13 @@ from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings
 from raysys.ensemble.bench import Beside
 from raysys.errors import UserError
 from raysys.features.examples import Examples
-from raysys.learners import learner_class
+from raysys.learners import learner_class, make_learner
 from raysys.learners.protocol import Resources
 from raysys.learners.resources import resources_here
 from raysys.progress import task
 from raysys.stages.stacking import beside_of, label_window_ms
 from raysys.stages.tune_rows import FeatureRuns, check_features, features_start
+from raysys.stages.unseen import require_served
 from raysys.storage import Manifest, Workspace, digest, is_done, read_manifest, write_atomic
 from raysys.tuning.ensemble import ENSEMBLE, EnsembleObjective
 from raysys.tuning.loggers import check_loggers
@@ -100,7 +101,7 @@ def run(settings: TuneSettings, workspace: Workspace, *, force: bool = False) ->
             found.random = random_search(objectives("random"), plan, trials, own)
         if _full(settings) is not None:
             found.full = refit_full(objectives(FULL), plan, trials, own)
-    shutil.rmtree(folder / "scratch", ignore_errors=True)
+    _clear(folder / "scratch", keep=isinstance(settings.scheduler, Pbt))
     with task("report"):
         write_best(folder / "best.yaml", found)
         write_report(folder / "report.html", found)
@@ -223,6 +224,7 @@ def _objectives(
             )
 
         return of_ensemble
+    _require_served(settings, every.names, upstream)
     catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
     searched = bool(of_namespace(settings.space, "features"))
 
@@ -253,6 +255,13 @@ def _objectives(
         )
 
     return of_learner
+
+
+def _require_served(settings: TuneSettings, names: tuple[str, ...], upstream: Manifest) -> None:
+    """See `unseen.require_served`; where the features are searched, `raysys train` tells."""
+    if not any(name.rpartition(".")[2] in ("features", "exclude") for name in settings.space):
+        learner = make_learner(settings.learner, dict(settings.settings))
+        require_served({settings.learner: learner.reads(names)}, upstream)
 
 
 def _require_positives(there: bool, workspace: Workspace) -> None:
@@ -287,6 +296,15 @@ def _last(settings: TuneSettings) -> int:
 def _scratch(folder: Path, study: str) -> Path:
     """Where the trials of a study keep their checkpoints."""
     return (folder / "scratch" / study).resolve()
+
+
+def _clear(scratch: Path, *, keep: bool) -> None:
+    """Remove checkpoints; of a population's members they stay, for the search may go on."""
+    for place in scratch.iterdir():
+        if not (keep and place.name == SEARCH):
+            shutil.rmtree(place, ignore_errors=True)
+    if not keep:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _causes(settings: TuneSettings, planned: Manifest) -> str:

@@ -131,11 +131,7 @@ def drawn(parameter: Parameter, rng: np.random.Generator) -> Any:
         value = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     else:
         value = float(rng.uniform(low, high))
-    return (
-        parameter.moved(value, 1.0)
-        if isinstance(parameter.low, float)
-        else int(np.clip(round(value), low, high))
-    )
+    return parameter.nearest(value)
 
 
 def changed(parameter: Parameter, value: Any, settings: Pbt, rng: np.random.Generator) -> Any:

@@ -10,7 +10,6 @@ knows of checkpoints only those that such a snapshot saw, and it keeps state as 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -111,7 +110,7 @@ def random_search(
     spent = sum(trial.seconds for trial in trials_of(study)) / 3600
     if study.get_trials(deepcopy=False) and spent >= hours:
         return trials_of(study)
-    return search(objective, replace(plan, study=RANDOM, settings=settings), start=start)
+    return search(objective, plan.of(RANDOM, settings), start=start)
 
 
 def refit_full(
@@ -154,7 +153,7 @@ def refit_full(
             "gpu_hours": None,
         }
     )
-    return search(objective, replace(plan, study=FULL, settings=settings))
+    return search(objective, plan.of(FULL, settings))
 
 
 def _queue(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -57,17 +58,21 @@ class FloatRange(Settings):
     def grid(self, points: int) -> list[Scalar]:
         """Its steps, or so many points from end to end, evenly on its scale."""
         if self.step is not None:
-            count = int(np.floor((self.high - self.low) / self.step + 1e-9)) + 1
+            count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
             return [self.low + at * self.step for at in range(count)]
         spaced = np.geomspace if self.log else np.linspace
         return list(dict.fromkeys(float(value) for value in spaced(self.low, self.high, points)))
 
     def moved(self, value: Any, factor: float) -> Scalar:
         """A value times a factor, within the range."""
-        moved = float(np.clip(float(value) * factor, self.low, self.high))
-        if self.step is not None:
-            moved = self.low + round((moved - self.low) / self.step) * self.step
-        return moved
+        return self.nearest(float(value) * factor)
+
+    def nearest(self, value: float) -> float:
+        """The value of the range that lies nearest."""
+        if self.step is None:
+            return float(np.clip(value, self.low, self.high))
+        last = math.floor((self.high - self.low) / self.step + 1e-9)
+        return self.low + min(max(round((value - self.low) / self.step), 0), last) * self.step
 
 
 class IntRange(Settings):
@@ -105,7 +110,12 @@ class IntRange(Settings):
     def moved(self, value: Any, factor: float) -> Scalar:
         """A value times a factor, at least one step away, within the range."""
         away = max(self.step, round(abs(value * factor - value) / self.step) * self.step)
-        return int(np.clip(value + (away if factor > 1 else -away), self.low, self.high))
+        return self.nearest(value + (away if factor > 1 else -away))
+
+    def nearest(self, value: float) -> int:
+        """The value of the range that lies nearest."""
+        last = (self.high - self.low) // self.step
+        return self.low + min(max(round((value - self.low) / self.step), 0), last) * self.step
 
 
 class Choice(Settings):
@@ -169,16 +179,17 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def merged(fixed: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Fixed settings with searched values, by dotted name, over them."""
+    return overlaid(fixed, nested(values))
 
-    def over(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(base) | {
-            name: over(base[name], value)
-            if isinstance(value, Mapping) and isinstance(base.get(name), Mapping)
-            else value
-            for name, value in more.items()
-        }
 
-    return over(fixed, nested(values))
+def overlaid(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others over them; of settings within settings, those that are given."""
+    return dict(base) | {
+        name: overlaid(base[name], value)
+        if isinstance(value, Mapping) and isinstance(base.get(name), Mapping)
+        else value
+        for name, value in more.items()
+    }
 
 
 def of_namespace(values: Mapping[str, Any], namespace: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,11 @@ class Run:
     resources: Resources
     start: Mapping[str, Any] | None = None
     last: int = 0
+
+    def of(self, study: str, settings: TuneSettings) -> Run:
+        """Another study of the same search, with checkpoints of its own."""
+        place = self.checkpoints.with_name(study)
+        return replace(self, study=study, checkpoints=place, settings=settings)
 
 
 def best_of(trials: Sequence[Trial], goal: Goal | None = None) -> Trial:

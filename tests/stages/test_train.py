@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +22,13 @@ from raysys.errors import UserError
 from raysys.features.batch import Batch
 from raysys.features.drift import drift_of
 from raysys.features.examples import Examples
-from raysys.learners import LEARNERS
+from raysys.learners import LEARNERS, make_learner
 from raysys.learners.baselines import ColumnModel, Popular
 from raysys.monitoring.reference import Reference
 from raysys.registry import Registry
 from raysys.stages import train
-from raysys.stages.train_settings import TrainSettings
+from raysys.stages.train_settings import TrainSettings, chosen_settings
+from raysys.stages.unseen import require_served
 from raysys.storage import Manifest, Workspace, read_manifest
 from tests.serving.shop import cross_encoder
 from tests.stages.workspace import write_features
@@ -381,15 +382,46 @@ def test_trees_through_ray(tmp_path: Path) -> None:
     assert bundle.families["xgboost_ranker"] == "tree"
 
 
+def test_what_a_search_found_leaves_the_other_settings_within_a_setting(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    found = workspace.tune / "two_tower" / "best.yaml"
+    found.parent.mkdir(parents=True)
+    found.write_text("two_tower: {steps: 60, head: {width: 64}}\n")
+    own = {"steps": 30, "head": {"epochs": 12, "exclude": ["position"], "width": 32}}
+    chosen = chosen_settings(settings(learners={"two_tower": own}), workspace)
+    assert chosen["two_tower"] == {
+        "steps": 60, "head": {"epochs": 12, "exclude": ["position"], "width": 64}
+    }  # fmt: skip
+
+
 def test_no_model_may_score_by_the_position_that_the_log_shows() -> None:
     plan = [
         {"name": "price", "kind": "static", "column": "price"},
         {"name": "position", "kind": "shown_position"},
     ]
     features = Manifest("features", settings={"plan": {"features": plan}})
-    train._require_served({"a": ColumnModel("price", 0.0)}, features)
+    require_served({"a": ("price",)}, features)
     with pytest.raises(UserError, match="b scores by position") as caught:
-        train._require_served(
-            {"a": ColumnModel("price", 0.0), "b": ColumnModel("position", 0.0)}, features
-        )
+        require_served({"a": ("price",), "b": ("price", "position")}, features)
     assert "exclude: [position]" in str(caught.value.mend)
+
+
+@pytest.mark.parametrize(
+    ("name", "refused", "taken"),
+    [
+        ("lightgbm_ranker", {}, {"exclude": ["position"]}),
+        ("xgboost_ranker", {}, {"unbiased": True, "candidates": 0}),
+        ("two_tower", {}, {"head": {"exclude": ["position"]}}),
+        ("two_tower", {}, {"head": None}),
+    ],
+)
+def test_what_a_learner_reads_is_known_before_it_is_fitted(
+    name: str, refused: dict[str, Any], taken: dict[str, Any]
+) -> None:
+    names = ("price", "position")
+    assert "position" in make_learner(name, refused).reads(names)
+    assert "position" not in make_learner(name, taken).reads(names)
+    if taken.get("head", True):
+        with pytest.raises(UserError, match="positoin"):
+            make_learner(name, {"head": {"exclude": ["positoin"]}} if "head" in taken else
+                         {"exclude": ["positoin"]}).reads(names)  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -15,7 +16,7 @@ from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.ingest.spread import InProcess
 from raysys.stages import features, train, tune
-from raysys.stages.tune import TuneSettings, _causes, _objectives, check
+from raysys.stages.tune import TuneSettings, _causes, _clear, _objectives, check
 from raysys.stages.tune_rows import FeatureRuns
 from raysys.storage import Manifest, Workspace, read_manifest
 from raysys.tuning.objective import LearnerObjective, Rows
@@ -117,6 +118,34 @@ def test_a_validation_fold_without_anything_wanted_is_said(workspace):
         pq.write_table(table.set_column(at, "label", pc.cast(zeros, "float32")), path)
     with pytest.raises(UserError, match="no positive label among the retrieved candidates of the"):
         _made(workspace, settings())
+
+
+def test_a_learner_that_reads_the_shown_position_is_refused_before_any_trial(workspace):
+    manifest = read_manifest(workspace.features)
+    plan = {"features": [{"name": "price", "kind": "shown_position"}]}  # as if it were one
+    replace(manifest, settings={"plan": plan}).write(workspace.features)
+    with pytest.raises(UserError, match="lightgbm_ranker scores by price, at which the log"):
+        _made(workspace, settings())
+    _made(workspace, settings(settings={"exclude": ["price"]}))
+    choices = {"kind": "choice", "choices": [["price"], ["price", "user_*"]]}
+    _made(workspace, settings(space={**SPACE, "exclude": choices}))
+
+
+def test_checkpoints_of_a_population_stay_for_a_search_that_goes_on(tmp_path):
+    def left(keep):
+        for study in ("search", "full", "random"):
+            (tmp_path / "scratch" / study / "trial-0").mkdir(parents=True, exist_ok=True)
+        _clear(tmp_path / "scratch", keep=keep)
+        return sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+
+    assert left(True) == ["scratch", "scratch/search", "scratch/search/trial-0"]
+    assert left(False) == []
+
+
+def test_each_study_keeps_its_own_checkpoints(tmp_path):
+    made = toy.plan(tmp_path)
+    other = made.of("full", made.settings)
+    assert (other.study, other.checkpoints) == ("full", made.checkpoints.with_name("full"))
 
 
 def test_the_proxy_is_of_the_search_alone(workspace):
