@@ -196,10 +196,14 @@ def _places(log: pl.DataFrame) -> npt.NDArray[np.int64]:
 
 def _cluster(log: pl.DataFrame) -> npt.NDArray[np.int64]:
     """Whose rows belong together: the user's, else the request's, else each by itself."""
-    for name in ("user_id", "request_id"):
-        if name in log.columns:
-            return log[name].cast(pl.String).rank("dense").to_numpy().astype(np.int64)
-    return np.arange(len(log))
+    known = [name for name in ("user_id", "request_id") if name in log.columns]
+    owner = log.with_row_index("row").select(
+        pl.coalesce(
+            *(pl.format("{} {}", pl.lit(name), pl.col(name).cast(pl.String)) for name in known),
+            pl.format("row {}", "row"),
+        )
+    )
+    return owner.to_series().rank("dense").to_numpy().astype(np.int64)
 
 
 def _read(path: Path) -> pl.DataFrame:

@@ -96,9 +96,15 @@ def read_exposures(path: Path) -> pl.LazyFrame:
 
 
 def read_events(path: Path) -> pl.LazyFrame:
-    """Events as `schema.EVENTS` has them; price, quantity and event_id may be missing."""
+    """Events as `schema.EVENTS` has them; price, quantity and event_id may be missing.
+
+    Without impressions that were inferred from clicks: nobody recorded them, and where there are
+    more clicks there would be more of them.
+    """
     frame = scan(path, ("event_type", "user_id", "timestamp"), "events")
     names = frame.collect_schema().names()
+    if "inferred" in names:
+        frame = frame.filter(~pl.col("inferred").fill_null(value=False))
     for name in ("price", "quantity"):
         if name not in names:
             frame = frame.with_columns(pl.lit(None, pl.Float64).alias(name))

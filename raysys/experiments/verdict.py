@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 from raysys.experiments.analysis import Comparison, ExperimentAnalysis
 from raysys.experiments.statistics import Effect
 
@@ -27,7 +29,7 @@ def _sentence(found: ExperimentAnalysis, primary: Comparison) -> str:
     arm, metric = primary.arm, primary.metric
     harmed = [c.metric for c in found.of("guardrail", arm) if c.state == "harmed"]
     unsure = [c.metric for c in found.of("guardrail", arm) if c.state == "open"]
-    lift = told(primary.relative)
+    lift = _change(primary)
     if primary.state == "better":
         text = f"{arm} is better: {metric} changes by {lift}"
         if harmed:
@@ -51,6 +53,8 @@ def _sentence(found: ExperimentAnalysis, primary: Comparison) -> str:
         tail = f" {_and(harmed).capitalize()} suffer{'s' * (len(harmed) == 1)}: stop it."
     wanted = found.experiment.minimum_effect
     best = max(abs(primary.relative.low), abs(primary.relative.high))
+    if isnan(best):
+        return f"Open: with {arm} {metric} changes by {lift}.{tail or ' Keep it running.'}"
     if best < wanted:
         return (
             f"{arm} makes no difference that matters: {metric} changes by {lift}, which leaves "
@@ -59,6 +63,17 @@ def _sentence(found: ExperimentAnalysis, primary: Comparison) -> str:
     return (
         f"Open: with {arm} {metric} changes by {lift}; nothing at all and {wanted:.1%} or more are "
         f"both possible.{tail or ' Keep it running.'}"
+    )
+
+
+def _change(found: Comparison) -> str:
+    """The lift; of nothing there is none, then the difference."""
+    if not isnan(found.relative.value):
+        return told(found.relative)
+    plain = found.absolute
+    return (
+        f"{plain.value:+.3g} a user (between {plain.low:+.3g} and {plain.high:+.3g}; nothing in "
+        "the control, so there is no lift in per cent)"
     )
 
 

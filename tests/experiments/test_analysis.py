@@ -107,6 +107,16 @@ def test_users_are_counted_from_their_first_exposure_on(files):
     assert rows["late"]["click_rate.per"] == 0
 
 
+def test_impressions_that_were_inferred_count_for_nobody(files):
+    before = table_of(files).rows
+    told = pl.read_parquet(files / "events" / "part.parquet")
+    told = told.with_columns(inferred=pl.lit(None, pl.Boolean))
+    more = events_of([("impression", "a", 6, None, None)] * 10)
+    more = more.with_columns(inferred=pl.lit(value=True))
+    pl.concat([told, more]).write_parquet(files / "events" / "part.parquet")
+    assert table_of(files).rows.equals(before)
+
+
 def test_a_window_waits_for_its_end(files):
     found = table_of(files, window_days=2)
     assert found.unfinished == 1  # who came late
@@ -180,6 +190,18 @@ def test_the_verdict_says_what_to_do(tmp_path, world, told, state):
     assert primary.state == state
     assert primary.cuped is not None and primary.cuped.variance_cut > 0.02
     assert [c.role for c in found.comparisons] == ["primary", "secondary", "secondary", "guardrail"]
+
+
+@pytest.mark.parametrize(("buyers", "state"), [(2, "open"), (150, "better")])
+def test_a_control_without_anything_has_no_lift(tmp_path, buyers, state):
+    rows = shoppers(n=2000)
+    treated = (pl.col("arm") == "challenger").cum_sum().is_between(1, buyers)
+    rows = rows.with_columns(orders=((pl.col("arm") == "challenger") & treated).cast(pl.Float64))
+    found = judged(tmp_path, rows, primary="orders", secondary=[], guardrails=[])
+    assert found.of("primary")[0].state == state
+    (sentence,) = verdict(found)
+    assert "nan" not in sentence and "nothing in the control" in sentence
+    assert "both possible" not in sentence
 
 
 def test_less_can_be_better(tmp_path):

@@ -124,6 +124,18 @@ def test_users_are_drawn_with_all_their_rows():
         assert b.high - b.low == pytest.approx(a.high - a.low, rel=0.1)
 
 
+def test_rows_of_nobody_belong_to_their_requests():
+    """As without the column: strangers are not one user."""
+    log, policy, _ = world(3, n=1500)
+    log = log.drop("user_id").with_columns(request_id=pl.int_range(pl.len()) // 2)
+    half = pl.when(pl.int_range(pl.len()) % 4 < 2).then(pl.lit("u")).otherwise(None)
+    known = pl.concat_str(half, pl.col("request_id").cast(pl.String))  # null of half of them
+    for frame in (log, log.with_columns(user_id=known), log.with_columns(user_id=pl.lit(None))):
+        cluster = logged_rows(frame, policy).cluster
+        sizes = np.unique(cluster, return_counts=True)[1]
+        assert (sizes == 2).all() and len(sizes) == 750
+
+
 def test_a_ranking_is_judged_by_the_slots_where_it_agrees():
     slots = {"request_id": ["a", "a", "b", "b"], "position": [1, 2, 1, 2]}
     log = pl.DataFrame(
