@@ -20,7 +20,7 @@ import numpy.typing as npt
 from raysys.ensemble.average import select
 from raysys.ensemble.ranking import Judgements
 from raysys.ensemble.stack import fit_listwise
-from raysys.learners.full_ranking import survey
+from raysys.learners.full_ranking import NOWHERE, survey
 from raysys.learners.sequence_protocol import SequenceModel, Sequences, batches
 
 Float32 = npt.NDArray[np.float32]
@@ -32,6 +32,8 @@ FLOOR = 1e-6  # of a share: what a member that says nothing of an item says
 PLAIN = ("popularity", "recent_popularity", "trend", "age_in_prefix", "times_in_prefix",
          "prefix_length", "last_popularity", "kinship")  # fmt: skip
 METHODS = ("average", "listwise", "trees")
+STOPS = 0.2
+"""Share of the fitted cases that trees do not see, and stop by."""
 
 
 def log_shares(chosen: Float32, first: Float32, total: Float32, scale: str) -> Float32:
@@ -153,7 +155,7 @@ def collect(
     """
     n_items = next(iter(models.values())).n_items
     parts: list[tuple[list[Int32], list[Float32], list[Float32]]] = []
-    alone = {name: np.full(len(prefixes), n_items + 1, dtype=np.int64) for name in models}
+    alone = {name: np.full(len(prefixes), NOWHERE, dtype=np.int64) for name in models}
     for rows in batches(len(prefixes), n_items * max(1, len(models))):
         batch = prefixes.take(rows)
         views = []
@@ -189,9 +191,9 @@ def _places(scores: Float32, items: Int32, offsets: Int64) -> Float32:
     return place
 
 
-def target_ranks(scores: Float32, candidates: Candidates, missed: int) -> Int64:
-    """Where the target stands by the ensemble's scores: int64[r]; `missed` if no candidate."""
-    found = np.full(len(candidates.offsets) - 1, missed, dtype=np.int64)
+def target_ranks(scores: Float32, candidates: Candidates) -> Int64:
+    """Where the target stands by the ensemble's scores: int64[r]; `NOWHERE` if no candidate."""
+    found = np.full(len(candidates.offsets) - 1, NOWHERE, dtype=np.int64)
     judged = candidates.judgements
     found[judged.owner] = judged.ranks(scores)
     return found
@@ -264,8 +266,9 @@ def fit_next_item(
         quality: of ranks int64[r], by case, higher is better: float64[r].
         settings: see `StackSettings`.
     """
-    half = np.random.default_rng(settings.seed).permutation(int(group.max()) + 1) % 2
-    side = half[group]
+    groups = int(group.max()) + 1
+    side = (np.random.default_rng(settings.seed).permutation(groups) % 2)[group]
+    stops = (np.random.default_rng([settings.seed, 1]).random(groups) < STOPS)[group]
     started = time.monotonic()
     budget = (settings.deadline - started) / 4  # two halves, all cases (twice the work)
     values: dict[str, list[Float64]] = {}
@@ -276,12 +279,18 @@ def fit_next_item(
         if not fitted.label.any() or not judged.label.any():
             continue
         end = time.monotonic() + budget
-        for method, ensemble in _fit_all(members, fitted, judged, settings, end).items():
-            found = quality(target_ranks(ensemble.score(judged), judged, 1 << 40))
+        late = stops[side != held]
+        for method, ensemble in _fit_all(members, fitted, late, settings, end).items():
+            found = quality(target_ranks(ensemble.score(judged), judged))
             values.setdefault(method, []).append(found)
             if method == "trees":
                 rounds.append(ensemble.figures["trees"])
-    figures = {name: float(np.concatenate(found).mean()) for name, found in values.items()}
+    both = max(map(len, values.values()), default=0)  # trees may lack cases to stop by in one half
+    figures = {
+        name: float(np.concatenate(found).mean())
+        for name, found in values.items()
+        if len(found) == both
+    }
     if not figures:  # too few cases to halve
         return NextItemEnsemble(tuple(members), "average", np.full(len(members), 1 / len(members)))
     method = max(figures, key=lambda name: figures[name])
@@ -292,12 +301,16 @@ def fit_next_item(
 def _fit_all(
     members: Sequence[str],
     fitted: Candidates,
-    judged: Candidates,
+    late: npt.NDArray[np.bool_],
     settings: StackSettings,
     deadline: float,
 ) -> dict[str, NextItemEnsemble]:
+    """Every method; trees stop where the cases of bool[r] `late`, which they do not see, say."""
     found = {m: _fit(members, fitted, m, settings) for m in ("average", "listwise")}
-    trees, n = _trees(fitted, found["listwise"].weights, settings, judged, deadline)
+    seen, unseen = (fitted.take(np.flatnonzero(which)) for which in (~late, late))
+    if not (seen.label.any() and unseen.label.any()):
+        return found
+    trees, n = _trees(seen, found["listwise"].weights, settings, unseen, deadline)
     weights = found["listwise"].weights
     found["trees"] = NextItemEnsemble(tuple(members), "trees", weights, trees, {"trees": n})
     return found
@@ -326,13 +339,13 @@ def _trees(
     fitted: Candidates,
     weights: Float64,
     settings: StackSettings,
-    judged: Candidates | None,
+    unseen: Candidates | None,
     deadline: float,
     trees: int = 0,
 ) -> tuple[str, int]:
     """LambdaMART that goes on from the listwise score: its text and how many trees it has.
 
-    With `judged` it stops when cases not fitted on get no better; without, after `trees`.
+    With `unseen` it stops when cases not fitted on get no better; without, after `trees`.
     """
     import lightgbm as lgb
 
@@ -370,10 +383,10 @@ def _trees(
     train = dataset(fitted)
     calls = [clock]
     sets = []
-    if judged is not None:
-        sets = [dataset(judged, train)]
+    if unseen is not None:
+        sets = [dataset(unseen, train)]
         calls.append(lgb.early_stopping(30, verbose=False))
-    n = settings.trees if judged is not None else max(trees, 1)
+    n = settings.trees if unseen is not None else max(trees, 1)
     booster = lgb.train(parameters, train, n, valid_sets=sets, callbacks=calls)
     grown = booster.best_iteration or booster.current_iteration()
     return booster.model_to_string(num_iteration=grown), max(int(grown), 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
@@ -9,6 +11,8 @@ from numba import njit
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+NOWHERE: Final = 1 << 40
+"""Where a target stands that is unknown, or was not proposed: beyond any k, however few items."""
 
 
 def survey(scores: Float32, targets: Int32, k: int) -> tuple[Int32, Float32, Int64, Float32]:
@@ -20,7 +24,7 @@ def survey(scores: Float32, targets: Int32, k: int) -> tuple[Int32, Float32, Int
         k: how many best items; at most n.
 
     Returns the k best items of each row, best first, ties by number, int32[b, k], and their
-    scores; where the target stands, int64[b], n + 1 where unknown; and the sum of all scores.
+    scores; where the target stands, int64[b], `NOWHERE` where unknown; and the sum of all scores.
     """
     k = min(k, scores.shape[1])
     items = np.empty((len(scores), k), dtype=np.int32)
@@ -38,7 +42,7 @@ def _survey(scores, targets, items, best, rank):  # type: ignore[no-untyped-def]
         mine = scores[row]
         target = targets[row]
         if target < 0:
-            rank[row] = n + 1
+            rank[row] = NOWHERE
         else:
             own = mine[target]
             ahead, same = np.int32(0), np.int32(0)

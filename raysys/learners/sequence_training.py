@@ -105,7 +105,7 @@ class Trainer:
             while step < steps:
                 self.encoder.train()
                 for batch in self._epoch():
-                    passed = (time.monotonic() - began) / left if math.isfinite(left) else 0.0
+                    passed = (time.monotonic() - began) / left if left > 0 else 1.0
                     at = max(step / steps, passed)
                     if at >= 1:
                         break

@@ -352,9 +352,7 @@ class Trial:
             for rows in self._chunks(len(test)):
                 part = test.take(rows)
                 found, alone = self._collect(models, part, self.problem.whole)
-                ranks["ensemble"].append(
-                    target_ranks(ensemble.score(found), found, self.problem.n_items + 1)
-                )
+                ranks["ensemble"].append(target_ranks(ensemble.score(found), found))
                 for name, each in alone.items():
                     ranks[name].append(each)
                 done.append(rows)

@@ -111,6 +111,7 @@ def read_pairs(
             where=f"{path}: {label_col}",
             mend="relevance is learned from pairs of at least two grades",
         )
+    dropped = rows.height - kept.height
     split = _divided(kept["query"], seed, queries, path)
     kept = kept.with_columns(split=pl.Series(split)).filter(pl.col("split") != "")
     table = kept.select(
@@ -121,7 +122,7 @@ def read_pairs(
         weight=pl.lit(1.0, dtype=pl.Float32),
         split=pl.col("split"),
     ).to_arrow()
-    return Judged(table.cast(schema.LABELLED_PAIRS), rows.height - kept.height)
+    return Judged(table.cast(schema.LABELLED_PAIRS), dropped)
 
 
 def _read(path: Path) -> pl.DataFrame:

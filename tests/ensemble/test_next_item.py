@@ -15,6 +15,7 @@ from raysys.ensemble.next_item import (
     log_shares,
     target_ranks,
 )
+from raysys.learners.full_ranking import NOWHERE
 from raysys.learners.sequence_protocol import SequenceModel, Sequences
 
 N_ITEMS = 60
@@ -93,7 +94,7 @@ def test_two_that_err_apart_beat_either(asked, facts) -> None:  # type: ignore[n
         tuple(MODELS), candidates.take(fitted), fitted, worth, StackSettings(trees=20)
     )
     later = candidates.take(judged)
-    value = worth(target_ranks(ensemble.score(later), later, N_ITEMS + 1)).mean()
+    value = worth(target_ranks(ensemble.score(later), later)).mean()
     best = max(worth(alone[name][judged]).mean() for name in MODELS)
     assert value > best + 0.02
     weights = dict(zip(MODELS, ensemble.weights, strict=True))
@@ -105,9 +106,33 @@ def test_unknown_targets_are_missed(asked, facts) -> None:  # type: ignore[no-un
     prefixes, targets = asked
     unknown = np.where(np.arange(len(targets)) % 2 == 0, -1, targets).astype(np.int32)
     candidates, alone = collect(MODELS, prefixes, facts, unknown, top=10)
-    assert (alone["good"][::2] == N_ITEMS + 1).all() and (alone["good"][1::2] <= N_ITEMS).all()
-    ranks = target_ranks(candidates.shares[0], candidates, 999)
-    assert (ranks[::2] == 999).all()
+    assert (alone["good"][::2] == NOWHERE).all() and (alone["good"][1::2] <= N_ITEMS).all()
+    ranks = target_ranks(candidates.shares[0], candidates)
+    assert (ranks[::2] == NOWHERE).all()
+
+
+def test_trees_stop_by_other_cases_than_they_are_judged_by(asked, facts, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    import lightgbm
+
+    prefixes, targets = asked
+    candidates, _ = collect(MODELS, prefixes, facts, targets, top=10)
+    fit, stopped_by = lightgbm.train, []
+
+    def spied(parameters, train, n, valid_sets, callbacks):  # type: ignore[no-untyped-def]
+        stopped_by.extend(len(each.group) for each in valid_sets)
+        return fit(parameters, train, n, valid_sets=valid_sets, callbacks=callbacks)
+
+    monkeypatch.setattr(lightgbm, "train", spied)
+    judged = []
+
+    def quality(ranks: np.ndarray) -> np.ndarray:
+        judged.append(len(ranks))
+        return worth(ranks)
+
+    group = np.arange(len(targets))
+    fit_next_item(tuple(MODELS), candidates, group, quality, StackSettings(trees=20))
+    assert judged == [150] * 6  # three methods, two halves
+    assert len(stopped_by) == 2 and all(10 < n < 50 for n in stopped_by)  # a fifth of the other
 
 
 def test_without_any_hit_everybody_counts_alike(asked, facts) -> None:  # type: ignore[no-untyped-def]

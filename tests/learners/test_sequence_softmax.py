@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysys.learners.full_ranking import survey
+from raysys.learners.full_ranking import NOWHERE, survey
 from raysys.learners.sequence_softmax import Sampler, seen_before, softmax_loss
 
 
@@ -95,5 +95,5 @@ def test_first_places_and_ranks_agree_with_a_sort() -> None:
     np.testing.assert_array_equal(best, np.take_along_axis(scores, order, 1)[:, :7])
     np.testing.assert_allclose(total, scores.sum(axis=1))
     for i, target in enumerate(targets):
-        expected = 21 if target < 0 else order[i].tolist().index(target) + 1
+        expected = NOWHERE if target < 0 else order[i].tolist().index(target) + 1
         assert rank[i] == expected

@@ -12,6 +12,7 @@ import pytest
 from raysys.errors import UserError
 from raysys.learners.sequence_popularity import ageing
 from raysys.learners.sequence_protocol import SequenceContext, SequenceModel, Sequences
+from raysys.learners.sequence_training import Trainer
 from raysys.learners.sequences import load_sequence_model, make_sequence_learner
 from tests.learners.sequence_suite import N_ITEMS, SequenceSuite, walks
 
@@ -35,12 +36,16 @@ class TestSequenceTransformer(SequenceSuite):
     name = "sequence_transformer"
     settings = {**TINY, "learning_rate": 2e-2}
 
-    def test_a_deadline_ends_it_with_what_it_has(self, train: Sequences) -> None:
+    def test_a_deadline_ends_it_with_what_it_has(
+        self, train: Sequences, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         seen = []
         context = SequenceContext(
             N_ITEMS, deadline=time.monotonic(), report=lambda epoch, model: seen.append(epoch)
         )
-        model = self.make(epochs=10_000).fit(train, context)
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_step", lambda *_: pytest.fail("a step after the deadline"))
+            model = self.make(epochs=10_000).fit(train, context)
         assert seen == [1]
         assert np.isfinite(model.score(train.take(np.arange(3)))).all()
 
