@@ -63,7 +63,12 @@ def draft_users(rows: pl.DataFrame, files: UserFiles) -> pl.DataFrame:
     unparsed = pl.lit(None, dtype=pl.String).alias(UNPARSED)
     if isinstance(files, RecordUsers):
         return rows.select(_text(rows[source]).alias("user_id"), ATTRIBUTES, unparsed)
-    names = files.attributes or tuple(c for c in rows.columns if c != source and c[0] != "_")
+    names = files.attributes or tuple(
+        # a column without a name is the row numbers that pandas writes
+        name
+        for name in rows.columns
+        if name and name != source and not name.startswith("_")
+    )
     entries = [
         pl.struct(pl.lit(name).alias("key"), _text(rows[name]).alias("value")) for name in names
     ]
