@@ -26,8 +26,8 @@ _PER_MILLISECOND: Final[dict[str, float]] = {
     "microseconds": 1e3,
     "nanoseconds": 1e6,
 }
-_FORMATS: Final = (
-    "%Y-%m-%d %H:%M:%S%.f%:z",
+_WITH_OFFSET: Final = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M%:z")
+_WITHOUT: Final = (
     "%Y-%m-%d %H:%M:%S%.f",
     "%Y-%m-%d %H:%M",
     "%Y-%m-%d",
@@ -181,14 +181,15 @@ def _each_form(text: pl.Series, zone: str) -> pl.Series:
         .str.replace(r"^(\d{4}-\d{2}-\d{2})T", "$1 ")
         .str.replace(r"\s*(UTC|GMT|Z)$", "+00:00")
         .str.replace(r"\s*([+-]\d{2}):?(\d{2})$", "$1:$2")
+        .str.replace(r"(:\d{2}(?:\.\d+)?)\s*([+-]\d{2})$", "$1$2:00")  # as PostgreSQL writes it
         .alias("text")
     )
-    with_offset, *without = _FORMATS
-    exact = pl.col("text").str.to_datetime(
-        with_offset, time_unit="ms", strict=False, time_zone="UTC"
+    exact = pl.coalesce(
+        pl.col("text").str.to_datetime(form, time_unit="ms", strict=False, time_zone="UTC")
+        for form in _WITH_OFFSET
     )
     plain = pl.coalesce(
-        pl.col("text").str.to_datetime(form, time_unit="ms", strict=False) for form in without
+        pl.col("text").str.to_datetime(form, time_unit="ms", strict=False) for form in _WITHOUT
     )
     frame = frame.select(
         exact=exact.dt.epoch("ms"),
