@@ -126,6 +126,31 @@ def test_items_told_by_events_the_earliest_word_counts(tmp_path):
     assert items.rows() == [("i1", "Early", 4.0, "EUR"), ("i3", None, None, "EUR")]
 
 
+def test_an_event_that_only_names_its_item_does_not_leave_it_undescribed(tmp_path):
+    """As where impressions come before views, in one file and over several."""
+    columns = {"user_id": "u", "item_id": "i", "event_type": "w", "timestamp": "t"}
+
+    def line(second, item, **told):
+        what = "view" if told else "impression"
+        return json.dumps({"u": "u1", "i": item, "w": what, "t": START + second, **told})
+
+    lines = [
+        line(0, "i1"),
+        line(60, "i1", title="Mug", category="Kitchen"),
+        line(90, "i1", title="Cup", category="Kitchen"),
+        line(0, "i2"),
+        line(5, "i3", title="Jug"),
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "b.jsonl").write_text(f"{line(200, 'i2', category='Kitchen')}\n{line(1, 'i3')}")
+    files = mapping(
+        tmp_path / "*.jsonl", columns=columns, items={"title": "title", "category": "category"},
+        constants={"currency": "EUR"},
+    )  # fmt: skip
+    items = take(tmp_path, files).items.select("item_id", "title", "category")
+    assert items.rows() == [("i1", "Mug", "Kitchen"), ("i2", None, "Kitchen"), ("i3", "Jug", None)]
+
+
 def test_figures_add_up_over_buckets(tmp_path):
     (tmp_path / "log.csv").write_text("\n".join([HEADER, *good_rows(100)]))
     events = take(tmp_path, mapping(tmp_path / "log.csv")).events.with_columns(
