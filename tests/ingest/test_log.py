@@ -16,6 +16,7 @@ from raysys.config import find_config, load_settings
 from raysys.errors import UserError
 from raysys.ingest import pipeline, reading, settling
 from raysys.ingest.figures import LogFigures, measure
+from raysys.ingest.impressions import ImpressionSettings
 from raysys.ingest.quality import write_report
 from raysys.ingest.rules import ROW, SOURCE, Limits
 from raysys.ingest.sessions import SessionSettings, find_sessions
@@ -124,6 +125,50 @@ def test_items_told_by_events_the_earliest_word_counts(tmp_path):
     )  # fmt: skip
     items = take(tmp_path, files).items.select("item_id", "category", "price", "currency")
     assert items.rows() == [("i1", "Early", 4.0, "EUR"), ("i3", None, None, "EUR")]
+
+
+def test_files_of_one_name_under_several_mappings_give_events_of_their_own(tmp_path):
+    columns = {"user_id": "u", "item_id": "i", "timestamp": "t"}
+
+    def files(folder, kind):
+        return mapping(tmp_path / folder, columns=columns, constants={"event_type": kind})
+
+    for folder, user in (("views", "u1"), ("clicks", "u2")):
+        (tmp_path / folder).mkdir()
+        for name in ("2024-01.csv", f"{folder}.csv"):
+            lines = [f"{user},i{n},{START + n + len(name)}" for n in range(3)]
+            (tmp_path / folder / name).write_text("\n".join(["u,i,t", *lines]))
+    views, clicks = files("views", "view"), files("clicks", "click")
+    alone = take(_folder(tmp_path / "alone"), views)
+    taken = take(
+        _folder(tmp_path / "both"), views, clicks, files("clicks/clicks.csv", "impression"),
+        impressions=ImpressionSettings(when="always", per_event=2),
+    )  # fmt: skip
+    assert [label for label, _ in taken.outcome.sources] == [
+        "2024-01.csv", "views.csv", "clicks/2024-01.csv", "clicks.csv", "clicks/clicks.csv",
+    ]  # fmt: skip
+    assert taken.events["event_id"].n_unique() == taken.events.height
+    seen = taken.events.filter(pl.col("event_type") == "view")
+    assert set(seen["event_id"]) == set(alone.events["event_id"])  # as if nothing were beside it
+    asked = taken.events.filter("inferred").group_by("request_id")
+    assert asked.agg(pl.col("user_id").n_unique())["user_id"].max() == 1
+
+
+def test_a_file_that_two_mappings_read_gives_each_its_own_events(tmp_path):
+    (tmp_path / "log.csv").write_text(f"u,seen,bought,t\nu1,i1,i2,{START}\nu2,i1,,{START}\n")
+
+    def files(column, kind):
+        columns = {"user_id": "u", "item_id": column, "timestamp": "t"}
+        return mapping(tmp_path / "log.csv", columns=columns, constants={"event_type": kind})
+
+    taken = take(tmp_path, files("seen", "view"), files("bought", "purchase"))
+    assert [label for label, _ in taken.outcome.sources] == ["log.csv", "log.csv (2)"]
+    assert taken.events["event_id"].n_unique() == taken.events.height == 3
+
+
+def _folder(path):
+    path.mkdir()
+    return path
 
 
 def test_an_event_that_only_names_its_item_does_not_leave_it_undescribed(tmp_path):
