@@ -14,8 +14,8 @@ def told_apart(groups: Sequence[Sequence[Part]]) -> tuple[tuple[Part, ...], ...]
     """The files of all event mappings with labels that differ.
 
     A label that no mapping before has stays, so that events keep their ids. Another file of the
-    same label is called by its path below the folder that the files of all mappings share. A
-    file that is read by several mappings has the number of each after the first, too.
+    same label is called by its path below the folder that the files of all mappings share, and
+    where that is taken as well, as when two mappings read one file, with its mapping's number.
 
     Args:
         groups: the files of each mapping, as `find` gave them.
