@@ -71,6 +71,19 @@ def test_a_list_of_ids_leaves_the_words_of_later_events_to_describe_its_items(tm
     assert told == [("s1", "Mug", "Kitchen"), ("s2", None, None)]
 
 
+def test_two_variants_of_an_item_in_an_order_are_two_lines(tmp_path):
+    item = {"item_id": "s1", "price": 5.0, "quantity": 1}
+    order = {"event_name": "purchase", "event_timestamp": 1717200000000000,
+             "user_pseudo_id": "u", "event_params": [], "items": [item, item],
+             "ecommerce": {"transaction_id": "T1"}}  # fmt: skip
+    for name in ("a", "b"):  # the same export once more
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(order) + "\n")
+    taken = take_source(tmp_path, ga4.source(ga4.GA4Source(paths=(str(tmp_path / "*.jsonl"),))))
+    assert taken.tally.reasons == {"duplicate": 2}
+    assert taken.events["event_id"].n_unique() == taken.events.height == 2
+    assert taken.events["event_id"].str.split("-").list.first().n_unique() == 1
+
+
 def test_metarank_brings_its_catalogue(tmp_path):
     taken = take_source(tmp_path, SOURCES["metarank"]())
     assert taken.items.filter(pl.col("title").is_not_null()).height > 0
