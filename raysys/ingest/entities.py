@@ -148,11 +148,11 @@ def _complete(known: pl.DataFrame, seen: pl.DataFrame) -> tuple[pl.DataFrame, pl
 
 
 def _merge_seen(seen: pl.DataFrame) -> pl.DataFrame:
-    """One row an item from one a bucket and item."""
+    """One row an item from one a bucket and item; price and currency are of one event."""
     return (
-        seen.sort("first_priced", nulls_last=True)
+        seen.sort("first_priced", "price", "currency", nulls_last=True)
         .group_by("item_id")
-        .agg(pl.col("events").sum(), pl.col("price", "currency").drop_nulls().first())
+        .agg(pl.col("events").sum(), pl.col("price", "currency").first())
     )
 
 

@@ -232,8 +232,8 @@ def _items_told(
     """
     items = draft_items(raw, files.items, time=files.time).drop(UNPARSED, MENDED)
     items = items.with_columns(
-        draft["item_id"], draft["currency"], draft["timestamp"].alias("_told"), draft[SOURCE],
-        draft[ROW],
+        draft["item_id"], pl.coalesce("currency", draft["currency"]),
+        draft["timestamp"].alias("_told"), draft[SOURCE], draft[ROW],
     )  # fmt: skip
     place = [ROW, NTH] if NTH in clean.columns else [ROW]
     items = items.with_columns(draft[name] for name in place)

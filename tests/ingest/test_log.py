@@ -171,6 +171,32 @@ def _folder(path):
     return path
 
 
+def test_a_currency_that_the_log_has_for_its_items_stands(tmp_path):
+    columns = {"user_id": "u", "item_id": "i", "event_type": "w", "timestamp": "t"}
+    (tmp_path / "log.csv").write_text(f"u,i,w,t,p,c\nu1,i1,view,{START},5,CHF\n")
+    files = mapping(tmp_path / "log.csv", columns=columns, items={"price": "p", "currency": "c"})
+    items = take(tmp_path, files).items.select("item_id", "price", "currency")
+    assert items.rows() == [("i1", 5.0, "CHF")]
+
+
+@pytest.mark.parametrize("rows", [1, 10_000])
+def test_price_and_currency_of_an_item_are_of_the_same_event(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(settling, "_UNIT_ROWS", rows)  # a unit a day, or one of all
+    columns = {"user_id": "u", "item_id": "i", "event_type": "w", "timestamp": "t", "price": "p",
+               "currency": "c"}  # fmt: skip
+    day = 86_400
+    lines = [
+        f"u1,i1,view,{START},5,",
+        f"u1,i1,view,{START + day},6,USD",
+        f"u1,i2,view,{START},,USD",
+        f"u1,i2,view,{START + day},7,EUR",
+    ]
+    (tmp_path / "log.csv").write_text("\n".join(["u,i,w,t,p,c", *lines]))
+    items = take(tmp_path, mapping(tmp_path / "log.csv", columns=columns)).items
+    found = items.select("item_id", "price", "currency").rows()
+    assert found == [("i1", 5.0, None), ("i2", 7.0, "EUR")]
+
+
 def test_an_event_that_only_names_its_item_does_not_leave_it_undescribed(tmp_path):
     """As where impressions come before views, in one file and over several."""
     columns = {"user_id": "u", "item_id": "i", "event_type": "w", "timestamp": "t"}
