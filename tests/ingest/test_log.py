@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from raysys import schema
 from raysys.config import find_config, load_settings
+from raysys.datasets.mapping import ItemFiles
 from raysys.errors import UserError
 from raysys.ingest import pipeline, reading, settling
 from raysys.ingest.figures import LogFigures, measure
@@ -248,6 +249,26 @@ def test_the_report_shows_counts_and_reasons(tmp_path):
     assert "unknown event type" in page
     assert "<b>u</b>" not in page
     assert page.count("<svg") >= 3
+
+
+def test_names_of_categories_are_shown_as_they_are_a_bar_each(tmp_path):
+    """Neither dollars nor a common beginning may matter."""
+    common = "Everything for the kitchen and the dining room: "
+    names = ["$5 to $10", "cut by 5$ and {no} $\\frac", common + "pots", common + "pans"]
+    rows = "\n".join(f"i{n},{name}" for n, name in enumerate(names))
+    (tmp_path / "items.csv").write_text(f"id,kind\n{rows}\n")
+    bought = f"b,u1,i1,purchase,{START},9.5,1,"
+    (tmp_path / "log.csv").write_text("\n".join([HEADER, *good_rows(24), bought]))
+    catalogue = ItemFiles(
+        paths=str(tmp_path / "items.csv"), columns={"item_id": "id", "category": "kind"}
+    )
+    files = mapping(tmp_path / "log.csv", constants={"currency": "$$"})
+    taken = take(tmp_path, files, items=(catalogue,))
+    write_report(taken.outcome, "A shop", Limits(), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert all(f">{name}</text>" in page for name in names[:2])
+    assert page.count(f">{common[:39]}…</text>") == 2
+    assert ">price of one unit, $$ (logarithmic)</text>" in page
 
 
 @pytest.mark.parametrize(
