@@ -82,6 +82,16 @@ def test_single_wrong_clocks_do_not_condemn_the_unit():
     check_unit(values, TimeFormat(unit="seconds"), where="log.csv")
 
 
+@pytest.mark.parametrize("known", [1, 4, 5])
+def test_few_values_do_not_condemn_the_unit(known):
+    values = pl.Series([str(MOMENT), None] * known)
+    if known < 5:
+        check_unit(values, TimeFormat(unit="seconds"), where="log.csv")
+        return
+    with pytest.raises(UserError, match="time is not in seconds"):
+        check_unit(values, TimeFormat(unit="seconds"), where="log.csv")
+
+
 def test_unknown_zone_is_refused():
     with pytest.raises(ValueError, match="no such time zone"):
         TimeFormat(zone="Mars/Olympus")

@@ -84,6 +84,21 @@ def test_two_variants_of_an_item_in_an_order_are_two_lines(tmp_path):
     assert taken.events["event_id"].str.split("-").list.first().n_unique() == 1
 
 
+def test_a_wrong_unit_is_told_with_a_mend_that_importers_have(tmp_path):
+    lines = [
+        {"event_name": "view_item", "event_timestamp": 1717200000 + n, "user_pseudo_id": "u",
+         "event_params": [], "items": [{"item_id": "s1"}]}
+        for n in range(9)
+    ]  # fmt: skip
+    (tmp_path / "ga4.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = ga4.source(ga4.GA4Source(paths=(str(tmp_path / "ga4.jsonl"),)))
+    with pytest.raises(UserError, match="the time is not in microseconds") as refusal:
+        take_source(tmp_path, source)
+    assert "in microseconds: write them so" in refusal.value.mend
+    assert "kind: files" in refusal.value.mend
+    assert "set time.unit" not in refusal.value.mend
+
+
 def test_metarank_brings_its_catalogue(tmp_path):
     taken = take_source(tmp_path, SOURCES["metarank"]())
     assert taken.items.filter(pl.col("title").is_not_null()).height > 0
