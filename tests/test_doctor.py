@@ -2,6 +2,9 @@
 
 import os
 import socket
+import subprocess
+import sys
+import threading
 from collections import namedtuple
 
 import pytest
@@ -68,6 +71,57 @@ def test_a_held_port_names_its_holder():
 
 
 @pytest.mark.parametrize(
+    ("name", "command", "is_rays"),
+    [
+        ("ray::ServeReplic", "ray::ServeReplica:shop:Shop", True),
+        ("raylet", "/venv/ray/core/src/ray/raylet/raylet --raylet_socket_name=x", True),
+        ("gcs_server", "/venv/ray/core/src/ray/gcs/gcs_server --log_dir=x", True),
+        ("haproxy", "haproxy -f /tmp/haproxy-serve/h.cfg", True),
+        ("ray", "/venv/bin/python /venv/bin/ray start --head --block", True),
+        ("python", "/venv/bin/python -u /venv/site-packages/ray/dashboard/dashboard.py", True),
+        ("python", "/venv/bin/python -m ray.util.client.server --port=10001", True),
+        ("python", "/home/ray/venv/bin/python /home/ray/shop/server.py", False),
+        ("python", "python server.py --root /home/ray", False),
+        ("array-server", "/opt/array-server --port 8000", False),
+        ("another program", "", False),
+    ],
+)
+def test_a_path_with_ray_in_it_makes_no_process_of_ray(name, command, is_rays):
+    assert doctor._is_rays(name, command.split()) == is_rays
+
+
+def test_a_held_port_is_not_ray_s_because_of_a_name(tmp_path):
+    (tmp_path / "x-ray.py").write_text(
+        "import socket\n"
+        "with socket.create_server(('127.0.0.1', 0)) as server:\n"
+        "    print(server.getsockname()[1], flush=True)\n"
+        "    server.accept()\n"
+    )
+    command = [sys.executable, "x-ray.py"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as other:
+        port = int(other.stdout.readline())
+        (held,) = doctor.ports({port: "HTTP"})
+        other.kill()
+    assert held.state == WARN
+    assert str(other.pid) in held.found
+
+
+def test_a_port_that_speaks_no_http_is_no_finding():
+    with socket.create_server(("0.0.0.0", 0)) as server:
+
+        def greet():
+            accepted, _ = server.accept()
+            with accepted:
+                accepted.recv(1000)
+                accepted.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        greeting = threading.Thread(target=greet)
+        greeting.start()
+        assert list(doctor.guarded(server.getsockname()[1])) == []
+        greeting.join()
+
+
+@pytest.mark.parametrize(
     ("total", "used", "free", "state"),
     [(1000, 10, 500, OK), (1000, 996, 3, WARN), (1000, 970, 30, WARN), (100, 99, 0.5, FAIL)],
 )
@@ -101,6 +155,26 @@ def test_the_token(tmp_path):
     file.chmod(0o644)
     assert token() == WARN
     assert token(RAY_AUTH_TOKEN="x") == OK
+
+
+def test_a_token_that_cannot_be_read_is_a_failure(tmp_path):
+    file = tmp_path / "private" / "auth_token"
+    file.parent.mkdir()
+    file.write_text("secret")
+    file.chmod(0o600)
+    file.parent.chmod(0)
+    me = os.geteuid()
+    try:
+        if me == 0:  # who may read everything
+            os.seteuid(65_534)
+        found = {f.name: f for f in doctor.auth({"RAY_AUTH_TOKEN_PATH": str(file)}, tmp_path)}
+    finally:
+        if me == 0:
+            os.seteuid(me)
+        file.parent.chmod(0o700)
+    assert found["token"].state == FAIL
+    assert "Permission denied" in found["token"].found
+    assert "unset RAY_AUTH_TOKEN_PATH" in found["token"].mend
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ Choices, all visible in the quality report:
 
 - Timestamps name no zone and are taken as UTC. They look like it: the shop's weeks begin shortly
   after 05:00 on Mondays, which is midnight in the chain's own eastern zone.
-- A unit's price is what the line's customer paid divided by its quantity.
+- A unit's price is the line's `sales_value` divided by its quantity: what the retailer received,
+  after its own discounts. A customer with a manufacturer's coupon paid less, by `coupon_disc`,
+  which the manufacturer makes good to the retailer.
 - Petrol is measured in thousandths of a gallon (the median would be 10,296 gallons at 0.2 cents
   each); lines of more than 100 are mended to gallons.
 - Lines with quantity 0 (vouchers, returned deposits) bought nothing: the rules quarantine them.
@@ -126,7 +128,7 @@ class Purchases:
         self.fuel = fuel
 
     def __call__(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Basket lines with `event_id`; `sales_value` is of one unit afterwards."""
+        """Basket lines with `event_id`; `sales_value` (received, not paid) is of one unit then."""
         thousandths = pl.col("product_id").is_in(sorted(self.fuel)) & (pl.col("quantity") > 100)
         rows = rows.with_columns(
             pl.format("{}-{}", "basket_id", "product_id").alias("event_id"),
@@ -136,9 +138,9 @@ class Purchases:
             .alias("quantity"),
             pl.when(thousandths).then(pl.lit(FUEL_RULE)).alias(MENDED),
         )
-        paid = pl.col("sales_value") / pl.col("quantity")
+        received = pl.col("sales_value") / pl.col("quantity")
         return rows.with_columns(
-            pl.when(pl.col("quantity") > 0).then(paid.round(4)).alias("sales_value")
+            pl.when(pl.col("quantity") > 0).then(received.round(4)).alias("sales_value")
         )
 
 

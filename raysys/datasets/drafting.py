@@ -14,6 +14,7 @@ from raysys.datasets.mapping import (
     MENDED,
     UNPARSED,
     EventFiles,
+    RecordFiles,
     RecordUsers,
     UserFiles,
     polars_type,
@@ -30,7 +31,8 @@ def draft_events(rows: pl.DataFrame, files: EventFiles, *, where: str) -> pl.Dat
         UserError: the unit of time is obviously wrong.
     """
     times = {"timestamp": files.time}
-    columns = _read(rows, files.columns, schema.LOGGED_EVENTS, times, where)
+    fixed = isinstance(files, RecordFiles)  # an importer, whose YAML has no `time`
+    columns = _read(rows, files.columns, schema.LOGGED_EVENTS, times, where, fixed=fixed)
     if files.event_types and "event_type" in columns:
         raw, words = columns["event_type"]
         columns["event_type"] = (raw, words.replace(files.event_types))
@@ -63,7 +65,12 @@ def draft_users(rows: pl.DataFrame, files: UserFiles) -> pl.DataFrame:
     unparsed = pl.lit(None, dtype=pl.String).alias(UNPARSED)
     if isinstance(files, RecordUsers):
         return rows.select(_text(rows[source]).alias("user_id"), ATTRIBUTES, unparsed)
-    names = files.attributes or tuple(c for c in rows.columns if c != source and c[0] != "_")
+    names = files.attributes or tuple(
+        # a column without a name is the row numbers that pandas writes
+        name
+        for name in rows.columns
+        if name and name != source and not name.startswith("_")
+    )
     entries = [
         pl.struct(pl.lit(name).alias("key"), _text(rows[name]).alias("value")) for name in names
     ]
@@ -85,6 +92,8 @@ def _read(
     target: pa.Schema,
     times: Mapping[str, TimeFormat],
     where: str,
+    *,
+    fixed: bool = False,
 ) -> dict[str, tuple[pl.Series, pl.Series]]:
     """For each mapped column of the vocabulary what the file says, and what it means."""
     read = {}
@@ -92,7 +101,8 @@ def _read(
         raw = _blank_to_null(rows[source])
         if name in times:
             meant = to_millis(raw, times[name])
-            check_unit(raw, times[name], where=f"{where}, column {source!r}", millis=meant)
+            place = f"{where}, column {source!r}"
+            check_unit(raw, times[name], where=place, millis=meant, fixed=fixed)
         else:
             meant = _cast(raw, target.field(name).type)
         read[name] = (raw, meant)

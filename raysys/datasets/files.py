@@ -73,7 +73,7 @@ class Part:
     """A piece of work: one file, or some row groups of a large Parquet file."""
 
     path: str
-    label: str  # how reports name the file: its path below the folder that all inputs share
+    label: str  # how reports name the file: its path below the folder that a mapping's files share
     format: Format
     size: int
     row_groups: tuple[int, ...] | None = None

@@ -34,13 +34,15 @@ def read_jsonl(
     """The records of a JSON-lines file as text columns; a name may be a dotted path into objects.
 
     Strings are as they are, everything else as JSON writes it. A key that no record of the file
-    has is told as lacking with the last block.
+    has is told as lacking with the last block. Where the mapping reads all keys, a block has those
+    that were met up to its end.
     """
     if isinstance(files, RecordEvents | RecordItems | RecordUsers):
         yield from _read_records(part, files)
         return
     row = 0
-    names = wanted(files, derived)
+    asked = wanted(files, derived)
+    names = [*files.columns.values()] if asked is None else asked
     told = dict(part.told)
     seen: set[str] = set()
     for chunk in chunks(part, quoted=False):
@@ -48,10 +50,8 @@ def read_jsonl(
             yield nothing_but(as_fault(chunk, row))
             return
         text = utf8(chunk, files.encoding)
-        if names is None:
-            lines = text.decode("utf-8").split("\n")
-            keys = (key for line in lines for key in parse_line(line) or ())
-            names = list(dict.fromkeys([*files.columns.values(), *keys]))
+        if asked is None:
+            names = list(dict.fromkeys([*names, *_keys(text)]))
         for block in _parse_json(text, names, row):
             row += block.rows.height + len(block.faults)
             seen |= {name for name in names if block.rows[name].null_count() < block.rows.height}
@@ -67,6 +67,12 @@ def read_jsonl(
     lacking = fit(files, [*seen], derived, told).lacking
     if lacking:
         yield Block(pl.DataFrame(), _NO_NUMBERS, lacking=lacking)
+
+
+def _keys(text: bytes) -> Iterator[str]:
+    """The keys of all records, as they come."""
+    for line in text.decode("utf-8").split("\n"):
+        yield from parse_line(line) or ()
 
 
 def _read_records(part: Part, files: RecordEvents | RecordItems | RecordUsers) -> Iterator[Block]:

@@ -156,6 +156,7 @@ def _parse_csv(
     count = table.num_rows + len(bad)
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
+    frame.columns = table.column_names  # one without a name has been given one
     numbers = pl.int_range(1, count + 1, eager=True)
     if bad:
         numbers = numbers.filter(~numbers.is_in(list(bad)))

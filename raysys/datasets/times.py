@@ -19,6 +19,7 @@ EARLIEST: Final = 631_152_000_000
 """1990-01-01 in UTC milliseconds: no shop's behaviour log is older."""
 
 _A_DAY: Final = 86_400_000
+_FEW: Final = 5  # fewer values than these say nothing of a unit
 _FAR: Final = 8_000_000_000_000_000  # what Arrow and polars still hold as milliseconds
 _PER_MILLISECOND: Final[dict[str, float]] = {
     "seconds": 1e-3,
@@ -26,8 +27,8 @@ _PER_MILLISECOND: Final[dict[str, float]] = {
     "microseconds": 1e3,
     "nanoseconds": 1e6,
 }
-_FORMATS: Final = (
-    "%Y-%m-%d %H:%M:%S%.f%:z",
+_WITH_OFFSET: Final = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M%:z")
+_WITHOUT: Final = (
     "%Y-%m-%d %H:%M:%S%.f",
     "%Y-%m-%d %H:%M",
     "%Y-%m-%d",
@@ -96,26 +97,34 @@ def to_millis(values: pl.Series, form: TimeFormat) -> pl.Series:
 
 
 def check_unit(
-    values: pl.Series, form: TimeFormat, *, where: str, millis: pl.Series | None = None
+    values: pl.Series,
+    form: TimeFormat,
+    *,
+    where: str,
+    millis: pl.Series | None = None,
+    fixed: bool = False,
 ) -> None:
     """Refuse a log whose unit of time is obviously not the one its mapping states.
 
     Obviously: fewer than half of the values are believable as stated (1990 to tomorrow), and
-    read in another unit at least half are. Single wrong clocks are the rules' business.
+    read in another unit at least half are. Single wrong clocks are the rules' business, and
+    where there are fewer than five values every one may be such a clock.
 
     Args:
         values: as the log has them.
         form: the mapping's statement.
         where: file and column, for the error.
         millis: what `to_millis` makes of the values, where the caller has it.
+        fixed: the unit is that of the log's format; no mapping states it.
 
     Raises:
         UserError: naming an example, what it would mean, and the unit that fits.
     """
-    if values.null_count() == values.len() or values.dtype.is_temporal():
+    known = values.len() - values.null_count()
+    if known < _FEW or values.dtype.is_temporal():
         return
     meant = to_millis(values, form) if millis is None else millis
-    if _believable(meant) >= 0.5 * (values.len() - values.null_count()):
+    if _believable(meant) >= 0.5 * known:
         return
     present = values.drop_nulls()
     units: tuple[Unit, ...] = ("seconds", "milliseconds", "microseconds", "nanoseconds", "iso")
@@ -131,7 +140,10 @@ def check_unit(
                 f"the time is not in {form.unit}: {example!r} would be {means}; "
                 f"in {unit} it is {fits}",
                 where=where,
-                mend=f"set time.unit to {unit}",
+                mend=f"this kind of source has its moments in {form.unit}: write them so, or read "
+                f"the files as kind: files, with a mapping whose time.unit is {unit}"
+                if fixed
+                else f"set time.unit to {unit}",
             )
 
 
@@ -181,14 +193,15 @@ def _each_form(text: pl.Series, zone: str) -> pl.Series:
         .str.replace(r"^(\d{4}-\d{2}-\d{2})T", "$1 ")
         .str.replace(r"\s*(UTC|GMT|Z)$", "+00:00")
         .str.replace(r"\s*([+-]\d{2}):?(\d{2})$", "$1:$2")
+        .str.replace(r"(:\d{2}(?:\.\d+)?)\s*([+-]\d{2})$", "$1$2:00")  # as PostgreSQL writes it
         .alias("text")
     )
-    with_offset, *without = _FORMATS
-    exact = pl.col("text").str.to_datetime(
-        with_offset, time_unit="ms", strict=False, time_zone="UTC"
+    exact = pl.coalesce(
+        pl.col("text").str.to_datetime(form, time_unit="ms", strict=False, time_zone="UTC")
+        for form in _WITH_OFFSET
     )
     plain = pl.coalesce(
-        pl.col("text").str.to_datetime(form, time_unit="ms", strict=False) for form in without
+        pl.col("text").str.to_datetime(form, time_unit="ms", strict=False) for form in _WITHOUT
     )
     frame = frame.select(
         exact=exact.dt.epoch("ms"),

@@ -18,6 +18,8 @@ def find_duplicates(events: pl.DataFrame) -> pl.Series:
     """Which events came before: Boolean[n], false for the first of each kind in file order.
 
     Events that the log named are equal when date, user and id are; others when every column is.
+    Of such, equal ones of one record (two variants of an item in an order) differ: they are of
+    a kind with the first, the second, … of a record that repeats it.
 
     Args:
         events: all events of some users or dates, with `SOURCE`, `ROW` and `OWN_ID`.
@@ -30,10 +32,13 @@ def find_duplicates(events: pl.DataFrame) -> pl.Series:
     if suspects.len() == 0:
         return pl.Series([False], dtype=pl.Boolean).new_from_index(0, events.height)
     every = [name for name in schema.LOGGED_EVENTS.names if name != "event_id"]
-    numbered = events[suspects].with_columns(_at=suspects, _day=_DATE).sort(SOURCE, ROW)
+    numbered = events[suspects].with_columns(_at=suspects, _day=_DATE)
+    numbered = numbered.sort(SOURCE, ROW, maintain_order=True)
     own = numbered.filter(OWN_ID).unique(["user_id", "event_id", "_day"], keep="first")["_at"]
-    made = numbered.filter(~pl.col(OWN_ID)).unique(every, keep="first")["_at"]
-    return _marked(suspects, events.height).scatter(pl.concat([own, made]), False)
+    made = numbered.filter(~pl.col(OWN_ID))
+    made = made.with_columns(_again=pl.int_range(pl.len()).over(SOURCE, ROW, *every))
+    first = made.unique([*every, "_again"], keep="first")["_at"]
+    return _marked(suspects, events.height).scatter(pl.concat([own, first]), False)
 
 
 def find_near_duplicates(events: pl.DataFrame, settings: NearDuplicate) -> pl.Series:

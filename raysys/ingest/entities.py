@@ -18,7 +18,7 @@ from raysys.ingest.aside import write_quarantine
 from raysys.ingest.columns import read_all, to_arrow
 from raysys.ingest.described import read_users
 from raysys.ingest.judging import apply
-from raysys.ingest.reading import TOLD
+from raysys.ingest.reading import DESCRIBES, TOLD
 from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import ROW, SOURCE, Limits, item_rules
 from raysys.ingest.settling import ITEMS_SEEN, SEEN_ITEM, SEEN_USER, TOLD_ITEM, USERS_SEEN
@@ -118,13 +118,14 @@ def _with_maps(users: pl.DataFrame) -> pa.Table:
 def _told_items(
     limits: Limits, rules: RuleSettings, pieces: Sequence[Path], out: Path
 ) -> tuple[pl.DataFrame, Tally]:
-    """What the log itself says of its items: the earliest word on each.
+    """What the log itself says of its items: on each the earliest word that describes it, if any.
 
     What is wrong with such a description is quarantined as a row of its own table, `told_items`:
     the event that told it is clean and counted already.
     """
     told = read_all(_those(pieces, TOLD), TOLD_ITEM)
-    told = told.sort("_told", SOURCE, ROW).unique("item_id", keep="first")
+    told = told.sort(~DESCRIBES, "_told", SOURCE, ROW, maintain_order=True)
+    told = told.unique("item_id", keep="first", maintain_order=True)
     draft = told.with_columns(pl.lit(None, dtype=pl.String).alias(UNPARSED))
     clean, rejected, tally = apply(item_rules(limits, rules), draft, told, "told_items")
     write_quarantine([rejected], out / "quarantine" / "told_items.parquet")
@@ -147,11 +148,11 @@ def _complete(known: pl.DataFrame, seen: pl.DataFrame) -> tuple[pl.DataFrame, pl
 
 
 def _merge_seen(seen: pl.DataFrame) -> pl.DataFrame:
-    """One row an item from one a bucket and item."""
+    """One row an item from one a bucket and item; price and currency are of one event."""
     return (
-        seen.sort("first_priced", nulls_last=True)
+        seen.sort("first_priced", "price", "currency", nulls_last=True)
         .group_by("item_id")
-        .agg(pl.col("events").sum(), pl.col("price", "currency").drop_nulls().first())
+        .agg(pl.col("events").sum(), pl.col("price", "currency").first())
     )
 
 

@@ -19,6 +19,7 @@ from raysys.ingest.described import CATALOGUE, read_catalogue, write_catalogue
 from raysys.ingest.entities import EntityFigures, write_entities
 from raysys.ingest.figures import LogFigures
 from raysys.ingest.impressions import ImpressionSettings
+from raysys.ingest.naming import told_apart
 from raysys.ingest.reading import PIECES, Piece, read_pieces
 from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import Limits, event_rules
@@ -85,7 +86,7 @@ def inspect(source: Source) -> Inputs:
     Raises:
         UserError: a path names nothing, or an environment variable is not set.
     """
-    parts = tuple(tuple(find(files, source.of(files).derived)) for files in source.events)
+    parts = [find(files, source.of(files).derived) for files in source.events]
     own: tuple[AnyFiles, ...] = (*source.items, *source.users)
     others = [part for files in own for part in find(files, source.of(files).derived)]
     prints = {
@@ -97,7 +98,7 @@ def inspect(source: Source) -> Inputs:
         prints[table.path] = fingerprint(
             Part(table.path, path.name, "parquet", path.stat().st_size)
         )
-    return Inputs(parts, prints)
+    return Inputs(told_apart(parts), prints)
 
 
 def ingest(

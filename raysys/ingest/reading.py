@@ -15,6 +15,7 @@ from typing import Any, Final
 import polars as pl
 import pyarrow as pa
 
+from raysys import schema
 from raysys.datasets.drafting import draft_events, draft_items
 from raysys.datasets.files import ROWS, Block, Part, read
 from raysys.datasets.mapping import MENDED, UNPARSED, EventFiles
@@ -33,6 +34,11 @@ TOLD: Final = "told_items.arrow"
 
 NTH: Final = "_nth"
 """Column of what an importer makes: which of its record's rows, from 0."""
+
+DESCRIBES: Final = pl.any_horizontal(
+    pl.col(name).is_not_null() for name in schema.ITEMS.names if name not in ("item_id", "currency")
+)
+"""Of a draft item: whether it says anything. A currency alone does not: it may be the event's."""
 
 _FLUSH_ROWS: Final = 500_000
 _BATCH_ROWS: Final = 32_768  # a date's rows are cut by user only into batches of at least this
@@ -220,16 +226,20 @@ def _placed(draft: pl.DataFrame, block: Block, part: Part) -> pl.DataFrame:
 def _items_told(
     raw: pl.DataFrame, files: EventFiles, draft: pl.DataFrame, clean: pl.DataFrame
 ) -> pl.DataFrame:
-    """What clean events say of their items: draft items, the first word on each."""
+    """What clean events say of their items: draft items, the first word on each.
+
+    An event that describes its item comes before earlier ones that only name it.
+    """
     items = draft_items(raw, files.items, time=files.time).drop(UNPARSED, MENDED)
     items = items.with_columns(
-        draft["item_id"], draft["currency"], draft["timestamp"].alias("_told"), draft[SOURCE],
-        draft[ROW],
+        draft["item_id"], pl.coalesce("currency", draft["currency"]),
+        draft["timestamp"].alias("_told"), draft[SOURCE], draft[ROW],
     )  # fmt: skip
     place = [ROW, NTH] if NTH in clean.columns else [ROW]
     items = items.with_columns(draft[name] for name in place)
     kept = items.join(clean.select(place), on=place, how="semi").drop(NTH, strict=False)
-    return kept.drop_nulls("item_id").sort("_told", ROW).unique("item_id", keep="first")
+    first = kept.drop_nulls("item_id").sort(~DESCRIBES, "_told", ROW, maintain_order=True)
+    return first.unique("item_id", keep="first", maintain_order=True)
 
 
 class _Dealer:

@@ -56,7 +56,8 @@ def find_sessions(
     Args:
         events: all events of some users from `start` on, by time; timestamps in ms.
         before: `user_id`, `timestamp`, `session_id` of the day before `start`, of the day before
-            that, …, each by time; asked only as far as sessions reach back.
+            that, …, each by time, days without events too; asked only as far as sessions reach
+            back.
         settings: the gap, and whether the log's ids stand.
         start: UTC ms.
     """
@@ -110,21 +111,21 @@ def _earlier(
     events: pl.DataFrame, before: Iterable[pl.DataFrame], gap: int, start: int
 ) -> pl.DataFrame:
     """What users did before `start` who went on within the gap, as far back as a session can go."""
-    early = events.filter(pl.col("timestamp") <= start + gap)
-    users = early.select(pl.col("user_id").unique())
+    moment = pl.col("timestamp")
+    # for each user the first moment that is known, while a day may hold one within the gap of it
+    first = events.filter(moment <= start + gap).group_by("user_id").agg(moment.min())
     frames: list[pl.DataFrame] = []
-    if users.height:
-        for frame in before:
-            rows = frame.join(users, on="user_id", how="semi", maintain_order="left")
-            if rows.height == 0:
-                break
+    midnight = start
+    for frame in before if first.height else ():
+        midnight -= _DAY_MS
+        rows = frame.join(first, on="user_id", how="semi", maintain_order="left")
+        if rows.height:
             frames.insert(0, rows)
-            midnight = int(rows["timestamp"][0]) // _DAY_MS * _DAY_MS
-            users = rows.filter(pl.col("timestamp") <= midnight + gap).select(
-                pl.col("user_id").unique()
-            )
-            if users.height == 0:
-                break
+            known = pl.concat([first, rows.select("user_id", "timestamp")])
+            first = known.group_by("user_id").agg(moment.min())
+        first = first.filter(moment <= midnight + gap)
+        if first.height == 0:
+            break
     if not frames:
         return events.select("user_id", "timestamp", "session_id").clear()
     return pl.concat(frames)

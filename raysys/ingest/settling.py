@@ -247,9 +247,8 @@ def _before(unit: Unit, store: Store) -> Iterator[pl.DataFrame]:
                 if "session_id" not in rows.columns:
                     rows = rows.with_columns(pl.lit(None, dtype=pl.String).alias("session_id"))
                 frames.append(rows.select(columns))
-        if not frames:
-            return
-        yield pl.concat(frames).sort("timestamp", maintain_order=True)
+        rows = pl.concat(frames) if frames else _nothing().select(columns)
+        yield rows.sort("timestamp", maintain_order=True)
 
 
 def _read(piece: Batches, cut: tuple[int, int], store: Store) -> pl.DataFrame | None:

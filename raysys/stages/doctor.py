@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from importlib import metadata, util
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -44,6 +46,8 @@ MEMORY_NEEDED = 8 * GB
 DISK_NEEDED = 5 * GB
 SHARED_MEMORY_NEEDED = 1 * GB
 OK, WARN, FAIL = "ok", "warn", "fail"
+_RAYS = re.compile(r"^ray::|/ray/dashboard/dashboard\.py$|^ray\.util\.")
+"""Words of commands: workers, the dashboard, the server of Ray's clients."""
 _STYLE = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 
@@ -253,8 +257,8 @@ def ports(wanted: dict[int, str]) -> Iterator[Finding]:
         if _is_free(port):
             yield Finding("ports", str(port), OK, f"free for {use}")
             continue
-        holder = _holder(port)
-        if "ray" in holder or "haproxy" in holder or "gcs_server" in holder:
+        holder, rays = _holder(port)
+        if rays:
             yield Finding("ports", str(port), OK, f"{use}: held by {holder}")
         else:
             mend = f"stop it, or give {use} another port"
@@ -272,22 +276,37 @@ def auth(environment: dict[str, str], home: Path) -> Iterator[Finding]:
         yield Finding("auth", "RAY_AUTH_MODE", OK, found)
     else:
         yield Finding("auth", "RAY_AUTH_MODE", FAIL, repr(mode), "set it to token or disabled")
-    file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or home / ".ray" / "auth_token")
     if environment.get("RAY_AUTH_TOKEN"):
         yield Finding("auth", "token", OK, "in RAY_AUTH_TOKEN")
-    elif file.is_file() and file.stat().st_mode & 0o077:
-        mend = f"chmod 600 {file}"
-        yield Finding("auth", "token", WARN, f"others may read {file}", mend)
-    elif file.is_file() and not file.read_text(errors="replace").strip():
+        return
+    given = environment.get("RAY_AUTH_TOKEN_PATH", "")
+    file = Path(given or home / ".ray" / "auth_token")
+    try:
+        yield _token(file, bool(given))
+    except OSError as error:
+        mend = f"let this user read {file}" + (", or unset RAY_AUTH_TOKEN_PATH" if given else "")
+        why = error.strerror or type(error).__name__
+        yield Finding("auth", "token", FAIL, f"{file} cannot be read: {why}", mend)
+
+
+def _token(file: Path, given: bool) -> Finding:
+    """What there is to say of the token's file; `given`: the environment names it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not file.is_file():
+        if given:
+            mend = "put the token there, or unset RAY_AUTH_TOKEN_PATH"
+            return Finding("auth", "token", FAIL, f"RAY_AUTH_TOKEN_PATH: no file {file}", mend)
+        return Finding("auth", "token", OK, "none yet; the first local Ray writes one")
+    empty = not file.read_text(errors="replace").strip()
+    if file.stat().st_mode & 0o077:
+        return Finding("auth", "token", WARN, f"others may read {file}", f"chmod 600 {file}")
+    if empty:
         mend = f"rm {file}; ray get-auth-token --generate"
-        yield Finding("auth", "token", FAIL, f"{file} is empty", mend)
-    elif file.is_file():
-        yield Finding("auth", "token", OK, str(file))
-    elif environment.get("RAY_AUTH_TOKEN_PATH"):
-        mend = "put the token there, or unset RAY_AUTH_TOKEN_PATH"
-        yield Finding("auth", "token", FAIL, f"RAY_AUTH_TOKEN_PATH: no file {file}", mend)
-    else:
-        yield Finding("auth", "token", OK, "none yet; the first local Ray writes one")
+        return Finding("auth", "token", FAIL, f"{file} is empty", mend)
+    return Finding("auth", "token", OK, str(file))
 
 
 def keys(file: Path) -> Iterator[Finding]:
@@ -334,8 +353,8 @@ def guarded(port: int) -> Iterator[Finding]:
             status = int(answer.status)
     except HTTPError as error:
         status = error.code
-    except (URLError, OSError, ValueError):
-        return
+    except (URLError, HTTPException, OSError, ValueError):
+        return  # nothing that speaks HTTP
     if status == 401:
         yield Finding("auth", "HTTP", OK, f"port {port} on {wide[0]} wants a key")
     else:
@@ -406,16 +425,29 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _holder(port: int) -> str:
-    """The program that listens on a port, as far as this user may know."""
+def _holder(port: int) -> tuple[str, bool]:
+    """The program that listens on a port, as far as this user may know; whether it is Ray's."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status != psutil.CONN_LISTEN or not connection.pid:
                 continue
             if connection.laddr and connection.laddr.port == port:
                 process = psutil.Process(connection.pid)
-                words = " ".join(process.cmdline())
-                return f"{process.name()} (pid {process.pid}: {words[:60]})"
+                name, words = process.name(), process.cmdline()
+                told = f"{name} (pid {process.pid}: {' '.join(words)[:60]})"
+                return told, _is_rays(name, words)
     except psutil.Error:
-        return "another program"
-    return "another program"
+        return "another program", False
+    return "another program", False
+
+
+def _is_rays(name: str, words: Sequence[str]) -> bool:
+    """Whether a process is one of Ray's, by its name and the first words of its command.
+
+    That the word stands in a path says nothing: users and folders are called ray, too.
+    """
+    if name.startswith("ray::") or name in ("raylet", "gcs_server", "haproxy"):
+        return True
+    if any(word.rsplit("/", 1)[-1] == "ray" for word in words[:2]):  # `ray`, run by Python or not
+        return True
+    return any(_RAYS.search(word) for word in words[:4])

@@ -6,6 +6,7 @@ import pytest
 from raysys import schema
 from raysys.config import parse_settings
 from raysys.datasets.drafting import draft_events, draft_items, draft_users
+from raysys.datasets.files import find, read
 from raysys.datasets.mapping import UNPARSED, EventFiles, UserFiles, check_columns
 from raysys.errors import UserError
 
@@ -63,6 +64,18 @@ def test_users_keep_only_attributes_that_say_something():
     rows = pl.DataFrame({"id": ["1", "2"], "age": ["30", ""], "city": [None, "Bonn"]})
     listed = draft_users(rows, files)["attributes"].to_list()
     assert listed == [[{"key": "age", "value": "30"}], [{"key": "city", "value": "Bonn"}]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("users.csv", ",id,age\n0,1,30\n"), ("users.jsonl", '{"": 0, "id": "1", "age": 30}\n')],
+)
+def test_a_column_without_a_name_is_no_attribute(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    files = UserFiles(paths=str(tmp_path / name), columns={"user_id": "id"})
+    (block,) = read(find(files)[0], files)
+    (listed,) = draft_users(block.rows, files)["attributes"].to_list()
+    assert listed == [{"key": "age", "value": "30"}]
 
 
 @pytest.mark.parametrize(

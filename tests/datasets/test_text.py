@@ -268,3 +268,22 @@ def test_objects_keep_the_quotes_in_their_texts(tmp_path):
     found = [value for block in read(part, files) for value in block.rows["a"]]
     assert found.pop(300) == rows.pop(300)["a"]
     assert [json.loads(value) for value in found] == [row["a"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        lambda path: UserFiles(paths=path, columns={"user_id": "id"}),
+        lambda path: TableFiles(paths=path, columns={"id": "id"}, everything=True),
+    ],
+)
+def test_keys_that_come_late_in_a_file_are_read(tmp_path, monkeypatch, files):
+    monkeypatch.setattr(chunks, "CHUNK", 64)
+    path = tmp_path / "a.jsonl"
+    late = {4: {"city": "Bonn"}, 9: {"age": 30, "city": "Ulm"}}
+    rows = [{"id": str(n), "name": f"user {n}", **late.get(n, {})} for n in range(12)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    found, faults = read_all(path, files(str(path)))
+    assert not faults
+    told = [{key: value for key, value in row.items() if value} for row in found.values()]
+    assert told == [{key: str(value) for key, value in row.items()} for row in rows]

@@ -27,10 +27,21 @@ MOMENT = 1_511_658_000_000  # 2017-11-26 01:00:00 UTC
         ("iso", "2017-11-26T03:30:00+02:30"),
         ("iso", "2017-11-25 20:00:00 -0500"),
         ("iso", " 2017-11-26 01:00 "),
+        ("iso", "2017-11-26 01:00:00+00"),
+        ("iso", "2017-11-26 03:00:00.000+02"),
+        ("iso", "2017-11-25 19:00:00.00 -06"),
+        ("iso", "2017-11-26T01:00Z"),
+        ("iso", "2017-11-26T02:00+01:00"),
+        ("iso", "2017-11-25T20:00-0500"),
     ],
 )
 def test_every_form_means_the_same_moment(unit, written):
     assert to_millis(pl.Series([written]), TimeFormat(unit=unit)).to_list() == [MOMENT]
+
+
+def test_fractions_stay_with_an_offset_of_two_digits():
+    values = pl.Series(["2017-11-26 01:00:00.12+00", "2017-11-26 06:00:00.123456+05"])
+    assert to_millis(values, TimeFormat()).to_list() == [MOMENT + 120, MOMENT + 123]
 
 
 def test_zone_is_assumed_only_where_none_is_named():
@@ -71,6 +82,16 @@ def test_single_wrong_clocks_do_not_condemn_the_unit():
     check_unit(values, TimeFormat(unit="seconds"), where="log.csv")
 
 
+@pytest.mark.parametrize("known", [1, 4, 5])
+def test_few_values_do_not_condemn_the_unit(known):
+    values = pl.Series([str(MOMENT), None] * known)
+    if known < 5:
+        check_unit(values, TimeFormat(unit="seconds"), where="log.csv")
+        return
+    with pytest.raises(UserError, match="time is not in seconds"):
+        check_unit(values, TimeFormat(unit="seconds"), where="log.csv")
+
+
 def test_unknown_zone_is_refused():
     with pytest.raises(ValueError, match="no such time zone"):
         TimeFormat(zone="Mars/Olympus")
@@ -102,6 +123,8 @@ FORMS = (
     "%Y-%m-%dT%H:%M:%S.250",
     "%Y-%m-%dT%H:%M:%S.250Z",
     "%Y-%m-%d %H:%M:%S +02:00",
+    "%Y-%m-%d %H:%M:%S.250+02",
+    "%Y-%m-%dT%H:%MZ",
     "%Y-%m-%d %H:%M",
     "%Y-%m-%d",
     "%Y%m%d",
@@ -112,7 +135,9 @@ FORMS = (
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(
-        st.tuples(st.datetimes(dt.datetime(1995, 1, 1), dt.datetime(2030, 1, 1)), st.integers(0, 9))
+        st.tuples(
+            st.datetimes(dt.datetime(1995, 1, 1), dt.datetime(2030, 1, 1)), st.integers(0, 11)
+        )
     ),
     st.sampled_from(["UTC", "Europe/Berlin"]),
 )

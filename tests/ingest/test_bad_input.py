@@ -117,6 +117,14 @@ def test_a_wrong_unit_of_time_stops_the_stage(tmp_path, stated, found):
     assert "log.csv, column 'time'" in refusal.value.where
 
 
+def test_one_wrong_clock_in_a_small_file_is_one_bad_row(tmp_path):
+    (tmp_path / "log1.csv").write_text("\n".join([HEADER, *good_rows()]))
+    (tmp_path / "log2.csv").write_text(f"{HEADER}\nx,u1,i1,view,{START * 1000},1,1,\n")
+    taken = take(tmp_path, mapping(tmp_path / "log*.csv"))
+    assert taken.tally.rows_out == 20
+    assert taken.tally.reasons == {"in_the_future": 1}
+
+
 def test_a_missing_column_stops_the_stage(tmp_path):
     header = HEADER.replace("price", "prize")
     (tmp_path / "log.csv").write_text("\n".join([header, *good_rows()]))

@@ -68,6 +68,22 @@ def test_the_same_event_again_goes_whatever_the_order_of_rows():
     assert judge(frame, kept)[2].kept == {"duplicate": 2}
 
 
+def test_equal_lines_of_one_record_stand_and_the_record_again_does_not():
+    line = {"user_id": "u", "event_type": "purchase", "timestamp": 5, "order_id": "o"}
+    other = {**line, "item_id": "j"}
+    frame = events(line, other, line, line, other, line, line).with_columns(
+        pl.Series(ROW, [1, 1, 1, 2, 2, 2, 2])
+    )
+    for order in (list(range(7)), [6, 2, 4, 0, 1, 5, 3]):
+        again = find_duplicates(frame[order])
+        kept = frame[order].filter(~again).sort(ROW, maintain_order=True)
+        assert kept.select("item_id", ROW).sort(ROW, "item_id").rows() == [
+            ("i", 1), ("i", 1), ("j", 1), ("i", 2),
+        ]  # fmt: skip
+    named = frame.with_columns(pl.lit("a").alias("event_id"), pl.lit(True).alias(OWN_ID))
+    assert find_duplicates(named).to_list() == [False, *[True] * 6]
+
+
 def test_events_that_the_log_names_are_the_same_by_name_only():
     named = events(
         {"user_id": "u", "event_id": "a", "timestamp": 1},

@@ -55,6 +55,50 @@ def test_records_that_make_several_rows_without_ids_get_an_id_each(tmp_path):
     assert made["event_id"].str.contains(r"^[0-9a-f]{8}-\d+#[1-9]\d*$").all()
 
 
+def test_a_list_of_ids_leaves_the_words_of_later_events_to_describe_its_items(tmp_path):
+    def event(name, second, **item):
+        return {"event_name": name, "event_timestamp": (1717200000 + second) * 10**6,
+                "user_pseudo_id": "u", "event_params": [], "items": [item]}  # fmt: skip
+
+    lines = [
+        event("view_item_list", 0, item_id="s1"),
+        event("view_item_list", 0, item_id="s2"),
+        event("view_item", 9, item_id="s1", item_name="Mug", item_category="Kitchen"),
+    ]
+    (tmp_path / "ga4.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    taken = take_source(tmp_path, ga4.source(ga4.GA4Source(paths=(str(tmp_path / "ga4.jsonl"),))))
+    told = taken.items.select("item_id", "title", "category").rows()
+    assert told == [("s1", "Mug", "Kitchen"), ("s2", None, None)]
+
+
+def test_two_variants_of_an_item_in_an_order_are_two_lines(tmp_path):
+    item = {"item_id": "s1", "price": 5.0, "quantity": 1}
+    order = {"event_name": "purchase", "event_timestamp": 1717200000000000,
+             "user_pseudo_id": "u", "event_params": [], "items": [item, item],
+             "ecommerce": {"transaction_id": "T1"}}  # fmt: skip
+    for name in ("a", "b"):  # the same export once more
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(order) + "\n")
+    taken = take_source(tmp_path, ga4.source(ga4.GA4Source(paths=(str(tmp_path / "*.jsonl"),))))
+    assert taken.tally.reasons == {"duplicate": 2}
+    assert taken.events["event_id"].n_unique() == taken.events.height == 2
+    assert taken.events["event_id"].str.split("-").list.first().n_unique() == 1
+
+
+def test_a_wrong_unit_is_told_with_a_mend_that_importers_have(tmp_path):
+    lines = [
+        {"event_name": "view_item", "event_timestamp": 1717200000 + n, "user_pseudo_id": "u",
+         "event_params": [], "items": [{"item_id": "s1"}]}
+        for n in range(9)
+    ]  # fmt: skip
+    (tmp_path / "ga4.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = ga4.source(ga4.GA4Source(paths=(str(tmp_path / "ga4.jsonl"),)))
+    with pytest.raises(UserError, match="the time is not in microseconds") as refusal:
+        take_source(tmp_path, source)
+    assert "in microseconds: write them so" in refusal.value.mend
+    assert "kind: files" in refusal.value.mend
+    assert "set time.unit" not in refusal.value.mend
+
+
 def test_metarank_brings_its_catalogue(tmp_path):
     taken = take_source(tmp_path, SOURCES["metarank"]())
     assert taken.items.filter(pl.col("title").is_not_null()).height > 0

@@ -15,6 +15,7 @@ from raysys.ingest import pipeline, reading, settling
 from raysys.ingest.columns import read_arrow
 from raysys.ingest.impressions import ImpressionSettings
 from raysys.ingest.rule_settings import RuleSettings
+from raysys.ingest.sessions import SessionSettings
 from raysys.ingest.spread import InProcess
 from raysys.ingest.store import Store
 from tests.ingest.shop import HEADER, START, mapping
@@ -33,6 +34,7 @@ class Shop:
         self.runs = 0
         self.impressions = ImpressionSettings()
         self.rules = RuleSettings()
+        self.sessions = SessionSettings()
 
     def log(self, name, lines):
         path = self.logs / name
@@ -48,7 +50,9 @@ class Shop:
         outcome = pipeline.ingest(
             source,
             pipeline.inspect(source),
-            pipeline.Treatment(rules=self.rules, impressions=self.impressions),
+            pipeline.Treatment(
+                rules=self.rules, sessions=self.sessions, impressions=self.impressions
+            ),
             out,
             spread or InProcess(),
             store or self.store,
@@ -206,6 +210,32 @@ def test_what_was_read_before_a_failure_is_not_read_again(tmp_path):
     assert read_arrow(kept / reading.EVENTS).height == 60
 
 
+def test_a_gap_of_more_than_a_day_is_looked_back_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(settling, "_UNIT_ROWS", 1)  # a unit a day
+    shop = Shop(tmp_path)
+    shop.sessions = SessionSettings(gap_minutes=50 * 60)
+    hours = {"u0": [0, 49, 98, 149], "u1": [0, 60, 100]}
+    shop.log(
+        "a.csv",
+        [f"{u}-{h},{u},i1,view,{START + 3600 * h},1,1," for u, all_ in hours.items() for h in all_],
+    )
+    outcome, out = shop.take()
+    sessions = dict(events_of(out).select("event_id", "session_id").iter_rows())
+    begins = {
+        "u0-0": 0,
+        "u0-49": 0,
+        "u0-98": 0,
+        "u0-149": 149,
+        "u1-0": 0,
+        "u1-60": 60,
+        "u1-100": 60,
+    }
+    assert sessions == {
+        event: f"{event[:2]}@{(START + 3600 * hour) * 1000}" for event, hour in begins.items()
+    }
+    assert outcome.log.sessions == 4
+
+
 day_files = st.dictionaries(
     st.integers(0, 5),
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3 * DAY), st.integers(0, 3)), max_size=12),
@@ -237,9 +267,11 @@ def test_any_sequence_of_files_gives_what_a_new_start_gives(tmp_path_factory, hi
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5 * DAY // 600)), min_size=1, max_size=80),
     st.sampled_from([1, 7, 10_000]),
+    st.sampled_from([30, 1500, 4000]),  # minutes: many days may lie between two events
 )
-def test_sessions_over_midnight_are_what_a_loop_says(tmp_path_factory, moments, rows):
+def test_sessions_over_midnight_are_what_a_loop_says(tmp_path_factory, moments, rows, gap):
     shop = Shop(tmp_path_factory.mktemp("shop"))
+    shop.sessions = SessionSettings(gap_minutes=gap)
     shop.log(
         "a.csv",
         [f"e{n},u{u},i1,view,{START + 600 * t},1,1," for n, (u, t) in enumerate(moments)],
@@ -252,7 +284,7 @@ def test_sessions_over_midnight_are_what_a_loop_says(tmp_path_factory, moments, 
     last: dict[int, int] = {}
     begin: dict[int, int] = {}
     for n, (user, t) in sorted(enumerate(moments), key=lambda one: one[1][1]):
-        if user not in last or (t - last[user]) * 600 > 1800:
+        if user not in last or (t - last[user]) * 600 > 60 * gap:
             begin[user] = t
         last[user] = t
         expected[f"e{n}"] = f"u{user}@{(START + 600 * begin[user]) * 1000}"

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from raysys import schema
 from raysys.config import find_config, load_settings
+from raysys.datasets.mapping import ItemFiles
 from raysys.errors import UserError
 from raysys.ingest import pipeline, reading, settling
 from raysys.ingest.figures import LogFigures, measure
+from raysys.ingest.impressions import ImpressionSettings
 from raysys.ingest.quality import write_report
 from raysys.ingest.rules import ROW, SOURCE, Limits
 from raysys.ingest.sessions import SessionSettings, find_sessions
@@ -126,6 +128,101 @@ def test_items_told_by_events_the_earliest_word_counts(tmp_path):
     assert items.rows() == [("i1", "Early", 4.0, "EUR"), ("i3", None, None, "EUR")]
 
 
+def test_files_of_one_name_under_several_mappings_give_events_of_their_own(tmp_path):
+    columns = {"user_id": "u", "item_id": "i", "timestamp": "t"}
+
+    def files(folder, kind):
+        return mapping(tmp_path / folder, columns=columns, constants={"event_type": kind})
+
+    for folder, user in (("views", "u1"), ("clicks", "u2")):
+        (tmp_path / folder).mkdir()
+        for name in ("2024-01.csv", f"{folder}.csv"):
+            lines = [f"{user},i{n},{START + n + len(name)}" for n in range(3)]
+            (tmp_path / folder / name).write_text("\n".join(["u,i,t", *lines]))
+    views, clicks = files("views", "view"), files("clicks", "click")
+    alone = take(_folder(tmp_path / "alone"), views)
+    taken = take(
+        _folder(tmp_path / "both"), views, clicks, files("clicks/clicks.csv", "impression"),
+        impressions=ImpressionSettings(when="always", per_event=2),
+    )  # fmt: skip
+    assert [label for label, _ in taken.outcome.sources] == [
+        "2024-01.csv", "views.csv", "clicks/2024-01.csv", "clicks.csv", "clicks/clicks.csv",
+    ]  # fmt: skip
+    assert taken.events["event_id"].n_unique() == taken.events.height
+    seen = taken.events.filter(pl.col("event_type") == "view")
+    assert set(seen["event_id"]) == set(alone.events["event_id"])  # as if nothing were beside it
+    asked = taken.events.filter("inferred").group_by("request_id")
+    assert asked.agg(pl.col("user_id").n_unique())["user_id"].max() == 1
+
+
+def test_a_file_that_two_mappings_read_gives_each_its_own_events(tmp_path):
+    (tmp_path / "log.csv").write_text(f"u,seen,bought,t\nu1,i1,i2,{START}\nu2,i1,,{START}\n")
+
+    def files(column, kind):
+        columns = {"user_id": "u", "item_id": column, "timestamp": "t"}
+        return mapping(tmp_path / "log.csv", columns=columns, constants={"event_type": kind})
+
+    taken = take(tmp_path, files("seen", "view"), files("bought", "purchase"))
+    assert [label for label, _ in taken.outcome.sources] == ["log.csv", "log.csv (2)"]
+    assert taken.events["event_id"].n_unique() == taken.events.height == 3
+
+
+def _folder(path):
+    path.mkdir()
+    return path
+
+
+def test_a_currency_that_the_log_has_for_its_items_stands(tmp_path):
+    columns = {"user_id": "u", "item_id": "i", "event_type": "w", "timestamp": "t"}
+    (tmp_path / "log.csv").write_text(f"u,i,w,t,p,c\nu1,i1,view,{START},5,CHF\n")
+    files = mapping(tmp_path / "log.csv", columns=columns, items={"price": "p", "currency": "c"})
+    items = take(tmp_path, files).items.select("item_id", "price", "currency")
+    assert items.rows() == [("i1", 5.0, "CHF")]
+
+
+@pytest.mark.parametrize("rows", [1, 10_000])
+def test_price_and_currency_of_an_item_are_of_the_same_event(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(settling, "_UNIT_ROWS", rows)  # a unit a day, or one of all
+    columns = {"user_id": "u", "item_id": "i", "event_type": "w", "timestamp": "t", "price": "p",
+               "currency": "c"}  # fmt: skip
+    day = 86_400
+    lines = [
+        f"u1,i1,view,{START},5,",
+        f"u1,i1,view,{START + day},6,USD",
+        f"u1,i2,view,{START},,USD",
+        f"u1,i2,view,{START + day},7,EUR",
+    ]
+    (tmp_path / "log.csv").write_text("\n".join(["u,i,w,t,p,c", *lines]))
+    items = take(tmp_path, mapping(tmp_path / "log.csv", columns=columns)).items
+    found = items.select("item_id", "price", "currency").rows()
+    assert found == [("i1", 5.0, None), ("i2", 7.0, "EUR")]
+
+
+def test_an_event_that_only_names_its_item_does_not_leave_it_undescribed(tmp_path):
+    """As where impressions come before views, in one file and over several."""
+    columns = {"user_id": "u", "item_id": "i", "event_type": "w", "timestamp": "t"}
+
+    def line(second, item, **told):
+        what = "view" if told else "impression"
+        return json.dumps({"u": "u1", "i": item, "w": what, "t": START + second, **told})
+
+    lines = [
+        line(0, "i1"),
+        line(60, "i1", title="Mug", category="Kitchen"),
+        line(90, "i1", title="Cup", category="Kitchen"),
+        line(0, "i2"),
+        line(5, "i3", title="Jug"),
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "b.jsonl").write_text(f"{line(200, 'i2', category='Kitchen')}\n{line(1, 'i3')}")
+    files = mapping(
+        tmp_path / "*.jsonl", columns=columns, items={"title": "title", "category": "category"},
+        constants={"currency": "EUR"},
+    )  # fmt: skip
+    items = take(tmp_path, files).items.select("item_id", "title", "category")
+    assert items.rows() == [("i1", "Mug", "Kitchen"), ("i2", None, "Kitchen"), ("i3", "Jug", None)]
+
+
 def test_figures_add_up_over_buckets(tmp_path):
     (tmp_path / "log.csv").write_text("\n".join([HEADER, *good_rows(100)]))
     events = take(tmp_path, mapping(tmp_path / "log.csv")).events.with_columns(
@@ -152,6 +249,26 @@ def test_the_report_shows_counts_and_reasons(tmp_path):
     assert "unknown event type" in page
     assert "<b>u</b>" not in page
     assert page.count("<svg") >= 3
+
+
+def test_names_of_categories_are_shown_as_they_are_a_bar_each(tmp_path):
+    """Neither dollars nor a common beginning may matter."""
+    common = "Everything for the kitchen and the dining room: "
+    names = ["$5 to $10", "cut by 5$ and {no} $\\frac", common + "pots", common + "pans"]
+    rows = "\n".join(f"i{n},{name}" for n, name in enumerate(names))
+    (tmp_path / "items.csv").write_text(f"id,kind\n{rows}\n")
+    bought = f"b,u1,i1,purchase,{START},9.5,1,"
+    (tmp_path / "log.csv").write_text("\n".join([HEADER, *good_rows(24), bought]))
+    catalogue = ItemFiles(
+        paths=str(tmp_path / "items.csv"), columns={"item_id": "id", "category": "kind"}
+    )
+    files = mapping(tmp_path / "log.csv", constants={"currency": "$$"})
+    taken = take(tmp_path, files, items=(catalogue,))
+    write_report(taken.outcome, "A shop", Limits(), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert all(f">{name}</text>" in page for name in names[:2])
+    assert page.count(f">{common[:39]}…</text>") == 2
+    assert ">price of one unit, $$ (logarithmic)</text>" in page
 
 
 @pytest.mark.parametrize(
