@@ -7,11 +7,13 @@ import hmac
 import logging
 import time
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from raysys.errors import UserError
 from raysys.registry import BundleManifest, Registry
+from raysys.registry.gate import interval_of
 from raysys.registry.listing import default_pointer, judge_known
 from raysys.serving.arms import Arms
 from raysys.serving.experiment_reports import ExperimentReports
@@ -198,12 +200,20 @@ class Operator:
             surface=manifest.surface,
             learners=dict(manifest.learners),
             pointers=tuple(names),
-            quality=dict(quality) if isinstance(quality, dict) else {},
-            weights=dict(weights.get("full", {})) if isinstance(weights, dict) else {},
+            quality=_numbers(quality),
+            weights=_numbers(weights.get("full") if isinstance(weights, Mapping) else None),
             megabytes=sum(file["size"] for file in manifest.files.values()) / 1e6,
             settings=manifest.settings,
             versions=manifest.versions,
         )
+
+
+def _numbers(figures: Any) -> dict[str, float]:
+    """Figures of a manifest by name, each as one number; what is none is left out."""
+    if not isinstance(figures, Mapping):
+        return {}
+    read = {str(name): interval_of(figure) for name, figure in figures.items()}
+    return {name: figure.value for name, figure in read.items() if figure is not None}
 
 
 def _may(key: Key) -> bool:

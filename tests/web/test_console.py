@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,31 @@ def test_bundles_are_listed_and_the_last_cannot_be_rolled_back(
     assert page.status_code == 404 and 'role="status"' in page.text
     page = operator.post("/console/champion", data={"bundle": "../../etc", "action": "promote"})
     assert page.status_code == 404
+
+
+def test_figures_with_intervals_are_shown_by_their_values(
+    operator: TestClient, service: Service
+) -> None:
+    """`raysys learn` publishes its figure with its interval, `raysys train` as a number."""
+    registry = Registry(service.args.registry_path)
+    figures = {
+        "ndcg10": {"full": {"value": 0.4321, "low": 0.4, "high": 0.46}, "popular": None},
+        "weights": {"full": {"popular": 0.25, "next_item": {"value": 0.75}}},
+    }
+    learned = registry.publish(
+        lambda fresh: (fresh / "popular.json").write_text("{}"),
+        name_hint="learned",
+        learners={"popular": "baseline"},
+        figures=figures,
+    )
+    try:
+        page = operator.get("/console")
+        assert page.status_code == 200 and learned in page.text and "0.4321" in page.text
+        page = operator.get("/console/compare", params={"a": service.bundle.id, "b": learned})
+        assert page.status_code == 200
+        assert "0.4321" in page.text and "0.2500" in page.text and "0.7500" in page.text
+    finally:
+        shutil.rmtree(registry.bundles / learned)
 
 
 def test_one_query_is_taken_apart(operator: TestClient, service: Service) -> None:
