@@ -16,6 +16,7 @@ from raysys.serving.asking import Context
 from raysys.serving.experiments import (
     AcceptedFile,
     check_served,
+    decides,
     load_experiments,
     places_of,
     stamp_of,
@@ -200,9 +201,9 @@ class ExperimentArms:
         ready, wanted = set(), set[str]()
         for name, bundles in needs.items():
             assert served is not None
-            why = self._lacking(served, name) or self._warm(
-                served, name, bundles - {champion.service.bundle.id}
-            )
+            others = bundles - {champion.service.bundle.id}
+            why = self._lacking(served, name) or self._warm(served, name, others)
+            why = why or self._unfit(served, name, champion)
             if why:
                 trouble[name] = why
                 continue
@@ -246,6 +247,20 @@ class ExperimentArms:
                 return f"{bundle} cannot be loaded: {error}"
             self._failed.discard(bundle)
             log.info("%s is loaded for the experiment %s", bundle, name)
+        return ""
+
+    def _unfit(self, served: Served, name: str, champion: Lease) -> str:
+        """Why a bundle cannot do what an arm decides; empty: each can."""
+        experiment, pinned = served.settings.find(name), served.bundles.get(name, {})
+        if experiment is None:
+            return ""
+        for surface in sorted({surface for surface, _ in places_of(experiment)}):
+            for arm in experiment.arms:
+                service = self._leases.get(pinned.get(arm.name, ""), champion).service
+                try:
+                    service.variant(surface, decides(arm, surface, self._args))
+                except UserError as error:
+                    return f"the arm {arm.name}: {error}"
         return ""
 
 

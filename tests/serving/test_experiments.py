@@ -33,7 +33,9 @@ from raysys.serving.replay import replay
 from raysys.serving.rollout import UserConfig
 from raysys.stages.experiment import AnalyseOptions, run_analysis
 from raysys.storage import Workspace
+from tests.serving import shop
 from tests.serving.test_arms import USERS, Shop
+from tests.serving.test_lists import plan_of_touches
 
 METRICS: list[dict[str, Any]] = [
     {"name": "click_rate", "events": ["click"], "per": {"events": ["impression"]}},
@@ -338,6 +340,20 @@ def test_what_cannot_be_loaded_or_recorded_is_not_served(bundle: Path, tmp_path:
         lab.arms.look()
         assert "cannot be written" in lab.arms.experiments.trouble["exposures"]
         assert lab.arm("u1", "other") is None
+    finally:
+        lab.arms.close()
+
+
+def test_an_arm_that_its_bundle_cannot_do_is_not_served(tmp_path: Path) -> None:
+    """It looks the same in the YAML: only the bundle knows whether it tells what was bought."""
+    registry = shop.publish_shop(tmp_path / "touches", plan=plan_of_touches())[0]
+    lab = Lab(tmp_path, registry.path("champion"))
+    try:
+        lab.says(experiment(arms=by_policy(exclude_bought=True)))
+        lab.arms.reconfigure(UserConfig(experiments=(str(lab.file),)))
+        told = lab.arms.experiments.trouble["trial"]
+        assert "the arm treatment" in told and "counts purchases alone" in told
+        assert lab.arm("u1") is None
     finally:
         lab.arms.close()
 
