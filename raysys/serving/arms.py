@@ -209,7 +209,7 @@ class Arms:
             lease.give_back()
 
     def _list(self, name: str, asked: Any, *rest: Any) -> Any:
-        """The answer, in the arms of whoever asks; one to look at (explain) counts nowhere."""
+        """The answer, in the arms of whoever asks; one that nobody is shown counts nowhere."""
         began = time.perf_counter()
         context = rest[0] if rest and isinstance(rest[0], Context) else None
         treatment = None
@@ -221,7 +221,7 @@ class Arms:
             answer = self._untreated(name, asked, *rest)
         else:
             answer, failed = self._treated(treatment, name, asked, *rest)
-        if context is None or asked.explain:
+        if context is None or asked.explain or not context.shown:
             return answer
         told = answer if isinstance(answer, dict) else vars(answer)
         if treatment is not None:

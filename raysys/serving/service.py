@@ -305,7 +305,9 @@ class Service:
                 ranking, ask, told, laps, self.bundle, self.ranker.policies[ask.surface].args
             )
         took = max(0.0, (time.perf_counter() - context.arrived) * 1000)
-        self._note(ask, asked, ranking, arranged, told, took)
+        self._count(ask, ranking)
+        if context.shown and not asked.explain:  # to look at is not to be shown
+            self._note(ask, asked, ranking, arranged, told, took)
         return {
             "request_id": ask.request_id,
             "items": items,
@@ -412,6 +414,16 @@ class Service:
                 item["why"] = why
         return listed
 
+    def _count(self, ask: Ask, ranking: Ranking) -> None:
+        """Count the answer, and where its time went."""
+        self.metrics.count(
+            "raysys_answers", surface=ask.surface, degraded=str(bool(ranking.reasons)).lower()
+        )
+        for name, reason in ranking.reasons.items():
+            self.metrics.count("raysys_left_out", member=name, reason=reason)
+        for stage, spent in ranking.milliseconds.items():
+            self.metrics.observe("raysys_stage_seconds", spent / 1000, stage=stage)
+
     def _note(
         self,
         ask: Ask,
@@ -421,14 +433,7 @@ class Service:
         told: str,
         took: float,
     ) -> None:
-        """Count the answer, and have it recorded who was shown what."""
-        self.metrics.count(
-            "raysys_answers", surface=ask.surface, degraded=str(bool(ranking.reasons)).lower()
-        )
-        for name, reason in ranking.reasons.items():
-            self.metrics.count("raysys_left_out", member=name, reason=reason)
-        for stage, spent in ranking.milliseconds.items():
-            self.metrics.observe("raysys_stage_seconds", spent / 1000, stage=stage)
+        """Have it counted for drift, and recorded who was shown what."""
         if self.drift is not None:
             self.drift.note(ask, ranking, asked.user_id or asked.session_id)
         shown = self._shown

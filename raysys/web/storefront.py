@@ -34,10 +34,12 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
     router = APIRouter(include_in_schema=False)
     pages = Pages(name)
 
-    async def listed(heading: str, call: str, body: dict[str, Any]) -> Shelf | None:
+    async def listed(
+        heading: str, call: str, body: dict[str, Any], *, shown: bool = True
+    ) -> Shelf | None:
         """The shelf of a call; None where there is nothing to show."""
         try:
-            answer = await shop.ask(call, body)
+            answer = await shop.ask(call, body, shown=shown)
         except Refused:
             return None
         shelf = shelf_of(shop.catalogue, heading, answer, _packed(call, body))
@@ -84,7 +86,9 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             filters = {**wanted, **prices}
             shelf = await listed(f"“{q.strip()}”", "search", body | _filtered(filters))
             values["shelf"] = shelf
-            whole = shelf if not filters else await listed("", "search", body)
+            whole = shelf
+            if filters:  # only to count what there is to choose from
+                whole = await listed("", "search", body, shown=False)
             ids = [card.item_id for card in whole.cards] if whole else []
             values["facets"] = facets_of(shop.catalogue, ids, wanted)
             if not fragment:

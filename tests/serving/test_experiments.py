@@ -552,3 +552,6 @@ def test_a_call_in_process_says_its_arms_too(lab: Lab) -> None:
     lab.runs(experiment())
     answer = lab.arms.answer(RecommendRequest(user_id="u1"), Context(time.perf_counter()))
     assert answer.experiments == {"trial": lab.drawn("u1")}
+    unseen = Context(time.perf_counter(), shown=False)  # made for its figures alone
+    assert lab.arms.answer(RecommendRequest(user_id="u1"), unseen).experiments
+    assert lab.exposures()["request_id"].to_list() == [answer.request_id]

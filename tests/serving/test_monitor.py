@@ -97,6 +97,7 @@ def test_replicas_count_together_and_tell_the_same(watched: Registry, tmp_path: 
         # lists of another surface, and about items, come about otherwise
         replica.answer(SearchRequest(query="cheese", user_id="u1"), Context(time.perf_counter()))
         ask(replica, 1, place="item", item_ids=["i00003"])
+        ask(replica, 3, explain=True)  # to look at, by an operator
     for replica in replicas:
         drift = replica.drift
         assert drift is not None

@@ -6,13 +6,19 @@ import base64
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
+import polars as pl
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raysys.serving.args import ServeArgs
+from raysys.serving.pages import ServiceAnswers
 from raysys.serving.service import Service
+from raysys.web import storefront
 from raysys.web.visit import Visit
 from tests.web.conftest import Recorded
 
@@ -103,6 +109,21 @@ def test_what_visitors_do_becomes_events(visitor: TestClient, events: Recorded) 
         assert {event["item_id"] for event in events.told(kind)} == {item_id}, kind
     assert events.told("cart")[0]["request_id"] == request[1]
     assert events.told("purchase")[0]["price"] > 0 and events.told("purchase")[0]["order_id"]
+
+
+def test_lists_that_nobody_is_shown_are_not_recorded(service: Service, tmp_path: Path) -> None:
+    told = {**service.args.model_dump(), "shown_lists": {"folder": str(tmp_path)}}
+    recorded = Service(ServeArgs.model_validate(told))
+    app = FastAPI()
+    app.include_router(storefront(ServiceAnswers(recorded)))
+    client = TestClient(app)
+    # filtered, so that facets are counted of another list; then why an item is there
+    page = client.get("/search", params={"q": "bread", "min_price": 0.01})
+    why = client.get(Tags(page.text).having("data-why")[0])
+    assert page.status_code == why.status_code == 200
+    recorded.close()
+    rows = pl.concat([pl.read_parquet(path) for path in tmp_path.rglob("*.parquet")])
+    assert rows["request_id"].to_list() == [re.findall(r"request=(\w+)", page.text)[0]]
 
 
 def test_why_is_told_of_ones_own_lists(visitor: TestClient, service: Service) -> None:
