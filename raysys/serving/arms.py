@@ -356,9 +356,9 @@ class Arms:
         old = self._lease
         kept = self.experiments.keep(old)  # before: its arm is never without it
         self._lease, self.args = fresh, fresh.service.args
-        old.service.lose_name()
+        old.service.lose_name(kept)
         self._hear(fresh)
-        if not kept:
+        if kept is None:
             old.retire()
         log.info("%s answers now, %s has ended", bundle, old.service.bundle.id)
 

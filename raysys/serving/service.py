@@ -159,9 +159,19 @@ class Service:
             followed = events.follower.followed
             self.metrics.gauge("raysys_event_lag_seconds", lambda: followed.lag_ms / 1000)
 
-    def lose_name(self) -> None:
-        """The name it was chosen by points at another bundle; an experiment may need it still."""
+    def lose_name(self, name: str | None = None) -> None:
+        """The name it was chosen by points at another bundle.
+
+        Args:
+            name: it goes by from now on, as an experiment needs it still; None: it ends soon.
+        """
         self.heard, self._named = None, 0.0
+        if name is not None:
+            self.args = self.args.model_copy(update={"bundle": name})
+            self._variants = {}  # they know it by the other name
+            self.metrics.gauge("raysys_bundle", lambda: 1.0, 0.0, bundle=self.bundle.id, arm=name)
+        if self.drift is not None:
+            self.drift.stand_beside(name)
 
     def _told_named(self) -> float | None:
         """1 while its name points at it, then 0 once: another service may have the name again."""
@@ -337,7 +347,8 @@ class Service:
         if not decided:
             return self
         key = caching.key_of(self._variant, surface, decided)
-        if key not in self._variants:
+        other = self._variants.get(key)
+        if other is None:
             other = copy.copy(self)
             other.args = with_arm(self.args, surface, decided, "experiments")
             other.ranker = self.ranker.with_args(other.args)
@@ -348,8 +359,7 @@ class Service:
             if len(self._variants) >= _VARIANTS:
                 self._variants.clear()  # of experiments long gone
             self._variants[key] = other
-            return other
-        return self._variants[key]
+        return other
 
     def asking(self, asked: ListRequest, context: Context) -> tuple[Ask, list[str]]:
         """A request in numbers, and the items that it names and nobody knows.
