@@ -49,8 +49,8 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
             return None
         return RedirectResponse("/console/login", 303)
 
-    def listing(said: str, status: int = 200) -> Response:
-        known = system.bundles()
+    async def listing(said: str, status: int = 200) -> Response:
+        known = await asyncio.to_thread(system.bundles)
         champion = next((each for each in known if "champion" in each.pointers), None)
         return page("bundles.html", status, bundles=known, champion=champion, said=said)
 
@@ -81,13 +81,13 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
     async def bundles(request: Request, done: str = "") -> Response:
         if away := refused(request):
             return away
-        return listing(_DONE.get(done, ""))
+        return await listing(_DONE.get(done, ""))
 
     @router.get("/compare")
     async def compare(request: Request, a: str = "", b: str = "") -> Response:
         if away := refused(request):
             return away
-        by_id = {each.id: each for each in system.bundles()}
+        by_id = {each.id: each for each in await asyncio.to_thread(system.bundles)}
         if a not in by_id or b not in by_id:
             return RedirectResponse("/console", 303)
         pair = by_id[a], by_id[b]
@@ -101,12 +101,14 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
             return away
         form = await form_of(request)
         try:
+            # in a thread: a bundle's files are hashed, and lists are answered meanwhile
             if form.get("action") == "rollback":
-                system.roll_back()
+                await asyncio.to_thread(system.roll_back)
                 return RedirectResponse("/console?done=rolled_back", 303)
-            system.promote(form.get("bundle", ""), force="force" in form)
+            bundle, force = form.get("bundle", ""), "force" in form
+            await asyncio.to_thread(system.promote, bundle, force=force)
         except Refused as problem:
-            return listing(problem.detail, problem.status)
+            return await listing(problem.detail, problem.status)
         return RedirectResponse("/console?done=promoted", 303)
 
     @router.get("/live")

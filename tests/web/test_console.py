@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -16,6 +19,7 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.arms import Arms
 from raysys.serving.keys import KeyFile
 from raysys.serving.service import Service
+from tests.serving.test_arms import Shop
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +141,38 @@ def test_figures_with_intervals_are_shown_by_their_values(
         assert "0.4321" in page.text and "0.2500" in page.text and "0.7500" in page.text
     finally:
         shutil.rmtree(registry.bundles / learned)
+
+
+@pytest.fixture
+def two(service: Service, tmp_path: Path) -> Iterator[Shop]:
+    """Two bundles whose replica follows the champion, and its console."""
+    bundle = Registry(service.args.registry_path).path("champion")
+    made = Shop(tmp_path / "two", bundle, follow=True, pages={"console": True})
+    yield made
+    made.arms.close()
+
+
+def test_files_are_read_beside_the_answers(two: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def watched(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any, **more: Any) -> Any:
+            with pytest.raises(RuntimeError, match="no running event loop"):
+                asyncio.get_running_loop()
+            read.append(name)
+            return work(*given, **more)
+
+        return run
+
+    for name in ("list", "verify", "rollback"):
+        monkeypatch.setattr(Registry, name, watched(name, getattr(Registry, name)))
+    for path in ("", f"/compare?a={two.first}&b={two.second}"):
+        assert two.client.get(f"/console{path}").status_code == 200
+    assert "list" in read
+    promoted = {"action": "promote", "bundle": two.second}
+    for form, done in ((promoted, "verify"), ({"action": "rollback"}, "rollback")):
+        assert two.client.post("/console/champion", data=form).status_code == 200
+        assert done in read
 
 
 def test_one_query_is_taken_apart(operator: TestClient, service: Service) -> None:
