@@ -24,6 +24,7 @@ from raysys.web import (
     CallFacts,
     DeploymentFacts,
     ExperimentFacts,
+    NameFacts,
     Refused,
     WatchFacts,
 )
@@ -90,7 +91,7 @@ class Operator:
         facts = [self._facts(bundle, names.get(bundle, [])) for bundle in self._registry.list()]
         return sorted(facts, key=lambda each: each.created, reverse=True)
 
-    def promote(self, bundle: str, *, force: bool) -> None:
+    def promote(self, bundle: str, *, force: bool) -> NameFacts:
         """Point `champion`, or a text task's name, at a bundle.
 
         Raises:
@@ -107,9 +108,9 @@ class Operator:
             self._registry.point(name, manifest.id, cause=cause)
         except UserError as error:
             raise Refused(404, error.what) from None
-        self._arms.wake()
+        return self._named(name)
 
-    def roll_back(self) -> None:
+    def roll_back(self) -> NameFacts:
         """Point `champion` at the bundle before.
 
         Raises:
@@ -119,7 +120,13 @@ class Operator:
             self._registry.rollback("champion", cause="rolled back in the console")
         except UserError as error:
             raise Refused(404, error.what) from None
+        return self._named("champion")
+
+    def _named(self, name: str) -> NameFacts:
+        """A name means another bundle; who follows it may know at once."""
         self._arms.wake()
+        args = self._arms.args
+        return NameFacts(name, live=args.follow and name == args.bundle)
 
     def traffic(self) -> list[CallFacts]:
         """Of this replica, busiest call first."""

@@ -3,8 +3,9 @@
 # No `from __future__ import annotations` here: FastAPI reads the annotations of the routes.
 import asyncio
 import json
+import re
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -21,10 +22,7 @@ _COOKIE = "console"
 _HOURS = 8
 PLACES = ("home", "item", "cart")
 _SHOWN_FEATURES, _MOVED = 60, 3
-_DONE = {
-    "promoted": "There is a new champion; replicas that start from now on answer from it.",
-    "rolled_back": "The champion before is back; replicas that start from now on answer from it.",
-}
+_TEXT_NAME = re.compile(r"text-\w{1,40}")  # a link may say anything
 
 
 def console(shop: Answers, system: Operations, name: str = "raysys console") -> APIRouter:
@@ -78,10 +76,12 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
         return response
 
     @router.get("")
-    async def bundles(request: Request, done: str = "") -> Response:
+    async def bundles(
+        request: Request, done: str = "", name: str = "", live: bool = False
+    ) -> Response:
         if away := refused(request):
             return away
-        return await listing(_DONE.get(done, ""))
+        return await listing(_said(done, name, live=live))
 
     @router.get("/compare")
     async def compare(request: Request, a: str = "", b: str = "") -> Response:
@@ -103,13 +103,15 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
         try:
             # in a thread: a bundle's files are hashed, and lists are answered meanwhile
             if form.get("action") == "rollback":
-                await asyncio.to_thread(system.roll_back)
-                return RedirectResponse("/console?done=rolled_back", 303)
-            bundle, force = form.get("bundle", ""), "force" in form
-            await asyncio.to_thread(system.promote, bundle, force=force)
+                done, now = "rolled_back", await asyncio.to_thread(system.roll_back)
+            else:
+                bundle, force = form.get("bundle", ""), "force" in form
+                now = await asyncio.to_thread(system.promote, bundle, force=force)
+                done = "promoted"
         except Refused as problem:
             return await listing(problem.detail, problem.status)
-        return RedirectResponse("/console?done=promoted", 303)
+        told = {"done": done, "name": now.name, "live": int(now.live)}
+        return RedirectResponse(f"/console?{urlencode(told)}", 303)
 
     @router.get("/live")
     async def live(request: Request, fragment: bool = False) -> Response:
@@ -142,6 +144,20 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
 
     add_watching(router, pages, refused, system)
     return router
+
+
+def _said(done: str, name: str, *, live: bool) -> str:
+    """What became of a form, in words; empty: there was none."""
+    if done == "rolled_back":
+        what = "The champion before is back"
+    elif done == "promoted" and name == "champion":
+        what = "There is a new champion"
+    elif done == "promoted" and _TEXT_NAME.fullmatch(name):
+        what = f"{name} means another bundle now"
+    else:
+        return ""
+    who = "replicas that run go over to it within seconds"
+    return f"{what}; {who if live else 'replicas that start from now on answer from it'}."
 
 
 def _is_foreign(request: Request) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -173,6 +174,29 @@ def test_files_are_read_beside_the_answers(two: Shop, monkeypatch: pytest.Monkey
     for form, done in ((promoted, "verify"), ({"action": "rollback"}, "rollback")):
         assert two.client.post("/console/champion", data=form).status_code == 200
         assert done in read
+
+
+def test_it_is_said_who_answers_from_a_new_champion(two: Shop) -> None:
+    page = two.client.post("/console/champion", data={"bundle": two.second, "force": "1"})
+    assert "There is a new champion; replicas that run go over to it within seconds." in page.text
+    assert two.ask("u1")["bundle"] == two.second
+    page = two.client.post("/console/champion", data={"action": "rollback"})
+    assert "The champion before is back; replicas that run" in page.text
+    two.arms.args = two.arms.args.model_copy(update={"follow": False})
+    page = two.client.post("/console/champion", data={"bundle": two.second, "force": "1"})
+    assert "There is a new champion; replicas that start from now on answer from it." in page.text
+
+    registry = two.registry
+    text = registry.publish(
+        lambda folder: (folder / "text.json").write_text(json.dumps({"task": "classify"})),
+        name_hint="words",
+        surface="text",
+    )
+    page = two.client.post("/console/champion", data={"bundle": text, "force": "1"})
+    assert "text-classify means another bundle now; replicas that start" in page.text
+    assert "new champion" not in page.text and registry.pointers()["text-classify"] == text
+    page = two.client.get("/console", params={"done": "promoted", "name": "whatever you like"})
+    assert "whatever you like" not in page.text
 
 
 def test_one_query_is_taken_apart(operator: TestClient, service: Service) -> None:
