@@ -45,12 +45,14 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
         shelf = shelf_of(shop.catalogue, heading, answer, _packed(call, body))
         return shelf if shelf.cards else None
 
-    def page(visit: Visit, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    def page(
+        request: Request, visit: Visit, template: str, status: int = 200, **values: Any
+    ) -> HTMLResponse:
         shoppers = shop.users(SHOPPERS)
         if not visit.is_new and visit.user not in shoppers:
             shoppers = [visit.user, *shoppers]
         response = pages.render(template, status, visit=visit, shoppers=shoppers, **values)
-        visit.keep(response)
+        visit.keep(response, Visit.kept(request))
         return response
 
     @router.get("/")
@@ -65,7 +67,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             asked.append(listed("Goes with what you looked at", "recommend", body))
         shelves = [shelf for shelf in await asyncio.gather(*asked) if shelf]
         profile = None if visit.is_new else await shop.profile(visit.user)
-        return page(visit, "home.html", shelves=shelves, profile=profile)
+        return page(request, visit, "home.html", shelves=shelves, profile=profile)
 
     @router.get("/search")
     async def search(
@@ -93,14 +95,14 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             values["facets"] = facets_of(shop.catalogue, ids, wanted)
             if not fragment:
                 await shop.record([visit.event("search", query=q.strip())])
-        return page(visit, "results.html" if fragment else "search.html", **values)
+        return page(request, visit, "results.html" if fragment else "search.html", **values)
 
     @router.get("/item/{item_id:path}")
     async def item(request: Request, item_id: str) -> HTMLResponse:
         visit = Visit.of(request)
         number = shop.catalogue.number(item_id)
         if number is None:
-            return page(visit, "missing.html", 404, item_id=item_id)
+            return page(request, visit, "missing.html", 404, item_id=item_id)
         row = shop.catalogue.row(number)
         visit = visit.looked_at(item_id)
         who = {"user_id": visit.user, "session_id": visit.session}
@@ -123,7 +125,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             if row[name]
         ]
         return page(
-            visit, "item.html", card=card_of(shop.catalogue, item_id), facts=facts,
+            request, visit, "item.html", card=card_of(shop.catalogue, item_id), facts=facts,
             description=row["description"], shelves=shelves, came=came,
             kept="kept" in request.query_params,
         )  # fmt: skip
@@ -143,9 +145,9 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             listed = []
         told = next((each["why"] for each in listed if each["item_id"] == item_id), None)
         if card is None or told is None:
-            return page(visit, "missing.html", 404, item_id=item_id)
+            return page(request, visit, "missing.html", 404, item_id=item_id)
         template = "reasons.html" if fragment else "why.html"
-        return page(visit, template, card=card, why=reasons_of(told))
+        return page(request, visit, template, card=card, why=reasons_of(told))
 
     @router.get("/cart")
     async def cart(request: Request, bought: int = 0) -> HTMLResponse:
@@ -160,7 +162,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             shelf = await listed("Goes with your cart", "recommend", body)
             shelves = [shelf] if shelf else []
         total = _total(shop, [card.item_id for card in cards])
-        return page(visit, "cart.html", cards=cards, total=total, shelves=shelves, bought=bought)
+        return page(request, visit, "cart.html", cards=cards, total=total, shelves=shelves, bought=bought)
 
     @router.post("/cart")
     async def change(request: Request) -> Response:
@@ -184,7 +186,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
                 place = f"/item/{quote(item_id, safe='')}?kept=1"
         await shop.record(events)
         response = RedirectResponse(place, 303)
-        visit.keep(response)
+        visit.keep(response, Visit.kept(request))
         return response
 
     @router.post("/visitor")
