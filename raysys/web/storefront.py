@@ -4,6 +4,7 @@
 import asyncio
 import base64
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -14,11 +15,12 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from raysys.web.answers import Answers, Refused
 from raysys.web.pages import Pages
 from raysys.web.shelf import FACETS, Shelf, card_of, facets_of, price_of, reasons_of, shelf_of
-from raysys.web.visit import Visit, form_of, whole_number
+from raysys.web.visit import Visit, form_of, new_order, whole_number
 
 HOME_K, BESIDE_K, SEARCH_K = 12, 6, 24
 SHOPPERS = 12
 _CALLS = ("recommend", "search", "similar")
+_ORDER = re.compile(r"[0-9a-f]{24}")
 
 
 def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
@@ -162,7 +164,10 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             shelf = await listed("Goes with your cart", "recommend", body)
             shelves = [shelf] if shelf else []
         total = _total(shop, [card.item_id for card in cards])
-        return page(request, visit, "cart.html", cards=cards, total=total, shelves=shelves, bought=bought)
+        return page(
+            request, visit, "cart.html", cards=cards, total=total, shelves=shelves, bought=bought,
+            order=new_order(),
+        )  # fmt: skip
 
     @router.post("/cart")
     async def change(request: Request) -> Response:
@@ -172,9 +177,10 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
         if action == "remove":
             visit = visit.without(item_id)
         elif action == "buy":
-            order = visit.event("purchase")["event_id"]
+            order = form.get("order", "")
+            order = order if _ORDER.fullmatch(order) else new_order()
             held = [each for each in visit.cart if shop.catalogue.number(each) is not None]
-            events = [visit.event("purchase", order_id=order, **_sale(shop, each)) for each in held]
+            events = [visit.bought(order, _sale(shop, each)) for each in held]
             visit = Visit(visit.user, visit.session, (), visit.seen)
             place = f"/cart?bought={len(events)}"
         elif shop.catalogue.number(item_id) is not None:

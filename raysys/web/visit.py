@@ -7,6 +7,7 @@ as it was when the page was asked for.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import secrets
 from dataclasses import dataclass, replace
@@ -122,6 +123,22 @@ class Visit:
             "session_id": self.session,
             **more,
         }
+
+    def bought(self, order: str, sale: dict[str, Any]) -> dict[str, Any]:
+        """The purchase of an item within an order: the same again is the same event.
+
+        Args:
+            order: id.
+            sale: `item_id`, and what it was sold for.
+        """
+        told = f"{order} {sale['item_id']}".encode()
+        once = hashlib.blake2b(told, digest_size=12).hexdigest()
+        return self.event("purchase", order_id=order, **sale) | {"event_id": once}
+
+
+def new_order() -> str:
+    """An id for what a form will buy: sent twice, the form buys once."""
+    return secrets.token_hex(12)
 
 
 def whole_number(text: str) -> int | None:

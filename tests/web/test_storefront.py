@@ -152,6 +152,28 @@ def test_a_cart_is_kept_and_things_can_be_taken_out(visitor: TestClient, service
     )
 
 
+def test_a_double_click_buys_once(
+    visitor: TestClient, pages: FastAPI, service: Service, events: Recorded
+) -> None:
+    two = [str(each) for each in service.catalogue.ids[:2]]
+    for item_id in two:
+        cart = visitor.post("/cart", data={"item_id": item_id, "action": "add"})
+    form = {"action": "buy", "order": re.findall(r'name="order" value="(\w+)"', cart.text)[0]}
+    held = dict(visitor.cookies)
+    for _ in range(2):  # both were sent before the first answer was there
+        TestClient(pages, cookies=held).post("/cart", data=form)
+    sold = events.told("purchase")
+    assert len(sold) == 4 and len({each["event_id"] for each in sold}) == 2
+    assert {each["order_id"] for each in sold} == {form["order"]}
+    # another cart is another order; so is a form that says nothing, or nonsense
+    orders = {form["order"]}
+    for order in (None, "'; drop", "0" * 25):
+        TestClient(pages, cookies=held).post("/cart", data={"action": "buy", "order": order or ""})
+        orders.add(events.told("purchase")[-1]["order_id"])
+    page = TestClient(pages, cookies=held).get("/cart").text
+    assert f'value="{form["order"]}"' not in page and len(orders) == 4
+
+
 def test_a_page_that_comes_late_leaves_the_cart_alone(
     visitor: TestClient, service: Service
 ) -> None:
