@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from raysys.web.answers import Answers, Refused
 from raysys.web.pages import Pages
 from raysys.web.shelf import FACETS, Shelf, card_of, facets_of, price_of, reasons_of, shelf_of
-from raysys.web.visit import Visit, form_of, new_order, whole_number
+from raysys.web.visit import Visit, form_of, new_order, parsed, whole_number
 
 HOME_K, BESIDE_K, SEARCH_K = 12, 6, 24
 SHOPPERS = 12
@@ -207,7 +207,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
         """Impressions: what of a list came into view, as the page's script reports."""
         visit, raw = Visit.of(request), await request.body()
         try:
-            events = [_impression(visit, each) for each in json.loads(raw)[:100]]
+            events = [_impression(visit, each) for each in parsed(raw)[:100]]
         except (ValueError, TypeError, KeyError, AttributeError):
             return Response(status_code=400)
         taken = await shop.record(events)
@@ -232,7 +232,7 @@ def _unpacked(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: it is something else.
     """
-    told = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    told = parsed(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     if not isinstance(told, list) or len(told) != 2:
         raise ValueError("no call")
     call, body = told

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 from fastapi.responses import Response
 
 _VISIT, _LOOKS = "visit", "seen"
 _SEEN = 8
 _CART = 50
 _ROOM = 3800
+_FIELDS = 100
 _KEPT_S = 30 * 24 * 3600
 _STRANGER = "visitor-"
 
@@ -147,9 +148,29 @@ def whole_number(text: str) -> int | None:
 
 
 async def form_of(request: Request) -> dict[str, str]:
-    """A form's fields, the last of each name."""
+    """A form's fields, the last of each name.
+
+    Raises:
+        HTTPException: 400, it has more fields than any form of ours.
+    """
     raw = (await request.body()).decode("utf-8", "replace")
-    return {name: values[-1] for name, values in parse_qs(raw, max_num_fields=100).items()}
+    try:
+        fields = parse_qs(raw, max_num_fields=_FIELDS)
+    except ValueError:
+        raise HTTPException(400, f"a form of more than {_FIELDS} fields") from None
+    return {name: values[-1] for name, values in fields.items()}
+
+
+def parsed(text: str | bytes) -> Any:
+    """What JSON says that may come from anybody.
+
+    Raises:
+        ValueError: it is none, or nested beyond all measure.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _packed(content: dict[str, Any]) -> str:
@@ -162,7 +183,7 @@ def _unpacked(cookie: str) -> Any:
     Raises:
         ValueError: it is something else.
     """
-    return json.loads(base64.urlsafe_b64decode(cookie))
+    return parsed(base64.urlsafe_b64decode(cookie))
 
 
 def _set(response: Response, name: str, value: str) -> None:

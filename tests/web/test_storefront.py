@@ -135,7 +135,8 @@ def test_why_is_told_of_ones_own_lists(visitor: TestClient, service: Service) ->
         assert page.status_code == 200 and "Proposed by" in page.text
         fragment = visitor.get(link + "&fragment=1").text
         assert "<html" not in fragment and "Chance of a purchase" in fragment
-    for asked in ("", "x", "bm9uZQ", base64.urlsafe_b64encode(b'["rank", {}]').decode()):
+    deep = base64.urlsafe_b64encode(DEEP[:30_000].encode()).decode()
+    for asked in ("", "x", "bm9uZQ", deep, base64.urlsafe_b64encode(b'["rank", {}]').decode()):
         assert visitor.get(f"/why/{items(home.text)[0]}?asked={asked}").status_code == 404
 
 
@@ -150,6 +151,14 @@ def test_a_cart_is_kept_and_things_can_be_taken_out(visitor: TestClient, service
         "Nothing in it yet"
         in visitor.post("/cart", data={"item_id": two[1], "action": "remove"}).text
     )
+
+
+def test_a_form_of_too_many_fields_is_refused(visitor: TestClient, events: Recorded) -> None:
+    body = "&".join(f"f{number}=1" for number in range(101))
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    for path in ("/cart", "/visitor"):
+        assert visitor.post(path, content=body, headers=headers).status_code == 400
+    assert not events
 
 
 def test_a_double_click_buys_once(
@@ -195,7 +204,12 @@ def test_a_page_that_comes_late_leaves_the_cart_alone(
     assert "Goes with what you looked at" not in visitor.get("/").text
 
 
-@pytest.mark.parametrize("body", ["", "{", "[1]", '{"item": 1}', '[{"position": "x"}]', "null"])
+DEEP = "[" * 100_000  # Python gives up at some depth
+
+
+@pytest.mark.parametrize(
+    "body", ["", "{", "[1]", '{"item": 1}', '[{"position": "x"}]', "null", DEEP]
+)
 def test_what_a_script_garbles_is_refused(visitor: TestClient, events: Recorded, body: str) -> None:
     assert visitor.post("/seen", content=body).status_code == 400
     assert not events
@@ -216,7 +230,11 @@ def test_what_visitors_type_is_text(visitor: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "cookie", ["", "nonsense", "e30=", base64.b64encode(b'{"cart": 3}').decode()]
+    "cookie",
+    [
+        *("", "nonsense", "e30=", base64.b64encode(b'{"cart": 3}').decode()),
+        base64.b64encode(DEEP.encode()).decode(),
+    ],
 )
 def test_a_cookie_that_was_tampered_with_begins_a_visit(pages, cookie: str) -> None:
     assert TestClient(pages, cookies={"visit": cookie}).get("/").status_code == 200
