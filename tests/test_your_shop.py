@@ -69,6 +69,12 @@ def test_a_shop_of_ones_own_comes_from_its_log_to_answers(
     assert client.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
     second = client.post("/v1/recommend", json=asked).json()
     assert [item["item_id"] for item in second["items"]] != [i["item_id"] for i in first["items"]]
+    # what was looked at may be shown again, what was bought may not
+    bought = second["items"][0]["item_id"]
+    event = {"event_type": "purchase", "user_id": "shopper-11", "item_id": bought}
+    assert client.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
+    third = client.post("/v1/recommend", json=asked).json()
+    assert bought not in [item["item_id"] for item in third["items"]]
     found = client.post("/v1/search", json={"query": "rye bread", "k": 5}).json()
     assert len(found["items"]) == 5
     service.close()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
@@ -13,8 +12,6 @@ from pydantic import BaseModel
 from raysys.client import answers
 
 A = TypeVar("A", bound=BaseModel)
-
-MAX_EVENTS = 1000  # of one request
 
 Filters = Mapping[str, Any]
 Event = Mapping[str, Any]
@@ -99,32 +96,6 @@ def profile(user_id: str) -> Call[answers.Profile]:
 def of_texts(task: str, answer: type[A], texts: Sequence[str], **asked: Any) -> Call[A]:
     """A call of a text task."""
     return Call("POST", f"/v1/text/{task}", answer, {"texts": list(texts), **asked})
-
-
-def events(sent: Sequence[Event]) -> Iterator[Call[answers.EventsAnswer]]:
-    """Calls that send events, in batches; each event has an id before it is sent for the first
-    time, so that it counts once however often it is sent.
-    """
-    named = [{**event, "event_id": event.get("event_id") or uuid.uuid4().hex} for event in sent]
-    for first in range(0, len(named), MAX_EVENTS):
-        body = {"events": named[first : first + MAX_EVENTS]}
-        yield Call("POST", "/v1/events", answers.EventsAnswer, body)
-
-
-def joined(parts: Sequence[answers.EventsAnswer]) -> answers.EventsAnswer:
-    """What became of all batches, as if they had been one."""
-    outcomes = []
-    for number, part in enumerate(parts):
-        for outcome in part.events:
-            place = outcome.index + number * MAX_EVENTS
-            outcomes.append(outcome.model_copy(update={"index": place}))
-    return answers.EventsAnswer(
-        accepted=sum(part.accepted for part in parts),
-        duplicate=sum(part.duplicate for part in parts),
-        quarantined=sum(part.quarantined for part in parts),
-        rejected=sum(part.rejected for part in parts),
-        events=outcomes,
-    )
 
 
 READY = Call("GET", "/readyz", answers.Readiness)

@@ -13,7 +13,9 @@ import httpx
 from pydantic import BaseModel
 
 from raysys.client import answers, calls
+from raysys.client.batches import Batches
 from raysys.client.calls import Call, Event, Listed, Recommended, Whom
+from raysys.client.failures import ApiError, Unreachable
 from raysys.client.retries import Retries
 from raysys.client.sending import Attempts, read, settings
 
@@ -92,10 +94,23 @@ class Client:
         return self._send(calls.profile(user_id))
 
     def events(self, events: Sequence[Event]) -> answers.EventsAnswer:
-        """Send what users did; any number, in batches. Each counts once, however often it is sent:
-        events without an `event_id` get one before the first try.
+        """Send what users did; any number, in batches.
+
+        A batch in which nothing is good is told as `rejected` events, and the others are sent.
+        Events without an `event_id` get one before the first try, so that retries count once;
+        when you call this again yourself, only ids of your own keep events from counting twice.
+
+        Raises:
+            ApiError, Unreachable: a batch was not answered. `answered` says what became of those
+                before it, `unanswered` holds the other events, with the ids they were sent by.
         """
-        return calls.joined([self._send(call) for call in calls.events(events)])
+        batches = Batches(events)
+        for call in batches:
+            try:
+                batches.answered(self._send(call))
+            except (ApiError, Unreachable) as error:
+                batches.failed(error)
+        return batches.joined()
 
     def classify(self, texts: Sequence[str], *, choices: int = 3) -> answers.Labels:
         """What texts are."""
@@ -215,7 +230,13 @@ class AsyncClient:
 
     async def events(self, events: Sequence[Event]) -> answers.EventsAnswer:
         """See `Client.events`."""
-        return calls.joined([await self._send(call) for call in calls.events(events)])
+        batches = Batches(events)
+        for call in batches:
+            try:
+                batches.answered(await self._send(call))
+            except (ApiError, Unreachable) as error:
+                batches.failed(error)
+        return batches.joined()
 
     async def classify(self, texts: Sequence[str], *, choices: int = 3) -> answers.Labels:
         """See `Client.classify`."""

@@ -5,8 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from raysys.client.answers import EventsAnswer
 
-class ApiError(Exception):
+
+class _Failure(Exception):  # noqa: N818  what it is says who derives from it
+    """What both have in common.
+
+    Attributes:
+        answered: of `events`: what became of those that were answered before; None: of other calls.
+        unanswered: of `events`: all the others, with the `event_id` that they were sent by. Send
+            these again, and each counts once.
+    """
+
+    answered: EventsAnswer | None = None
+    unanswered: list[dict[str, Any]] = []
+
+
+class ApiError(_Failure):
     """The server answered with a problem (RFC 9457).
 
     Attributes:
@@ -38,10 +53,11 @@ class ApiError(Exception):
         """Cross processes whole."""
         problem = {"type": f"urn:raysys:problem:{self.kind}", "detail": self.detail}
         content = {**problem, "errors": self.errors}
-        return type(self), (self.status, content, self.retry_after_s, self.attempts)
+        given = (self.status, content, self.retry_after_s, self.attempts)
+        return type(self), given, {"answered": self.answered, "unanswered": self.unanswered}
 
 
-class Unreachable(Exception):  # noqa: N818  says what it is
+class Unreachable(_Failure):
     """Nobody answered, or not in time; the cause is httpx's error.
 
     Attributes:

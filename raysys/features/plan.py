@@ -7,6 +7,7 @@ printed before the week begins, and the catalogue does not change.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Annotated
 
@@ -102,6 +103,18 @@ class FeaturePlan(Settings):
     def states(self) -> dict[str, TableSpec | WindowSpec | LastSpec]:
         """All state by key, by name."""
         return {**self.tables, **self.windows, **self.last}
+
+    def bought(self, *keys: str) -> str | None:
+        """Name of the table by these keys that counts purchases and nothing else; None: none does.
+
+        Of several it is the one that forgets the least.
+        """
+        found = [
+            (spec.max_records is None, spec.max_idle_days or math.inf, name)
+            for name, spec in self.tables.items()
+            if tuple(spec.keys) == keys and set(spec.events) == {"purchase"}
+        ]
+        return max(found, key=lambda each: each[:2])[2] if found else None
 
     def idle(self, there: Collection[str]) -> list[str]:
         """A warning for each table or window that counts events of which the log has none.

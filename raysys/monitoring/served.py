@@ -74,23 +74,32 @@ def read_lists(folder: Path, since: int, until: int, most: int) -> Lists:
             mend="give the folder that the serve config names (`shown_lists.folder`)",
         )
     paths = _paths(folder, since, until)
-    files: list[pq.ParquetFile] = []
-    read = 0
+    chosen: list[Path] = []
+    rows = 0
     for path in paths[:_FILES]:
-        if read >= _SPARE * most:
+        if rows >= _SPARE * most:
             break
         try:
-            files.append(pq.ParquetFile(path))
-            read += files[-1].metadata.num_rows
+            with pq.ParquetFile(path) as file:  # one at a time: a process may open a thousand
+                rows += file.metadata.num_rows
+            chosen.append(path)
         except FileNotFoundError:  # removed meanwhile
             continue
-    total = round(read * len(paths) / max(1, len(files)))
-    limit = _DRAW if read <= most else round(_DRAW * most / read)
-    parts = [part for file in files if len(part := _read(file, since, until, limit))]
+    total = round(rows * len(paths) / max(1, len(chosen)))
+    limit = _DRAW if rows <= most else round(_DRAW * most / rows)
+    parts = []
+    for path in chosen:
+        try:
+            with pq.ParquetFile(path) as file:
+                part = _read(file, since, until, limit)
+        except FileNotFoundError:
+            continue
+        if len(part):
+            parts.append(part)
     if not parts:
         return Lists(_rows(pl.DataFrame({name: [] for name in _NEEDED})), 0)
     found = _rows(pl.concat(parts, how="diagonal_relaxed")).sort("at", "request_id")
-    drawn = limit < _DRAW or len(files) < len(paths)
+    drawn = limit < _DRAW or len(chosen) < len(paths)
     return Lists(found, total if drawn else len(found))
 
 

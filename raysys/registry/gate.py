@@ -96,7 +96,7 @@ def judge_learned(challenger: BundleManifest, champion: BundleManifest) -> Judge
     told = challenger.figures.get("gate")
     if not isinstance(told, Mapping) or told.get("against") != champion.id:
         return None
-    difference = _interval(told.get("difference"))
+    difference = interval_of(told.get("difference"))
     if difference is None or not _has_ends(difference):
         return None
     values = float(told["challenger"]), float(told["champion"])
@@ -111,18 +111,21 @@ def main_figures(manifest: BundleManifest) -> dict[str, Interval]:
     """
     found: dict[str, Interval] = {}
     ndcg = manifest.figures.get("ndcg10")
-    if isinstance(ndcg, Mapping) and (value := _interval(ndcg.get("full"))):
+    if isinstance(ndcg, Mapping) and (value := interval_of(ndcg.get("full"))):
         found["ndcg@10"] = value
     metric, test = manifest.figures.get("criterion"), manifest.figures.get("test")
     if isinstance(metric, str) and isinstance(test, Mapping):
         judged = test.get(manifest.figures.get("chosen"), {})
-        if value := _interval(judged.get(metric)):
+        if value := interval_of(judged.get(metric)):
             found[metric] = value
     return found
 
 
-def _interval(content: Any) -> Interval | None:
-    """A figure as manifests have it: a number, or value, low and high."""
+def interval_of(content: Any) -> Interval | None:
+    """A figure as manifests have it: a number, or value, low and high (NaN: not known).
+
+    None: it is neither.
+    """
     nothing = float("nan")
     if isinstance(content, int | float) and not isinstance(content, bool):
         return Interval(float(content), nothing, nothing)

@@ -209,7 +209,7 @@ class Arms:
             lease.give_back()
 
     def _list(self, name: str, asked: Any, *rest: Any) -> Any:
-        """The answer, in the arms of whoever asks; one to look at (explain) counts nowhere."""
+        """The answer, in the arms of whoever asks; one that nobody is shown counts nowhere."""
         began = time.perf_counter()
         context = rest[0] if rest and isinstance(rest[0], Context) else None
         treatment = None
@@ -221,7 +221,7 @@ class Arms:
             answer = self._untreated(name, asked, *rest)
         else:
             answer, failed = self._treated(treatment, name, asked, *rest)
-        if context is None or asked.explain:
+        if context is None or asked.explain or not context.shown:
             return answer
         told = answer if isinstance(answer, dict) else vars(answer)
         if treatment is not None:
@@ -356,9 +356,9 @@ class Arms:
         old = self._lease
         kept = self.experiments.keep(old)  # before: its arm is never without it
         self._lease, self.args = fresh, fresh.service.args
-        old.service.lose_name()
+        old.service.lose_name(kept)
         self._hear(fresh)
-        if not kept:
+        if kept is None:
             old.retire()
         log.info("%s answers now, %s has ended", bundle, old.service.bundle.id)
 

@@ -35,6 +35,8 @@ class Context:
         request_id: None: a new one; one that was given gives the same answer again.
         at: UTC ms for what is dated; None: now.
         forced: experiment → arm, as a tester wants it whatever the draw says.
+        shown: whether somebody is shown the list; one that is made for its figures alone is neither
+            recorded, nor counted for drift or an experiment.
     """
 
     arrived: float
@@ -43,6 +45,7 @@ class Context:
     request_id: str | None = None
     at: int | None = None
     forced: Mapping[str, str] = field(default_factory=dict)
+    shown: bool = True
 
 
 @dataclass(frozen=True)

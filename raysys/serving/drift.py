@@ -79,6 +79,7 @@ class DriftWatch:
         self._tally = Tally.empty(reference.grid.size)
         self._dirty = False
         self._named: dict[tuple[Kind, str], float | None] = {}
+        self._looking = threading.Lock()
         self.figures: DriftFigures | None = None
         self.looked_at = 0
         self._gauges()
@@ -107,6 +108,18 @@ class DriftWatch:
             self._queue.put_nowait(_Answer(ranking, who or ask.request_id, seed))
         except queue.Full:
             self._metrics.count("raysys_drift_answers", outcome="dropped")
+
+    def stand_beside(self, arm: str | None = None) -> None:
+        """Another bundle is the champion from now on, and tells what `raysys learn` reads.
+
+        Args:
+            arm: name on every gauge from now on; None: it stays, as this one ends soon.
+        """
+        with self._looking:
+            self._args = self._args.model_copy(update={"beside": True})
+            if arm is not None and arm != self._arm:
+                self._arm, self._named = arm, {}
+                self._gauges()
 
     def close(self) -> None:
         """Write what was counted, and end."""
@@ -159,6 +172,10 @@ class DriftWatch:
             log.warning("counts for drift are not written: %s", error)
 
     def _look(self) -> None:
+        with self._looking:
+            self._look_alone()
+
+    def _look_alone(self) -> None:
         """Write, add up what all replicas have, and tell."""
         try:
             self._write()
@@ -235,7 +252,9 @@ class DriftWatch:
         self._gauge("raysys_drift_window_answers", requests)
 
     def _gauge(self, name: str, read: Callable[[], float | None], **tags: str) -> None:
-        self._metrics.gauge(name, read, arm=self._arm, **tags)
+        arm = self._arm
+        # those by a name that it has lost say nothing: another bundle has it
+        self._metrics.gauge(name, lambda: read() if self._arm == arm else None, arm=arm, **tags)
 
 
 def counted(

@@ -16,6 +16,7 @@ from raysys.serving.asking import Context
 from raysys.serving.experiments import (
     AcceptedFile,
     check_served,
+    decides,
     load_experiments,
     places_of,
     stamp_of,
@@ -84,16 +85,18 @@ class ExperimentArms:
                 log.error("experiments, %s: %s", name, told)
         self.trouble = trouble
 
-    def keep(self, lease: Lease) -> bool:
-        """Take over a service that answers no more as champion, if an experiment needs it."""
+    def keep(self, lease: Lease) -> str | None:
+        """Take over a service that answers no more as champion, if an experiment needs it.
+
+        Returns the name that it goes by then; None: nobody needs it.
+        """
         served, bundle = self.served, lease.service.bundle.id
-        needed = served is not None and any(
-            bundle in served.bundles.get(name, {}).values() for name in served.ready
-        )
-        if needed and bundle not in self._leases:
-            self._leases[bundle] = lease
-            return True
-        return False
+        names = [] if served is None else [self._names(served, name) for name in served.ready]
+        known = next((each[bundle] for each in names if bundle in each), None)
+        if known is None or bundle in self._leases:
+            return None
+        self._leases[bundle] = lease
+        return known
 
     def treatment(
         self, asked: ListRequest, context: Context, champion: Service
@@ -200,9 +203,9 @@ class ExperimentArms:
         ready, wanted = set(), set[str]()
         for name, bundles in needs.items():
             assert served is not None
-            why = self._lacking(served, name) or self._warm(
-                served, name, bundles - {champion.service.bundle.id}
-            )
+            others = bundles - {champion.service.bundle.id}
+            why = self._lacking(served, name) or self._warm(served, name, others)
+            why = why or self._unfit(served, name, champion)
             if why:
                 trouble[name] = why
                 continue
@@ -229,11 +232,18 @@ class ExperimentArms:
         lacking = [a.bundle for a in arms if a.bundle is not None and a.name not in pinned]
         return f"no such bundle: {', '.join(lacking)}" if lacking else ""
 
+    def _names(self, served: Served, name: str) -> dict[str, str]:
+        """Bundle → name it goes by: the experiment's, or its arm's where that is the champion's."""
+        experiment, pinned = served.settings.find(name), served.bundles.get(name, {})
+        return {
+            pinned[arm.name]: arm.name if arm.bundle == self._args.bundle else arm.bundle
+            for arm in (() if experiment is None else experiment.arms)
+            if arm.bundle is not None and arm.name in pinned
+        }
+
     def _warm(self, served: Served, name: str, bundles: frozenset[str]) -> str:
         """Load what is not loaded yet; why that is not possible, empty: it is."""
-        experiment, pinned = served.settings.find(name), served.bundles.get(name, {})
-        arms = () if experiment is None else experiment.arms
-        names = {pinned[arm.name]: arm.bundle for arm in arms if arm.bundle is not None}
+        names = self._names(served, name)
         lacking = sorted(bundles - self._leases.keys())
         # those that failed before come first: others need not be loaded, to be let go again
         for bundle in sorted(lacking, key=lambda each: each not in self._failed):
@@ -246,6 +256,20 @@ class ExperimentArms:
                 return f"{bundle} cannot be loaded: {error}"
             self._failed.discard(bundle)
             log.info("%s is loaded for the experiment %s", bundle, name)
+        return ""
+
+    def _unfit(self, served: Served, name: str, champion: Lease) -> str:
+        """Why a bundle cannot do what an arm decides; empty: each can."""
+        experiment, pinned = served.settings.find(name), served.bundles.get(name, {})
+        if experiment is None:
+            return ""
+        for surface in sorted({surface for surface, _ in places_of(experiment)}):
+            for arm in experiment.arms:
+                service = self._leases.get(pinned.get(arm.name, ""), champion).service
+                try:
+                    service.variant(surface, decides(arm, surface, self._args))
+                except UserError as error:
+                    return f"the arm {arm.name}: {error}"
         return ""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raysys.errors import UserError
 from raysys.features.live import LiveFeatures
 from raysys.retrieval.allowed import Allowed
 from raysys.serving.policy import Policy
@@ -41,12 +42,19 @@ class Permissions:
         features: columns and prices of the items, and what users did.
         policies: by surface.
         stock: None: all is in stock.
+
+    Raises:
+        UserError: a policy leaves out what was bought, and the bundle does not know what that is.
     """
 
     def __init__(
         self, features: LiveFeatures, policies: Mapping[str, Policy], stock: Stock | None
     ) -> None:
         self._features, self._policies, self._stock = features, policies, stock
+        self._bought = features.plan.bought("user", "item")
+        for surface, policy in policies.items():
+            if self._bought is None and policy.excludes_bought is not None:
+                raise _no_purchases(surface, policy.excludes_bought)
         self._codes = {
             name: {label: code for code, label in enumerate(labels)}
             for name, labels in features.labels.items()
@@ -55,7 +63,11 @@ class Permissions:
         self._lock = threading.Lock()
 
     def with_policies(self, policies: Mapping[str, Policy]) -> Permissions:
-        """The same under other policies."""
+        """The same under other policies.
+
+        Raises:
+            UserError: see above.
+        """
         return Permissions(self._features, policies, self._stock)
 
     @property
@@ -75,10 +87,10 @@ class Permissions:
         allowed = self._of_everybody(surface, filters)
         policy = self._policies[surface]
         since = policy.bought_since(now)
-        if since is None or user < 0:
+        if since is None or user < 0 or self._bought is None:
             return allowed
         with self._features.lock:
-            table = self._features.tables["user_item"]
+            table = self._features.tables[self._bought]
             records = table.members(user)
             bought = table.second(records[table.times[records, 2] >= since])
         if not len(bought):
@@ -122,3 +134,13 @@ class Permissions:
             price = self._features.of_items.price
             mask &= (price >= low) & (price <= high)  # NaN is in no range
         return mask
+
+
+def _no_purchases(surface: str, setting: str) -> UserError:
+    return UserError(
+        f"{setting}: this bundle does not tell what a user bought from what they looked at: its "
+        "plan has no table by user and item that counts purchases alone",
+        where=f"args.{surface}.policy",
+        mend=f"leave {setting} out; or give the plan of the features a table such as "
+        "`user_item_bought: {keys: [user, item], events: [purchase]}`, then run features and train",
+    )

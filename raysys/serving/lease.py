@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from raysys.serving.service import Service
+if TYPE_CHECKING:
+    from raysys.serving.service import Service
 
 _REST_S: Final = 10.0
 _LONGEST_REST_S: Final = 600.0

@@ -7,11 +7,13 @@ import hmac
 import logging
 import time
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from raysys.errors import UserError
 from raysys.registry import BundleManifest, Registry
+from raysys.registry.gate import interval_of
 from raysys.registry.listing import default_pointer, judge_known
 from raysys.serving.arms import Arms
 from raysys.serving.experiment_reports import ExperimentReports
@@ -22,6 +24,7 @@ from raysys.web import (
     CallFacts,
     DeploymentFacts,
     ExperimentFacts,
+    NameFacts,
     Refused,
     WatchFacts,
 )
@@ -88,7 +91,7 @@ class Operator:
         facts = [self._facts(bundle, names.get(bundle, [])) for bundle in self._registry.list()]
         return sorted(facts, key=lambda each: each.created, reverse=True)
 
-    def promote(self, bundle: str, *, force: bool) -> None:
+    def promote(self, bundle: str, *, force: bool) -> NameFacts:
         """Point `champion`, or a text task's name, at a bundle.
 
         Raises:
@@ -105,9 +108,9 @@ class Operator:
             self._registry.point(name, manifest.id, cause=cause)
         except UserError as error:
             raise Refused(404, error.what) from None
-        self._arms.wake()
+        return self._named(name)
 
-    def roll_back(self) -> None:
+    def roll_back(self) -> NameFacts:
         """Point `champion` at the bundle before.
 
         Raises:
@@ -117,7 +120,13 @@ class Operator:
             self._registry.rollback("champion", cause="rolled back in the console")
         except UserError as error:
             raise Refused(404, error.what) from None
+        return self._named("champion")
+
+    def _named(self, name: str) -> NameFacts:
+        """A name means another bundle; who follows it may know at once."""
         self._arms.wake()
+        args = self._arms.args
+        return NameFacts(name, live=args.follow and name == args.bundle)
 
     def traffic(self) -> list[CallFacts]:
         """Of this replica, busiest call first."""
@@ -198,12 +207,20 @@ class Operator:
             surface=manifest.surface,
             learners=dict(manifest.learners),
             pointers=tuple(names),
-            quality=dict(quality) if isinstance(quality, dict) else {},
-            weights=dict(weights.get("full", {})) if isinstance(weights, dict) else {},
+            quality=_numbers(quality),
+            weights=_numbers(weights.get("full") if isinstance(weights, Mapping) else None),
             megabytes=sum(file["size"] for file in manifest.files.values()) / 1e6,
             settings=manifest.settings,
             versions=manifest.versions,
         )
+
+
+def _numbers(figures: Any) -> dict[str, float]:
+    """Figures of a manifest by name, each as one number; what is none is left out."""
+    if not isinstance(figures, Mapping):
+        return {}
+    read = {str(name): interval_of(figure) for name, figure in figures.items()}
+    return {name: figure.value for name, figure in read.items() if figure is not None}
 
 
 def _may(key: Key) -> bool:

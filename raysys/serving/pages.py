@@ -105,14 +105,14 @@ class ServiceAnswers:
         """Ids of users that much is known of."""
         return self._known[:count]
 
-    async def ask(self, call: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The JSON that POST /v1/CALL answers to a body.
+    async def ask(self, call: str, body: dict[str, Any], *, shown: bool = True) -> dict[str, Any]:
+        """The JSON that POST /v1/CALL answers to a body; unless it is shown, it leaves no record.
 
         Raises:
             Refused: the call is answered with a problem.
         """
         priority = URGENT if call == "search" else NORMAL
-        context = Context(time.perf_counter(), None, priority)
+        context = Context(time.perf_counter(), None, priority, shown=shown)
         try:
             asked = _MODELS[call].model_validate(body)
             given = await self._service.run(lambda: self._service.answer(asked, context), context)

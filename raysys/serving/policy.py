@@ -132,8 +132,10 @@ class PolicyArgs(Settings):
     shop that sells a thing once sets `exclude_bought`.
 
     Attributes:
-        exclude_bought: leave out what the user has in the history that the bundle keeps.
-        exclude_bought_days: leave out what the user got within so many days; null: nothing.
+        exclude_bought: leave out what the user bought, as far as the bundle remembers: its plan
+            needs a table with `keys: [user, item]` and `events: [purchase]`, and no other events.
+        exclude_bought_days: leave out what the user bought within so many days; null: nothing.
+            It needs the same table.
         exclude_items: item ids that are never shown.
         at_most: most items of one value of a column in a list, such as {category: 4}. What goes
             beyond comes after everything else, so a list is never cut short by it.
@@ -201,8 +203,15 @@ class Policy:
             columns = ["category"] if args.diversity.by == "vectors" else args.diversity.by
             self._alike = [catalogue.codes(name)[0] for name in columns]
 
+    @property
+    def excludes_bought(self) -> str | None:
+        """Name of the setting by which what the user bought is left out; None: it is not."""
+        if self.args.exclude_bought:
+            return "exclude_bought"
+        return None if self.args.exclude_bought_days is None else "exclude_bought_days"
+
     def bought_since(self, now: int) -> int | None:
-        """From which moment on (UTC ms) what the user got is left out; None: nothing is."""
+        """From which moment on (UTC ms) what the user bought is left out; None: nothing is."""
         if self.args.exclude_bought:
             return 0
         days = self.args.exclude_bought_days

@@ -11,8 +11,16 @@ class Favourite(BaseModel):
     """A value of a catalogue column that the user comes back to."""
 
     name: str
-    affinity: float = Field(description="Share of the user's decayed purchases, 0 to 1.")
-    orders: int = Field(description="Evidence: orders it was in.")
+    affinity: float = Field(
+        description="Share of the user's decayed purchases, or of what else is counted, 0 to 1."
+    )
+    orders: int | None = Field(
+        description="Evidence: orders it was in; null where the bundle counts not purchases alone."
+    )
+    touches: int | None = Field(
+        None,
+        description="Evidence instead: how often it was looked at, carted or bought.",
+    )
     last_days_ago: float = Field(description="Evidence: days since the last of them.")
 
 
@@ -26,8 +34,16 @@ class RecentItem(BaseModel):
 class Value(BaseModel):
     """What the user is worth, as far as the log tells."""
 
-    n_orders: int
-    recency_days: float | None
+    n_orders: int | None = Field(
+        description="Null where the bundle counts not purchases alone: see n_touches."
+    )
+    n_touches: int = Field(
+        0,
+        description="How often anything of the user was counted: views and carts too.",
+    )
+    recency_days: float | None = Field(
+        description="Days since the last order; without n_orders since the last touch."
+    )
     order_interval_days: float | None = Field(description="Usual time between orders.")
     last_seen: int | None = Field(description="UTC ms.")
     overdue: float | None = Field(description="Recency ÷ interval; above 1: later than usual.")
@@ -63,6 +79,7 @@ def profile_of(features: LiveFeatures, user_id: str, timestamp: int, bundle: str
         as_of=timestamp,
         value=Value(
             n_orders=facts["n_orders"],
+            n_touches=facts["n_touches"],
             recency_days=recency,
             order_interval_days=interval,
             last_seen=facts["last_seen"],

@@ -106,15 +106,31 @@ class Transformer:
 
     def _keep_looking(self) -> None:
         """Load what `Ranker` is about to serve, as it is told: it needs longer for the rest."""
+        said: list[str] = []
         while True:
             time.sleep(LOOK_S)
+            troubles = self.look()
+            for trouble in troubles:
+                if trouble not in said:  # said once
+                    log.error("what is to be served next is not loaded yet: %s", trouble)
+            said = troubles
+
+    def look(self) -> list[str]:
+        """Load what is to be served next; why some of it cannot be."""
+        try:
+            bundles = upcoming(self._args)
+        except Exception as error:  # the thread that looks must not end
+            return [str(error) or repr(error)]
+        troubles = []
+        for bundle in bundles:
             try:
-                for bundle in upcoming(self._args):
-                    self.host.prepare(bundle)
-            except (UserError, OSError) as error:
-                log.error("what is to be served next is not loaded yet: %s", error)
-            except Exception:  # the thread must not end
-                log.exception("a fault while looking what is to be served next")
+                self.host.prepare(bundle)
+            except UserError as error:
+                troubles.append(str(error))
+            except Exception as error:
+                log.exception("a fault while loading the transformers of %s", bundle)
+                troubles.append(str(error) or repr(error))
+        return troubles
 
     async def prepare(self, bundle: str) -> str:
         """Load a bundle's transformers; empty, or why not."""

@@ -159,9 +159,19 @@ class Service:
             followed = events.follower.followed
             self.metrics.gauge("raysys_event_lag_seconds", lambda: followed.lag_ms / 1000)
 
-    def lose_name(self) -> None:
-        """The name it was chosen by points at another bundle; an experiment may need it still."""
+    def lose_name(self, name: str | None = None) -> None:
+        """The name it was chosen by points at another bundle.
+
+        Args:
+            name: it goes by from now on, as an experiment needs it still; None: it ends soon.
+        """
         self.heard, self._named = None, 0.0
+        if name is not None:
+            self.args = self.args.model_copy(update={"bundle": name})
+            self._variants = {}  # they know it by the other name
+            self.metrics.gauge("raysys_bundle", lambda: 1.0, 0.0, bundle=self.bundle.id, arm=name)
+        if self.drift is not None:
+            self.drift.stand_beside(name)
 
     def _told_named(self) -> float | None:
         """1 while its name points at it, then 0 once: another service may have the name again."""
@@ -305,7 +315,9 @@ class Service:
                 ranking, ask, told, laps, self.bundle, self.ranker.policies[ask.surface].args
             )
         took = max(0.0, (time.perf_counter() - context.arrived) * 1000)
-        self._note(ask, asked, ranking, arranged, told, took)
+        self._count(ask, ranking)
+        if context.shown and not asked.explain:  # to look at is not to be shown
+            self._note(ask, asked, ranking, arranged, told, took)
         return {
             "request_id": ask.request_id,
             "items": items,
@@ -335,7 +347,8 @@ class Service:
         if not decided:
             return self
         key = caching.key_of(self._variant, surface, decided)
-        if key not in self._variants:
+        other = self._variants.get(key)
+        if other is None:
             other = copy.copy(self)
             other.args = with_arm(self.args, surface, decided, "experiments")
             other.ranker = self.ranker.with_args(other.args)
@@ -346,8 +359,7 @@ class Service:
             if len(self._variants) >= _VARIANTS:
                 self._variants.clear()  # of experiments long gone
             self._variants[key] = other
-            return other
-        return self._variants[key]
+        return other
 
     def asking(self, asked: ListRequest, context: Context) -> tuple[Ask, list[str]]:
         """A request in numbers, and the items that it names and nobody knows.
@@ -412,6 +424,16 @@ class Service:
                 item["why"] = why
         return listed
 
+    def _count(self, ask: Ask, ranking: Ranking) -> None:
+        """Count the answer, and where its time went."""
+        self.metrics.count(
+            "raysys_answers", surface=ask.surface, degraded=str(bool(ranking.reasons)).lower()
+        )
+        for name, reason in ranking.reasons.items():
+            self.metrics.count("raysys_left_out", member=name, reason=reason)
+        for stage, spent in ranking.milliseconds.items():
+            self.metrics.observe("raysys_stage_seconds", spent / 1000, stage=stage)
+
     def _note(
         self,
         ask: Ask,
@@ -421,14 +443,7 @@ class Service:
         told: str,
         took: float,
     ) -> None:
-        """Count the answer, and have it recorded who was shown what."""
-        self.metrics.count(
-            "raysys_answers", surface=ask.surface, degraded=str(bool(ranking.reasons)).lower()
-        )
-        for name, reason in ranking.reasons.items():
-            self.metrics.count("raysys_left_out", member=name, reason=reason)
-        for stage, spent in ranking.milliseconds.items():
-            self.metrics.observe("raysys_stage_seconds", spent / 1000, stage=stage)
+        """Have it counted for drift, and recorded who was shown what."""
         if self.drift is not None:
             self.drift.note(ask, ranking, asked.user_id or asked.session_id)
         shown = self._shown

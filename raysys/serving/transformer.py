@@ -26,6 +26,7 @@ from raysys.learners.protocol import Float32
 from raysys.registry import Registry, Transformers, load_transformers
 from raysys.serving.asking import Int32
 from raysys.serving.batching import BatchArgs, Batcher
+from raysys.serving.lease import Rest
 from raysys.serving.metrics import Metrics
 
 log = logging.getLogger("raysys")
@@ -180,21 +181,21 @@ class Host:
         self._lock = threading.Lock()  # of what is held
         self._loading = threading.Lock()  # one at a time
         self._wanted: set[str] = set()
-        self._refused: dict[str, str] = {}
+        self._resting: dict[str, Rest] = {}
 
     def get(self, bundle: str) -> Hosted:
         """The transformers of a bundle.
 
         Raises:
-            NotLoadedError: they are being loaded from now on.
+            NotLoadedError: they are being loaded from now on; or could not be, a while ago.
         """
         with self._lock:
             hosted = self._held.get(bundle)
             if hosted is not None:
                 self._held.move_to_end(bundle)
                 return hosted
-            if bundle in self._refused:
-                raise NotLoadedError(self._refused[bundle])
+            if self._rests(bundle) is not None:
+                raise NotLoadedError("failed")
             fresh = bundle not in self._wanted
             self._wanted.add(bundle)
         if fresh:
@@ -205,18 +206,24 @@ class Host:
         """Have a bundle's transformers here and warm.
 
         Raises:
-            UserError: there is no such bundle, or it is damaged.
+            UserError: there is no such bundle, or it is damaged; or it could not be loaded, and for
+                a while nobody tries again.
         """
         with self._loading:
             with self._lock:
                 if bundle in self._held:
                     return
-            began = time.perf_counter()
-            models = load_transformers(self._registry.path(bundle), self._device())
-            hosted = Hosted(models, self._args, self._metrics)
-            hosted.warm_up()
-            log.info("transformers of %s: warm in %.1f s", bundle, time.perf_counter() - began)
+                if (rest := self._rests(bundle)) is not None:
+                    raise UserError(rest.why)
+            try:
+                hosted = self._load(bundle)
+            except Exception as error:
+                why = f"the transformers of {bundle} cannot be loaded: {error}"
+                with self._lock:
+                    self._resting[bundle] = Rest.after(self._resting.get(bundle), why)
+                raise
             with self._lock:
+                self._resting.pop(bundle, None)
                 self._held[bundle] = hosted
                 gone = []
                 while len(self._held) > self._args.keep:
@@ -232,13 +239,29 @@ class Host:
         for hosted in held:
             hosted.close()
 
+    def _load(self, bundle: str) -> Hosted:
+        """A bundle's transformers, warm."""
+        began = time.perf_counter()
+        models = load_transformers(self._registry.path(bundle), self._device())
+        hosted = Hosted(models, self._args, self._metrics)
+        try:
+            hosted.warm_up()
+        except BaseException:
+            hosted.close()  # or its threads would hold the models in memory
+            raise
+        log.info("transformers of %s: warm in %.1f s", bundle, time.perf_counter() - began)
+        return hosted
+
+    def _rests(self, bundle: str) -> Rest | None:
+        """The rest that a bundle has from being loaded; the lock is held."""
+        rest = self._resting.get(bundle)
+        return rest if rest is not None and time.monotonic() < rest.until else None
+
     def _try(self, bundle: str) -> None:
         try:
             self.prepare(bundle)
         except UserError as error:
             log.error("transformers of %s cannot be loaded: %s", bundle, error)
-            with self._lock:
-                self._refused[bundle] = "failed"
         except Exception:
             log.exception("transformers of %s cannot be loaded", bundle)
         finally:

@@ -9,6 +9,7 @@ from raysys.web.operations import (
     DeploymentFacts,
     ExperimentFacts,
     LiftFacts,
+    NameFacts,
     Operations,
     WatchFacts,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "DeploymentFacts",
     "ExperimentFacts",
     "LiftFacts",
+    "NameFacts",
     "Operations",
     "Refused",
     "WatchFacts",

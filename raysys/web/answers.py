@@ -31,8 +31,12 @@ class Answers(Protocol):
     def users(self, count: int) -> list[str]:
         """Ids of users that much is known of."""
 
-    async def ask(self, call: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def ask(self, call: str, body: dict[str, Any], *, shown: bool = True) -> dict[str, Any]:
         """The JSON that POST /v1/CALL answers to a body: recommend, search, similar or rank.
+
+        Args:
+            call, body: of it.
+            shown: whether the visitor sees the list; if not, it is recorded nowhere as shown.
 
         Raises:
             Refused: the call is answered with a problem.

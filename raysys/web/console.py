@@ -3,8 +3,9 @@
 # No `from __future__ import annotations` here: FastAPI reads the annotations of the routes.
 import asyncio
 import json
+import re
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -21,10 +22,7 @@ _COOKIE = "console"
 _HOURS = 8
 PLACES = ("home", "item", "cart")
 _SHOWN_FEATURES, _MOVED = 60, 3
-_DONE = {
-    "promoted": "There is a new champion; replicas that start from now on answer from it.",
-    "rolled_back": "The champion before is back; replicas that start from now on answer from it.",
-}
+_TEXT_NAME = re.compile(r"text-\w{1,40}")  # a link may say anything
 
 
 def console(shop: Answers, system: Operations, name: str = "raysys console") -> APIRouter:
@@ -49,8 +47,8 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
             return None
         return RedirectResponse("/console/login", 303)
 
-    def listing(said: str, status: int = 200) -> Response:
-        known = system.bundles()
+    async def listing(said: str, status: int = 200) -> Response:
+        known = await asyncio.to_thread(system.bundles)
         champion = next((each for each in known if "champion" in each.pointers), None)
         return page("bundles.html", status, bundles=known, champion=champion, said=said)
 
@@ -78,16 +76,18 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
         return response
 
     @router.get("")
-    async def bundles(request: Request, done: str = "") -> Response:
+    async def bundles(
+        request: Request, done: str = "", name: str = "", live: bool = False
+    ) -> Response:
         if away := refused(request):
             return away
-        return listing(_DONE.get(done, ""))
+        return await listing(_said(done, name, live=live))
 
     @router.get("/compare")
     async def compare(request: Request, a: str = "", b: str = "") -> Response:
         if away := refused(request):
             return away
-        by_id = {each.id: each for each in system.bundles()}
+        by_id = {each.id: each for each in await asyncio.to_thread(system.bundles)}
         if a not in by_id or b not in by_id:
             return RedirectResponse("/console", 303)
         pair = by_id[a], by_id[b]
@@ -101,13 +101,17 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
             return away
         form = await form_of(request)
         try:
+            # in a thread: a bundle's files are hashed, and lists are answered meanwhile
             if form.get("action") == "rollback":
-                system.roll_back()
-                return RedirectResponse("/console?done=rolled_back", 303)
-            system.promote(form.get("bundle", ""), force="force" in form)
+                done, now = "rolled_back", await asyncio.to_thread(system.roll_back)
+            else:
+                bundle, force = form.get("bundle", ""), "force" in form
+                now = await asyncio.to_thread(system.promote, bundle, force=force)
+                done = "promoted"
         except Refused as problem:
-            return listing(problem.detail, problem.status)
-        return RedirectResponse("/console?done=promoted", 303)
+            return await listing(problem.detail, problem.status)
+        told = {"done": done, "name": now.name, "live": int(now.live)}
+        return RedirectResponse(f"/console?{urlencode(told)}", 303)
 
     @router.get("/live")
     async def live(request: Request, fragment: bool = False) -> Response:
@@ -140,6 +144,20 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
 
     add_watching(router, pages, refused, system)
     return router
+
+
+def _said(done: str, name: str, *, live: bool) -> str:
+    """What became of a form, in words; empty: there was none."""
+    if done == "rolled_back":
+        what = "The champion before is back"
+    elif done == "promoted" and name == "champion":
+        what = "There is a new champion"
+    elif done == "promoted" and _TEXT_NAME.fullmatch(name):
+        what = f"{name} means another bundle now"
+    else:
+        return ""
+    who = "replicas that run go over to it within seconds"
+    return f"{what}; {who if live else 'replicas that start from now on answer from it'}."
 
 
 def _is_foreign(request: Request) -> bool:

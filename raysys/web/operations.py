@@ -45,6 +45,19 @@ class BundleFacts:
 
 
 @dataclass(frozen=True)
+class NameFacts:
+    """What a name means now.
+
+    Attributes:
+        name: that was given, such as `champion`.
+        live: whether replicas that run load it by themselves.
+    """
+
+    name: str
+    live: bool
+
+
+@dataclass(frozen=True)
 class CallFacts:
     """How one call goes, over the last minute.
 
@@ -181,14 +194,14 @@ class Operations(Protocol):
     def bundles(self) -> list[BundleFacts]:
         """Every bundle, newest first."""
 
-    def promote(self, bundle: str, *, force: bool) -> None:
-        """Point `champion` at a bundle.
+    def promote(self, bundle: str, *, force: bool) -> NameFacts:
+        """Point `champion`, or a text task's name, at a bundle.
 
         Raises:
             Refused: no such bundle, or one that is worse than the champion.
         """
 
-    def roll_back(self) -> None:
+    def roll_back(self) -> NameFacts:
         """Point `champion` at the bundle before.
 
         Raises:

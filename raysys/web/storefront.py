@@ -4,6 +4,7 @@
 import asyncio
 import base64
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -14,11 +15,12 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from raysys.web.answers import Answers, Refused
 from raysys.web.pages import Pages
 from raysys.web.shelf import FACETS, Shelf, card_of, facets_of, price_of, reasons_of, shelf_of
-from raysys.web.visit import Visit, form_of, whole_number
+from raysys.web.visit import Visit, form_of, new_order, parsed, whole_number
 
 HOME_K, BESIDE_K, SEARCH_K = 12, 6, 24
 SHOPPERS = 12
 _CALLS = ("recommend", "search", "similar")
+_ORDER = re.compile(r"[0-9a-f]{24}")
 
 
 def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
@@ -34,21 +36,25 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
     router = APIRouter(include_in_schema=False)
     pages = Pages(name)
 
-    async def listed(heading: str, call: str, body: dict[str, Any]) -> Shelf | None:
+    async def listed(
+        heading: str, call: str, body: dict[str, Any], *, shown: bool = True
+    ) -> Shelf | None:
         """The shelf of a call; None where there is nothing to show."""
         try:
-            answer = await shop.ask(call, body)
+            answer = await shop.ask(call, body, shown=shown)
         except Refused:
             return None
         shelf = shelf_of(shop.catalogue, heading, answer, _packed(call, body))
         return shelf if shelf.cards else None
 
-    def page(visit: Visit, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    def page(
+        request: Request, visit: Visit, template: str, status: int = 200, **values: Any
+    ) -> HTMLResponse:
         shoppers = shop.users(SHOPPERS)
         if not visit.is_new and visit.user not in shoppers:
             shoppers = [visit.user, *shoppers]
         response = pages.render(template, status, visit=visit, shoppers=shoppers, **values)
-        visit.keep(response)
+        visit.keep(response, Visit.kept(request))
         return response
 
     @router.get("/")
@@ -63,7 +69,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             asked.append(listed("Goes with what you looked at", "recommend", body))
         shelves = [shelf for shelf in await asyncio.gather(*asked) if shelf]
         profile = None if visit.is_new else await shop.profile(visit.user)
-        return page(visit, "home.html", shelves=shelves, profile=profile)
+        return page(request, visit, "home.html", shelves=shelves, profile=profile)
 
     @router.get("/search")
     async def search(
@@ -84,19 +90,21 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             filters = {**wanted, **prices}
             shelf = await listed(f"“{q.strip()}”", "search", body | _filtered(filters))
             values["shelf"] = shelf
-            whole = shelf if not filters else await listed("", "search", body)
+            whole = shelf
+            if filters:  # only to count what there is to choose from
+                whole = await listed("", "search", body, shown=False)
             ids = [card.item_id for card in whole.cards] if whole else []
             values["facets"] = facets_of(shop.catalogue, ids, wanted)
             if not fragment:
                 await shop.record([visit.event("search", query=q.strip())])
-        return page(visit, "results.html" if fragment else "search.html", **values)
+        return page(request, visit, "results.html" if fragment else "search.html", **values)
 
     @router.get("/item/{item_id:path}")
     async def item(request: Request, item_id: str) -> HTMLResponse:
         visit = Visit.of(request)
         number = shop.catalogue.number(item_id)
         if number is None:
-            return page(visit, "missing.html", 404, item_id=item_id)
+            return page(request, visit, "missing.html", 404, item_id=item_id)
         row = shop.catalogue.row(number)
         visit = visit.looked_at(item_id)
         who = {"user_id": visit.user, "session_id": visit.session}
@@ -119,7 +127,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             if row[name]
         ]
         return page(
-            visit, "item.html", card=card_of(shop.catalogue, item_id), facts=facts,
+            request, visit, "item.html", card=card_of(shop.catalogue, item_id), facts=facts,
             description=row["description"], shelves=shelves, came=came,
             kept="kept" in request.query_params,
         )  # fmt: skip
@@ -139,9 +147,9 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             listed = []
         told = next((each["why"] for each in listed if each["item_id"] == item_id), None)
         if card is None or told is None:
-            return page(visit, "missing.html", 404, item_id=item_id)
+            return page(request, visit, "missing.html", 404, item_id=item_id)
         template = "reasons.html" if fragment else "why.html"
-        return page(visit, template, card=card, why=reasons_of(told))
+        return page(request, visit, template, card=card, why=reasons_of(told))
 
     @router.get("/cart")
     async def cart(request: Request, bought: int = 0) -> HTMLResponse:
@@ -156,7 +164,10 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             shelf = await listed("Goes with your cart", "recommend", body)
             shelves = [shelf] if shelf else []
         total = _total(shop, [card.item_id for card in cards])
-        return page(visit, "cart.html", cards=cards, total=total, shelves=shelves, bought=bought)
+        return page(
+            request, visit, "cart.html", cards=cards, total=total, shelves=shelves, bought=bought,
+            order=new_order(),
+        )  # fmt: skip
 
     @router.post("/cart")
     async def change(request: Request) -> Response:
@@ -166,9 +177,10 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
         if action == "remove":
             visit = visit.without(item_id)
         elif action == "buy":
-            order = visit.event("purchase")["event_id"]
+            order = form.get("order", "")
+            order = order if _ORDER.fullmatch(order) else new_order()
             held = [each for each in visit.cart if shop.catalogue.number(each) is not None]
-            events = [visit.event("purchase", order_id=order, **_sale(shop, each)) for each in held]
+            events = [visit.bought(order, _sale(shop, each)) for each in held]
             visit = Visit(visit.user, visit.session, (), visit.seen)
             place = f"/cart?bought={len(events)}"
         elif shop.catalogue.number(item_id) is not None:
@@ -180,7 +192,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
                 place = f"/item/{quote(item_id, safe='')}?kept=1"
         await shop.record(events)
         response = RedirectResponse(place, 303)
-        visit.keep(response)
+        visit.keep(response, Visit.kept(request))
         return response
 
     @router.post("/visitor")
@@ -195,7 +207,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
         """Impressions: what of a list came into view, as the page's script reports."""
         visit, raw = Visit.of(request), await request.body()
         try:
-            events = [_impression(visit, each) for each in json.loads(raw)[:100]]
+            events = [_impression(visit, each) for each in parsed(raw)[:100]]
         except (ValueError, TypeError, KeyError, AttributeError):
             return Response(status_code=400)
         taken = await shop.record(events)
@@ -220,7 +232,7 @@ def _unpacked(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: it is something else.
     """
-    told = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    told = parsed(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     if not isinstance(told, list) or len(told) != 2:
         raise ValueError("no call")
     call, body = told

@@ -1,21 +1,27 @@
-"""Who is looking: user, session and cart, in cookies; no store is needed."""
+"""Who is looking: user, session and cart, in cookies; no store is needed.
+
+What was looked at has a cookie of its own: a page that is slow to come must not put back the cart
+as it was when the page was asked for.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import secrets
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 from fastapi.responses import Response
 
-_COOKIE = "visit"
+_VISIT, _LOOKS = "visit", "seen"
 _SEEN = 8
 _CART = 50
 _ROOM = 3800
+_FIELDS = 100
 _KEPT_S = 30 * 24 * 3600
 _STRANGER = "visitor-"
 
@@ -47,17 +53,27 @@ class Visit:
         return cls(user or _STRANGER + secrets.token_hex(6), secrets.token_hex(8))
 
     @classmethod
-    def of(cls, request: Request) -> Visit:
-        """What the cookie says; a new visit where it is missing or was tampered with."""
+    def kept(cls, request: Request) -> Visit | None:
+        """What the cookies say; None where they are missing or were tampered with."""
         try:
-            content = json.loads(base64.urlsafe_b64decode(request.cookies[_COOKIE]))
-            visit = cls(
-                str(content["user"])[:200], str(content["session"])[:200],
-                _ids(content["cart"], _CART), _ids(content["seen"], _SEEN),
-            )  # fmt: skip
+            content = _unpacked(request.cookies[_VISIT])
+            user, session = str(content["user"])[:200], str(content["session"])[:200]
+            cart = _ids(content["cart"], _CART)
         except (KeyError, ValueError, TypeError):
-            return cls.begin()
-        return visit if visit.user and visit.session else cls.begin()
+            return None
+        if not user or not session:
+            return None
+        try:
+            looks = _unpacked(request.cookies[_LOOKS])
+            seen = _ids(looks["seen"], _SEEN) if looks["session"] == session else ()
+        except (KeyError, ValueError, TypeError):
+            seen = ()
+        return cls(user, session, cart, seen)
+
+    @classmethod
+    def of(cls, request: Request) -> Visit:
+        """What the cookies say; a new visit where they say nothing."""
+        return cls.kept(request) or cls.begin()
 
     def looked_at(self, item_id: str) -> Visit:
         """With an item as the newest seen."""
@@ -74,21 +90,30 @@ class Visit:
         """With an item taken out of the cart."""
         return replace(self, cart=tuple(held for held in self.cart if held != item_id))
 
-    def keep(self, response: Response) -> None:
-        """Write the cookie."""
-        value = self._cookie()
-        short = self
-        # ids may be long, and browsers drop a cookie over 4,096 bytes
-        while len(value) > _ROOM and (short.cart or short.seen):
-            short = replace(short, cart=short.cart[1:], seen=short.seen[:-1])
-            value = short._cookie()
-        if len(value) > _ROOM:  # no user or session of ours is as long
-            value = Visit.begin()._cookie()
-        response.set_cookie(_COOKIE, value, max_age=_KEPT_S, httponly=True, samesite="lax")
+    def keep(self, response: Response, before: Visit | None = None) -> None:
+        """Write the cookies that have changed.
 
-    def _cookie(self) -> str:
-        content = {"user": self.user, "session": self.session, "cart": self.cart, "seen": self.seen}
-        return base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
+        Args:
+            response: gets them.
+            before: see `kept`: what the visitor's browser has.
+        """
+        if before is None or before != replace(self, seen=before.seen):
+            cart = self.cart
+            # ids may be long, and browsers drop a cookie over 4,096 bytes
+            while len(value := self._packed(cart=cart)) > _ROOM and cart:
+                cart = cart[1:]
+            if len(value) > _ROOM:  # no user or session of ours is as long
+                value = Visit.begin()._packed(cart=())
+            _set(response, _VISIT, value)
+        if before is None or (before.session, before.seen) != (self.session, self.seen):
+            seen = self.seen
+            while len(value := _packed({"session": self.session, "seen": seen})) > _ROOM and seen:
+                seen = seen[:-1]
+            if len(value) <= _ROOM:
+                _set(response, _LOOKS, value)
+
+    def _packed(self, cart: tuple[str, ...]) -> str:
+        return _packed({"user": self.user, "session": self.session, "cart": cart})
 
     def event(self, kind: str, **more: Any) -> dict[str, Any]:
         """One event of this visitor as POST /v1/events takes it; its moment is when it arrives."""
@@ -100,6 +125,22 @@ class Visit:
             **more,
         }
 
+    def bought(self, order: str, sale: dict[str, Any]) -> dict[str, Any]:
+        """The purchase of an item within an order: the same again is the same event.
+
+        Args:
+            order: id.
+            sale: `item_id`, and what it was sold for.
+        """
+        told = f"{order} {sale['item_id']}".encode()
+        once = hashlib.blake2b(told, digest_size=12).hexdigest()
+        return self.event("purchase", order_id=order, **sale) | {"event_id": once}
+
+
+def new_order() -> str:
+    """An id for what a form will buy: sent twice, the form buys once."""
+    return secrets.token_hex(12)
+
 
 def whole_number(text: str) -> int | None:
     """A number of up to six digits out of a link or a form; None: it is something else."""
@@ -107,9 +148,46 @@ def whole_number(text: str) -> int | None:
 
 
 async def form_of(request: Request) -> dict[str, str]:
-    """A form's fields, the last of each name."""
+    """A form's fields, the last of each name.
+
+    Raises:
+        HTTPException: 400, it has more fields than any form of ours.
+    """
     raw = (await request.body()).decode("utf-8", "replace")
-    return {name: values[-1] for name, values in parse_qs(raw, max_num_fields=100).items()}
+    try:
+        fields = parse_qs(raw, max_num_fields=_FIELDS)
+    except ValueError:
+        raise HTTPException(400, f"a form of more than {_FIELDS} fields") from None
+    return {name: values[-1] for name, values in fields.items()}
+
+
+def parsed(text: str | bytes) -> Any:
+    """What JSON says that may come from anybody.
+
+    Raises:
+        ValueError: it is none, or nested beyond all measure.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _packed(content: dict[str, Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
+
+
+def _unpacked(cookie: str) -> Any:
+    """What `_packed` was given.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    return parsed(base64.urlsafe_b64decode(cookie))
+
+
+def _set(response: Response, name: str, value: str) -> None:
+    response.set_cookie(name, value, max_age=_KEPT_S, httponly=True, samesite="lax")
 
 
 def _ids(found: Any, most: int) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import pickle
 import random
 import subprocess
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 import raysys
 from raysys.client import ApiError, AsyncClient, Client, Retries, Unreachable
-from raysys.client.calls import MAX_EVENTS
+from raysys.client.batches import MAX_BYTES, MAX_EVENTS
 
 PROBLEM = {"type": "urn:raysys:problem:overloaded", "detail": "too many", "errors": []}
 EMPTY = {
@@ -187,6 +188,62 @@ def test_events_keep_their_ids_over_retries_and_batches() -> None:
     assert [outcome.index for outcome in told.events] == [0, 1, MAX_EVENTS, MAX_EVENTS + 1]
     assert sent[0].keys() == {"event_type", "item_id"}  # what was given is left as it is
     assert Server(reply).ask("events", []).events == []
+
+
+def kept(count: int) -> httpx.Response:
+    outcomes = [{"index": index, "status": "accepted"} for index in range(count)]
+    told = {"accepted": count, "duplicate": 0, "rejected": 0, "events": outcomes}
+    return httpx.Response(200, json=told)
+
+
+def nothing_good(*indices: int) -> httpx.Response:
+    errors = [{"path": f"body.events.{index}.item_id", "message": "missing"} for index in indices]
+    told = {
+        "type": "urn:raysys:problem:invalid-request",
+        "detail": "none is good",
+        "errors": errors,
+    }
+    return httpx.Response(422, json=told)
+
+
+def test_batches_are_cut_by_bytes_as_well() -> None:
+    server = Server(kept(1))
+    text = "ü" * 1000  # two bytes each
+    sent = [{"event_type": "item", "item_id": str(n), "title": text} for n in range(1000)]
+    told = server.ask("events", sent)
+    sizes = [len(request.read()) for request in server.requests]
+    assert len(sizes) == 3 and max(sizes) <= MAX_BYTES + 100
+    assert told.events[0].index == 0 and told.accepted == 3
+    with pytest.raises(ValueError, match="JSON"):
+        Server(kept(1)).ask("events", [{"event_type": "click"}, {"price": float("nan")}])
+
+
+def test_a_batch_without_anything_good_stops_no_other() -> None:
+    sent = [{"event_id": f"e{n}", "item_id": str(n)} for n in range(2 * MAX_EVENTS + 2)]
+    server = Server(kept(MAX_EVENTS), nothing_good(0, 7), kept(2))
+    told = server.ask("events", sent)
+    assert told.accepted == MAX_EVENTS + 2 and told.rejected == MAX_EVENTS
+    assert [outcome.index for outcome in told.events] == list(range(2 * MAX_EVENTS + 2))
+    bad = told.events[MAX_EVENTS + 7]
+    assert bad.status == "rejected" and bad.errors[0]["message"] == "missing"
+    assert bad.event_id == f"e{MAX_EVENTS + 7}"
+    assert told.events[MAX_EVENTS + 1].reason == "none is good"  # not all errors are listed
+    # one that is too large for any body is refused alone
+    large = [{"event_id": "1", "title": "x" * (MAX_BYTES + 1)}, {"event_id": "2"}]
+    assert Server(problem(413), kept(1)).ask("events", large).rejected == 1
+
+
+@pytest.mark.parametrize("failure", [problem(503), problem(413), httpx.ReadTimeout("late")])
+def test_what_was_not_answered_is_told_with_its_ids(failure: httpx.Response | Exception) -> None:
+    sent = [{"event_type": "click", "item_id": str(n)} for n in range(2 * MAX_EVENTS + 1)]
+    server = Server(kept(MAX_EVENTS), failure)
+    with pytest.raises((ApiError, Unreachable)) as caught:
+        server.ask("events", sent)
+    error = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert error.answered.accepted == MAX_EVENTS and len(error.unanswered) == MAX_EVENTS + 1
+    assert error.unanswered[0]["item_id"] == str(MAX_EVENTS)
+    again = json.loads(server.requests[-1].read())["events"]
+    assert error.unanswered[:MAX_EVENTS] == again and all(event["event_id"] for event in again)
 
 
 def test_what_is_no_answer_is_said() -> None:

@@ -6,9 +6,10 @@ import copy
 
 import pytest
 
-from raysys.config import parse_settings
+from raysys.config import find_config, load_settings, parse_settings
 from raysys.errors import UserError
 from raysys.features.plan import FeaturePlan
+from raysys.stages.features_settings import FeaturesSettings
 from tests.features import every
 from tests.features.shop import PLAN
 
@@ -123,6 +124,18 @@ def test_tables_that_candidates_come_from_are_required() -> None:
     }
     with pytest.raises(UserError, match="'user_item' is required"):
         parse_settings(FeaturePlan, plan, where="plan.yaml")
+
+
+def test_a_plan_says_which_table_counts_purchases_alone() -> None:
+    assert PLAN.bought("user", "item") == "user_item" and PLAN.bought("user", "week") is None
+    for preset, known in (("web_shop", "user_item_bought"), ("complete_journey", "user_item")):
+        plan = load_settings(FeaturesSettings, find_config(preset, "features")).plan
+        assert plan.bought("user", "item") == known, preset
+        assert plan.bought("user") is not None, preset
+    spec = PLAN.tables["user_item"]
+    forgetful = spec.model_copy(update={"max_idle_days": 7.0})
+    tables = {**PLAN.tables, "user_item": forgetful, "user_item_ever": spec}
+    assert PLAN.model_copy(update={"tables": tables}).bought("user", "item") == "user_item_ever"
 
 
 def test_a_table_that_counts_what_the_log_lacks_is_told_of() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,19 @@ def test_lists_are_read_within_their_time_and_bound(tmp_path: Path) -> None:
     assert read_lists(tmp_path, NOW, NOW + 1, 10).rows.is_empty()
     with pytest.raises(UserError, match="no folder"):
         read_lists(tmp_path / "none", 0, NOW, 10)
+
+
+def test_many_files_are_read_with_few_open(tmp_path: Path) -> None:
+    for number in range(60):
+        write_lists(tmp_path, lists(5, seed=number, at=NOW - HOUR + number))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    there = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (there + 20, hard))
+    try:
+        assert len(read_lists(tmp_path, 0, NOW, 10_000).rows) == 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= there + 2
 
 
 def test_events_come_from_the_rolled_files_and_the_log_alike(tmp_path: Path) -> None:

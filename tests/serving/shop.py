@@ -111,16 +111,18 @@ def publish_shop(
     *,
     with_encoder: bool = True,
     with_sequences: bool = False,
+    plan: dict[str, Any] = PLAN,
 ) -> tuple[Registry, str]:
     """Build a bundle from a simulated half year, and point champion at it.
 
     `with_encoder=False` leaves out the learner that only processes of these tests know;
-    `with_sequences` adds a learner of sequences, and a cross-encoder that knows a few words.
+    `with_sequences` adds a learner of sequences, and a cross-encoder that knows a few words;
+    `plan` is of its features.
     """
     catalogue = make_catalogue(n_items)
     events = simulate(catalogue, n_users)
     features = LiveFeatures(
-        parse_settings(FeaturePlan, PLAN, where="tests"),
+        parse_settings(FeaturePlan, plan, where="tests"),
         catalogue,
         [f"u{number}" for number in range(n_users)],
         queries=list(CATEGORIES),

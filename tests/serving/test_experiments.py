@@ -33,7 +33,9 @@ from raysys.serving.replay import replay
 from raysys.serving.rollout import UserConfig
 from raysys.stages.experiment import AnalyseOptions, run_analysis
 from raysys.storage import Workspace
+from tests.serving import shop
 from tests.serving.test_arms import USERS, Shop
+from tests.serving.test_lists import plan_of_touches
 
 METRICS: list[dict[str, Any]] = [
     {"name": "click_rate", "events": ["click"], "per": {"events": ["impression"]}},
@@ -342,6 +344,20 @@ def test_what_cannot_be_loaded_or_recorded_is_not_served(bundle: Path, tmp_path:
         lab.arms.close()
 
 
+def test_an_arm_that_its_bundle_cannot_do_is_not_served(tmp_path: Path) -> None:
+    """It looks the same in the YAML: only the bundle knows whether it tells what was bought."""
+    registry = shop.publish_shop(tmp_path / "touches", plan=plan_of_touches())[0]
+    lab = Lab(tmp_path, registry.path("champion"))
+    try:
+        lab.says(experiment(arms=by_policy(exclude_bought=True)))
+        lab.arms.reconfigure(UserConfig(experiments=(str(lab.file),)))
+        told = lab.arms.experiments.trouble["trial"]
+        assert "the arm treatment" in told and "counts purchases alone" in told
+        assert lab.arm("u1") is None
+    finally:
+        lab.arms.close()
+
+
 def test_a_promotion_changes_nothing_for_those_who_are_in(bundle: Path, tmp_path: Path) -> None:
     lab = Lab(tmp_path, bundle, follow=True)
     try:
@@ -536,3 +552,6 @@ def test_a_call_in_process_says_its_arms_too(lab: Lab) -> None:
     lab.runs(experiment())
     answer = lab.arms.answer(RecommendRequest(user_id="u1"), Context(time.perf_counter()))
     assert answer.experiments == {"trial": lab.drawn("u1")}
+    unseen = Context(time.perf_counter(), shown=False)  # made for its figures alone
+    assert lab.arms.answer(RecommendRequest(user_id="u1"), unseen).experiments
+    assert lab.exposures()["request_id"].to_list() == [answer.request_id]

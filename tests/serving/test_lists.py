@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from pydantic_core import to_json
 
 from raysys.errors import UserError
 from raysys.registry import Registry
+from raysys.schema import EVENT_TYPES
 from raysys.serving import pools
 from raysys.serving.api import ListAnswer, RankRequest, RecommendRequest, SearchRequest
 from raysys.serving.app import http_app
@@ -24,6 +26,7 @@ from raysys.serving.intake import ListRequest
 from raysys.serving.members import Clock, Costs
 from raysys.serving.service import Service
 from raysys.serving.stock import Stock, StockArgs
+from tests.serving import shop
 from tests.serving.test_routes import ask, ids, refuse
 
 
@@ -117,6 +120,60 @@ def test_only_the_just_bought_is_left_out(registry: Registry, service: Service) 
     client = served(registry, recommend={"policy": {"exclude_bought_days": since}})
     shown = set(ids(ask(client, "recommend", user_id="u1", k=50)))
     assert not shown & just and shown & before and len(shown) == 50
+
+
+TOUCHED = {"events": ["view", "purchase"]}
+
+
+def plan_of_touches(**more: dict[str, Any]) -> dict[str, Any]:
+    """The shop's plan, whose tables by user count views as well; and more tables."""
+    tables = {
+        name: {**spec, **TOUCHED} if spec["keys"][0] == "user" else spec
+        for name, spec in shop.PLAN["tables"].items()
+    }
+    return {**shop.PLAN, "tables": {**tables, **more}}
+
+
+def test_what_was_merely_looked_at_is_not_bought(tmp_path: Path) -> None:
+    plan = plan_of_touches(
+        user_item_bought={"keys": ["user", "item"]}, user_bought={"keys": ["user"]}
+    )
+    registry = shop.publish_shop(tmp_path, plan=plan)[0]
+    args = {
+        "registry": str(registry.root),
+        "clock": "log_end",
+        "recommend": {"policy": {"exclude_bought_days": 14}},
+    }
+    service = Service(ServeArgs.model_validate(args))
+    features = service.bundle.features
+    known = set(features.history(1, 1000).tolist())
+    seen, taken = [item for item in range(200) if item not in known][:2]
+    before = service.profile("u1").value
+    now = features.as_of
+    view = np.full(1, EVENT_TYPES.index("view"), np.int8)
+    features.apply(replace(shop.purchase(1, seen, now + 1), kind=view))
+    features.apply(shop.purchase(1, taken, now + 2))
+    allowed = service.permissions.allowed("recommend", (), 1, features.as_of)
+    assert allowed is not None and allowed.items[seen] and not allowed.items[taken]
+    # the profile tells orders from looks, and does not call the one the other
+    profile = service.profile("u1")
+    assert before.n_orders is not None and profile.value.n_orders == before.n_orders + 1
+    assert profile.value.n_touches == before.n_touches + 2
+    favourite = profile.interests["category"][0]
+    assert favourite.orders is None and favourite.touches
+    service.close()
+
+
+def test_a_bundle_that_cannot_tell_what_was_bought_is_refused_at_start(tmp_path: Path) -> None:
+    registry = shop.publish_shop(tmp_path, plan=plan_of_touches())[0]
+    for policy in ({"exclude_bought": True}, {"exclude_bought_days": 14}):
+        with pytest.raises(UserError, match="counts purchases alone") as refused:
+            served(registry, search={"policy": policy})
+        assert refused.value.where == "args.search.policy"
+        assert "user_item_bought: {keys: [user, item], events: [purchase]}" in refused.value.mend
+    profile = served(registry).get("/v1/users/u1/profile").json()
+    assert profile["value"]["n_orders"] is None and profile["value"]["n_touches"] > 0
+    assert profile["value"]["order_interval_days"] is profile["value"]["overdue"] is None
 
 
 def test_pinned_items_are_candidates_whatever_retrieval_says(

@@ -28,6 +28,7 @@ from raysys.serving.drift import counted
 from raysys.serving.events_args import EventsArgs
 from raysys.serving.metrics import GAUGES, Metrics
 from raysys.serving.service import Service
+from tests.serving.test_experiments import Lab, by_bundle, experiment
 from tests.serving.watched import USERS, publish_watched
 
 
@@ -97,6 +98,7 @@ def test_replicas_count_together_and_tell_the_same(watched: Registry, tmp_path: 
         # lists of another surface, and about items, come about otherwise
         replica.answer(SearchRequest(query="cheese", user_id="u1"), Context(time.perf_counter()))
         ask(replica, 1, place="item", item_ids=["i00003"])
+        ask(replica, 3, explain=True)  # to look at, by an operator
     for replica in replicas:
         drift = replica.drift
         assert drift is not None
@@ -282,6 +284,48 @@ def reference_of(registry: Registry) -> Reference:
     found = Reference.load(registry.path("champion"))
     assert found is not None
     return found
+
+
+def test_a_champion_that_an_experiment_keeps_is_one_no_more(
+    watched: Registry, tmp_path: Path
+) -> None:
+    folder = tmp_path / "monitor"
+    monitor = {
+        "folder": str(folder), "share": 1, "refresh_s": 0.05, "feedback_s": 0,
+        "thresholds": {"least_requests": 1},
+    }  # fmt: skip
+    lab = Lab(tmp_path, watched.path("champion"), follow=True, monitor=monitor)
+    try:
+        lab.runs(experiment(arms=by_bundle()))
+        old = lab.arms.champion
+        users = [user for user in (f"u{n}" for n in range(USERS)) if lab.drawn(user) == "control"]
+        assert {lab.ask(user)["arm"] for user in users} == {"champion"}
+        first, drift = lab.first, old.drift
+        assert drift is not None
+        eventually(lambda: drift.figures is not None and (folder / "drift.json").exists())
+        lab.registry.point("champion", lab.second)
+        lab.arms.look()
+        assert lab.arms.champion is not old
+        # it answers its arm still, by the arm's name, and leaves drift.json to the champion
+        answers = [lab.ask(user) for user in users]
+        assert {(each["bundle"], each["arm"]) for each in answers} == {(first, "control")}
+        assert lab.arms.champion.drift is not None
+        lab.arms.champion.drift.close()
+        (folder / "drift.json").unlink(missing_ok=True)
+        looked = drift.looked_at
+        eventually(lambda: drift.looked_at > looked + 100)
+        assert not (folder / "drift.json").exists()
+        told = {(name, dict(tags)["arm"]): value for (name, tags), value in gauges_of(old)}
+        assert told["raysys_drift_window_answers", "control"] > 0
+        assert told["raysys_bundle", "control"] == 1
+        drifts = [arm for name, arm in told if name.startswith("raysys_drift")]
+        assert set(drifts) == {"control"}
+    finally:
+        lab.arms.close()
+
+
+def gauges_of(service: Service) -> list[Any]:
+    return [each for each in service.metrics.gauges().items() if "arm" in dict(each[0][1])]
 
 
 def test_a_full_disk_costs_the_counts_and_no_answer(

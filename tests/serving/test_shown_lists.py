@@ -77,6 +77,21 @@ def test_every_answer_can_be_given_again(registry: Registry, tmp_path: Path, sha
     assert any(p < 1 for p in explored)
 
 
+def test_what_nobody_is_shown_is_not_recorded(registry: Registry, tmp_path: Path) -> None:
+    service = serve(registry, tmp_path)
+    looked = [
+        service.answer(each.model_copy(update={"explain": True}), context()) for each in ASKED
+    ]
+    unseen = service.answer(ASKED[0], Context(time.perf_counter(), shown=False))
+    seen = service.answer(ASKED[0], context())
+    assert sum(service.metrics.read()["raysys_answers"].values()) == len(ASKED) + 2
+    service.close()
+    for answer in (*looked, unseen):
+        with pytest.raises(UserError):
+            find_shown(tmp_path, answer.request_id)
+    assert find_shown(tmp_path, seen.request_id)["request_id"] == seen.request_id
+
+
 def replay_of(folder: Path, answer: Any) -> dict[str, Any]:
     return find_shown(folder, answer.request_id)
 

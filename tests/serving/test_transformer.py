@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from raysys.errors import UserError
 from raysys.registry import Registry, load_transformers
 from raysys.serving.api import RecommendRequest, SearchRequest
 from raysys.serving.args import ServeArgs
@@ -20,7 +22,7 @@ from raysys.serving.encoding import Rest, There, UnavailableError
 from raysys.serving.metrics import Metrics
 from raysys.serving.replay import replay
 from raysys.serving.service import Service
-from raysys.serving.transformer import Host, NotLoadedError, TransformerArgs
+from raysys.serving.transformer import Host, Hosted, NotLoadedError, TransformerArgs
 from tests.serving import shop
 
 ARGS = TransformerArgs(max_batch=4, wait_ms=1, rest_s=3600, start_s=20, timeout_ms=5000)
@@ -250,6 +252,36 @@ def test_a_bundle_that_is_not_there_is_loaded_meanwhile(
         threading.Event().wait(0.01)
     else:
         raise AssertionError("it was never said that there is no such bundle")
+    host.close()
+
+
+def test_models_that_cannot_be_warmed_are_closed_and_left_alone_for_a_while(
+    sequences: tuple[Registry, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, bundle = sequences
+    made: list[Hosted] = []
+
+    def broken(hosted: Hosted) -> None:
+        made.append(hosted)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Hosted, "warm_up", broken)
+    host = Host(registry.root, ARGS, Metrics())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        host.prepare(bundle)
+    for batcher in made[0]._batchers.values():
+        batcher._thread.join(20)
+        assert not batcher._thread.is_alive()
+    for _ in range(3):
+        with pytest.raises(UserError, match="cannot be loaded: out of memory"):
+            host.prepare(bundle)
+        with pytest.raises(NotLoadedError, match="failed"):
+            host.get(bundle)
+    assert len(made) == 1
+    monkeypatch.undo()
+    host._resting[bundle] = replace(host._resting[bundle], until=0.0)
+    host.prepare(bundle)
+    assert host.get(bundle) and not host._resting
     host.close()
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -15,6 +20,7 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.arms import Arms
 from raysys.serving.keys import KeyFile
 from raysys.serving.service import Service
+from tests.serving.test_arms import Shop
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +117,86 @@ def test_bundles_are_listed_and_the_last_cannot_be_rolled_back(
     assert page.status_code == 404 and 'role="status"' in page.text
     page = operator.post("/console/champion", data={"bundle": "../../etc", "action": "promote"})
     assert page.status_code == 404
+
+
+def test_figures_with_intervals_are_shown_by_their_values(
+    operator: TestClient, service: Service
+) -> None:
+    """`raysys learn` publishes its figure with its interval, `raysys train` as a number."""
+    registry = Registry(service.args.registry_path)
+    figures = {
+        "ndcg10": {"full": {"value": 0.4321, "low": 0.4, "high": 0.46}, "popular": None},
+        "weights": {"full": {"popular": 0.25, "next_item": {"value": 0.75}}},
+    }
+    learned = registry.publish(
+        lambda fresh: (fresh / "popular.json").write_text("{}"),
+        name_hint="learned",
+        learners={"popular": "baseline"},
+        figures=figures,
+    )
+    try:
+        page = operator.get("/console")
+        assert page.status_code == 200 and learned in page.text and "0.4321" in page.text
+        page = operator.get("/console/compare", params={"a": service.bundle.id, "b": learned})
+        assert page.status_code == 200
+        assert "0.4321" in page.text and "0.2500" in page.text and "0.7500" in page.text
+    finally:
+        shutil.rmtree(registry.bundles / learned)
+
+
+@pytest.fixture
+def two(service: Service, tmp_path: Path) -> Iterator[Shop]:
+    """Two bundles whose replica follows the champion, and its console."""
+    bundle = Registry(service.args.registry_path).path("champion")
+    made = Shop(tmp_path / "two", bundle, follow=True, pages={"console": True})
+    yield made
+    made.arms.close()
+
+
+def test_files_are_read_beside_the_answers(two: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def watched(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any, **more: Any) -> Any:
+            with pytest.raises(RuntimeError, match="no running event loop"):
+                asyncio.get_running_loop()
+            read.append(name)
+            return work(*given, **more)
+
+        return run
+
+    for name in ("list", "verify", "rollback"):
+        monkeypatch.setattr(Registry, name, watched(name, getattr(Registry, name)))
+    for path in ("", f"/compare?a={two.first}&b={two.second}"):
+        assert two.client.get(f"/console{path}").status_code == 200
+    assert "list" in read
+    promoted = {"action": "promote", "bundle": two.second}
+    for form, done in ((promoted, "verify"), ({"action": "rollback"}, "rollback")):
+        assert two.client.post("/console/champion", data=form).status_code == 200
+        assert done in read
+
+
+def test_it_is_said_who_answers_from_a_new_champion(two: Shop) -> None:
+    page = two.client.post("/console/champion", data={"bundle": two.second, "force": "1"})
+    assert "There is a new champion; replicas that run go over to it within seconds." in page.text
+    assert two.ask("u1")["bundle"] == two.second
+    page = two.client.post("/console/champion", data={"action": "rollback"})
+    assert "The champion before is back; replicas that run" in page.text
+    two.arms.args = two.arms.args.model_copy(update={"follow": False})
+    page = two.client.post("/console/champion", data={"bundle": two.second, "force": "1"})
+    assert "There is a new champion; replicas that start from now on answer from it." in page.text
+
+    registry = two.registry
+    text = registry.publish(
+        lambda folder: (folder / "text.json").write_text(json.dumps({"task": "classify"})),
+        name_hint="words",
+        surface="text",
+    )
+    page = two.client.post("/console/champion", data={"bundle": text, "force": "1"})
+    assert "text-classify means another bundle now; replicas that start" in page.text
+    assert "new champion" not in page.text and registry.pointers()["text-classify"] == text
+    page = two.client.get("/console", params={"done": "promoted", "name": "whatever you like"})
+    assert "whatever you like" not in page.text
 
 
 def test_one_query_is_taken_apart(operator: TestClient, service: Service) -> None:

@@ -6,13 +6,19 @@ import base64
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
+import polars as pl
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raysys.serving.args import ServeArgs
+from raysys.serving.pages import ServiceAnswers
 from raysys.serving.service import Service
+from raysys.web import storefront
 from raysys.web.visit import Visit
 from tests.web.conftest import Recorded
 
@@ -105,6 +111,21 @@ def test_what_visitors_do_becomes_events(visitor: TestClient, events: Recorded) 
     assert events.told("purchase")[0]["price"] > 0 and events.told("purchase")[0]["order_id"]
 
 
+def test_lists_that_nobody_is_shown_are_not_recorded(service: Service, tmp_path: Path) -> None:
+    told = {**service.args.model_dump(), "shown_lists": {"folder": str(tmp_path)}}
+    recorded = Service(ServeArgs.model_validate(told))
+    app = FastAPI()
+    app.include_router(storefront(ServiceAnswers(recorded)))
+    client = TestClient(app)
+    # filtered, so that facets are counted of another list; then why an item is there
+    page = client.get("/search", params={"q": "bread", "min_price": 0.01})
+    why = client.get(Tags(page.text).having("data-why")[0])
+    assert page.status_code == why.status_code == 200
+    recorded.close()
+    rows = pl.concat([pl.read_parquet(path) for path in tmp_path.rglob("*.parquet")])
+    assert rows["request_id"].to_list() == [re.findall(r"request=(\w+)", page.text)[0]]
+
+
 def test_why_is_told_of_ones_own_lists(visitor: TestClient, service: Service) -> None:
     user = re.findall(r'<option value="(u\d+)"', visitor.get("/").text)[0]
     home = visitor.post("/visitor", data={"user": user})
@@ -114,7 +135,8 @@ def test_why_is_told_of_ones_own_lists(visitor: TestClient, service: Service) ->
         assert page.status_code == 200 and "Proposed by" in page.text
         fragment = visitor.get(link + "&fragment=1").text
         assert "<html" not in fragment and "Chance of a purchase" in fragment
-    for asked in ("", "x", "bm9uZQ", base64.urlsafe_b64encode(b'["rank", {}]').decode()):
+    deep = base64.urlsafe_b64encode(DEEP[:30_000].encode()).decode()
+    for asked in ("", "x", "bm9uZQ", deep, base64.urlsafe_b64encode(b'["rank", {}]').decode()):
         assert visitor.get(f"/why/{items(home.text)[0]}?asked={asked}").status_code == 404
 
 
@@ -131,7 +153,63 @@ def test_a_cart_is_kept_and_things_can_be_taken_out(visitor: TestClient, service
     )
 
 
-@pytest.mark.parametrize("body", ["", "{", "[1]", '{"item": 1}', '[{"position": "x"}]', "null"])
+def test_a_form_of_too_many_fields_is_refused(visitor: TestClient, events: Recorded) -> None:
+    body = "&".join(f"f{number}=1" for number in range(101))
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    for path in ("/cart", "/visitor"):
+        assert visitor.post(path, content=body, headers=headers).status_code == 400
+    assert not events
+
+
+def test_a_double_click_buys_once(
+    visitor: TestClient, pages: FastAPI, service: Service, events: Recorded
+) -> None:
+    two = [str(each) for each in service.catalogue.ids[:2]]
+    for item_id in two:
+        cart = visitor.post("/cart", data={"item_id": item_id, "action": "add"})
+    form = {"action": "buy", "order": re.findall(r'name="order" value="(\w+)"', cart.text)[0]}
+    held = dict(visitor.cookies)
+    for _ in range(2):  # both were sent before the first answer was there
+        TestClient(pages, cookies=held).post("/cart", data=form)
+    sold = events.told("purchase")
+    assert len(sold) == 4 and len({each["event_id"] for each in sold}) == 2
+    assert {each["order_id"] for each in sold} == {form["order"]}
+    # another cart is another order; so is a form that says nothing, or nonsense
+    orders = {form["order"]}
+    for order in (None, "'; drop", "0" * 25):
+        TestClient(pages, cookies=held).post("/cart", data={"action": "buy", "order": order or ""})
+        orders.add(events.told("purchase")[-1]["order_id"])
+    page = TestClient(pages, cookies=held).get("/cart").text
+    assert f'value="{form["order"]}"' not in page and len(orders) == 4
+
+
+def test_a_page_that_comes_late_leaves_the_cart_alone(
+    visitor: TestClient, service: Service
+) -> None:
+    one, other = (str(each) for each in service.catalogue.ids[:2])
+    home = visitor.get("/")
+    assert "set-cookie" in home.headers  # a new visitor
+    visitor.post("/cart", data={"item_id": one, "action": "add"})
+    for path in ("/", "/search?q=bread", "/cart"):
+        assert "set-cookie" not in visitor.get(path).headers, path
+    # an item's page is asked for; the cart changes before it is there
+    late = visitor.get(f"/item/{other}")
+    assert [each.split("=")[0] for each in late.headers.get_list("set-cookie")] == ["seen"]
+    assert "Goes with what you looked at" in visitor.get("/").text
+    # what another session looked at is not this one's
+    looks = visitor.cookies["seen"]
+    visitor.post("/visitor", data={"user": ""})
+    visitor.cookies.delete("seen")
+    visitor.cookies.set("seen", looks)
+    assert "Goes with what you looked at" not in visitor.get("/").text
+
+
+DEEP = "[" * 100_000  # Python gives up at some depth
+
+
+@pytest.mark.parametrize(
+    "body", ["", "{", "[1]", '{"item": 1}', '[{"position": "x"}]', "null", DEEP]
+)
 def test_what_a_script_garbles_is_refused(visitor: TestClient, events: Recorded, body: str) -> None:
     assert visitor.post("/seen", content=body).status_code == 400
     assert not events
@@ -152,7 +230,11 @@ def test_what_visitors_type_is_text(visitor: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "cookie", ["", "nonsense", "e30=", base64.b64encode(b'{"cart": 3}').decode()]
+    "cookie",
+    [
+        *("", "nonsense", "e30=", base64.b64encode(b'{"cart": 3}').decode()),
+        base64.b64encode(DEEP.encode()).decode(),
+    ],
 )
 def test_a_cookie_that_was_tampered_with_begins_a_visit(pages, cookie: str) -> None:
     assert TestClient(pages, cookies={"visit": cookie}).get("/").status_code == 200
@@ -164,13 +246,14 @@ def test_a_cookie_always_fits(ids: list[str]) -> None:
     for item_id in ids:
         visit = visit.with_item(item_id).looked_at(item_id)
 
-    class Jar:
+    class Jar(dict[str, str]):
         def set_cookie(self, name: str, value: str, **_: object) -> None:
-            self.value = value
+            self[name] = value
 
     jar = Jar()
     visit.keep(jar)  # type: ignore[arg-type]
-    assert len(jar.value) <= 4000
+    assert jar.keys() == {"visit", "seen"}
+    assert max(len(value) for value in jar.values()) <= 4000
 
 
 def test_no_page_is_heavy(visitor: TestClient) -> None:
