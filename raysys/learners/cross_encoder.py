@@ -77,6 +77,7 @@ class CrossEncoderModel(TextModel):
     """
 
     task: ClassVar[Task] = "relevance"
+    reads_pairs: ClassVar[bool] = True
 
     def __init__(
         self,

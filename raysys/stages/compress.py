@@ -237,6 +237,7 @@ def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> l
                 "(pip install 'raysys[compress]')"
             )
     rows: list[Row] = []
+    own = subject.quality(subject.learner)  # as it is served now
     with task("compress: variants", len(students) * len(able)) as measuring:
         for prefix, folder in students.items():
             backbone, tokenizer = open_model(str(folder), where="bundle")
@@ -253,8 +254,7 @@ def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> l
                     measuring.advance()
                     continue
                 quality = subject.quality(_with_encoder(subject, place, work / "judged"))
-                base = rows[0].quality if rows else quality
-                loss = quality.loss_to(base, settings.seed)
+                loss = quality.loss_to(own, settings.seed)
                 rows.append(Row(prefix + name, quality, loss, cost, cost.disk_mb, place))
                 measuring.advance()
     return rows

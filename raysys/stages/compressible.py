@@ -25,6 +25,7 @@ from raysys.registry import MODEL_FOLDER, BundleManifest, Registry
 from raysys.stages.text import ROWS, folder_of, tables_of
 from raysys.stages.text_settings import TextSettings
 from raysys.storage import MANIFEST, Workspace, read_manifest
+from raysys.text.compression.distil import Texts
 from raysys.text.compression.runtime import RUNTIME
 
 
@@ -102,8 +103,8 @@ class Subject(Protocol):
     encoder: Path
     learner: Path
 
-    def texts(self, limit: int) -> list[str]:
-        """Unlabelled texts to distil on, at most so many."""
+    def texts(self, limit: int) -> Texts:
+        """Unlabelled texts, or pairs of them, to distil on; at most so many."""
 
     def quality(self, learner: Path) -> Quality:
         """Of the learner in a folder, with its transformer as it is there."""
@@ -164,7 +165,7 @@ class RankingSubject:
         self.ndcg = NDCG(self.batch)
         self.seed = seed
 
-    def texts(self, limit: int) -> list[str]:
+    def texts(self, limit: int) -> Texts:
         """Those of the catalogue."""
         distinct = sorted(set(self.catalogue.texts))
         if len(distinct) <= limit:
@@ -261,8 +262,11 @@ class TextSubject:
         self.measure = self.judge.criterion
         self.asked = ["query", "text"] if settings.task == "relevance" else ["text"]
 
-    def texts(self, limit: int) -> list[str]:
-        """Those of the train rows, labels unread."""
+    def texts(self, limit: int) -> Texts:
+        """Those of the train rows, labels unread; with their queries, where both are read."""
+        if load_text_model(self.learner).reads_pairs:
+            pairs = self.train.select("query", "text").unique(maintain_order=True)
+            return [(query, text) for query, text in pairs.head(limit).rows()]
         return self.train["text"].unique(maintain_order=True).head(limit).to_list()
 
     def quality(self, learner: Path) -> Quality:

@@ -19,7 +19,7 @@ from raysys.learners.two_tower import TwoTower
 from raysys.registry import Registry, TextBundle
 from raysys.stages import compress, text, train
 from raysys.stages.compress import CompressSettings, Row, cheapest
-from raysys.stages.compressible import MeanQuality
+from raysys.stages.compressible import MeanQuality, TextSubject
 from raysys.storage import Workspace, read_manifest
 from raysys.text.compression.probe import Cost
 from tests.stages import texts
@@ -180,6 +180,30 @@ def test_a_text_task_is_compressed_too(titles: Workspace) -> None:
         [a == b for a, b in zip(*(each["label"].to_pylist() for each in said), strict=True)]
     )
     assert same > 0.9
+
+
+@pytest.mark.slow
+def test_a_reader_of_pairs_is_measured_as_it_is_served(tmp_path: Path) -> None:
+    """Its transformer tells query and item apart by token types, however it is run."""
+    bert = str(write_tiny_bert(tmp_path / "bert", typed=True))
+    quick = {"epochs": 2, "learning_rate": 2e-3}
+    learner = {"cross_encoder": {"model": bert, "max_tokens": 16, "training": quick}}
+    path = texts.write_judgements(tmp_path / "a.csv")
+    workspace = Workspace(tmp_path / "ws")
+    text.run(texts.settings_of("relevance", path, learner), workspace)
+    registry = Registry(workspace.registry)
+    before = registry.resolve("text-relevance")
+    compress.run(settings(bundle="text-relevance", variants=["onnx_fp32"]), workspace)
+    content = json.loads((workspace.compress / "text-relevance" / "compress.json").read_text())
+    whole, onnx = content["transformers"][:2]
+    rows = pl.read_parquet(workspace.text / "text-relevance" / "rows.parquet")
+    judged = rows.filter(pl.col("split") == "validation")
+    model = TextBundle.load(registry.path(before)).model
+    told = TextSubject(workspace, before, 10_000, 0)
+    assert len(told.truth) == judged.height
+    own = told.judge.verdict(model.predict(told.truth.select(["query", "text"])))
+    assert whole["quality"] == pytest.approx(own.figures[told.measure].value, abs=1e-6)
+    assert onnx["quality"] == pytest.approx(whole["quality"], abs=1e-3)
 
 
 @pytest.mark.slow
