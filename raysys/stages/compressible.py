@@ -223,7 +223,8 @@ class TextSubject:
         seed: of the draw.
 
     Raises:
-        UserError: nothing in the bundle to compress, or the rows it was fitted on are gone.
+        UserError: nothing in the bundle to compress, or the rows it was fitted on are gone, be it
+            for those of a later fit.
     """
 
     def __init__(self, workspace: Workspace, bundle: str, rows: int, seed: int) -> None:
@@ -247,6 +248,15 @@ class TextSubject:
                 "the texts that the bundle was fitted on are not there",
                 where=str(path),
                 mend="run `raysys text fit` with the same --workspace again",
+            )
+        fitted = read_manifest(path.parent)
+        if (fitted.inputs, fitted.settings) != (self.manifest.data, self.manifest.settings):
+            raise UserError(
+                f"{settings.title} was fitted anew since the bundle (now "
+                f"{fitted.figures['bundle']}), perhaps on what the bundle would be judged by",
+                where=self.id,
+                mend="compress the bundle of the latest `raysys text fit`, or fit with the "
+                "bundle's settings and files again",
             )
         every = pl.read_parquet(path)
         self.train = every.filter(pl.col("split") == "train")

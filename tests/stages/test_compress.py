@@ -207,6 +207,23 @@ def test_a_reader_of_pairs_is_measured_as_it_is_served(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_bundle_is_not_judged_by_the_rows_of_a_later_fit(
+    titles: Workspace, tmp_path: Path
+) -> None:
+    other = Workspace(tmp_path / "other")
+    for part in ("registry", "text"):
+        shutil.copytree(getattr(titles, part), getattr(other, part))
+    path = other.text / "text-classify" / "manifest.json"
+    content = json.loads(path.read_text())
+    bundle = content["figures"]["bundle"]
+    assert TextSubject(other, bundle, 100, 0).truth.num_rows
+    content["settings"]["seed"] = 99  # as by `raysys text fit` with another seed
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="text-classify was fitted anew since"):
+        TextSubject(other, bundle, 100, 0)
+
+
+@pytest.mark.slow
 def test_a_task_without_a_transformer_says_so(titles: Workspace, tmp_path: Path) -> None:
     path = texts.write_titles(tmp_path / "a.csv", 150)
     quick = {"tfidf_classifier": {"costs": [3.0]}}
