@@ -240,7 +240,7 @@ class TextSubject:
                 where=f"bundle {self.id}",
                 mend="its chosen learner counts words, which is small and fast already",
             )
-        self.encoder = found[0].relative_to(self.learner)
+        self.encoder = _only(found, self.learner, self.id)
         settings = TextSettings(**self.manifest.settings)
         path = folder_of(settings, workspace) / ROWS
         if not path.is_file():
@@ -327,12 +327,12 @@ def _publish(
 def _with_transformer(root: Path, name: str | None, bundle: str) -> tuple[str, Path]:
     """Name of a learner, and its transformer's folder relative to the learner's."""
     found = {
-        folder.name: transformer.relative_to(folder)
+        folder.name: transformers
         for folder in sorted(root.iterdir())
-        for transformer in transformers_in(folder)
+        if (transformers := transformers_in(folder))
     }
     if name is None and found:
-        return next(iter(found.items()))
+        name = next(iter(found))
     if name is None or name not in found:
         there = ", ".join(found) or "none of its learners has one"
         raise UserError(
@@ -340,7 +340,24 @@ def _with_transformer(root: Path, name: str | None, bundle: str) -> tuple[str, P
             where=f"bundle {bundle}",
             mend=f"learners with a transformer: {there}",
         )
-    return name, found[name]
+    return name, _only(found[name], root / name, bundle)
+
+
+def _only(transformers: list[Path], learner: Path, bundle: str) -> Path:
+    """A learner's transformer, relative to its folder.
+
+    Raises:
+        UserError: it has several: with one made faster the others cost what they did.
+    """
+    if len(transformers) > 1:
+        there = ", ".join(str(place.relative_to(learner)) for place in transformers)
+        raise UserError(
+            f"{len(transformers)} transformers in one learner: only a learner with one can be "
+            f"compressed ({there})",
+            where=f"bundle {bundle}",
+            mend="fit one that has a single transformer, rather than a blend of several",
+        )
+    return transformers[0].relative_to(learner)
 
 
 def transformers_in(folder: Path) -> list[Path]:

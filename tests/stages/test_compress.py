@@ -224,6 +224,22 @@ def test_a_bundle_is_not_judged_by_the_rows_of_a_later_fit(
 
 
 @pytest.mark.slow
+def test_a_blend_of_transformers_is_refused(tmp_path: Path) -> None:
+    quick = {"model": str(write_tiny_bert(tmp_path / "bert")), "training": {"max_steps": 2}}
+    trees = {"vectors": None, "n_estimators": 5, "factors": 2}
+    members = [
+        {"learner": "relevance_trees", "settings": trees},
+        {"learner": "bi_encoder", "settings": quick},
+    ]
+    path = texts.write_judgements(tmp_path / "a.csv")
+    workspace = Workspace(tmp_path / "ws")
+    learner = {"relevance_blend": {"members": members, "folds": 2, "trees": trees}}
+    text.run(texts.settings_of("relevance", path, learner), workspace)
+    with pytest.raises(UserError, match="2 transformers in one learner"):
+        compress.run(settings(bundle="text-relevance"), workspace)
+
+
+@pytest.mark.slow
 def test_a_task_without_a_transformer_says_so(titles: Workspace, tmp_path: Path) -> None:
     path = texts.write_titles(tmp_path / "a.csv", 150)
     quick = {"tfidf_classifier": {"costs": [3.0]}}
