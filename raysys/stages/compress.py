@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from rich.console import Console
 from rich.table import Table
 
+from raysys.cluster import device_here
 from raysys.config import Settings, StageSettings
 from raysys.errors import UserError
 from raysys.progress import task
@@ -23,7 +24,7 @@ from raysys.report import Report, new_figure
 from raysys.stages.compressible import Quality, RankingSubject, Subject, TextSubject
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
 from raysys.text.compression.distil import HiddenStateDistillation
-from raysys.text.compression.export import VARIANTS, export, missing, write_onnx
+from raysys.text.compression.export import VARIANTS, Variant, export, missing, write_onnx
 from raysys.text.compression.probe import Cost, cost_of
 from raysys.text.compression.vectors import KINDS, Kind
 from raysys.text.models import layers_of, open_model
@@ -120,6 +121,11 @@ class Row:
     folder: Path | None = None
 
     @property
+    def variant(self) -> Variant:
+        """How the transformer is run."""
+        return next(each for name, each in VARIANTS.items() if self.name.endswith(name))
+
+    @property
     def latency(self) -> float:
         """Milliseconds of the first shape."""
         assert self.cost is not None
@@ -162,8 +168,14 @@ def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False
         work = fresh / "work"
         work.mkdir()
         rows = _transformers(settings, subject, work)
+        there = device_here()
+        if there != "cpu":
+            logger.warning(
+                "compress: milliseconds are those of the CPU, but this machine serves on a GPU: "
+                "only what PyTorch runs is chosen from"
+            )
         kept = _vectors(settings, subject) if settings.vectors and subject.vector_kinds() else []
-        chosen = cheapest(rows, settings.largest_loss, lambda row: row.latency)
+        chosen = cheapest(served_on(there, rows), settings.largest_loss, lambda row: row.latency)
         small = cheapest(kept, settings.largest_loss, lambda row: row.size_mb) if kept else None
         note: dict[str, object] = {
             "transformer": chosen.to_dict(),
@@ -187,13 +199,15 @@ def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False
         content = {
             "measure": subject.measure,
             "largest_loss": settings.largest_loss,
+            "timed_on": "cpu",
+            "served_on": there,
             "transformers": [row.to_dict() for row in rows],
             "vectors": [row.to_dict() for row in kept],
             "chosen": {"transformers": chosen.name, "vectors": small and small.name},
         }
         planned.figures = {"bundle": bundle, "pointer": pointer, **content}
         write_atomic(fresh / "compress.json", json.dumps(content, indent=1) + "\n")
-        write_report(settings, subject.measure, rows, kept, (chosen, small), fresh)
+        write_report(settings, subject.measure, rows, kept, (chosen, small), fresh, there)
         planned.write(fresh)
     return planned
 
@@ -210,6 +224,11 @@ def _subject(settings: CompressSettings, workspace: Workspace, registry: Registr
     return RankingSubject(
         workspace, settings.bundle, settings.learner, settings.requests, settings.seed
     )
+
+
+def served_on(device: str, rows: Sequence[Row]) -> list[Row]:
+    """Rows that may be chosen: on a GPU those that PyTorch runs, for only these use it."""
+    return [row for row in rows if device == "cpu" or row.variant.backend == "torch"]
 
 
 def cheapest(rows: Sequence[Row], largest_loss: float, cost: Callable[[Row], float]) -> Row:
@@ -339,6 +358,7 @@ def write_report(
     kept: Sequence[Row],
     chosen: tuple[Row, Row | None],
     folder: Path,
+    device: str = "cpu",
 ) -> None:
     """`report.html`: quality against cost, and the tables."""
     best, small = chosen
@@ -374,6 +394,11 @@ def write_report(
         "Quality: on the validation fold, with the items' vectors made anew by the variant. "
         "Milliseconds: median, in a process of its own; memory: what opening and running it added."
     )
+    if device != "cpu":
+        box.note(
+            "Milliseconds are those of the CPU. This machine serves on a GPU, which only what "
+            "PyTorch runs makes use of: the others were not chosen from."
+        )
     if kept:
         box = page.section("Vectors of items")
         dicts = [row.to_dict() for row in kept]

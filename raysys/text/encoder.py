@@ -153,8 +153,13 @@ class Encoder:
         self.device = torch.device("cpu")
 
     def place(self, device: torch.device | str) -> None:
-        """Run on a device from now on, where none is named; a compressed one stays where it is."""
+        """Run on a device from now on, where none is named.
+
+        A compressed one stays on the CPU, unless it is PyTorch that runs it.
+        """
         if isinstance(self.transformer, RuntimeBackbone):
+            if self.transformer.settings.backend == "torch":
+                self.device = torch.device(device)
             return
         self.device = torch.device(device)
         self.upper.to(self.device)

@@ -268,6 +268,16 @@ def test_settings_that_cannot_work_are_named(content: dict[str, object], message
         settings(**content)
 
 
+def test_where_a_gpu_serves_only_what_pytorch_runs_is_chosen() -> None:
+    names = ["torch_fp32", "torch_bf16", "onnx_int8", "3_layers_torch_bf16", "3_layers_onnx_int8"]
+    rows = [row(name, 0.5, 10 - at) for at, name in enumerate(names)]
+    assert compress.served_on("cpu", rows) == rows
+    assert [each.name for each in compress.served_on("cuda", rows)] == [
+        "torch_fp32", "torch_bf16", "3_layers_torch_bf16",
+    ]  # fmt: skip
+    assert cheapest(compress.served_on("cuda", rows), 0.1, lambda each: each.latency) == rows[3]
+
+
 def row(name: str, value: float, ms: float, best: float = 0.5) -> Row:
     quality = MeanQuality(np.full(10, value))
     loss = quality.loss_to(MeanQuality(np.full(10, best)), 0)

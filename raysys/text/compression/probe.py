@@ -1,5 +1,7 @@
 """What a model's folder costs to run: milliseconds and memory, measured in a process of its own.
 
+It is measured on the CPU, be there a GPU or not.
+
 `python -m raysys.text.compression.probe FOLDER '{"shapes": …}'` prints JSON: a fresh process, so
 that neither what ran before nor what else is loaded is measured.
 """
@@ -57,7 +59,7 @@ def cost_of(folder: Path, shapes: Sequence[tuple[int, int]], *, threads: int) ->
         text=True,
         timeout=TIMEOUT_S,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""},
     )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
