@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ from raysys.learners.relevance_blend import (
 )
 from raysys.learners.relevance_trees import RelevanceTreesLearner, RelevanceTreesSettings
 from raysys.learners.text_protocol import PREDICTIONS, TextContext, TextLearner, TextModel
+from raysys.text.bi_encoder import text_tokens
 from raysys.text.pairs import Pairs, mean_ndcg
 from tests.text.shop_pairs import judged_pairs
 from tests.text.tiny import write_tiny_bert
@@ -253,6 +255,20 @@ class TestBiEncoder(RelevanceSuite):
         cosines = model.encode(few["text"].to_pylist()) @ vectors[0]
         said = model.predict(few)["grade"].to_numpy()
         np.testing.assert_array_equal(np.argsort(said), np.argsort(cosines))
+
+    def test_cosines_are_exact_where_the_rest_is_bfloat16(
+        self, model: BiEncoderModel, table: pa.Table
+    ) -> None:
+        module = model.vectors.encoder
+        texts = table["text"].to_pylist()[:40]
+        tokens = text_tokens(model.vectors.tokenizer, texts, 16).batch(np.arange(40))
+        given = [tokens[0][:8], tokens[1][:8], *tokens]
+        pairs = torch.zeros(2, 1, dtype=torch.int64)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            _, cosines, _ = module(*given, pairs)
+            asked, known = module.embed(*given[:2]), module.embed(*given[2:])
+        wanted = asked.double() @ known.double().T
+        torch.testing.assert_close(cosines.double(), wanted, atol=1e-6, rtol=0)
 
     def test_learns_from_a_teacher_what_the_grades_do_not_say(
         self, fit: Callable[..., TextModel], table: pa.Table, tiny: str, tmp_path: Path
