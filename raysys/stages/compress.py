@@ -27,7 +27,7 @@ from raysys.text.compression.distil import HiddenStateDistillation
 from raysys.text.compression.export import VARIANTS, Variant, export, missing, write_onnx
 from raysys.text.compression.probe import Cost, cost_of
 from raysys.text.compression.vectors import KINDS, Kind
-from raysys.text.models import layers_of, open_model
+from raysys.text.models import layers_of, longest_input, open_model
 from raysys.text.training import TrainingSettings, train
 
 logger = logging.getLogger("raysys")
@@ -244,7 +244,9 @@ def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> l
     """The whole model first, then every student in every variant."""
     whole = subject.learner / subject.encoder
     students = {"": whole}
-    there = len(layers_of(open_model(str(whole), where="bundle")[0]))
+    backbone, _ = open_model(str(whole), where="bundle")
+    _require_room(settings, longest_input(backbone))
+    there = len(layers_of(backbone))
     for layers in settings.distil.layers:
         if layers < there:
             students[f"{layers}_layers_"] = _distilled(settings, subject, layers, work)
@@ -269,6 +271,10 @@ def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> l
                 try:
                     cost = cost_of(place, settings.shapes, threads=settings.threads)
                 except UserError as error:
+                    if not rows:  # all others are held against it
+                        raise UserError(
+                            f"the whole model: {error.what}", where="shapes", mend=error.mend
+                        ) from None
                     logger.warning(f"{name} is left out: {error}")
                     measuring.advance()
                     continue
@@ -277,6 +283,24 @@ def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> l
                 rows.append(Row(prefix + name, quality, loss, cost, cost.disk_mb, place))
                 measuring.advance()
     return rows
+
+
+def _require_room(settings: CompressSettings, longest: int | None) -> None:
+    """Refuse to read more tokens than a transformer has positions for.
+
+    Raises:
+        UserError: a shape, or what students are taught on, has more.
+    """
+    wanted = {"shapes": max(tokens for _, tokens in settings.shapes)}
+    if settings.distil.layers:
+        wanted["distil.max_tokens"] = settings.distil.max_tokens
+    for name, tokens in wanted.items():
+        if longest is not None and tokens > longest:
+            raise UserError(
+                f"the transformer reads {longest} tokens at most, not {tokens}",
+                where=name,
+                mend=f"take at most {longest}",
+            )
 
 
 def _distilled(settings: CompressSettings, subject: Subject, layers: int, work: Path) -> Path:

@@ -21,6 +21,7 @@ from raysys.stages import compress, text, train
 from raysys.stages.compress import CompressSettings, Row, cheapest
 from raysys.stages.compressible import MeanQuality, TextSubject
 from raysys.storage import Workspace, read_manifest
+from raysys.text.compression import probe
 from raysys.text.compression.probe import Cost
 from tests.stages import texts
 from tests.stages.workspace import write_features
@@ -237,6 +238,34 @@ def test_a_blend_of_transformers_is_refused(tmp_path: Path) -> None:
     text.run(texts.settings_of("relevance", path, learner), workspace)
     with pytest.raises(UserError, match="2 transformers in one learner"):
         compress.run(settings(bundle="text-relevance"), workspace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ({"shapes": [[1, 8], [1, 65]], "distil": {"layers": []}}, "shapes"),
+        ({"distil": {"layers": [1], "max_tokens": 70}}, "distil.max_tokens"),
+    ],
+)
+def test_more_tokens_than_a_transformer_reads_are_refused(
+    content: dict[str, object], where: str, workspace: Workspace, run: dict[str, object]
+) -> None:
+    told = settings(bundle=str(run["before"]), **content)
+    with pytest.raises(UserError, match="64 tokens at most") as error:
+        compress.run(told, workspace)
+    assert error.value.where == where
+
+
+@pytest.mark.slow
+def test_a_whole_model_that_cannot_be_timed_is_told_of(
+    workspace: Workspace, run: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other takes its place."""
+    monkeypatch.setattr(probe, "TIMEOUT_S", 0.01)
+    with pytest.raises(UserError, match=r"the whole model: not timed within 0\.01 s"):
+        compress.run(settings(bundle=str(run["before"]), distil={"layers": []}), workspace)
+    assert not list(workspace.compress.glob(f"{run['before']}*"))
 
 
 @pytest.mark.slow
