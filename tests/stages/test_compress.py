@@ -18,7 +18,8 @@ from raysys.errors import UserError
 from raysys.learners.two_tower import TwoTower
 from raysys.registry import Registry, TextBundle
 from raysys.stages import compress, text, train
-from raysys.stages.compress import CompressSettings, Row, cheapest
+from raysys.stages.compress import CompressSettings, cheapest
+from raysys.stages.compress_report import Row
 from raysys.stages.compressible import MeanQuality, TextSubject
 from raysys.storage import Workspace, read_manifest
 from raysys.text.compression import probe
