@@ -77,6 +77,7 @@ class CrossEncoderModel(TextModel):
     """
 
     task: ClassVar[Task] = "relevance"
+    reads_pairs: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -167,11 +168,11 @@ class CrossEncoderLearner(TextLearner[CrossEncoderSettings]):
         )
         scorer = PairScorer(fitted.folder, settings.max_tokens)
         shutil.rmtree(fitted.folder)
-        line = None
+        model = CrossEncoderModel(scorer, settings, scale, None, fitted)  # on the GPU, if any
         if by_list:
             known = held_out if held_out is not None else pairs
-            line = fitted_line(scorer.scores(known)[0], known.grade, known.weight)
-        return CrossEncoderModel(scorer, settings, scale, line, fitted)
+            model.line = fitted_line(scorer.scores(known)[0], known.grade, known.weight)
+        return model
 
 
 def judged(validation: pa.Table) -> Pairs | None:

@@ -158,7 +158,7 @@ class EntityObjective(Objective):
         self.plan = plan
         self.reader = reader
         self.training = list(windows)
-        self.tags = [tags[w.text][w.first : w.first + len(w)] for w in windows]
+        self.tags = [plan.tags.part(tags[w.text], w.first, w.first + len(w)) for w in windows]
         self.longest = longest
         self.judged_units = [reader.splitter(text) for text, _ in validation]
         self.judged = reader.windows(self.judged_units)

@@ -30,6 +30,7 @@ from raysys.learners.text import (
     save_text_model,
     text_learner_class,
 )
+from raysys.learners.text_calibration import ThresholdSettings
 from raysys.learners.text_labels import Codes, LabelTask, read_training
 from raysys.learners.text_protocol import Task, TextContext, TextLearner
 
@@ -54,6 +55,13 @@ class PseudoLabelSettings(Settings):
     confidence: float = Field(0.95, gt=0, lt=1)
     rounds: int = Field(3, ge=1)
     most_per_label: float = Field(20.0, gt=0)
+
+    @property
+    def thresholds(self) -> ThresholdSettings:
+        """Those of the learner."""
+        wrapped = make_text_learner(self.learner, self.settings, task=self.task)
+        found: ThresholdSettings = wrapped.settings.thresholds
+        return found
 
 
 class PseudoLabelModel(LabelModel):

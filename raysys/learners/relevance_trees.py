@@ -168,7 +168,7 @@ class Remembered:
         from raysys.text.encoder import Encoder
         from raysys.text.models import PACKAGED
 
-        self.encoder = Encoder.open(model, max_tokens, trainable_layers=1)
+        self.encoder = Encoder.open(model, max_tokens, None, where="relevance_trees.vectors")
         self.encoder.place(device_here())
         self.folder = None if model == PACKAGED else model
         self._kept: dict[str, Float32] | None = None

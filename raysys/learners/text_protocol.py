@@ -69,9 +69,15 @@ def run_folder(name: str, settings: Settings, context: TextContext) -> Path:
 
 
 class TextModel(ABC):
-    """A fitted text learner: pure, thread-safe, no Ray inside."""
+    """A fitted text learner: pure, thread-safe, no Ray inside.
+
+    Attributes:
+        task: that it does.
+        reads_pairs: its transformer reads query and text together.
+    """
 
     task: ClassVar[Task]
+    reads_pairs: ClassVar[bool] = False
 
     @abstractmethod
     def predict(self, table: pa.Table) -> pa.Table:

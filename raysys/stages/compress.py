@@ -6,27 +6,27 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, field_validator
 from rich.console import Console
 from rich.table import Table
 
+from raysys.cluster import device_here
 from raysys.config import Settings, StageSettings
 from raysys.errors import UserError
 from raysys.progress import task
 from raysys.registry import TEXT, Registry
-from raysys.report import Report, new_figure
-from raysys.stages.compressible import Quality, RankingSubject, Subject, TextSubject
+from raysys.stages.compress_report import Row, cells, headers, write_report
+from raysys.stages.compressible import RankingSubject, Subject, TextSubject
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
 from raysys.text.compression.distil import HiddenStateDistillation
 from raysys.text.compression.export import VARIANTS, export, missing, write_onnx
-from raysys.text.compression.probe import Cost, cost_of
+from raysys.text.compression.probe import cost_of
 from raysys.text.compression.vectors import KINDS, Kind
-from raysys.text.models import layers_of, open_model
+from raysys.text.models import layers_of, longest_input, open_model
 from raysys.text.training import TrainingSettings, train
 
 logger = logging.getLogger("raysys")
@@ -99,43 +99,6 @@ class CompressSettings(StageSettings):
         return shapes
 
 
-@dataclass(frozen=True)
-class Row:
-    """One way to run the transformer, or to keep the vectors, and what came of it.
-
-    Attributes:
-        name: of the variant, after the number of layers where there are fewer.
-        quality: on validation.
-        loss: share of the whole model's quality that is lost, with its interval.
-        cost: None for vectors.
-        size_mb: of the weights, or of the vectors.
-        folder: of the transformer; None for vectors.
-    """
-
-    name: str
-    quality: Quality
-    loss: tuple[float, float, float]
-    cost: Cost | None
-    size_mb: float
-    folder: Path | None = None
-
-    @property
-    def latency(self) -> float:
-        """Milliseconds of the first shape."""
-        assert self.cost is not None
-        return next(iter(self.cost.milliseconds.values()))
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "name": self.name,
-            "quality": self.quality.value,
-            "loss": dict(zip(("value", "low", "high"), self.loss, strict=True)),
-            "size_mb": round(self.size_mb, 2),
-            **({} if self.cost is None else asdict(self.cost)),
-        }
-
-
 def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
     """Measure every variant, publish the cheapest good one, point at it.
 
@@ -162,8 +125,14 @@ def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False
         work = fresh / "work"
         work.mkdir()
         rows = _transformers(settings, subject, work)
+        there = device_here()
+        if there != "cpu":
+            logger.warning(
+                "compress: milliseconds are those of the CPU, but this machine serves on a GPU: "
+                "only what PyTorch runs is chosen from"
+            )
         kept = _vectors(settings, subject) if settings.vectors and subject.vector_kinds() else []
-        chosen = cheapest(rows, settings.largest_loss, lambda row: row.latency)
+        chosen = cheapest(served_on(there, rows), settings.largest_loss, lambda row: row.latency)
         small = cheapest(kept, settings.largest_loss, lambda row: row.size_mb) if kept else None
         note: dict[str, object] = {
             "transformer": chosen.to_dict(),
@@ -187,13 +156,15 @@ def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False
         content = {
             "measure": subject.measure,
             "largest_loss": settings.largest_loss,
+            "timed_on": "cpu",
+            "served_on": there,
             "transformers": [row.to_dict() for row in rows],
             "vectors": [row.to_dict() for row in kept],
             "chosen": {"transformers": chosen.name, "vectors": small and small.name},
         }
         planned.figures = {"bundle": bundle, "pointer": pointer, **content}
         write_atomic(fresh / "compress.json", json.dumps(content, indent=1) + "\n")
-        write_report(settings, subject.measure, rows, kept, (chosen, small), fresh)
+        write_report(settings, subject.measure, rows, kept, (chosen, small), fresh, there)
         planned.write(fresh)
     return planned
 
@@ -212,6 +183,11 @@ def _subject(settings: CompressSettings, workspace: Workspace, registry: Registr
     )
 
 
+def served_on(device: str, rows: Sequence[Row]) -> list[Row]:
+    """Rows that may be chosen: on a GPU those that PyTorch runs, for only these use it."""
+    return [row for row in rows if device == "cpu" or row.variant.backend == "torch"]
+
+
 def cheapest(rows: Sequence[Row], largest_loss: float, cost: Callable[[Row], float]) -> Row:
     """The row of least cost among those that lose no more than the stated share.
 
@@ -225,7 +201,9 @@ def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> l
     """The whole model first, then every student in every variant."""
     whole = subject.learner / subject.encoder
     students = {"": whole}
-    there = len(layers_of(open_model(str(whole), where="bundle")[0]))
+    backbone, _ = open_model(str(whole), where="bundle")
+    _require_room(settings, longest_input(backbone))
+    there = len(layers_of(backbone))
     for layers in settings.distil.layers:
         if layers < there:
             students[f"{layers}_layers_"] = _distilled(settings, subject, layers, work)
@@ -237,6 +215,7 @@ def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> l
                 "(pip install 'raysys[compress]')"
             )
     rows: list[Row] = []
+    own = subject.quality(subject.learner)  # as it is served now
     with task("compress: variants", len(students) * len(able)) as measuring:
         for prefix, folder in students.items():
             backbone, tokenizer = open_model(str(folder), where="bundle")
@@ -249,15 +228,36 @@ def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> l
                 try:
                     cost = cost_of(place, settings.shapes, threads=settings.threads)
                 except UserError as error:
+                    if not rows:  # all others are held against it
+                        raise UserError(
+                            f"the whole model: {error.what}", where="shapes", mend=error.mend
+                        ) from None
                     logger.warning(f"{name} is left out: {error}")
                     measuring.advance()
                     continue
                 quality = subject.quality(_with_encoder(subject, place, work / "judged"))
-                base = rows[0].quality if rows else quality
-                loss = quality.loss_to(base, settings.seed)
+                loss = quality.loss_to(own, settings.seed)
                 rows.append(Row(prefix + name, quality, loss, cost, cost.disk_mb, place))
                 measuring.advance()
     return rows
+
+
+def _require_room(settings: CompressSettings, longest: int | None) -> None:
+    """Refuse to read more tokens than a transformer has positions for.
+
+    Raises:
+        UserError: a shape, or what students are taught on, has more.
+    """
+    wanted = {"shapes": max(tokens for _, tokens in settings.shapes)}
+    if settings.distil.layers:
+        wanted["distil.max_tokens"] = settings.distil.max_tokens
+    for name, tokens in wanted.items():
+        if longest is not None and tokens > longest:
+            raise UserError(
+                f"the transformer reads {longest} tokens at most, not {tokens}",
+                where=name,
+                mend=f"take at most {longest}",
+            )
 
 
 def _distilled(settings: CompressSettings, subject: Subject, layers: int, work: Path) -> Path:
@@ -306,77 +306,11 @@ def show(manifest: Manifest, console: Console) -> None:
         if not rows:
             continue
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for at, header in enumerate(_headers(content["measure"], rows[0], memory=False)):
+        for at, header in enumerate(headers(content["measure"], rows[0], memory=False)):
             table.add_column(header, justify="left" if at == 0 else "right", no_wrap=True)
         for row in rows:
             picked = row["name"] == content["chosen"][kind]
-            table.add_row(*_cells(row, memory=False), style="bold" if picked else "")
+            table.add_row(*cells(row, memory=False), style="bold" if picked else "")
         console.print(table)
     name = f"{content['pointer']} → " if content["pointer"] else ""
     console.print(f"  published: {name}{content['bundle']}")
-
-
-def _headers(measure: str, row: Mapping[str, Any], *, memory: bool = True) -> list[str]:
-    shapes = [f"ms {shape}" for shape in row.get("milliseconds", {})]
-    grown = ["MB used"] if memory and shapes else []
-    return ["", measure, "loss, 95%", *shapes, *grown, "MB"]
-
-
-def _cells(row: Mapping[str, Any], *, memory: bool = True) -> list[str]:
-    loss = row["loss"]
-    low, high = 100 * loss["low"], 100 * loss["high"]
-    told = f"{loss['value']:+.1%} ({low:+.1f} to {high:+.1f})"
-    cells = [row["name"], f"{row['quality']:.4f}", told]
-    cells += [f"{spent:.1f}" for spent in row.get("milliseconds", {}).values()]
-    cells += [f"{row['memory_mb']:.0f}"] if memory and "memory_mb" in row else []
-    return [*cells, f"{row['size_mb']:.1f}"]
-
-
-def write_report(
-    settings: CompressSettings,
-    measure: str,
-    rows: Sequence[Row],
-    kept: Sequence[Row],
-    chosen: tuple[Row, Row | None],
-    folder: Path,
-) -> None:
-    """`report.html`: quality against cost, and the tables."""
-    best, small = chosen
-    shape = f"{settings.shapes[0][0]} × {settings.shapes[0][1]}"
-    whole = rows[0].latency / max(best.latency, 1e-9)
-    page = Report(
-        "Compression",
-        f"{best.name} answers {whole:.1f} times as fast as the whole model and loses "
-        f"{best.loss[0]:.2%} of {measure}, of {settings.largest_loss:.2%} allowed.",
-    )
-    box = page.section("Transformer")
-    figure, axes = new_figure(height=3.6)
-    for at, row in enumerate(sorted(rows, key=lambda row: row.latency)):
-        picked = row is best
-        axes.scatter(row.latency, row.quality.value, s=140 if picked else 50, zorder=3,
-                     color="#0b7a75" if picked else "#8aa0ad")  # fmt: skip
-        below = -16 * (at % 2)  # neighbours on one height would write over each other
-        axes.annotate(row.name, (row.latency, row.quality.value), fontsize=8,
-                      xytext=(6, 6 + below), textcoords="offset points")  # fmt: skip
-    axes.axhline(
-        rows[0].quality.value * (1 - settings.largest_loss), color="#b4472e", lw=1, ls="--"
-    )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.margins(x=0.12, y=0.12)
-    axes.set_xlabel(f"milliseconds a batch of {shape} tokens, threads: {settings.threads}")
-    axes.set_ylabel(measure)
-    box.plot(figure, "Below the broken line more is lost than is allowed. The chosen one is large.")
-    dicts = [row.to_dict() for row in rows]
-    box.table(_headers(measure, dicts[0]), [_cells(each) for each in dicts], [rows.index(best)])
-    box.note(
-        "Quality: on the validation fold, with the items' vectors made anew by the variant. "
-        "Milliseconds: median, in a process of its own; memory: what opening and running it added."
-    )
-    if kept:
-        box = page.section("Vectors of items")
-        dicts = [row.to_dict() for row in kept]
-        strong = [kept.index(small)] if small is not None else []
-        box.table(_headers(measure, dicts[0]), [_cells(each) for each in dicts], strong)
-    page.write(folder / "report.html")

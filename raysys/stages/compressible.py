@@ -25,6 +25,7 @@ from raysys.registry import MODEL_FOLDER, BundleManifest, Registry
 from raysys.stages.text import ROWS, folder_of, tables_of
 from raysys.stages.text_settings import TextSettings
 from raysys.storage import MANIFEST, Workspace, read_manifest
+from raysys.text.compression.distil import Texts
 from raysys.text.compression.runtime import RUNTIME
 
 
@@ -102,8 +103,8 @@ class Subject(Protocol):
     encoder: Path
     learner: Path
 
-    def texts(self, limit: int) -> list[str]:
-        """Unlabelled texts to distil on, at most so many."""
+    def texts(self, limit: int) -> Texts:
+        """Unlabelled texts, or pairs of them, to distil on; at most so many."""
 
     def quality(self, learner: Path) -> Quality:
         """Of the learner in a folder, with its transformer as it is there."""
@@ -164,7 +165,7 @@ class RankingSubject:
         self.ndcg = NDCG(self.batch)
         self.seed = seed
 
-    def texts(self, limit: int) -> list[str]:
+    def texts(self, limit: int) -> Texts:
         """Those of the catalogue."""
         distinct = sorted(set(self.catalogue.texts))
         if len(distinct) <= limit:
@@ -222,7 +223,8 @@ class TextSubject:
         seed: of the draw.
 
     Raises:
-        UserError: nothing in the bundle to compress, or the rows it was fitted on are gone.
+        UserError: nothing in the bundle to compress, or the rows it was fitted on are gone, be it
+            for those of a later fit.
     """
 
     def __init__(self, workspace: Workspace, bundle: str, rows: int, seed: int) -> None:
@@ -238,7 +240,7 @@ class TextSubject:
                 where=f"bundle {self.id}",
                 mend="its chosen learner counts words, which is small and fast already",
             )
-        self.encoder = found[0].relative_to(self.learner)
+        self.encoder = _only(found, self.learner, self.id)
         settings = TextSettings(**self.manifest.settings)
         path = folder_of(settings, workspace) / ROWS
         if not path.is_file():
@@ -246,6 +248,15 @@ class TextSubject:
                 "the texts that the bundle was fitted on are not there",
                 where=str(path),
                 mend="run `raysys text fit` with the same --workspace again",
+            )
+        fitted = read_manifest(path.parent)
+        if (fitted.inputs, fitted.settings) != (self.manifest.data, self.manifest.settings):
+            raise UserError(
+                f"{settings.title} was fitted anew since the bundle (now "
+                f"{fitted.figures['bundle']}), perhaps on what the bundle would be judged by",
+                where=self.id,
+                mend="compress the bundle of the latest `raysys text fit`, or fit with the "
+                "bundle's settings and files again",
             )
         every = pl.read_parquet(path)
         self.train = every.filter(pl.col("split") == "train")
@@ -261,8 +272,11 @@ class TextSubject:
         self.measure = self.judge.criterion
         self.asked = ["query", "text"] if settings.task == "relevance" else ["text"]
 
-    def texts(self, limit: int) -> list[str]:
-        """Those of the train rows, labels unread."""
+    def texts(self, limit: int) -> Texts:
+        """Those of the train rows, labels unread; with their queries, where both are read."""
+        if load_text_model(self.learner).reads_pairs:
+            pairs = self.train.select("query", "text").unique(maintain_order=True)
+            return [(query, text) for query, text in pairs.head(limit).rows()]
         return self.train["text"].unique(maintain_order=True).head(limit).to_list()
 
     def quality(self, learner: Path) -> Quality:
@@ -313,12 +327,12 @@ def _publish(
 def _with_transformer(root: Path, name: str | None, bundle: str) -> tuple[str, Path]:
     """Name of a learner, and its transformer's folder relative to the learner's."""
     found = {
-        folder.name: transformer.relative_to(folder)
+        folder.name: transformers
         for folder in sorted(root.iterdir())
-        for transformer in transformers_in(folder)
+        if (transformers := transformers_in(folder))
     }
     if name is None and found:
-        return next(iter(found.items()))
+        name = next(iter(found))
     if name is None or name not in found:
         there = ", ".join(found) or "none of its learners has one"
         raise UserError(
@@ -326,7 +340,24 @@ def _with_transformer(root: Path, name: str | None, bundle: str) -> tuple[str, P
             where=f"bundle {bundle}",
             mend=f"learners with a transformer: {there}",
         )
-    return name, found[name]
+    return name, _only(found[name], root / name, bundle)
+
+
+def _only(transformers: list[Path], learner: Path, bundle: str) -> Path:
+    """A learner's transformer, relative to its folder.
+
+    Raises:
+        UserError: it has several: with one made faster the others cost what they did.
+    """
+    if len(transformers) > 1:
+        there = ", ".join(str(place.relative_to(learner)) for place in transformers)
+        raise UserError(
+            f"{len(transformers)} transformers in one learner: only a learner with one can be "
+            f"compressed ({there})",
+            where=f"bundle {bundle}",
+            mend="fit one that has a single transformer, rather than a blend of several",
+        )
+    return transformers[0].relative_to(learner)
 
 
 def transformers_in(folder: Path) -> list[Path]:

@@ -103,7 +103,7 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
             name: _fit(name, learner, tables, settings, work) for name, learner in learners.items()
         }
     if settings.blend:
-        fits |= _blended(fits, tables, work)
+        fits |= _blended(fits, learners, tables, work)
     with task("text: judging", len(fits)) as judging:
         outcome = judge(settings, divided.rows, tables, fits, judging.advance)
     figures = outcome.figures()
@@ -256,16 +256,33 @@ def _fit(
     return fit
 
 
-def _blended(fits: Mapping[str, Fit], tables: Mapping[str, pa.Table], work: Path) -> dict[str, Fit]:
-    """The average of those learners that label texts, if more than one is worth a weight."""
+def _blended(
+    fits: Mapping[str, Fit],
+    learners: Mapping[str, TextLearner[Any]],
+    tables: Mapping[str, pa.Table],
+    work: Path,
+) -> dict[str, Fit]:
+    """The average of those learners that label texts, if more than one is worth a weight.
+
+    It gives labels from the probability on that its members were told; there is none where they
+    were told different things.
+    """
     able = {
         name: (name, fit.model) for name, fit in fits.items() if isinstance(fit.model, LabelModel)
     }
     if len(able) < 2 or BLEND in fits:
         return {}
+    told = [learners[name].settings.thresholds for name in able]
+    if any(each != told[0] for each in told):
+        log.warning(
+            "text: no blend is tried: %s are told different `thresholds`; give them the same, or "
+            "name a `text_blend` with its own among the learners",
+            " and ".join(able),
+        )
+        return {}
     began = time.monotonic()
     with task(f"text: {BLEND}") as blending:
-        model = blend(able, tables["train"], tables["validation"])
+        model = blend(able, tables["train"], tables["validation"], thresholds=told[0])
         weights = {**model.weights, **model.rating_weights}
         blending.note = ", ".join(f"{name} {model.weights.get(name, 0):.2f}" for name in able)
     if len(weights) < 2:

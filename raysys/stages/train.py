@@ -31,7 +31,14 @@ from raysys.stages.reranking import RerankerSettings, SecondStage, fit_reranker
 from raysys.stages.stacking import Stacking, label_window_ms, require_lessons, stack
 from raysys.stages.train_settings import TrainSettings, chosen_rows, chosen_settings
 from raysys.stages.unseen import require_served
-from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
+from raysys.storage import (
+    Manifest,
+    Workspace,
+    file_digest,
+    is_done,
+    read_manifest,
+    replacing,
+)
 from raysys.tuning.settings import DataSettings
 
 log = logging.getLogger("raysys")
@@ -68,9 +75,14 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
         rows = {name: DataSettings.model_validate(each) for name, each in told.items()}
     else:
         rows = chosen_rows(settings, workspace)
+    if fitted is not None:
+        inputs = fitted.inputs
+    else:
+        told = [chosen, settings.reranker.settings if settings.reranker else None]
+        inputs = {"features": upstream.fingerprint, **_read_files(told)}
     planned = Manifest(
         stage="train",
-        inputs={"features": upstream.fingerprint},
+        inputs=inputs,
         settings={
             **settings.model_dump(mode="json", exclude={"publish_as"}),
             "chosen": chosen,
@@ -182,6 +194,21 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
         }
         planned.write(folder)
     return planned
+
+
+def _read_files(settings: object) -> dict[str, str]:
+    """Fingerprints of weights and tables that settings name: they may be written anew there."""
+    if isinstance(settings, Mapping):
+        settings = list(settings.values())
+    if isinstance(settings, list | tuple):
+        return {name: told for each in settings for name, told in _read_files(each).items()}
+    if not isinstance(settings, str) or not settings.strip():
+        return {}
+    place = Path(settings).expanduser()
+    if place.suffix in (".csv", ".parquet") and place.is_file():
+        return {settings: file_digest(place)[:16]}
+    weights = [path for each in ("*", "*/*") for path in sorted(place.glob(f"{each}.safetensors"))]
+    return {f"{settings}/{path.relative_to(place)}": file_digest(path)[:16] for path in weights}
 
 
 def _cluster(settings: TrainSettings) -> contextlib.AbstractContextManager[Any]:

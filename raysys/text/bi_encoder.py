@@ -68,7 +68,9 @@ class BiEncoder(nn.Module):
         self, queries: Tensor, query_mask: Tensor, items: Tensor, item_mask: Tensor, pairs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Scores float32[b] of pairs int64[2, b], cosines float32[q, c] of all, thresholds."""
-        cosines = self.embed(queries, query_mask) @ self.embed(items, item_mask).T
+        asked, known = self.embed(queries, query_mask), self.embed(items, item_mask)
+        with torch.autocast(asked.device.type, enabled=False):  # bfloat16 ties near cosines
+            cosines = asked @ known.T
         scores = self.slope * cosines[pairs[0], pairs[1]] + self.offset
         return scores, cosines, self.thresholds
 

@@ -153,8 +153,13 @@ class Encoder:
         self.device = torch.device("cpu")
 
     def place(self, device: torch.device | str) -> None:
-        """Run on a device from now on, where none is named; a compressed one stays where it is."""
+        """Run on a device from now on, where none is named.
+
+        A compressed one stays on the CPU, unless it is PyTorch that runs it.
+        """
         if isinstance(self.transformer, RuntimeBackbone):
+            if self.transformer.settings.backend == "torch":
+                self.device = torch.device(device)
             return
         self.device = torch.device(device)
         self.upper.to(self.device)
@@ -162,13 +167,28 @@ class Encoder:
             _trunk(self.transformer, self.frozen).to(self.device)
 
     @classmethod
-    def open(cls, model: str, max_tokens: int, trainable_layers: int) -> Encoder:
+    def open(
+        cls,
+        model: str,
+        max_tokens: int,
+        trainable_layers: int | None,
+        *,
+        where: str = "two_tower.model",
+    ) -> Encoder:
         """The packaged model, a folder, or a model of the hub; see `models.open_model`.
+
+        Args:
+            model: which.
+            max_tokens: see `Encoder`.
+            trainable_layers: see `Encoder`; None: it is read as it is, whatever its family.
+            where: the setting that names the model.
 
         Raises:
             UserError: see `models.open_model`.
         """
-        transformer, tokenizer = open_model(model, where="two_tower.model")
+        transformer, tokenizer = open_model(model, where=where)
+        if trainable_layers is None:  # where layers can be told apart, no second copy of all
+            trainable_layers = 1 if transformer.config.model_type in _STACKS else -1
         if isinstance(transformer, RuntimeBackbone):
             trainable_layers = -1  # it runs as a whole
         return cls(transformer, tokenizer, max_tokens, trainable_layers)

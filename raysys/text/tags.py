@@ -126,6 +126,28 @@ class Tags:
             taken = last
         return tags
 
+    def part(self, tags: npt.NDArray[np.int64], first: int, last: int) -> npt.NDArray[np.int64]:
+        """Tags of some units of a text: int64[last - first].
+
+        A span that reaches beyond them is told as if it began or ended with them.
+        """
+        found = tags[first:last].copy()
+        if not len(found):
+            return found
+        place = self._place(int(found[0]))
+        if place == 1:  # inside: begin
+            found[0] -= 1
+        elif place == 2:  # end: single
+            found[0] += 1
+        place = self._place(int(found[-1]))
+        if self.scheme == "bioes" and place in (0, 1):  # begin: single; inside: end
+            found[-1] += 3 if place == 0 else 1
+        return found
+
+    def _place(self, tag: int) -> int:
+        """Which of its label's tags it is, from 0; -1: outside."""
+        return (tag - 1) % self.per_label if tag else -1
+
     def decode(self, units: Units, tags: Sequence[int]) -> list[Span]:
         """The spans that tags say; a span whose tags break off is as long as they last."""
         found: list[Span] = []

@@ -22,6 +22,8 @@ from raysys.learners.protocol import Context, Learner, Model, Placeable, Resourc
 from raysys.learners.text import make_text_learner
 from raysys.learners.text_protocol import TextContext
 from raysys.learners.validation import NDCG
+from raysys.text.cross_encoder import fitted_line
+from raysys.text.pairs import Pairs
 from tests.gpu.device import ONE, on_the_gpu, require_gpu
 from tests.learners import (
     label_suite,
@@ -191,6 +193,20 @@ def test_learners_of_texts_take_the_gpu_unasked(name: str, tmp_path: Path) -> No
         patch.setattr(torch.cuda, "is_available", lambda: False)
         there = learner.model_class.load(tmp_path / "saved").predict(test)
     assert agreement(name, said, there) > 0.95
+
+
+def test_scores_of_a_loss_by_list_are_put_on_the_scale_by_what_the_gpu_says(
+    tmp_path: Path,
+) -> None:
+    settings = {"model": str(write_tiny_bert(tmp_path / "bert")), "loss": "listwise"}
+    pairs = shop_pairs()
+    train, held = (pairs.filter(pc.equal(pairs["split"], s)) for s in ("train", "validation"))
+    learner = make_text_learner("cross_encoder", {**settings, "training": {"epochs": 1}})
+    model: Any = learner.fit(train, held, TextContext(tmp_path / "scratch", seed=3))
+    assert next(model.scorer.module.parameters()).is_cuda
+    known = Pairs.of(held)
+    line = fitted_line(model.scorer.scores(known)[0], known.grade, known.weight)
+    assert model.line == pytest.approx(line, rel=1e-4)
 
 
 def agreement(name: str, said: pa.Table, other: pa.Table) -> float:

@@ -198,6 +198,34 @@ def test_judgements_may_name_items(context: Context, tmp_path: Path) -> None:
     assert held_out is not None and held_out["grade"].to_pylist() == [0]
 
 
+def test_judgements_of_a_csv_are_read_as_they_are_meant(context: Context, tmp_path: Path) -> None:
+    path = tmp_path / "judged.csv"
+    texts = item_texts(context.catalogue, ("title",))
+    path.write_text("query,text,grade,weight\n007,501,2,1\n42,milk,,1\n42,soap,1.5,2\n")
+    found, _ = judged_pairs(str(path), texts, context.catalogue)
+    assert found["query"].to_pylist() == ["007", "42"] and found["text"][0].as_py() == "501"
+    assert found["grade"].to_pylist() == [2, 1.5] and found["weight"].to_pylist() == [1, 2]
+    Pairs.of(found)
+    pq.write_table(pl.DataFrame({"query": [7], "text": [501], "grade": [1]}).to_arrow(),
+                   tmp_path / "judged.parquet")  # fmt: skip
+    found, _ = judged_pairs(str(tmp_path / "judged.parquet"), texts, context.catalogue)
+    assert Pairs.of(found).queries == ("7",)
+    late = "".join(f"milk,soap,{at % 3}\n" for at in range(200))
+    for content, said in (
+        (f"query,text,grade\n{late}milk,soap,good\n", "a grade is no number: 'good' in row 201"),
+        (
+            "query,text,grade,weight\na,b,1,1\na,c,2,much\n",
+            "a weight is no number: 'much' in row 2",
+        ),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=said):
+            judged_pairs(str(path), texts, context.catalogue)
+    path.write_bytes(b"query,text,grade\n\xff\xfe,b,1\n")
+    with pytest.raises(UserError, match="cannot be read"):
+        judged_pairs(str(path), texts, context.catalogue)
+
+
 @pytest.mark.parametrize(
     ("told", "telling"),
     [

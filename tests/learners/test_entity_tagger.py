@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -24,6 +25,7 @@ from raysys.learners.entity_tagger import (
 from raysys.learners.gazetteer_tagger import GazetteerTagger, GazetteerTaggerSettings
 from raysys.learners.text_protocol import PREDICTIONS, TextContext, TextLearner
 from raysys.text.spans import attributes_to_spans
+from raysys.text.tags import Scheme, Tags
 from raysys.text.training import TrainingSettings, train
 from tests.text.tiny import write_tiny_bert
 
@@ -124,6 +126,46 @@ def test_a_long_text_is_tagged_as_its_parts_are(tmp_path: Path) -> None:
         text += row["text"] + " "
     spans = model.predict(pa.table({"text": [text]}))["spans"].to_pylist()
     assert f1(spans, [gold]) > 0.8
+
+
+@pytest.mark.parametrize("scheme", ["bio", "bioes"])
+def test_spans_that_windows_cut_can_be_learned(scheme: Scheme, tmp_path: Path) -> None:
+    """Of long texts some span lies across the beginning and the end of any window."""
+    value = "Fjällräven far north"
+    texts = [f"{'word ' * at}{value} {'more ' * 20}{value}" for at in range(16)]
+    rows = [
+        {
+            "text_id": str(at),
+            "text": text,
+            "spans": [
+                {"start": start, "end": start + len(value), "label": "brand"}
+                for start in (text.index(value), text.rindex(value))
+            ],
+            "split": "train",
+        }
+        for at, text in enumerate(texts)
+    ]
+    table = pa.Table.from_pylist(rows, schema=schema.LABELLED_TEXTS)
+    model = word_tagger(scheme=scheme, window=12, overlap=6).fit(
+        table, table, TextContext(tmp_path)
+    )
+    assert model.fitted is not None and np.isfinite(model.fitted.figures["f1"])
+    assert f1(model.predict(table)["spans"].to_pylist(), table["spans"].to_pylist()) > 0.9
+
+
+@pytest.mark.parametrize("scheme", ["bio", "bioes"])
+def test_any_part_of_a_text_has_tags_that_may_follow_each_other(scheme: Scheme) -> None:
+    tags = Tags(("brand", "size"), scheme)
+    whole = np.array([*tags.path(0, 3), *tags.path(1, 2), 0, *tags.path(1, 1), *tags.path(0, 4)])
+    allowed, n = tags.allowed(), len(tags)
+    assert tags.part(whole, 0, len(whole)).tolist() == whole.tolist()
+    for first in range(len(whole)):
+        for last in range(first + 1, len(whole) + 1):
+            part = tags.part(whole, first, last)
+            path = [n, *part, n]
+            assert all(allowed[a, b] for a, b in itertools.pairwise(path))
+            label = [(tag - 1) // tags.per_label for tag in whole[first:last]]
+            assert [(tag - 1) // tags.per_label for tag in part] == label
 
 
 def test_a_fit_with_the_same_seed_is_the_same(tmp_path: Path) -> None:

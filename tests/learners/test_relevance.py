@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2Model
 
 from raysys.errors import UserError
 from raysys.learners.bi_encoder import BiEncoderLearner, BiEncoderModel
@@ -29,8 +32,14 @@ from raysys.learners.relevance_blend import (
     fit_weights,
     folds_by_query,
 )
-from raysys.learners.relevance_trees import RelevanceTreesLearner, RelevanceTreesSettings
+from raysys.learners.relevance_trees import (
+    RelevanceTreesLearner,
+    RelevanceTreesSettings,
+    Remembered,
+)
 from raysys.learners.text_protocol import PREDICTIONS, TextContext, TextLearner, TextModel
+from raysys.text.bi_encoder import text_tokens
+from raysys.text.encoder import Encoder
 from raysys.text.pairs import Pairs, mean_ndcg
 from tests.text.shop_pairs import judged_pairs
 from tests.text.tiny import write_tiny_bert
@@ -254,6 +263,20 @@ class TestBiEncoder(RelevanceSuite):
         said = model.predict(few)["grade"].to_numpy()
         np.testing.assert_array_equal(np.argsort(said), np.argsort(cosines))
 
+    def test_cosines_are_exact_where_the_rest_is_bfloat16(
+        self, model: BiEncoderModel, table: pa.Table
+    ) -> None:
+        module = model.vectors.encoder
+        texts = table["text"].to_pylist()[:40]
+        tokens = text_tokens(model.vectors.tokenizer, texts, 16).batch(np.arange(40))
+        given = [tokens[0][:8], tokens[1][:8], *tokens]
+        pairs = torch.zeros(2, 1, dtype=torch.int64)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            _, cosines, _ = module(*given, pairs)
+            asked, known = module.embed(*given[:2]), module.embed(*given[2:])
+        wanted = asked.double() @ known.double().T
+        torch.testing.assert_close(cosines.double(), wanted, atol=1e-6, rtol=0)
+
     def test_learns_from_a_teacher_what_the_grades_do_not_say(
         self, fit: Callable[..., TextModel], table: pa.Table, tiny: str, tmp_path: Path
     ) -> None:
@@ -301,6 +324,21 @@ class TestTrees(RelevanceSuite):
     def test_ranks(self, fit: Callable[..., TextModel], table: pa.Table) -> None:
         model = fit(of(table, "train"), of(table, "validation"), objective="lambdarank")
         assert figures(model, of(table, "validation"))[1] > 0.85
+
+    def test_vectors_of_any_family(self, tiny: str, tmp_path: Path) -> None:
+        """A GPT's layers cannot be run one by one; nor need they be: none is trained."""
+        folder = tmp_path / "gpt"
+        shutil.copytree(tiny, folder)
+        torch.manual_seed(0)
+        wide = {"vocab_size": 200, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+        GPT2Model(GPT2Config(**wide)).save_pretrained(folder)
+        texts = ["dairy milk", "frozen pizza"]
+        found = Remembered(str(folder), 16)(texts)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+        known = Encoder.open(tiny, 16, 1).encode(texts)
+        np.testing.assert_array_equal(Remembered(tiny, 16)(texts), known)
+        with pytest.raises(UserError, match=r"relevance_trees\.vectors"):
+            Remembered(str(tmp_path / "nowhere"), 16)
 
     def test_without_vectors(self, fit: Callable[..., TextModel], table: pa.Table) -> None:
         model = fit(of(table, "train"), of(table, "validation"), vectors=None)

@@ -18,9 +18,11 @@ from raysys.errors import UserError
 from raysys.learners.two_tower import TwoTower
 from raysys.registry import Registry, TextBundle
 from raysys.stages import compress, text, train
-from raysys.stages.compress import CompressSettings, Row, cheapest
-from raysys.stages.compressible import MeanQuality
+from raysys.stages.compress import CompressSettings, cheapest
+from raysys.stages.compress_report import Row
+from raysys.stages.compressible import MeanQuality, TextSubject
 from raysys.storage import Workspace, read_manifest
+from raysys.text.compression import probe
 from raysys.text.compression.probe import Cost
 from tests.stages import texts
 from tests.stages.workspace import write_features
@@ -183,6 +185,91 @@ def test_a_text_task_is_compressed_too(titles: Workspace) -> None:
 
 
 @pytest.mark.slow
+def test_a_reader_of_pairs_is_measured_as_it_is_served(tmp_path: Path) -> None:
+    """Its transformer tells query and item apart by token types, however it is run."""
+    bert = str(write_tiny_bert(tmp_path / "bert", typed=True))
+    quick = {"epochs": 2, "learning_rate": 2e-3}
+    learner = {"cross_encoder": {"model": bert, "max_tokens": 16, "training": quick}}
+    path = texts.write_judgements(tmp_path / "a.csv")
+    workspace = Workspace(tmp_path / "ws")
+    text.run(texts.settings_of("relevance", path, learner), workspace)
+    registry = Registry(workspace.registry)
+    before = registry.resolve("text-relevance")
+    compress.run(settings(bundle="text-relevance", variants=["onnx_fp32"]), workspace)
+    content = json.loads((workspace.compress / "text-relevance" / "compress.json").read_text())
+    whole, onnx = content["transformers"][:2]
+    rows = pl.read_parquet(workspace.text / "text-relevance" / "rows.parquet")
+    judged = rows.filter(pl.col("split") == "validation")
+    model = TextBundle.load(registry.path(before)).model
+    told = TextSubject(workspace, before, 10_000, 0)
+    assert len(told.truth) == judged.height
+    own = told.judge.verdict(model.predict(told.truth.select(["query", "text"])))
+    assert whole["quality"] == pytest.approx(own.figures[told.measure].value, abs=1e-6)
+    assert onnx["quality"] == pytest.approx(whole["quality"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_bundle_is_not_judged_by_the_rows_of_a_later_fit(
+    titles: Workspace, tmp_path: Path
+) -> None:
+    other = Workspace(tmp_path / "other")
+    for part in ("registry", "text"):
+        shutil.copytree(getattr(titles, part), getattr(other, part))
+    path = other.text / "text-classify" / "manifest.json"
+    content = json.loads(path.read_text())
+    bundle = content["figures"]["bundle"]
+    assert TextSubject(other, bundle, 100, 0).truth.num_rows
+    content["settings"]["seed"] = 99  # as by `raysys text fit` with another seed
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="text-classify was fitted anew since"):
+        TextSubject(other, bundle, 100, 0)
+
+
+@pytest.mark.slow
+def test_a_blend_of_transformers_is_refused(tmp_path: Path) -> None:
+    quick = {"model": str(write_tiny_bert(tmp_path / "bert")), "training": {"max_steps": 2}}
+    trees = {"vectors": None, "n_estimators": 5, "factors": 2}
+    members = [
+        {"learner": "relevance_trees", "settings": trees},
+        {"learner": "bi_encoder", "settings": quick},
+    ]
+    path = texts.write_judgements(tmp_path / "a.csv")
+    workspace = Workspace(tmp_path / "ws")
+    learner = {"relevance_blend": {"members": members, "folds": 2, "trees": trees}}
+    text.run(texts.settings_of("relevance", path, learner), workspace)
+    with pytest.raises(UserError, match="2 transformers in one learner"):
+        compress.run(settings(bundle="text-relevance"), workspace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ({"shapes": [[1, 8], [1, 65]], "distil": {"layers": []}}, "shapes"),
+        ({"distil": {"layers": [1], "max_tokens": 70}}, "distil.max_tokens"),
+    ],
+)
+def test_more_tokens_than_a_transformer_reads_are_refused(
+    content: dict[str, object], where: str, workspace: Workspace, run: dict[str, object]
+) -> None:
+    told = settings(bundle=str(run["before"]), **content)
+    with pytest.raises(UserError, match="64 tokens at most") as error:
+        compress.run(told, workspace)
+    assert error.value.where == where
+
+
+@pytest.mark.slow
+def test_a_whole_model_that_cannot_be_timed_is_told_of(
+    workspace: Workspace, run: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other takes its place."""
+    monkeypatch.setattr(probe, "TIMEOUT_S", 0.01)
+    with pytest.raises(UserError, match=r"the whole model: not timed within 0\.01 s"):
+        compress.run(settings(bundle=str(run["before"]), distil={"layers": []}), workspace)
+    assert not list(workspace.compress.glob(f"{run['before']}*"))
+
+
+@pytest.mark.slow
 def test_a_task_without_a_transformer_says_so(titles: Workspace, tmp_path: Path) -> None:
     path = texts.write_titles(tmp_path / "a.csv", 150)
     quick = {"tfidf_classifier": {"costs": [3.0]}}
@@ -209,6 +296,16 @@ def test_learners_without_a_transformer_are_named(workspace: Workspace) -> None:
 def test_settings_that_cannot_work_are_named(content: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         settings(**content)
+
+
+def test_where_a_gpu_serves_only_what_pytorch_runs_is_chosen() -> None:
+    names = ["torch_fp32", "torch_bf16", "onnx_int8", "3_layers_torch_bf16", "3_layers_onnx_int8"]
+    rows = [row(name, 0.5, 10 - at) for at, name in enumerate(names)]
+    assert compress.served_on("cpu", rows) == rows
+    assert [each.name for each in compress.served_on("cuda", rows)] == [
+        "torch_fp32", "torch_bf16", "3_layers_torch_bf16",
+    ]  # fmt: skip
+    assert cheapest(compress.served_on("cuda", rows), 0.1, lambda each: each.latency) == rows[3]
 
 
 def row(name: str, value: float, ms: float, best: float = 0.5) -> Row:

@@ -21,12 +21,14 @@ from raysys.errors import UserError
 from raysys.evaluation.text_judge import TextJudge
 from raysys.learners import text as learners
 from raysys.learners.text import make_text_learner
-from raysys.learners.text_protocol import PREDICTIONS
+from raysys.learners.text_blend import TextBlendModel
+from raysys.learners.text_protocol import PREDICTIONS, TextContext
 from raysys.registry import Registry, TextBundle
 from raysys.stages import text, text_judging
 from raysys.stages.text import show
 from raysys.stages.text_settings import TextSettings
 from raysys.storage import Workspace, read_manifest
+from tests.learners.label_suite import titles
 from tests.stages import texts
 
 QUICK = {"tfidf_classifier": {"costs": [3.0], "thresholds": {"choose": "none"}}}
@@ -212,6 +214,41 @@ def test_a_baseline_that_wins_is_used_and_that_is_said(
     shown = console.file.getvalue()
     assert "The simple baseline tfidf_classifier wins" in shown
     assert done.figures["bundle"] in shown and "costly" in shown
+
+
+def test_a_blend_gives_labels_when_its_members_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables = {name: titles(300, name, 0) for name in ("train", "validation")}
+    always = {"choose": "none"}
+
+    def blended(*told: dict[str, Any]) -> dict[str, text_judging.Fit]:
+        made = {
+            name: make_text_learner(
+                "tfidf_classifier", {"terms": terms, "costs": [3.0], "thresholds": thresholds}
+            )
+            for name, terms, thresholds in zip(
+                ("words", "letters"), ([["words", 1, 1]], [["letters", 2, 4]]), told, strict=True
+            )
+        }
+        fits = {
+            name: text_judging.Fit(
+                each.fit(tables["train"], tables["validation"], TextContext(tmp_path)),
+                "baseline", 0.0, [],
+            )
+            for name, each in made.items()
+        }  # fmt: skip
+        return text._blended(fits, made, tables, tmp_path)
+
+    model = blended(always, always)[text.BLEND].model
+    assert isinstance(model, TextBlendModel) and len(model.weights) == 2
+    assert (model.labelling.calibration.weights == 1).all()
+    assert not model.labelling.calibration.thresholds[-1].any()
+    sure = blended(*[{"choose": "precision", "precision": 0.99}] * 2)[text.BLEND].model
+    assert isinstance(sure, TextBlendModel)
+    assert sure.labelling.calibration.thresholds[-1].any()
+    assert blended(always, {"choose": "f1"}) == {}
+    assert "words and letters are told different `thresholds`" in caplog.text
 
 
 @pytest.mark.parametrize(

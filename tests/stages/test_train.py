@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from raysys.catalogue import Catalogue
 from raysys.config import PRESETS, load_settings, parse_settings
@@ -180,6 +181,34 @@ def test_a_second_stage_is_part_of_the_bundle(tmp_path: Path, without_ray: objec
         assert part.weight == 0.5  # no request of this log has a query to weigh it by
         assert len(part.model.pairs_of([("milk", np.arange(5, dtype=np.int32))])[0]) == 5
         assert manifest.figures["reranker"] == {}
+
+
+def test_files_that_learners_read_are_part_of_what_is_done(
+    tmp_path: Path, without_ray: object
+) -> None:
+    workspace = write_features(tmp_path / "shop", n_requests=120)
+    catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
+    fitted = tmp_path / "fitted"
+    cross_encoder(fitted, catalogue)
+    reranker = {"settings": {"fitted": str(fitted)}, "top": 7}
+    told = settings(learners={"popular": {}, "repeat_purchase": {}}, reranker=reranker)
+    first = train.run(told, workspace)
+    assert {f"{fitted}/{name}" for name in ("head.safetensors", "encoder/model.safetensors")} < set(
+        first.inputs
+    )
+    assert train.run(told, workspace).created == first.created
+    head = load_file(fitted / "head.safetensors")
+    save_file({name: each + 1 for name, each in head.items()}, fitted / "head.safetensors")
+    second = train.run(told, workspace)
+    assert second.inputs != first.inputs and second.figures["bundle"] != first.figures["bundle"]
+    known = train.run(told.model_copy(update={"ensemble_only": True}), workspace)
+    assert known.inputs == second.inputs
+    (tmp_path / "judged.csv").write_text("query,text,grade")
+    named = {"ranker": {"judgements": str(tmp_path / "judged.csv"), "text": ("title",), "top": 3}}
+    before = train._read_files(named)
+    assert list(before) == [str(tmp_path / "judged.csv")]
+    (tmp_path / "judged.csv").write_text("query,text,grade,weight")
+    assert train._read_files(named) != before
 
 
 def test_an_ensemble_needs_base_scores_of_these_features(

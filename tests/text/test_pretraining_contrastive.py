@@ -106,6 +106,18 @@ def test_the_loss_is_that_of_the_formula(bert: Path, pairs: Pairs, tmp_path: Pat
     assert loss == pytest.approx(np.mean(expected), rel=1e-4)
 
 
+def test_cosines_are_exact_where_the_rest_is_bfloat16(bert: Path, pairs: Pairs, tmp_path: Path):
+    objective = _objective(bert, pairs, tmp_path, temperature=0.02)
+    batch = objective.collate(np.arange(6), np.random.default_rng(0))
+    vectors = objective.build().eval()(
+        **{k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")}
+    )
+    with torch.inference_mode():
+        exact = objective.loss(lambda **_: vectors, batch)  # type: ignore[arg-type]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert objective.loss(lambda **_: vectors, batch) == exact  # type: ignore[arg-type]
+
+
 def test_what_is_mined_is_near_and_does_not_belong(bert: Path, pairs: Pairs, tmp_path: Path):
     negatives = {"count": 2, "among": 8, "skip": 2}
     objective = _objective(bert, pairs, tmp_path, hard_negatives=negatives)

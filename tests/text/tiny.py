@@ -13,8 +13,11 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from tests.synthetic import BRANDS, CATEGORIES
 
 
-def write_tiny_bert(folder: Path, layers: int = 2, width: int = 32) -> Path:
-    """Write model and tokenizer as `two_tower.model` reads them; random weights, held seed."""
+def write_tiny_bert(folder: Path, layers: int = 2, width: int = 32, *, typed: bool = False) -> Path:
+    """Write model and tokenizer as `two_tower.model` reads them; random weights, held seed.
+
+    Where `typed`, the tokenizer tells the two texts of a pair apart by token types.
+    """
     words = itertools.chain.from_iterable(
         re.findall(r"\w+", f"{category} {department} {kinds}")
         for category, (department, kinds) in CATEGORIES.items()
@@ -28,9 +31,10 @@ def write_tiny_bert(folder: Path, layers: int = 2, width: int = 32) -> Path:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
+    kinds = ["token_type_ids"] if typed else []
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-        sep_token="[SEP]",
+        sep_token="[SEP]", model_input_names=["input_ids", *kinds, "attention_mask"],
     ).save_pretrained(folder)  # fmt: skip
     torch.manual_seed(0)
     config = BertConfig(

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from raysys.errors import UserError
+from raysys.text.compression.runtime import tells_parts_apart
 from raysys.text.models import layers_of
 from raysys.text.training import Objective
 
 Tensors = dict[str, Tensor]
+Texts = Sequence[str] | Sequence[tuple[str, str]]
 JUDGED_PER_BATCH = 64
 
 
@@ -76,9 +78,9 @@ class Pupil(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, **inputs: Tensor) -> Tensor:
         """Hidden states float[b, t, d]."""
-        hidden: Tensor = self.backbone(input_ids=input_ids, attention_mask=attention_mask)[0]
+        hidden: Tensor = self.backbone(**inputs)[0]
         return hidden
 
 
@@ -89,8 +91,9 @@ class HiddenStateDistillation(Objective):
         teacher: a Hugging Face model without head.
         tokenizer: of both.
         layers: of the student.
-        texts: unlabelled; the last `held_out` share of them judges.
-        max_tokens: read of each text.
+        texts: unlabelled, or pairs of them where the teacher reads two together; the last
+            `held_out` share of them judges.
+        max_tokens: read of each text, or pair.
         held_out: share.
     """
 
@@ -102,7 +105,7 @@ class HiddenStateDistillation(Objective):
         teacher: Any,
         tokenizer: Any,
         layers: int,
-        texts: Sequence[str],
+        texts: Texts,
         *,
         max_tokens: int = 64,
         held_out: float = 0.05,
@@ -110,17 +113,25 @@ class HiddenStateDistillation(Objective):
         self.teacher = teacher.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.layers = layers
-        distinct = list(dict.fromkeys(text for text in texts if text.strip()))
+        distinct = list(dict.fromkeys(each for each in texts if "".join(each).strip()))
         if len(distinct) < 2:
             raise UserError(
                 f"{len(distinct)} distinct texts are too few to distil on",
                 mend="give the texts of the catalogue, queries or reviews",
             )
-        ids: list[list[int]] = tokenizer(
-            distinct, truncation=True, max_length=max_tokens, return_attention_mask=False
-        )["input_ids"]
-        cut = max(1, round(held_out * len(ids)))
-        self.ids, self.judged = ids[:-cut], ids[-cut:]
+        typed = tells_parts_apart(teacher.config)
+        found = tokenizer(
+            distinct,
+            truncation=True,
+            max_length=max_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=typed,
+        )
+        ids: list[list[int]] = found["input_ids"]
+        kinds: list[list[int]] = found["token_type_ids"] if typed else [[] for _ in ids]
+        read = list(zip(ids, kinds, strict=True))
+        cut = max(1, round(held_out * len(read)))
+        self.read, self.judged = read[:-cut], read[-cut:]
 
     def build(self) -> nn.Module:
         """The student."""
@@ -130,28 +141,29 @@ class HiddenStateDistillation(Objective):
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of every text."""
-        return np.array([len(each) for each in self.ids], dtype=np.int64)
+        return np.array([len(ids) for ids, _ in self.read], dtype=np.int64)
 
     def collate(self, rows: npt.NDArray[np.int64], rng: np.random.Generator) -> Tensors:
-        """Padded ids and their mask."""
-        return self._padded([self.ids[row] for row in rows])
+        """Padded ids, their mask and, where the teacher reads them, their types."""
+        return self._padded([self.read[row] for row in rows])
 
     def loss(self, module: nn.Module, batch: Tensors) -> Tensor:
         """Mean over the real tokens and their width."""
-        ids, mask = batch["input_ids"], batch["attention_mask"]
+        mask = batch["attention_mask"]
         with torch.no_grad():
-            wanted = self.teacher.to(ids.device)(input_ids=ids, attention_mask=mask)[0]
-        return _error(module(ids, mask), wanted, mask).mean()
+            wanted = self.teacher.to(mask.device)(**batch)[0]
+        return _error(module(**batch), wanted, mask).mean()
 
     def evaluate(self, module: nn.Module) -> Mapping[str, float]:
         """Error and mean cosine of the mean vectors, on the texts held out."""
         device = next(module.parameters()).device
         errors, cosines = [], []
         for at in range(0, len(self.judged), JUDGED_PER_BATCH):
-            batch = self._padded(self.judged[at : at + JUDGED_PER_BATCH])
-            ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-            wanted = self.teacher.to(device)(input_ids=ids, attention_mask=mask)[0]
-            found = module(ids, mask)
+            padded = self._padded(self.judged[at : at + JUDGED_PER_BATCH])
+            batch = {name: each.to(device) for name, each in padded.items()}
+            mask = batch["attention_mask"]
+            wanted = self.teacher.to(device)(**batch)[0]
+            found = module(**batch)
             errors.append(_error(found, wanted, mask).detach())
             cosines.append(
                 nn.functional.cosine_similarity(mean(found.detach(), mask), mean(wanted, mask))
@@ -167,14 +179,17 @@ class HiddenStateDistillation(Objective):
         student.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def _padded(self, ids: Sequence[Sequence[int]]) -> Tensors:
-        longest = max(len(each) for each in ids)
-        padded = torch.full((len(ids), longest), self.tokenizer.pad_token_id or 0)
-        mask = torch.zeros((len(ids), longest), dtype=torch.int64)
-        for row, each in enumerate(ids):
-            padded[row, : len(each)] = torch.tensor(each)
-            mask[row, : len(each)] = 1
-        return {"input_ids": padded, "attention_mask": mask}
+    def _padded(self, read: Sequence[tuple[list[int], list[int]]]) -> Tensors:
+        longest = max(len(ids) for ids, _ in read)
+        padded = torch.full((len(read), longest), self.tokenizer.pad_token_id or 0)
+        mask = torch.zeros((len(read), longest), dtype=torch.int64)
+        kind = torch.zeros_like(mask)
+        for row, (ids, kinds) in enumerate(read):
+            padded[row, : len(ids)] = torch.tensor(ids)
+            mask[row, : len(ids)] = 1
+            kind[row, : len(kinds)] = torch.tensor(kinds, dtype=torch.int64)
+        typed = {"token_type_ids": kind} if any(kinds for _, kinds in read) else {}
+        return {"input_ids": padded, "attention_mask": mask, **typed}
 
 
 def mean(hidden: Tensor, mask: Tensor) -> Tensor:

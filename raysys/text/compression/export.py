@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from raysys.errors import UserError
-from raysys.text.compression.runtime import ONNX, RUNTIME, Backend, Precision, RuntimeSettings
+from raysys.text.compression.runtime import (
+    ONNX,
+    RUNTIME,
+    Backend,
+    Precision,
+    RuntimeSettings,
+    tells_parts_apart,
+)
 from raysys.text.models import longest_input
 
 OPSET = 18
@@ -123,8 +130,12 @@ class _HiddenStates(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         given: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            given["token_type_ids"] = token_type_ids
         if getattr(self.backbone.config, "use_cache", None) is not None:
             given["use_cache"] = False
         hidden: Tensor = self.backbone(**given)[0]
@@ -134,21 +145,26 @@ class _HiddenStates(nn.Module):
 def write_onnx(backbone: Any, path: Path) -> None:
     """Write a backbone as one ONNX file for any number of texts of any length.
 
-    Inputs `input_ids` and `attention_mask`, int64[batch, tokens]; output `hidden`,
-    float32[batch, tokens, d].
+    Inputs `input_ids`, `attention_mask` and, where the model reads them, `token_type_ids`,
+    int64[batch, tokens]; output `hidden`, float32[batch, tokens, d].
     """
     ids = torch.ones(2, 8, dtype=torch.int64)
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0  # without padding the exporter would leave the mask out
+    given = {"input_ids": ids, "attention_mask": mask}
+    if tells_parts_apart(backbone.config):
+        kinds = torch.zeros_like(ids)
+        kinds[:, 3:] = 1
+        given["token_type_ids"] = kinds
     dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
     with _quiet():
         torch.onnx.export(
             _HiddenStates(backbone).eval(),
-            (ids, mask),
+            tuple(given.values()),
             str(path),
-            input_names=["input_ids", "attention_mask"],
+            input_names=list(given),
             output_names=["hidden"],
-            dynamic_shapes={"input_ids": dims, "attention_mask": dims},
+            dynamic_shapes=dict.fromkeys(given, dims),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,

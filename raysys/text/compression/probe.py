@@ -1,5 +1,7 @@
 """What a model's folder costs to run: milliseconds and memory, measured in a process of its own.
 
+It is measured on the CPU, be there a GPU or not.
+
 `python -m raysys.text.compression.probe FOLDER '{"shapes": …}'` prints JSON: a fresh process, so
 that neither what ran before nor what else is loaded is measured.
 """
@@ -51,14 +53,19 @@ def cost_of(folder: Path, shapes: Sequence[tuple[int, int]], *, threads: int) ->
         UserError: it cannot be run here; says why.
     """
     given = json.dumps({"shapes": [list(shape) for shape in shapes], "threads": threads})
-    done = subprocess.run(
-        [sys.executable, "-m", "raysys.text.compression.probe", str(folder), given],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "raysys.text.compression.probe", str(folder), given],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""},
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"not timed within {TIMEOUT_S:g} s", where=str(folder), mend="time smaller `shapes`"
+        ) from None
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise UserError(f"cannot be run here: {last[0]}", where=str(folder))

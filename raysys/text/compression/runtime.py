@@ -48,6 +48,11 @@ def is_compressed(folder: Path) -> bool:
     return (folder / RUNTIME).is_file()
 
 
+def tells_parts_apart(config: Any) -> bool:
+    """Whether a model reads token types: which of two texts read together a token is of."""
+    return int(getattr(config, "type_vocab_size", None) or 0) > 1
+
+
 class RuntimeBackbone(nn.Module):
     """Token ids to hidden states, by whatever `runtime.json` names; without gradients.
 
@@ -71,8 +76,17 @@ class RuntimeBackbone(nn.Module):
         self._run = open_with[settings.backend](folder, settings)
         self.eval()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
-        """As a Hugging Face model: an output whose `last_hidden_state` is float32[b, t, d]."""
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **_: Any,
+    ) -> Any:
+        """As a Hugging Face model: an output whose `last_hidden_state` is float32[b, t, d].
+
+        Token types are read where the model knows any; not given, all are 0.
+        """
         from transformers.modeling_outputs import BaseModelOutput
 
         if self.training:
@@ -83,8 +97,15 @@ class RuntimeBackbone(nn.Module):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+        }
         with torch.autocast(input_ids.device.type, enabled=False):
-            return BaseModelOutput(last_hidden_state=self._run(input_ids, attention_mask))
+            return BaseModelOutput(last_hidden_state=self._run(given))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RuntimeBackbone:
         """Itself: nothing of it is ever changed, and sessions cannot be copied."""
@@ -127,11 +148,13 @@ def _open_torch(folder: Path, settings: RuntimeSettings) -> Any:
     model = AutoModel.from_pretrained(
         folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
     ).eval()
+    names = ["input_ids", "attention_mask"]
+    names += ["token_type_ids"] if tells_parts_apart(model.config) else []
 
-    def run(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def run(given: dict[str, Tensor]) -> Tensor:
         with torch.inference_mode():
-            model.to(input_ids.device)
-            found = model(input_ids=input_ids, attention_mask=attention_mask)[0]
+            model.to(given["input_ids"].device)
+            found = model(**{name: given[name] for name in names})[0]
         return found.float().clone()  # a copy outside of inference mode may meet gradients
 
     return run
@@ -148,10 +171,11 @@ def _open_onnx(folder: Path, settings: RuntimeSettings) -> Any:
     there = onnxruntime.get_available_providers()
     wanted = [x for x in ("CUDAExecutionProvider", "CPUExecutionProvider") if x in there]
     session = onnxruntime.InferenceSession(str(folder / ONNX), options, providers=wanted)
+    names = [each.name for each in session.get_inputs()]
 
-    def run(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        given = {"input_ids": _array(input_ids), "attention_mask": _array(attention_mask)}
-        return torch.from_numpy(session.run(None, given)[0]).to(input_ids.device)
+    def run(given: dict[str, Tensor]) -> Tensor:
+        found = session.run(None, {name: _array(given[name]) for name in names})[0]
+        return torch.from_numpy(found).to(given["input_ids"].device)
 
     return run
 
@@ -172,12 +196,12 @@ def _open_openvino(folder: Path, settings: RuntimeSettings) -> Any:
             "PERFORMANCE_HINT": "LATENCY",
         },
     )
+    names = [each.get_any_name() for each in model.inputs]
 
-    def run(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def run(given: dict[str, Tensor]) -> Tensor:
         request = model.create_infer_request()  # one a call: requests are not thread-safe
-        given = {"input_ids": _array(input_ids), "attention_mask": _array(attention_mask)}
-        found = request.infer(given)[model.output(0)]
-        return torch.from_numpy(np.array(found)).to(input_ids.device)
+        found = request.infer({name: _array(given[name]) for name in names})[model.output(0)]
+        return torch.from_numpy(np.array(found)).to(given["input_ids"].device)
 
     return run
 

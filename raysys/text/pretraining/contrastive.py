@@ -206,7 +206,8 @@ class ContrastiveObjective(Objective):
     def loss(self, module: nn.Module, batch: Tensors) -> Tensor:
         """See `Objective.loss`: mean over pairs."""
         vectors = module(**_given(batch))
-        scores = vectors[batch["left"]].float() @ vectors[batch["columns"]].float().T
+        with torch.autocast(vectors.device.type, enabled=False):
+            scores = vectors[batch["left"]].float() @ vectors[batch["columns"]].float().T
         scores = scores.masked_fill(batch["ignored"], _NEVER)
         return sampled_softmax_loss(
             scores, batch["positive"], batch["log_q"], self.settings.temperature

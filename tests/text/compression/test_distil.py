@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2Model
@@ -59,6 +60,19 @@ def test_teaching_brings_it_closer(tmp_path: Path) -> None:
     assert after["cosine"] > before["cosine"]
     student, _ = open_model(str(tmp_path / "student"), where="model")
     assert len(layers_of(student)) == 1
+
+
+def test_a_pupil_of_a_reader_of_pairs_is_taught_by_pairs(tmp_path: Path) -> None:
+    folder = write_tiny_bert(tmp_path / "t", layers=4, typed=True)
+    teacher, tokenizer = open_model(str(folder), where="model")
+    pairs = [(f"{a} {b}", f"{b} {c}") for a in WORDS for b in WORDS for c in WORDS]
+    objective = HiddenStateDistillation(teacher, tokenizer, 1, pairs, max_tokens=12)
+    batch = objective.collate(np.arange(3), np.random.default_rng(0))
+    assert batch["token_type_ids"].sum(1).tolist() == [3, 3, 3]  # two words and a mark
+    before = objective.evaluate(objective.build().eval())
+    settings = TrainingSettings(epochs=6, learning_rate=5e-3, batch_size=32, dropout=0)
+    fitted = train(objective, settings, tmp_path / "student", seed=1)
+    assert fitted.figures["hidden_state_error"] < 0.5 * before["hidden_state_error"]
 
 
 def test_it_needs_texts(tmp_path: Path) -> None:

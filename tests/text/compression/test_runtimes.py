@@ -31,7 +31,7 @@ CLOSE = {"fp32": 1e-4, "bf16": 0.1, "int8": 0.5}  # of hidden states, whose size
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bert(tmp_path_factory.mktemp("model"))
+    return write_tiny_bert(tmp_path_factory.mktemp("model"), typed=True)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,24 @@ def test_hidden_states_are_those_of_the_whole_model(
         assert found.dtype == torch.float32
         real = given["attention_mask"].bool()
         assert (found - wanted)[real].abs().max() < CLOSE[VARIANTS[variant].precision]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_two_texts_of_a_pair_are_told_apart(
+    variant: str, model: Path, compressed: dict[str, Path]
+) -> None:
+    whole, tokenizer = open_model(str(model), where="model")
+    backbone, _ = open_model(str(compressed[variant]), where="model")
+    given = tokenizer(TEXTS, TEXTS[::-1], padding=True, return_tensors="pt")
+    assert given["token_type_ids"].any()
+    alike = {**given, "token_type_ids": torch.zeros_like(given["input_ids"])}
+    real = given["attention_mask"].bool()
+    with torch.inference_mode():
+        wanted, other = (whole(**each).last_hidden_state for each in (given, alike))
+    close = CLOSE[VARIANTS[variant].precision]
+    assert (wanted - other)[real].abs().max() > 2 * close
+    assert (backbone(**given).last_hidden_state - wanted)[real].abs().max() < close
+    assert (backbone(**alike).last_hidden_state - other)[real].abs().max() < close
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
