@@ -28,6 +28,15 @@ from raysys.learners.validation import NDCG
 from tests.synthetic import write_examples
 
 
+@pytest.fixture(scope="package")
+def ray() -> Iterator[None]:
+    """A local Ray, for all tests of a package that ask for it; its `conftest.py` imports it."""
+    from raysys.cluster import ray_session
+
+    with ray_session():
+        yield
+
+
 class LearnerSuite:
     """What holds for every learner. Fits in this process; Ray Train has a slow test below."""
 
@@ -212,13 +221,6 @@ class LearnerSuite:
         np.testing.assert_allclose(second.score(later), here.score(later), rtol=1e-4, atol=1e-5)
         assert np.isfinite(first.score(later)).all()
         assert not [path for path in context.scratch.rglob("*") if path.is_file()]
-
-    @pytest.fixture
-    def ray(self) -> Iterator[None]:
-        from raysys.cluster import ray_session
-
-        with ray_session():
-            yield
 
 
 class TrainedOnSeveralWorkers:

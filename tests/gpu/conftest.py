@@ -1,0 +1,5 @@
+"""Suites of learners run here once more, on one Ray of their own."""
+
+from tests.learners.suite import ray
+
+__all__ = ["ray"]
