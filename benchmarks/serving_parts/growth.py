@@ -219,9 +219,10 @@ def build(n_items: int, root: Path) -> None:
         "co_occurrence": ColumnModel("covisitation", -1.0),
         "hashed_words": encoder,
     }
+    families = {name: FAMILIES[name] for name in models}
     scores = replay(features, events.slice(last, len(events)), models)
     settings = EnsembleSettings(methods=("stack_standard",), rounds=2)
-    ensemble = fit_ensemble(scores, FAMILIES, settings)
+    ensemble = fit_ensemble(scores, families, settings)
 
     def write(folder: Path) -> None:
         (folder / "features").mkdir()
@@ -233,7 +234,7 @@ def build(n_items: int, root: Path) -> None:
         write_search(folder / "search", items, encoder)
 
     registry = Registry(root)
-    registry.point("champion", registry.publish(write, name_hint="growth", learners=FAMILIES))
+    registry.point("champion", registry.publish(write, name_hint="growth", learners=families))
     facts = {"texts": len(texts), "events": len(events)}
     (root / "facts.json").write_text(json.dumps(facts))
 
