@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.serving_page import plot, table
+from benchmarks.serving_parts import growth
 from benchmarks.serving_parts.kills import gaps
 from benchmarks.serving_parts.load import NO_ANSWER, Outcome, closed, opened, requests
 from benchmarks.serving_parts.overload import recovery_s
+from raysys.learners import LEARNERS
 
 ANSWER = b"HTTP/1.1 %d OK\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -101,3 +104,15 @@ def test_the_section_of_the_page(tmp_path: Any) -> None:
     plot(figures, tmp_path / "plot.svg")
     assert b"</svg>" in (tmp_path / "plot.svg").read_bytes()
     assert table([figure("rank_ratio_uvicorn", 0.8)]) == []
+
+
+def test_a_shop_of_any_size_is_built_and_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growth, "REQUESTS", 3)
+    learner = "tests.serving.shop:HashedWordsLearner"
+    monkeypatch.setitem(LEARNERS, "hashed_words", learner)  # and away with it afterwards
+    growth.build(2000, tmp_path)
+    told = growth.ask(2000, tmp_path)
+    assert told["events"] == 4000 and told["texts"] == 500
+    assert all(0 < told[f"{surface}_p99_ms"] < 60_000 for surface in growth.SURFACES)
