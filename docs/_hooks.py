@@ -67,7 +67,7 @@ def figures(target: str) -> str:
     """A table of a benchmark's figures: its name, a space, a pattern for whole names."""
     name, _, pattern = target.partition(" ")
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
-    lines = ["| figure | value | 95% interval | compared with |", "|---|---:|---|---|"]
+    lines = ["| figure | value | low – high | compared with |", "|---|---:|---|---|"]
     for figure in json.loads(path.read_text(encoding="utf-8"))["figures"]:
         if re.fullmatch(pattern, figure["name"]):
             low, high = figure["low"], figure["high"]
