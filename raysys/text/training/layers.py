@@ -37,7 +37,7 @@ def layers_of(backbone: nn.Module, need: str = "") -> nn.ModuleList:
     raise UserError(
         f"the layers of a {type(backbone).__name__} cannot be told apart",
         where=need,
-        mend="leave layer_decay at 1, trainable_layers at -1 and strategy at ddp",
+        mend="leave layer_decay at 1, trainable_layers at -1, strategy at ddp and compile at false",
     )
 
 

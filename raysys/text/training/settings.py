@@ -113,3 +113,9 @@ class TrainingSettings(Settings):
     strategy: Literal["ddp", "fsdp"] = "ddp"
     checkpoint_every: CheckpointEvery | None = CheckpointEvery(seconds=600)
     max_failures: int = Field(2, ge=0)
+
+    @model_validator(mode="after")
+    def _compiles_whole_layers(self) -> TrainingSettings:
+        if self.compile and self.strategy == "fsdp":
+            raise ValueError("compile goes with strategy: ddp; fsdp cuts the layers' weights apart")
+        return self

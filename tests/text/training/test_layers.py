@@ -176,6 +176,11 @@ def test_compiled_layers_learn_the_same(tmp_path: Path) -> None:
     assert max(float((plain[name] - fused[name]).abs().max()) for name in plain) < 1e-4
 
 
+def test_what_fsdp_cuts_apart_is_not_compiled() -> None:
+    with pytest.raises(ValueError, match="compile goes with strategy: ddp"):
+        TrainingSettings(compile=True, strategy="fsdp")
+
+
 def test_without_a_compiler_it_is_said_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
