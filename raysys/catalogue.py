@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class Catalogue:
         first[1:] = ids[1:] != ids[:-1]
         self.table = items.filter(pa.array(first)).select(schema.ITEMS.names).combine_chunks()
         self._codes: dict[str, tuple[npt.NDArray[np.int32], list[str]]] = {}
+        self._told: dict[int, dict[str, object]] = {}
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -75,7 +76,20 @@ class Catalogue:
     def row(self, number: int) -> dict[str, object]:
         """Everything known of one item."""
         row: dict[str, object] = self.table.slice(number, 1).to_pylist()[0]
-        return row
+        return row | self._told.get(number, {})
+
+    def tell(self, number: int, words: Mapping[str, object]) -> bool:
+        """Let `row` say something else of an item from now on; whether it said otherwise before.
+
+        Columns, codes and texts stay, and so does what `save` writes.
+        """
+        before = self.row(number)
+        self._told[number] = dict(words)
+        return before != self.row(number)
+
+    def told(self) -> npt.NDArray[np.int64]:
+        """Numbers of the items of which `tell` was told: int64[≤ n]."""
+        return np.fromiter(self._told, dtype=np.int64, count=len(self._told))
 
     @cached_property
     def texts(self) -> list[str]:

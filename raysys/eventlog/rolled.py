@@ -161,6 +161,10 @@ class Rolled:
                 if found:
                     yield found
 
+    def told_items(self) -> pa.Table | None:
+        """The newest word on each item, `schema.ITEMS`; None: nothing was said of any."""
+        return pq.read_table(self.items) if self.items.exists() else None
+
     def ids(
         self, remember_days: int, today: int
     ) -> Iterator[tuple[list[bytes], npt.NDArray[np.int64]]]:

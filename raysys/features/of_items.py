@@ -1,7 +1,8 @@
-"""What is known of each item beside the state by key: it stays while events are counted."""
+"""What is known of each item beside the state by key: events do not change it, the shop may."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -32,6 +33,7 @@ class OfItems:
         codes: int32[n_items] by column of the catalogue, -1 where missing.
         labels: what the codes mean.
         price: float32[n_items], NaN where unknown.
+        version: of the prices, the same wherever they are the same; "": they are the catalogue's.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class OfItems:
         self.codes = {name: _codes(catalogue, name, self.vocabularies[name]) for name in CODES}
         self.labels = {name: list(self.vocabularies[name].labels) for name in CODES}
         self.price = catalogue.values("price").astype(np.float32)
+        self._listed: dict[int, np.float32] = {}  # what the catalogue says of what was repriced
+        self._mark = 0
         self._statics = {name: _numbers(codes) for name, codes in self.codes.items()}
         self._statics["price"] = self.price
         self._own = {
@@ -57,6 +61,26 @@ class OfItems:
             for feature in plan.features
             if isinstance(feature, Component)
         }
+
+    @property
+    def version(self) -> str:
+        """See above."""
+        return f"{self._mark:x}" if self._mark else ""
+
+    def reprice(self, items: Int32, prices: Float32) -> None:
+        """Other prices from now on, in filters and features; for who holds the state's lock.
+
+        Args:
+            items: int32[n], each once.
+            prices: float32[n], NaN where unknown.
+        """
+        mark = self._mark
+        for item, price in zip(items.tolist(), prices, strict=True):
+            listed = self._listed.setdefault(item, self.price[item])
+            # each item has its part in the mark, whatever the order in which they were told
+            mark ^= _mark_of(item, self.price[item], listed) ^ _mark_of(item, price, listed)
+        self.price[items] = prices
+        self._mark = mark
 
     def static(self, feature: Static) -> Float32:
         """A static feature of every item: float32[n_items]."""
@@ -72,6 +96,14 @@ class OfItems:
         vocabulary = self.vocabularies[_of_feature(feature)]
         unseen = len(vocabulary.labels) if feature.unseen == "own" else -1
         return _numbers(vocabulary.encode(catalogue.table[feature.column], unseen)[0])
+
+
+def _mark_of(item: int, price: np.float32, listed: np.float32) -> int:
+    """64 bits that stand for an item's price; none where it is the catalogue's."""
+    if price.tobytes() == listed.tobytes():
+        return 0
+    told = item.to_bytes(8, "little") + price.tobytes()
+    return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest())
 
 
 def _numbers(codes: Int32) -> Float32:

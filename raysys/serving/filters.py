@@ -73,7 +73,8 @@ class Permissions:
     @property
     def version(self) -> str:
         """Changes whenever the same request may be answered with other items."""
-        return "" if self._stock is None else self._stock.there()[1]
+        stock = "" if self._stock is None else self._stock.there()[1]
+        return f"{stock} {self._features.of_items.version}".strip()
 
     def allowed(self, surface: str, filters: FilterKey, user: int, now: int) -> Allowed | None:
         """What a list may hold; None: everything.
@@ -101,7 +102,7 @@ class Permissions:
     def _of_everybody(self, surface: str, filters: FilterKey) -> Allowed | None:
         """The same without what depends on the user; remembered."""
         there, version = (None, "") if self._stock is None else self._stock.there()
-        key = (surface, filters, version)
+        key = (surface, filters, f"{version} {self._features.of_items.version}")
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)

@@ -18,6 +18,7 @@ from typing import Any, Final
 from raysys.eventlog.entries import Entry, EventLog, LogUnavailable
 from raysys.eventlog.rolled import Rolled
 from raysys.features.incoming import Incoming
+from raysys.features.item_updates import ItemUpdates
 from raysys.features.live import LiveFeatures
 from raysys.serving.snapshots import Snapshots
 
@@ -40,6 +41,7 @@ class Followed:
         skipped: how many were not: older than the bundle's state, which may hold them; or further
             ahead than `ahead_ms`.
         lag_ms: of the last entries when they were counted, since they were received.
+        items: how often an item's price or texts changed since the start.
     """
 
     position: int = 0
@@ -47,6 +49,7 @@ class Followed:
     events: int = 0
     skipped: int = 0
     lag_ms: int = 0
+    items: int = 0
 
 
 class Follower:
@@ -61,7 +64,8 @@ class Follower:
         poll_s: how long one look at the log waits for something new.
         ahead_ms: leave out what is further ahead of the state; None: count all. For a state whose
             clock is the log's, which one event of today would put years ahead.
-        counted: told the events that the state has just counted, and the newest one's offset.
+        counted: told the events that the state has just counted (none, if only items changed), and
+            the newest one's offset.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Follower:
         self._counted = counted
         self._log, self._rolled = events, rolled
         self._incoming = Incoming(live, gap_minutes, new_users)
+        self._items = ItemUpdates(live)
         self._live, self._ahead_ms = live, ahead_ms
         self._since = live.as_of
         self._snapshots = snapshots
@@ -102,6 +107,7 @@ class Follower:
             if self._snapshots is not None:
                 at = self._snapshots.restore(self._live, self._log.end())
                 self.followed.position = self.followed.copied = self.restored = at
+            self._take_items_so_far()
             first = self._log.first()
             if first > self.followed.position + 1:
                 for entries in self._rolled.read(self.followed.position, self._since):
@@ -131,6 +137,7 @@ class Follower:
                         self.followed.position = until
                     return
                 if entries[0].offset > self.followed.position + 1:  # the log forgot some meanwhile
+                    self._take_rolled_items()
                     for missed in self._rolled.read(self.followed.position, self._since):
                         self._count([e for e in missed if e.offset < entries[0].offset])
                 self._count(entries)
@@ -156,17 +163,43 @@ class Follower:
         if self._thread is not None:
             self._thread.join()
 
+    def _take_items_so_far(self) -> None:
+        """What was said of items up to where the state stands: neither bundle nor copy has it.
+
+        The files may say more; what they say too early comes again when it is its turn.
+        """
+        at = self._rolled.last()
+        self._take_rolled_items()
+        while at < self.followed.position:
+            entries = self._log.read(at, _AT_ONCE)
+            if not entries:
+                return
+            self._take_items([e for e in entries if e.offset <= self.followed.position])
+            at = entries[-1].offset
+
+    def _take_rolled_items(self) -> None:
+        rows = self._rolled.told_items()
+        if rows is not None:
+            self.followed.items += self._items.take_rows(rows)
+
+    def _take_items(self, entries: Sequence[Entry]) -> int:
+        told = [e.body for e in entries if e.kind == "item" and e.quarantined is None]
+        changed = self._items.take(told) if told else 0
+        self.followed.items += changed
+        return changed
+
     def _count(self, entries: Sequence[Entry]) -> None:
         used = [e for e in entries if e.kind == "event" and e.quarantined is None]
         fresh = [e.body for e in used if e.body["timestamp"] > self._since]
         if self._ahead_ms is not None:
             fresh = self._near(fresh, self._ahead_ms)
         self.followed.skipped += len(used) - len(fresh)
+        changed = self._take_items(entries)
         if fresh:
             self._incoming.apply(fresh)
             self.followed.events += len(fresh)
-            if self._counted is not None:
-                self._counted(fresh, entries[-1].offset)
+        if (fresh or changed) and self._counted is not None:
+            self._counted(fresh, entries[-1].offset)
         if entries:
             self.followed.lag_ms = max(0, time.time_ns() // 1_000_000 - entries[-1].received)
 

@@ -184,7 +184,7 @@ class Service:
         for event in events:
             self.bump(event["user_id"], event.get("session_id"))
         self.versions.state = f"log {position}"
-        if self.heard is not None:
+        if self.heard is not None and events:
             self.heard(events)
 
     def warm_up(self) -> None:
@@ -192,8 +192,10 @@ class Service:
         self.text.warm_up()
         if self.events is not None:
             self.events.start()  # answers begin with what happened since the bundle was trained
-            if self.events.follower is not None:
-                self.versions.base = f"log {self.events.follower.restored}"
+            if (follower := self.events.follower) is not None:
+                self.versions.base = f"log {follower.restored}"
+                if not self.versions.state and (follower.restored or follower.followed.items):
+                    self.versions.state = f"log {follower.followed.position}"
         if self._bundle is not None:
             self._warm_up_ranking()
         self.ready = True
