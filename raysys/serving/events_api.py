@@ -172,7 +172,7 @@ class SearchEvent(_OfUser):
 class ItemUpdate(_Sent):
     """What the shop says anew of an item: all that is known of it, as this takes the row's place.
 
-    It counts from the next ingest on.
+    Price, title, description and size count at once; the rest, and new items, with the next bundle.
     """
 
     event_type: Literal["item"]
