@@ -184,13 +184,18 @@ def judged(validation: pa.Table) -> Pairs | None:
     return pairs.take(rows) if len(rows) else None
 
 
+def has_lists(pairs: Pairs) -> bool:
+    """Whether a query has pairs of different grades: something to order."""
+    return any(np.ptp(pairs.grade[rows]) > 0 for rows in pairs.lists())
+
+
 def require_lists(pairs: Pairs, loss: str, where: str) -> None:
     """Look for a query with pairs of different grades.
 
     Raises:
         UserError: there is none, so no order can be learned.
     """
-    if not any(np.ptp(pairs.grade[rows]) > 0 for rows in pairs.lists()):
+    if not has_lists(pairs):
         raise UserError(
             f"no query has pairs of different grades, which {loss!r} compares",
             where=f"{where}.loss",

@@ -24,7 +24,7 @@ from raysys.learners.trees import (
     read_meta,
     write_meta,
 )
-from raysys.learners.validation import NDCG
+from raysys.learners.validation import NDCG, require_short_lists
 from raysys.storage import CheckpointFolder
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ class LightGBMRanker(TreeRanker[LightGBMSettings]):
         }
         if machine.network:
             params |= {"tree_learner": "data", "pre_partition": True, **machine.network}
+        require_short_lists(int(head.sizes.max()), LightGBMRanker.name)
         data = lightgbm.Dataset(
             head.columns(names),
             label=judged,

@@ -201,8 +201,7 @@ class NextItem(Learner[NextItemSettings]):
         if told.learner == "sequence_transformer":
             settings.setdefault("max_length", told.history)
             settings.setdefault("negatives", 0 if len(catalogue) <= 4000 else 2000)
-            gpu = context.resources.gpus_per_worker > 0
-            settings.setdefault("device", "cuda" if gpu else "cpu")
+            settings.setdefault("device", _device(context))
         learner = make_sequence_learner(told.learner, settings, where=f"{self.name}.settings")
         facts = _facts(catalogue, told.attributes)
         model = learner.fit(train, SequenceContext(len(catalogue), facts, context.seed))
@@ -222,7 +221,8 @@ class NextItem(Learner[NextItemSettings]):
         if not isinstance(before, SequenceTransformerModel):
             return super().resume(model, examples, context, steps, rate)
         train = model.in_own_numbers(shop_sequences(examples, model.settings.history))
-        told = before.settings
+        # where it was fitted is no reason to have a GPU now
+        told = before.settings.model_copy(update={"device": _device(context)})
         places = max(1, int((train.tails(told.max_length + 1).sizes - 1).clip(min=0).sum()))
         tuned = SequenceTransformer(told).resume(
             before,
@@ -232,6 +232,11 @@ class NextItem(Learner[NextItemSettings]):
             learning_rate=told.learning_rate * rate,
         )
         return NextItemModel(tuned, model.ids, context.catalogue, model.settings)
+
+
+def _device(context: Context) -> str:
+    """Where a transformer learns: on a GPU if it was given one."""
+    return "cuda" if context.resources.gpus_per_worker > 0 else "cpu"
 
 
 def shop_sequences(examples: Examples, history: int) -> Sequences:

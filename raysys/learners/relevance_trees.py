@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from raysys.cluster import device_here
 from raysys.config import Settings
-from raysys.learners.cross_encoder import judged, require_lists
+from raysys.learners.cross_encoder import has_lists, judged, require_lists
 from raysys.learners.text_protocol import (
     PREDICTIONS,
     Task,
@@ -23,6 +23,7 @@ from raysys.learners.text_protocol import (
     TextLearner,
     TextModel,
 )
+from raysys.learners.validation import require_short_lists
 from raysys.text.cross_encoder import fitted_line, write_json
 from raysys.text.pairs import Float32, Pairs, Scale, trainable
 from raysys.text.relevance_features import Encode, PairFeatures
@@ -271,6 +272,9 @@ class RelevanceTreesLearner(TextLearner[RelevanceTreesSettings]):
         ranks = settings.objective == "lambdarank"
         if ranks:
             require_lists(pairs, settings.objective, self.name)
+            require_short_lists(max(map(len, pairs.lists())), self.name)
+            if held_out is not None and not has_lists(held_out):
+                held_out = None  # all orders are alike to it: the first tree would do
         params = self._params(scale, seed)
         data = _dataset(pairs, columns, scale, ranks, params)
         watched: dict[str, Any] = {}

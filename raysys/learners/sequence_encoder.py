@@ -184,7 +184,7 @@ class Encoder(nn.Module):
         start, stop = self.attribute_offsets[items], self.attribute_offsets[items + 1]
         sizes = stop - start
         ends = sizes.cumsum(0)
-        rows = torch.arange(int(ends[-1]), device=items.device)
+        rows = torch.arange(int(sizes.sum()), device=items.device)
         rows = rows + (start - (ends - sizes)).repeat_interleave(sizes)
         mean: torch.Tensor = self.of_attributes(self.attribute[rows], ends - sizes)
         return mean

@@ -57,7 +57,8 @@ class SequenceTransformerSettings(Settings):
         negatives: drawn for each step beside the batch's own targets; 0: all items, the full
             softmax.
         negative_power: of the frequency by which they are drawn.
-        epochs: passes over the sequences.
+        epochs: passes over the sequences; masked ones go on until as many places were asked for as
+            in so many passes that ask for each.
         batch_size: places a step.
         learning_rate: at its highest.
         warm_up: share of the steps in which it rises.

@@ -8,6 +8,7 @@ reads its own requests from the features folder that all of them see.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from abc import abstractmethod
@@ -29,6 +30,8 @@ from raysys.learners.sampling import thinned, with_some_positive
 from raysys.learners.training import run_configs, threads_of, trained
 from raysys.learners.validation import NDCG, chosen_features, no_positives, require_positives
 from raysys.storage import CheckpointFolder
+
+log = logging.getLogger("raysys")
 
 ROWS_PER_THREAD = 8192
 """Fewer rows than twice this are scored in the caller's thread: a request when serving."""
@@ -232,7 +235,15 @@ def fit_here(
     if settings.early_stopping_rounds:
         head_view, tail_view = examples.head_and_tail(settings.last_fraction)
         # every worker judges by the whole tail, so that all of them stop at the same tree
-        tail = tail_view.batch()
+        tail: Batch | None = tail_view.batch()
+        assert tail is not None
+        if not with_some_positive(tail).n_requests:  # it ranks all trees alike: the first would do
+            log.warning(
+                "%s: nothing was wanted in the last %.0f%% of the rows, by which trees stop early: "
+                "all %d are grown on all rows",
+                *(learner.name, 100 * settings.last_fraction, settings.n_estimators),
+            )
+            head_view, tail = examples, None
     else:
         head_view, tail = examples, None
     head = head_view.of_worker(*worker).batch()

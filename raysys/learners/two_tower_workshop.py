@@ -99,6 +99,8 @@ class Workshop:
         if settings.head is not None:  # a small part of the batch, which need not be kept
             rows = thinned(batch, settings.head.candidates, seed, TwoTower.name)
             rows = with_some_positive(rows)
+            if not rows.n_requests:  # nothing to tell apart: known before the towers are trained
+                raise no_positives(examples)
         del batch
         encoder = self._open()
         states, augmented = self.states, {}

@@ -15,6 +15,9 @@ from raysys.errors import UserError
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 
+LONGEST = 10_000
+"""Candidates of one request that LightGBM takes when it learns an order."""
+
 
 class NDCG:
     """NDCG@k of scores over one batch, prepared once and called after every boosting round.
@@ -89,6 +92,20 @@ def no_positives(examples: Examples) -> UserError:
         where=str(examples.root),
         mend="take more events, fewer folds, or more candidates in `raysys features`",
     )
+
+
+def require_short_lists(longest: int, where: str) -> None:
+    """Look for requests, or queries, of more candidates than LightGBM orders.
+
+    Raises:
+        UserError: there is one.
+    """
+    if longest > LONGEST:
+        raise UserError(
+            f"a request has {longest:,} candidates, and LightGBM orders {LONGEST:,} at most",
+            where=where,
+            mend="set candidates to keep fewer that nobody wanted, or leave candidates out before",
+        )
 
 
 def require_columns(wanted: Sequence[str], names: Sequence[str], *, where: str) -> None:

@@ -141,8 +141,17 @@ def _advance(  # type: ignore[no-untyped-def]
             n_touched += 1
         for at in range(item_ends[i - 1] if i else 0, item_ends[i]):
             order = orders[at]
+            start, end = order_ends[order - 1] if order else 0, order_ends[order]
             taken = 0
-            for row in range(order_ends[order - 1] if order else 0, order_ends[order]):
+            if end - start > max_order:
+                for row in range(start, end):
+                    if items[row] == i or taken == max_order:
+                        break
+                    taken += count[items[row]] >= min_count
+                if taken == max_order:
+                    continue
+                taken = 0
+            for row in range(start, end):
                 j = items[row]
                 if count[j] < min_count:
                     continue

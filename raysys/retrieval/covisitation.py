@@ -223,8 +223,17 @@ def _count_pairs(  # type: ignore[no-untyped-def]
             if item_epochs[at] > epoch:
                 continue
             order = orders[at]
+            start, end = order_ends[order - 1] if order else 0, order_ends[order]
             taken = 0
-            for row in range(order_ends[order - 1] if order else 0, order_ends[order]):
+            if end - start > max_order:  # few are: does it count for this item itself?
+                for row in range(start, end):
+                    if items[row] == i or taken == max_order:
+                        break
+                    taken += epochs[row] <= epoch and often[items[row]]
+                if taken == max_order:
+                    continue
+                taken = 0
+            for row in range(start, end):
                 j = items[row]
                 if epochs[row] > epoch or not often[j]:
                     continue

@@ -98,6 +98,9 @@ def test_a_transformer_goes_on_by_small_steps(tmp_path_factory: pytest.TempPathF
         steps += 1
         return step(self, *given)
 
+    # it was fitted where there is a GPU, and none is given here
+    on_gpu = model.model.settings.model_copy(update={"device": "cuda"})
+    model.model.settings = on_gpu
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_step", counting)
         more = learner.resume(model, examples.with_folds(1), context, steps=2, rate=0.1)

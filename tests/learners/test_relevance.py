@@ -325,6 +325,18 @@ class TestTrees(RelevanceSuite):
         model = fit(of(table, "train"), of(table, "validation"), objective="lambdarank")
         assert figures(model, of(table, "validation"))[1] > 0.85
 
+    def test_validation_without_an_order_stops_nobody(
+        self, fit: Callable[..., TextModel], table: pa.Table
+    ) -> None:
+        """It finds every number of trees as good: not the first of them is the best."""
+        train, held = of(table, "train"), of(table, "validation")
+        one = held.filter(pc.equal(held["grade"], held["grade"][0]))
+        trees = [
+            fit(train, rows, objective="lambdarank").booster.current_iteration()  # type: ignore[attr-defined]
+            for rows in (one, held.slice(0, 0))
+        ]
+        assert trees[0] == trees[1] > 1
+
     def test_vectors_of_any_family(self, tiny: str, tmp_path: Path) -> None:
         """A GPT's layers cannot be run one by one; nor need they be: none is trained."""
         folder = tmp_path / "gpt"

@@ -8,10 +8,17 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from raysys.errors import UserError
+from raysys.learners.sequence_encoder import Encoder, Shape
 from raysys.learners.sequence_popularity import ageing
-from raysys.learners.sequence_protocol import SequenceContext, SequenceModel, Sequences
+from raysys.learners.sequence_protocol import (
+    ItemFacts,
+    SequenceContext,
+    SequenceModel,
+    Sequences,
+)
 from raysys.learners.sequence_training import Trainer
 from raysys.learners.sequences import load_sequence_model, make_sequence_learner
 from tests.learners.sequence_suite import N_ITEMS, SequenceSuite, walks
@@ -138,3 +145,12 @@ def test_an_unknown_learner_and_a_wrong_folder_are_named(tmp_path: Path) -> None
 
 def test_walks_are_what_they_say() -> None:
     assert walks(50, 0).items.max() <= N_ITEMS - 5
+
+
+def test_a_batch_whose_every_place_is_hidden_asks_for_no_item() -> None:
+    """Short sequences, the last of an epoch: nothing but the mask goes in."""
+    offsets = np.arange(N_ITEMS + 1, dtype=np.int64)
+    facts = ItemFacts(np.zeros(N_ITEMS, np.int32), offsets, None)
+    shape = Shape(N_ITEMS, 8, 1, 2, 6, 0.0, 0.0, False, True, n_attributes=1)
+    found = Encoder(shape, facts).item_vectors(torch.empty(0, dtype=torch.int64))
+    assert found.shape == (0, 8)

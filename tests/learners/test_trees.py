@@ -126,6 +126,37 @@ def test_labels_may_be_graded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["xgboost_ranker", "lightgbm_ranker"])
+def test_a_tail_that_wants_nothing_stops_nobody(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ranks every number of trees alike: not the first of them is the best."""
+    import pyarrow as pa
+
+    from tests.learners.suite import rewritten
+
+    examples, catalogue = write_examples(tmp_path / "shop", n_requests=120, n_items=60)
+
+    def quiet(table):  # type: ignore[no-untyped-def]
+        label = np.where(table["request"].to_numpy() < 50, table["label"].to_numpy(), 0)
+        at = table.schema.get_field_index("label")
+        return table.set_column(at, table.schema.field("label"), pa.array(label, pa.float32()))
+
+    examples = rewritten(examples, tmp_path / "quiet", quiet).with_folds(0, 1)
+    model = make_learner(name, SMALL).fit_local(examples, Context(catalogue, tmp_path))
+    assert _trees(model) == 40
+    assert "nothing was wanted in the last 10% of the rows" in caplog.text
+
+
+def test_more_candidates_than_lightgbm_orders_are_a_users_error(tmp_path: Path) -> None:
+    folder, many = tmp_path / "shop", 10_050
+    examples, catalogue = write_examples(folder, 8, many + 50, n_candidates=many)
+    context, some = Context(catalogue, tmp_path), examples.with_folds(0, 1)
+    with pytest.raises(UserError, match=r"10,\d\d\d candidates, and LightGBM orders 10,000"):
+        make_learner("lightgbm_ranker", {**SMALL, "candidates": 0}).fit_local(some, context)
+    make_learner("lightgbm_ranker", {**SMALL, "n_estimators": 2}).fit_local(some, context)
+
+
+@pytest.mark.parametrize("name", ["xgboost_ranker", "lightgbm_ranker"])
 class TestGoingOn:
     """More trees onto those of a fitted model."""
 

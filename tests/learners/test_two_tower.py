@@ -162,6 +162,15 @@ def test_settings_that_cannot_work(settings: dict[str, Any], says: str, tmp_path
         learner.fit_local(examples, Context(catalogue, tmp_path))
 
 
+def test_requests_of_one_candidate_teach_the_head_nothing(tmp_path: Path) -> None:
+    from tests.synthetic import write_examples
+
+    examples, catalogue = write_examples(tmp_path / "shop", 40, 30, n_candidates=1)
+    learner = make_learner("two_tower", {"model": str(write_tiny_bert(tmp_path / "bert"))})
+    with pytest.raises(UserError, match="no positive label among the retrieved"):
+        learner.fit_local(examples, Context(catalogue, tmp_path))
+
+
 def test_a_folder_that_holds_no_model_is_a_users_error(tmp_path: Path) -> None:
     from raysys.text.encoder import Encoder
 

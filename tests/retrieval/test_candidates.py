@@ -144,9 +144,9 @@ def _against_definition(fitted, orders, items, k, min_count, max_order) -> None:
     sets = {o: {int(i) for i in items[orders == o] if i >= 0} for o in set(orders.tolist())}
     count = {i: sum(i in basket for basket in sets.values()) for i in range(10)}
     often = {i for i in count if count[i] >= min_count}
-    kept = [sorted(basket & often) for basket in sets.values()]
+    kept = [sorted(basket & often)[:max_order] for basket in sets.values()]
     for i in often:
-        both = {j: sum(i in b and j in b[:max_order] for b in kept) for j in often - {i}}
+        both = {j: sum(i in b and j in b for b in kept) for j in often - {i}}
         score = {
             j: np.float32(n / np.sqrt(count[i] * count[j]) * n / (n + 5.0))
             for j, n in both.items()
