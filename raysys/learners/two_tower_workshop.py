@@ -15,12 +15,8 @@ from raysys.features.examples import Examples
 from raysys.learners.head import Head, fit_head, standard
 from raysys.learners.protocol import Report
 from raysys.learners.sampling import thinned, with_some_positive
-from raysys.learners.two_tower import (
-    TwoTower,
-    TwoTowerModel,
-    TwoTowerSettings,
-    mean_of_history,
-)
+from raysys.learners.two_tower import TwoTower, TwoTowerModel, mean_of_history
+from raysys.learners.two_tower_settings import TwoTowerSettings
 from raysys.learners.validation import NDCG, no_positives
 from raysys.storage import CheckpointFolder
 from raysys.text.histories import history_codes

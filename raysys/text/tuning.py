@@ -24,7 +24,7 @@ from raysys.text.training.resuming import resumed, write_state
 
 @dataclass(frozen=True)
 class Course:
-    """How the towers are fine-tuned; see `two_tower.TwoTowerSettings` for the meaning of each."""
+    """How the towers are fine-tuned; see `TwoTowerSettings` for the meaning of each."""
 
     steps: int
     batch_size: int

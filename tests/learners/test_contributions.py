@@ -9,9 +9,10 @@ import xgboost
 
 from raysys.features.batch import Batch
 from raysys.learners.baselines import ColumnModel
-from raysys.learners.head import Head, Scale
+from raysys.learners.head import Head
 from raysys.learners.lightgbm_ranker import LightGBMModel
 from raysys.learners.protocol import Explainable, Model
+from raysys.learners.quantile_scale import Scale
 from raysys.learners.xgboost_ranker import XGBoostModel
 
 NAMES = ("wanted", "noise", "holes")

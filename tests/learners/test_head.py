@@ -12,12 +12,12 @@ from raysys.features.batch import Batch
 from raysys.learners.head import (
     Head,
     HeadSettings,
-    Scale,
     _network,
     _whitening,
     fit_head,
     standard,
 )
+from raysys.learners.quantile_scale import Scale
 
 
 @given(

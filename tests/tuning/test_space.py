@@ -118,7 +118,7 @@ def test_settings_within_settings_and_lists_are_searched_by_their_names():
 
 
 def test_augmentation_is_switched_by_a_choice_of_methods():
-    from raysys.learners.two_tower import TwoTowerSettings
+    from raysys.learners.two_tower_settings import TwoTowerSettings
 
     methods = [[], [{"kind": "crop"}], [{"kind": "mask", "strength": 0.5}, {"kind": "reorder"}]]
     wide = space(**{"augmentation.methods": {"kind": "choice", "choices": methods}})

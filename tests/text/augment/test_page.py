@@ -11,7 +11,7 @@ import yaml
 
 from benchmarks.result import RESULTS
 from raysys.config import parse_settings
-from raysys.learners.two_tower import TwoTowerSettings
+from raysys.learners.two_tower_settings import TwoTowerSettings
 from raysys.text.augment import Augmentation
 
 PAGE = Path(__file__).parents[3] / "docs" / "augmentation.md"
