@@ -25,6 +25,7 @@ from typing import Final
 from pydantic_core import from_json, to_json
 
 from raysys.eventlog.entries import Entry, NewEntry
+from raysys.storage import sync_folder
 
 MAGIC: Final = b"\xf5RL1"  # no UTF-8 has the first byte
 _HEAD: Final = struct.Struct("<4sIIQ")
@@ -164,12 +165,3 @@ def make_segment(folder: Path, first: int, size: int) -> Path:
         os.close(file)
     sync_folder(folder)
     return path
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -40,7 +40,7 @@ from raysys.eventlog.ids import DAY_MS, SharedIds, known_until, remove_all
 from raysys.eventlog.reader import SegmentReader
 from raysys.eventlog.rolled import Rolled
 from raysys.eventlog.settings import LogSettings
-from raysys.storage import write_atomic
+from raysys.storage import sync_folder, write_atomic
 
 log = logging.getLogger("raysys")
 
@@ -140,7 +140,7 @@ class LocalLog:
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(path)
-            blocks.sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def drop(self, until: int) -> int:
         """See `EventLog`; whole segments go, never the one that is written to."""
@@ -233,7 +233,7 @@ class LocalLog:
             # Of somebody who was killed, or failed, before the first block was in it. Readers look
             # for the next entry there, and may have it open: it is this file or none.
             segment, start = head.end + 1, 0
-            blocks.sync_folder(self.folder)
+            sync_folder(self.folder)
         elif not segment or start + len(data) > os.fstat(self._segment(segment)).st_size:
             segment, start = head.end + 1, 0
             blocks.make_segment(self.folder, segment, max(size, len(data)))

@@ -27,9 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysys import schema
-from raysys.eventlog.blocks import sync_folder
 from raysys.eventlog.entries import Entry, EventLog
 from raysys.eventlog.ids import DAY_MS, known_until
+from raysys.storage import sync_folder
 
 EVENTS: Final = pa.schema(
     [

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from raysys.config import Settings
-from raysys.eventlog.blocks import sync_folder
+from raysys.storage import sync_folder
 
 log = logging.getLogger("raysys")
 
