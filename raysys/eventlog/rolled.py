@@ -213,6 +213,8 @@ def roll(
 ) -> list[Stretch]:
     """Write what the log has beyond the rolled files; nothing if another process is at it.
 
+    What comes in meanwhile is the next roll's: else this one would not end while events come.
+
     Args:
         log: the log.
         rolled: its files.
@@ -227,22 +229,23 @@ def roll(
     with log.exclusively("roll") as mine:
         if not mine:
             return done
-        at = rolled.last()
-        if log.end() - at < max(1, at_least):
+        at, end = rolled.last(), log.end()
+        if end - at < max(1, at_least):
             oldest = log.read(at, 1)
             if not oldest or older_than is None or oldest[0].received >= older_than:
                 return done
-        while entries := _some(log, at):
+        while at < end and (entries := _some(log, at, end)):
             done.append(rolled.write(entries))
             at = entries[-1].offset
     return done
 
 
-def _some(log: EventLog, after: int) -> list[Entry]:
-    """The next entries, as many as a file should hold."""
+def _some(log: EventLog, after: int, end: int) -> list[Entry]:
+    """The next entries up to an end or a few more, as many as a file should hold."""
     found: list[Entry] = []
-    while len(found) < ROWS and (more := log.read(found[-1].offset if found else after)):
+    while len(found) < ROWS and after < end and (more := log.read(after)):
         found += more
+        after = more[-1].offset
     return found
 
 

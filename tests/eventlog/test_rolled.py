@@ -47,6 +47,22 @@ def test_the_oldest_entry_calls_for_a_roll(opened: Open, tmp_path) -> None:
     assert len(roll(log, rolled, at_least=100, older_than=received + 1)) == 1
 
 
+def test_a_roll_ends_while_events_keep_coming(opened: Open, tmp_path, monkeypatch) -> None:
+    log, sender, rolled = opened(), opened(), Rolled(tmp_path / "log")
+    log.append(entries("a", "b"))
+    read, sent = log.read, iter(range(20))
+
+    def read_slowly(*asked):  # something comes in at each look
+        sender.append(entries(f"meanwhile-{next(sent)}"))
+        return read(*asked)
+
+    monkeypatch.setattr(log, "read", read_slowly)
+    (stretch,) = roll(log, rolled)
+    assert (stretch.first, stretch.last) == (1, 3)
+    sender.append(entries("c"))
+    assert [s.first for s in roll(log, rolled)] == [4]
+
+
 def test_the_newest_word_on_items_and_users_counts(opened: Open, tmp_path) -> None:
     log, rolled = opened(), Rolled(tmp_path / "log")
     log.append([
