@@ -30,6 +30,7 @@ from raysys.eventlog import blocks
 from raysys.eventlog.entries import (
     Appended,
     Entry,
+    Held,
     LogUnavailable,
     NewEntry,
     Outcome,
@@ -155,16 +156,16 @@ class LocalLog:
             return gone
 
     @contextlib.contextmanager
-    def exclusively(self, name: str) -> Iterator[bool]:
+    def exclusively(self, name: str) -> Iterator[Held | None]:
         """See `EventLog`."""
         file = os.open(self.folder / f"{_named(name)}.lock", os.O_CREAT | os.O_RDWR, 0o644)
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield False
+                yield None
                 return
-            yield True
+            yield lambda: True  # as long as this process lives
         finally:
             os.close(file)  # which lets the lock go
 

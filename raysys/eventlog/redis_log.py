@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from raysys.errors import UserError, missing_extra
-from raysys.eventlog.entries import Appended, Entry, LogUnavailable, NewEntry, Outcome
+from raysys.eventlog.entries import Appended, Entry, Held, LogUnavailable, NewEntry, Outcome
 from raysys.eventlog.group import GroupCommit
 from raysys.eventlog.rolled import Rolled
 from raysys.eventlog.settings import LogSettings
@@ -140,13 +140,13 @@ class RedisLog:
             return int(self._redis.xtrim(self._stream, minid=f"{until + 1}-0", approximate=False))
 
     @contextlib.contextmanager
-    def exclusively(self, name: str) -> Iterator[bool]:
+    def exclusively(self, name: str) -> Iterator[Held | None]:
         """See `EventLog`; kept up while it is held, gone a minute after its holder's death."""
         key, mark = f"{self.settings.name}:lock:{name}", uuid.uuid4().hex
         with self._in_our_words():
             mine = bool(self._redis.set(key, mark, nx=True, px=_HOLD_MS))
         if not mine:
-            yield False
+            yield None
             return
         done = threading.Event()
 
@@ -156,10 +156,14 @@ class RedisLog:
                     if self._redis.get(key) == mark:
                         self._redis.pexpire(key, _HOLD_MS)
 
+        def held() -> bool:
+            with self._in_our_words():
+                return bool(self._redis.get(key) == mark)
+
         holder = threading.Thread(target=hold, name=f"hold {name}", daemon=True)
         holder.start()
         try:
-            yield True
+            yield held
         finally:
             done.set()
             holder.join()

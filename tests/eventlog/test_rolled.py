@@ -8,6 +8,7 @@ import pytest
 
 from raysys import schema
 from raysys.eventlog import rolled as module
+from raysys.eventlog.entries import LogUnavailable
 from raysys.eventlog.ids import DAY_MS
 from raysys.eventlog.local import LocalLog
 from raysys.eventlog.rolled import Rolled, roll
@@ -128,6 +129,52 @@ def test_a_roll_that_is_killed_is_done_again(opened: Open, tmp_path, monkeypatch
     roll(log, rolled)
     assert events(rolled)["event_id"].to_list() == ["a", "c"]
     assert [s.name for s in rolled.stretches()] == ["0000000000000001-0000000000000003"]
+
+
+def test_who_lost_the_lock_says_nothing_is_done(redis_server, tmp_path, monkeypatch) -> None:
+    """Frozen for longer than its lock lives, while another one rolls, and tidies before."""
+    from raysys.eventlog.redis_log import RedisLog
+
+    redis_server.redis.flushall()
+    settings = LogSettings(backend="redis", url=redis_server.url)
+    log, other = RedisLog(settings, tmp_path), RedisLog(settings, tmp_path)
+    rolled, wrote = Rolled(tmp_path), module._write
+    log.append([entry("a"), entry("b", kind="item", item_id="i")])
+
+    def freezes(table, path):
+        wrote(table, path)
+        if path.parent == rolled.events:
+            monkeypatch.undo()
+            assert redis_server.redis.delete("raysys:lock:roll") == 1
+            other.append(entries("c"))
+            assert len(roll(other, rolled)) == 1
+
+    monkeypatch.setattr(module, "_write", freezes)
+    with pytest.raises(LogUnavailable, match="another process"):
+        roll(log, rolled)
+    assert [s.name for s in rolled.stretches()] == ["0000000000000001-0000000000000003"]
+    assert [e.body["event_id"] for piece in rolled.read(0, 0) for e in piece] == ["a", "c"]
+    assert events(rolled)["event_id"].to_list() == ["a", "c"]
+    assert roll(log, rolled) == []
+    log.close()
+    other.close()
+
+
+def test_who_rolled_what_another_took_for_left_over_does_it_again(
+    opened: Open, tmp_path, monkeypatch
+) -> None:
+    log, rolled, wrote = opened(), Rolled(tmp_path / "log"), module._write
+    log.append(entries("a"))
+
+    def meets_a_tidy(table, path):
+        wrote(table, path)
+        rolled._tidy()  # of one that did not know yet that it had lost the lock
+
+    monkeypatch.setattr(module, "_write", meets_a_tidy)
+    with pytest.raises(LogUnavailable, match="another process"):
+        roll(log, rolled)
+    monkeypatch.undo()
+    assert len(roll(log, rolled)) == 1 and events(rolled)["event_id"].to_list() == ["a"]
 
 
 def test_rolled_events_are_read_as_they_were(opened: Open, tmp_path) -> None:
