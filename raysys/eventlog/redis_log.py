@@ -86,6 +86,7 @@ class RedisLog:
         self._keys = [f"{name}:id:", f"{name}:log", f"{name}:end"]
         self._stream, self._counter = self._keys[1:]
         self._positions = f"{name}:positions"
+        self._seeing = threading.Lock()
         with self._in_our_words():
             _check_durable(self._redis, settings.url)
             self._append = self._redis.register_script(_APPEND)
@@ -104,7 +105,9 @@ class RedisLog:
     def end(self) -> int:
         """See `EventLog`."""
         with self._in_our_words():
-            return int(self._redis.get(self._counter) or 0)
+            end = int(self._redis.get(self._counter) or 0)
+        self._seen(end)
+        return end
 
     def first(self) -> int:
         """See `EventLog`."""
@@ -116,6 +119,7 @@ class RedisLog:
         """See `EventLog`."""
         with self._in_our_words():
             found = self._redis.xrange(self._stream, min=f"({after}-0", count=limit)
+        self._seen(_offset(found[-1][0]) if found else after)
         return [_entry(name, fields) for name, fields in found]
 
     def wait(self, after: int, timeout_s: float) -> bool:
@@ -192,13 +196,21 @@ class RedisLog:
                     )  # fmt: skip
                     arguments += [entry.digest.hex(), until, body]
                 *new, end = self._append(keys=self._keys, args=arguments)
-                self._least = end  # a server that forgot all must not give an offset twice
+                self._seen(end)
                 outcomes += ["accepted" if one else "duplicate" for one in new]
         appended, at = [], 0
         for batch in batches:
             appended.append(Appended(outcomes[at : at + len(batch)], end))
             at += len(batch)
         return appended
+
+    def _seen(self, offset: int) -> None:
+        """Somebody was given this offset, or has read up to it: it must not be given again.
+
+        A server may have forgotten: it lost all, or another took its place that lacked the end.
+        """
+        with self._seeing:
+            self._least = max(self._least, offset)
 
     @contextlib.contextmanager
     def _in_our_words(self) -> Iterator[None]:

@@ -131,6 +131,34 @@ def test_a_roll_that_is_killed_is_done_again(opened: Open, tmp_path, monkeypatch
     assert [s.name for s in rolled.stretches()] == ["0000000000000001-0000000000000003"]
 
 
+@pytest.mark.parametrize("seen", ["read", "asked", "rolled by another"])
+def test_a_redis_that_lacks_the_last_entries_gives_no_offset_twice(
+    redis_server, tmp_path, seen: str
+) -> None:
+    """Another takes over that had not heard of them; who goes on writing has only seen them."""
+    from raysys.eventlog.redis_log import RedisLog
+
+    redis_server.redis.flushall()
+    settings = LogSettings(backend="redis", url=redis_server.url)
+    log, other = RedisLog(settings, tmp_path), RedisLog(settings, tmp_path)
+    rolled = Rolled(tmp_path)
+    log.append(entries("a", "b", "c"))
+    if seen == "read":
+        assert len(other.read(0)) == 3
+    elif seen == "asked":
+        assert other.end() == 3
+    else:
+        roll(log, rolled)
+    redis_server.redis.xdel("raysys:log", "3-0")
+    redis_server.redis.set("raysys:end", 2)
+    if seen == "rolled by another":
+        assert roll(other, rolled) == []
+    assert other.append(entries("d")).last == 4
+    assert [s.last for s in roll(other, rolled)] == [4]
+    log.close()
+    other.close()
+
+
 def test_who_lost_the_lock_says_nothing_is_done(redis_server, tmp_path, monkeypatch) -> None:
     """Frozen for longer than its lock lives, while another one rolls, and tidies before."""
     from raysys.eventlog.redis_log import RedisLog
