@@ -336,14 +336,15 @@ class LocalLog:
         for digests, until in rolled.ids(self._remember_days, today):
             head = self._roomy(head, len(digests), tell=False)
             head = replace(head, ids=head.ids + self._ids.add(digests, until))
-        damaged, in_last, end = 0, 0, rolled.last()
+        rolled_to = rolled.last()
+        damaged, in_last, end = 0, 0, rolled_to
         there = blocks.segments(self.folder)
         for first in there:
             in_last = 0
             if first > end + 1:
                 damaged += 1
                 log.error("%s: entries %d to %d are not there", self.folder, end + 1, first - 1)
-            head = replace(head, segment=first, byte=0, last=0, end=max(end, first - 1))
+            head = replace(head, segment=first, byte=0, last=0, end=first - 1)
             file = self._segment(first)
             for found in blocks.scan(file):
                 if isinstance(found, int):
@@ -356,12 +357,17 @@ class LocalLog:
                 came = read[1][0].received
                 head = self._take(head, found, _again(read[1]), came, tell=False)
             end = head.end
-        head = replace(head, end=max(end, head.end))
-        if (
-            head.segment
-            and head.end > rolled.last()
-            and blocks.peek(self._segment(head.segment), head.byte)
-        ):
+        if not there:
+            head = replace(head, end=rolled_to)
+        elif head.end < rolled_to:  # no offset is given twice, and what is rolled is not lost
+            damaged += 1
+            in_last += 1
+            log.warning(
+                "%s: entries %d to %d are not there, the rolled files hold them",
+                self.folder, head.end + 1, rolled_to,
+            )  # fmt: skip
+            head = replace(head, end=rolled_to)
+        elif head.end > rolled_to and blocks.peek(self._segment(head.segment), head.byte):
             log.warning("%s: its last write was cut off; nobody was told of it", self.folder)
         if before is not None and before.boot == self._boot and before.end > head.end:
             damaged += 1

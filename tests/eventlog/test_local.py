@@ -110,6 +110,24 @@ def test_damage_to_the_last_block_is_said_aloud(log: LocalLog, caplog) -> None:
     assert ids(LocalLog(log.folder, SMALL)) == ["a", "b", "d"] and not caplog.text
 
 
+@pytest.mark.parametrize("lost", ["the last block", "all"])
+def test_offsets_go_on_behind_what_is_rolled(log: LocalLog, caplog, monkeypatch, lost: str) -> None:
+    """The end of the log is damaged, and after the restart of the machine nobody remembers it."""
+    rolled, head = Rolled(log.folder), log._head.read()
+    assert head is not None
+    roll(log, rolled)
+    overwrite(log, *((b"?", 3) if lost == "the last block" else (bytes(head.byte), head.byte)))
+    with caplog.at_level(logging.WARNING, logger="raysys"):
+        other = restarted(log, monkeypatch)
+    assert "to 3 are not there, the rolled files hold them" in caplog.text
+    assert other.end() == 3
+    assert other.append(entries("c", "d")).outcomes == ["duplicate", "accepted"]
+    assert [(e.offset, e.body["event_id"]) for e in other.read(2)] == [(4, "d")]
+    assert [(s.first, s.last) for s in roll(other, rolled)] == [(4, 4)]
+    left = ["a", "b"] if lost == "the last block" else []
+    assert ids(LocalLog(log.folder, SMALL)) == [*left, "d"]
+
+
 def test_damage_in_the_middle_costs_its_own_block_alone(log: LocalLog, caplog, monkeypatch) -> None:
     log.append(entries("d"))
     head = log._head.read()
