@@ -62,6 +62,13 @@ def packed(entries: Sequence[NewEntry], first: int, received: int) -> bytes:
     return head + _CRC.pack(zlib.crc32(payload, zlib.crc32(head))) + payload
 
 
+def write_at(file: int, data: bytes, start: int) -> None:
+    """Write all of it from a byte on."""
+    written = 0
+    while written < len(data):
+        written += os.pwrite(file, data[written:], start + written)
+
+
 def block_at(file: int, start: int) -> Block | None:
     """The whole block that begins at a byte; None: there is none. `file` is a descriptor."""
     found = _read(file, start)
@@ -144,12 +151,14 @@ def segments(folder: Path) -> list[int]:
 
 
 def make_segment(folder: Path, first: int, size: int) -> Path:
-    """A segment of zeros, durable; there whole or not at all.
+    """A segment of zeros, durable; there whole or not at all. Only who holds the log's lock may.
 
     Raises:
         OSError: no space.
     """
     path = segment_path(folder, first)
+    for leftover in folder.glob("*.new"):  # of a writer that was killed: it held the lock, too
+        leftover.unlink(missing_ok=True)
     fresh = path.with_suffix(f".{os.getpid()}.new")
     file = os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     try:

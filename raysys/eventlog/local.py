@@ -241,9 +241,7 @@ class LocalLog:
         file = self._segment(segment)
         if start + len(data) > os.fstat(file).st_size:
             os.posix_fallocate(file, 0, start + len(data))
-        written = 0
-        while written < len(data):
-            written += os.pwrite(file, data[written:], start + written)
+        blocks.write_at(file, data, start)
         os.fdatasync(file)
         block = blocks.Block(start, start + len(data), head.end + 1, len(fresh))
         return self._take(replace(head, segment=segment), block, fresh, received)
@@ -316,8 +314,12 @@ class LocalLog:
                 found = blocks.entries_at(self._segment(segment), start)
             if found is None or found[0].first != head.end + 1:
                 return head
-            os.fdatasync(self._segment(segment))  # it may have been killed before that too
             block, entries = found
+            # It may have been killed before the sync, or that has failed: then what we read is in
+            # memory alone, and Linux takes it for written until it is written once more.
+            file = self._segment(segment)
+            blocks.write_at(file, os.pread(file, block.end - block.start, block.start), block.start)
+            os.fdatasync(file)
             head = self._roomy(head, len(entries))
             came = entries[0].received
             head = self._take(replace(head, segment=segment), block, _again(entries), came)

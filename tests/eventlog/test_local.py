@@ -191,6 +191,33 @@ def test_a_segment_whose_name_could_not_be_made_durable_is_written_all_the_same(
     assert ids(log) == ids(reader) == ids(LocalLog(tmp_path / "log", SMALL)) == ["a"]
 
 
+def test_what_a_failed_sync_left_is_written_once_more(log: LocalLog, monkeypatch) -> None:
+    """After a sync that failed the next one succeeds, though nothing came to the disk."""
+    done: list[str] = []
+
+    def fails(_file: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fails)
+        with pytest.raises(LogUnavailable, match="Input/output"):
+            log.append(entries("d"))
+    write, sync = os.pwrite, os.fdatasync
+    monkeypatch.setattr(os, "pwrite", lambda *told: done.append("write") or write(*told))
+    monkeypatch.setattr(os, "fdatasync", lambda file: done.append("sync") or sync(file))
+    assert log.append(entries("d")).outcomes == ["duplicate"]
+    assert done == ["write", "sync"]
+    assert ids(log) == ids(LocalLog(log.folder, SMALL)) == ["a", "b", "c", "d"]
+
+
+def test_a_killed_writer_leaves_no_half_made_segment(tmp_path: Path) -> None:
+    log = LocalLog(tmp_path / "log", SMALL)
+    (log.folder / f"{1:020d}.4711.new").write_bytes(bytes(1 << 20))
+    log.append(entries("a"))
+    assert list(log.folder.glob("*.new")) == []
+    assert ids(log) == ["a"]
+
+
 def test_old_events_are_known_as_long_as_new_ones(tmp_path: Path, monkeypatch) -> None:
     """A shop that shows history sends events of years ago: they were received today."""
     monkeypatch.setattr("raysys.eventlog.ids._SLOTS", 1 << 6)
