@@ -89,9 +89,10 @@ class SegmentWriter:
             self._count(1, "dropped")
 
     def close(self) -> None:
-        """Write what is there, and end."""
-        self._queue.put(None)
-        self._thread.join(timeout=_NOBODY_WAITS_S)
+        """Write what is there, and end; not where the disk hangs for long."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=_NOBODY_WAITS_S)
+            self._thread.join(timeout=_NOBODY_WAITS_S)
 
     def _run(self) -> None:
         rows: list[dict[str, Any]] = []
