@@ -70,6 +70,13 @@ def test_paired_refuses_only_what_is_surely_worse(value: float, below: float, ab
     assert judged.passes == (value + above >= 0)
 
 
+@pytest.mark.parametrize("better", [True, False])
+def test_where_nothing_can_be_compared_nothing_passes(better: bool) -> None:
+    nothing = Bootstrap(np.arange(9)).difference(np.full(9, np.nan), np.full(9, np.nan))
+    judged = judge_paired("ndcg@10", np.nan, np.nan, nothing, better=better)
+    assert not judged.passes and "nothing could be compared" in judged.reason
+
+
 def test_pairing_sees_what_two_intervals_cannot() -> None:
     rng = np.random.default_rng(0)
     easy = rng.beta(2, 3, 600)  # requests differ much more than the two bundles

@@ -48,8 +48,12 @@ def judge_paired(
 ) -> Judgement:
     """By the difference, challenger minus champion, on the same requests.
 
-    Refused when all of its interval lies below zero; with `better`, unless all lies above.
+    Refused when all of its interval lies below zero; with `better`, unless all lies above; and
+    where there is no interval, as without a request that has something relevant.
     """
+    if not _has_ends(difference):
+        reason = f"{metric}: nothing could be compared on the same requests"
+        return Judgement(False, metric, "paired", reason, challenger, champion)
     told = f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
     worse = difference.high < 0
     if better:
