@@ -13,7 +13,7 @@ from rich.table import Table
 from raysys.errors import UserError
 from raysys.progress import task
 from raysys.registry import TEXT, BundleManifest, Registry
-from raysys.registry.gate import Judgement, judge_paired
+from raysys.registry.gate import Judgement, judge_paired, judge_unread
 from raysys.registry.listing import bundles, default_pointer, judge_known
 from raysys.storage import Workspace, read_manifest
 
@@ -63,8 +63,15 @@ def judge(
         before: id of the champion; None: there is none.
     """
     if before not in (None, challenger.id):
-        champion = BundleManifest.read(registry.bundles / before)
+        try:
+            champion = BundleManifest.read(registry.bundles / before)
+        except UserError as error:
+            return judge_unread(error)
         if _same_features(workspace, challenger, champion):
+            try:
+                registry.verify(champion.id)
+            except UserError as error:
+                return judge_unread(error)
             return _paired(workspace, registry, challenger.id, champion.id)
     return judge_known(registry, challenger, before)
 

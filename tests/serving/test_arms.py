@@ -314,6 +314,13 @@ def test_promotion_and_rollback_over_http(shop: Shop) -> None:
     assert shop.admin("rollback")["bundle"] == shop.first
 
 
+def test_a_champion_that_is_gone_is_replaced_over_http(shop: Shop) -> None:
+    shutil.rmtree(shop.registry.bundles / shop.first)
+    problem = shop.admin("promote", 409, bundle="challenger")
+    assert "the champion cannot be read" in problem["detail"]
+    assert shop.admin("promote", bundle="challenger", force=True)["bundle"] == shop.second
+
+
 @pytest.mark.parametrize(
     "name",
     ["../champion", "a/b", "..", "", ".hidden", "a..b", "x" * 101, "a\n", "é", "/etc/passwd", 5],
