@@ -131,6 +131,24 @@ def test_promotion_and_the_way_back(registry: Registry) -> None:
     assert moves == [("", good), (good, same), (same, bad), (bad, same), (same, good)]
 
 
+def test_a_rollback_meanwhile_is_not_undone(registry: Registry, monkeypatch) -> None:
+    workspace = Workspace(registry.root.parent)
+    old, bad, new = (published(registry, figure) for figure in (SPREAD, 0.1, 0.3))
+    registry.point("champion", old)
+    registry.point("champion", bad)
+    judge = life.judge
+
+    def slowly(*told: Any) -> Any:
+        judged = judge(*told)
+        registry.rollback("champion")
+        return judged
+
+    monkeypatch.setattr(life, "judge", slowly)
+    with pytest.raises(UserError, match="means another bundle by now"):
+        life.promote(workspace, new, None, force=True)
+    assert registry.resolve("champion") == old
+
+
 @pytest.mark.parametrize("damage", ["deleted", "manifest"])
 def test_a_champion_that_cannot_be_read_is_replaced_by_who_insists(
     registry: Registry, damage: str

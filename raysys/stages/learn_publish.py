@@ -8,7 +8,7 @@ from typing import Any
 
 from raysys.ensemble import BaseScores
 from raysys.errors import UserError
-from raysys.registry import RERANKER_FOLDER, Registry
+from raysys.registry import RERANKER_FOLDER, Moved, Registry
 from raysys.serving.rollout import CanaryArgs, Rollout
 from raysys.stages.learn_events import GATE
 from raysys.stages.learn_gate import verdict
@@ -76,7 +76,11 @@ def promote(made: Round, registry: Registry, bundle: str, figures: dict[str, Any
             return f"it is the {name} now"
         if holder != made.plan.champion:
             return f"the champion stays: {name} means another bundle than when the round began"
-        registry.point(name, bundle, cause=f"promoted by raysys learn: {judged.reason}")
+        cause = f"promoted by raysys learn: {judged.reason}"
+        try:
+            registry.point(name, bundle, cause=cause, expected=holder)
+        except Moved as error:
+            return f"the champion stays: {error.what}"
         return f"it is the {name} now"
     rollout = Rollout(registry.root)
     try:

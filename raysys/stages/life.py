@@ -31,7 +31,8 @@ def promote(
         look: judge only.
 
     Raises:
-        UserError: no such bundle, a damaged one, or one that is worse and not forced.
+        UserError: no such bundle, a damaged one, or one that is worse and not forced; or the name
+            means another one meanwhile than it was judged against.
     """
     registry = Registry(workspace.registry)
     challenger = registry.verify(bundle)
@@ -47,7 +48,8 @@ def promote(
             mend="--force promotes it all the same",
         )
     forced = "" if judgement.passes else ", forced"
-    registry.point(name, challenger.id, cause=f"promoted by {_who()}{forced}: {judgement.reason}")
+    cause = f"promoted by {_who()}{forced}: {judgement.reason}"
+    registry.point(name, challenger.id, cause=cause, expected=before or "")
     return judgement
 
 
