@@ -440,13 +440,19 @@ def test_a_canary_is_asked_for_unless_one_runs(shop: Workspace) -> None:
     rollout = Rollout(registry.root)
     assert rollout.read().canary.bundle == manifest.figures["challenger"]
     assert manifest.figures["promoted"] == "a canary for 5% of the users"
-    rollout.ask(CanaryArgs(bundle=champion(shop), share=0.5))
-    again = SimpleNamespace(settings=settings)
-    assert promote(again, registry, "another", {}).startswith("no canary")  # type: ignore[arg-type]
-    assert rollout.read().canary.bundle == champion(shop)
+    first = manifest.figures["challenger"]
+    again: Any = SimpleNamespace(settings=settings)
+    assert promote(again, registry, "another", {}) == f"no canary: {first} is being tried"
+    assert rollout.read().canary.bundle == first
+    rollout.halt(first, "slow")  # a guard has ended it, so the next may be tried
+    assert promote(again, registry, "another", {}).startswith("a canary for")
+    assert rollout.read().canary.bundle == "another"
+    rollout.ask(CanaryArgs(bundle=first, share=0.5))
+    registry.point("champion", first)  # it was promoted
+    assert promote(again, registry, "another", {}).startswith("a canary for")
     rollout.ask(None)
     rollout.halt("another", "slow")
-    assert "a guard has ended" in promote(again, registry, "another", {})  # type: ignore[arg-type]
+    assert "a guard has ended" in promote(again, registry, "another", {})
 
 
 def test_too_few_requests_judge_nothing(shop: Workspace) -> None:
