@@ -7,6 +7,7 @@ or the new one, never half of either.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -182,10 +183,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     begin = f".{folder.name}."
-    for leftover in folder.parent.glob(f"{begin}*.tmp"):
-        mark = leftover.name.removeprefix(begin).removeprefix("old.").removesuffix(".tmp")
-        if is_left_over(leftover, mark):
-            shutil.rmtree(leftover, ignore_errors=True)
+    remove_left_overs(folder.parent, begin)
     mark = writer_mark()
     fresh = folder.parent / f"{begin}{mark}.tmp"
     fresh.mkdir()
@@ -198,6 +196,14 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def remove_left_overs(parent: Path, begin: str = ".") -> None:
+    """Remove the folders whose names begin so and that killed writers left half-written."""
+    for leftover in parent.glob(f"{begin}*.tmp"):
+        mark = leftover.name.removesuffix(".tmp").rpartition(".")[2]
+        if is_left_over(leftover, mark):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def writer_mark() -> str:
@@ -235,11 +241,30 @@ def _started(pid: int) -> str:
 
 
 def write_atomic(path: Path, content: str) -> None:
-    """Write a small text file so that readers see the old content or the new, nothing between."""
+    """Write a small text file, durably: readers see the old content or the new, nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fresh.write_text(content, encoding="utf-8")
-    fresh.replace(path)
+    fresh = path.with_name(f".{path.name}.{writer_mark()}.tmp")
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut may leave the name with nothing in it
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which says that a share (SMB) cannot do this at all
+            raise
+    finally:
+        os.close(file)
 
 
 def digest(content: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from raysys.errors import UserError
 from raysys.evaluation.intervals import Bootstrap, Interval
 from raysys.registry import BundleManifest, Registry
 from raysys.registry.gate import judge_figures, judge_learned, judge_paired, main_figures
+from raysys.registry.listing import judge_known
 from raysys.stages import life
 from raysys.storage import Workspace
 
@@ -70,6 +72,13 @@ def test_paired_refuses_only_what_is_surely_worse(value: float, below: float, ab
     assert judged.passes == (value + above >= 0)
 
 
+@pytest.mark.parametrize("better", [True, False])
+def test_where_nothing_can_be_compared_nothing_passes(better: bool) -> None:
+    nothing = Bootstrap(np.arange(9)).difference(np.full(9, np.nan), np.full(9, np.nan))
+    judged = judge_paired("ndcg@10", np.nan, np.nan, nothing, better=better)
+    assert not judged.passes and "nothing could be compared" in judged.reason
+
+
 def test_pairing_sees_what_two_intervals_cannot() -> None:
     rng = np.random.default_rng(0)
     easy = rng.beta(2, 3, 600)  # requests differ much more than the two bundles
@@ -120,6 +129,43 @@ def test_promotion_and_the_way_back(registry: Registry) -> None:
     assert "forced" in causes[2] and "forced" not in causes[1]
     moves = [(change.before, change.after) for change in registry.journal()]
     assert moves == [("", good), (good, same), (same, bad), (bad, same), (same, good)]
+
+
+def test_a_rollback_meanwhile_is_not_undone(registry: Registry, monkeypatch) -> None:
+    workspace = Workspace(registry.root.parent)
+    old, bad, new = (published(registry, figure) for figure in (SPREAD, 0.1, 0.3))
+    registry.point("champion", old)
+    registry.point("champion", bad)
+    judge = life.judge
+
+    def slowly(*told: Any) -> Any:
+        judged = judge(*told)
+        registry.rollback("champion")
+        return judged
+
+    monkeypatch.setattr(life, "judge", slowly)
+    with pytest.raises(UserError, match="means another bundle by now"):
+        life.promote(workspace, new, None, force=True)
+    assert registry.resolve("champion") == old
+
+
+@pytest.mark.parametrize("damage", ["deleted", "manifest"])
+def test_a_champion_that_cannot_be_read_is_replaced_by_who_insists(
+    registry: Registry, damage: str
+) -> None:
+    workspace = Workspace(registry.root.parent)
+    old, new = published(registry, SPREAD), published(registry, 0.3)
+    registry.point("champion", old)
+    if damage == "deleted":
+        shutil.rmtree(registry.bundles / old)
+    else:
+        (registry.bundles / old / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"champion cannot be read: .*manifest"):
+        life.promote(workspace, new, None, force=False)
+    judged = judge_known(registry, registry.verify(new), old)
+    assert (judged.passes, judged.how) == (False, "none")
+    assert not life.promote(workspace, new, None, force=True).passes
+    assert registry.resolve("champion") == new
 
 
 @pytest.mark.parametrize("name", ["../champion", "a/b", "..", "/etc/passwd", "x\x00"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from raysys.errors import UserError
-from raysys.registry import Registry
+from raysys.registry import Moved, Registry
 from raysys.storage import writer_mark
 
 
@@ -210,6 +210,20 @@ def test_pointers_name_bundles_and_roll_back(registry: Registry) -> None:
     assert registry.pointers() == {"champion": first}
     assert registry.resolve(second) == second
     assert set(registry.list()) == {first, second, third}
+
+
+def test_a_name_changes_only_if_it_means_what_was_expected(registry: Registry) -> None:
+    first, second, third = (registry.publish(writer(text)) for text in "123")
+    with pytest.raises(Moved, match="another bundle by now: none"):
+        registry.point("champion", first, expected=second)
+    registry.point("champion", first, expected="")
+    registry.point("champion", second, expected=first)
+    for expected in ("", first, third):
+        with pytest.raises(Moved, match=f"another bundle by now: {second}"):
+            registry.point("champion", third, expected=expected)
+    registry.point("champion", second, expected=first)  # what was wanted is so
+    assert registry.history("champion") == (first,)
+    assert len(registry.journal()) == 2
 
 
 def test_rollback_to_a_damaged_bundle_changes_nothing(registry: Registry) -> None:

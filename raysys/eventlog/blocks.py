@@ -25,6 +25,7 @@ from typing import Final
 from pydantic_core import from_json, to_json
 
 from raysys.eventlog.entries import Entry, NewEntry
+from raysys.storage import sync_folder
 
 MAGIC: Final = b"\xf5RL1"  # no UTF-8 has the first byte
 _HEAD: Final = struct.Struct("<4sIIQ")
@@ -59,6 +60,13 @@ def packed(entries: Sequence[NewEntry], first: int, received: int) -> bytes:
     payload = to_json([received, rows])
     head = _HEAD.pack(MAGIC, len(payload), len(entries), first)
     return head + _CRC.pack(zlib.crc32(payload, zlib.crc32(head))) + payload
+
+
+def write_at(file: int, data: bytes, start: int) -> None:
+    """Write all of it from a byte on."""
+    written = 0
+    while written < len(data):
+        written += os.pwrite(file, data[written:], start + written)
 
 
 def block_at(file: int, start: int) -> Block | None:
@@ -143,12 +151,14 @@ def segments(folder: Path) -> list[int]:
 
 
 def make_segment(folder: Path, first: int, size: int) -> Path:
-    """A segment of zeros, durable; there whole or not at all.
+    """A segment of zeros, durable; there whole or not at all. Only who holds the log's lock may.
 
     Raises:
         OSError: no space.
     """
     path = segment_path(folder, first)
+    for leftover in folder.glob("*.new"):  # of a writer that was killed: it held the lock, too
+        leftover.unlink(missing_ok=True)
     fresh = path.with_suffix(f".{os.getpid()}.new")
     file = os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     try:
@@ -164,12 +174,3 @@ def make_segment(folder: Path, first: int, size: int) -> Path:
         os.close(file)
     sync_folder(folder)
     return path
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

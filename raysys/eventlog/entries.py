@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ KINDS: Final = ("event", "item", "user")
 """Kinds of entry: a thing that a user did, and what a shop says anew of an item or a user."""
 
 Outcome = Literal["accepted", "duplicate"]
+Held = Callable[[], bool]
+"""Asks whether a lock is still held: one that expires may be lost while a process is frozen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +151,11 @@ class EventLog(Protocol):
         """
         ...
 
-    def exclusively(self, name: str) -> AbstractContextManager[bool]:
-        """Hold a lock that only one process of all that share the log can; whether it was free."""
+    def exclusively(self, name: str) -> AbstractContextManager[Held | None]:
+        """Hold a lock that only one process of all that share the log can; None: it is not free.
+
+        What it gives asks whether the lock is still held, and may raise `LogUnavailable`.
+        """
         ...
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ from raysys.eventlog import blocks
 from raysys.eventlog.entries import (
     Appended,
     Entry,
+    Held,
     LogUnavailable,
     NewEntry,
     Outcome,
@@ -40,7 +41,7 @@ from raysys.eventlog.ids import DAY_MS, SharedIds, known_until, remove_all
 from raysys.eventlog.reader import SegmentReader
 from raysys.eventlog.rolled import Rolled
 from raysys.eventlog.settings import LogSettings
-from raysys.storage import write_atomic
+from raysys.storage import sync_folder, write_atomic
 
 log = logging.getLogger("raysys")
 
@@ -140,7 +141,7 @@ class LocalLog:
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(path)
-            blocks.sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def drop(self, until: int) -> int:
         """See `EventLog`; whole segments go, never the one that is written to."""
@@ -155,16 +156,16 @@ class LocalLog:
             return gone
 
     @contextlib.contextmanager
-    def exclusively(self, name: str) -> Iterator[bool]:
+    def exclusively(self, name: str) -> Iterator[Held | None]:
         """See `EventLog`."""
         file = os.open(self.folder / f"{_named(name)}.lock", os.O_CREAT | os.O_RDWR, 0o644)
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield False
+                yield None
                 return
-            yield True
+            yield lambda: True  # as long as this process lives
         finally:
             os.close(file)  # which lets the lock go
 
@@ -233,16 +234,14 @@ class LocalLog:
             # Of somebody who was killed, or failed, before the first block was in it. Readers look
             # for the next entry there, and may have it open: it is this file or none.
             segment, start = head.end + 1, 0
-            blocks.sync_folder(self.folder)
+            sync_folder(self.folder)
         elif not segment or start + len(data) > os.fstat(self._segment(segment)).st_size:
             segment, start = head.end + 1, 0
             blocks.make_segment(self.folder, segment, max(size, len(data)))
         file = self._segment(segment)
         if start + len(data) > os.fstat(file).st_size:
             os.posix_fallocate(file, 0, start + len(data))
-        written = 0
-        while written < len(data):
-            written += os.pwrite(file, data[written:], start + written)
+        blocks.write_at(file, data, start)
         os.fdatasync(file)
         block = blocks.Block(start, start + len(data), head.end + 1, len(fresh))
         return self._take(replace(head, segment=segment), block, fresh, received)
@@ -315,8 +314,12 @@ class LocalLog:
                 found = blocks.entries_at(self._segment(segment), start)
             if found is None or found[0].first != head.end + 1:
                 return head
-            os.fdatasync(self._segment(segment))  # it may have been killed before that too
             block, entries = found
+            # It may have been killed before the sync, or that has failed: then what we read is in
+            # memory alone, and Linux takes it for written until it is written once more.
+            file = self._segment(segment)
+            blocks.write_at(file, os.pread(file, block.end - block.start, block.start), block.start)
+            os.fdatasync(file)
             head = self._roomy(head, len(entries))
             came = entries[0].received
             head = self._take(replace(head, segment=segment), block, _again(entries), came)
@@ -335,14 +338,15 @@ class LocalLog:
         for digests, until in rolled.ids(self._remember_days, today):
             head = self._roomy(head, len(digests), tell=False)
             head = replace(head, ids=head.ids + self._ids.add(digests, until))
-        damaged, in_last, end = 0, 0, rolled.last()
+        rolled_to = rolled.last()
+        damaged, in_last, end = 0, 0, rolled_to
         there = blocks.segments(self.folder)
         for first in there:
             in_last = 0
             if first > end + 1:
                 damaged += 1
                 log.error("%s: entries %d to %d are not there", self.folder, end + 1, first - 1)
-            head = replace(head, segment=first, byte=0, last=0, end=max(end, first - 1))
+            head = replace(head, segment=first, byte=0, last=0, end=first - 1)
             file = self._segment(first)
             for found in blocks.scan(file):
                 if isinstance(found, int):
@@ -355,12 +359,17 @@ class LocalLog:
                 came = read[1][0].received
                 head = self._take(head, found, _again(read[1]), came, tell=False)
             end = head.end
-        head = replace(head, end=max(end, head.end))
-        if (
-            head.segment
-            and head.end > rolled.last()
-            and blocks.peek(self._segment(head.segment), head.byte)
-        ):
+        if not there:
+            head = replace(head, end=rolled_to)
+        elif head.end < rolled_to:  # no offset is given twice, and what is rolled is not lost
+            damaged += 1
+            in_last += 1
+            log.warning(
+                "%s: entries %d to %d are not there, the rolled files hold them",
+                self.folder, head.end + 1, rolled_to,
+            )  # fmt: skip
+            head = replace(head, end=rolled_to)
+        elif head.end > rolled_to and blocks.peek(self._segment(head.segment), head.byte):
             log.warning("%s: its last write was cut off; nobody was told of it", self.folder)
         if before is not None and before.boot == self._boot and before.end > head.end:
             damaged += 1

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from raysys.errors import UserError, missing_extra
-from raysys.eventlog.entries import Appended, Entry, LogUnavailable, NewEntry, Outcome
+from raysys.eventlog.entries import Appended, Entry, Held, LogUnavailable, NewEntry, Outcome
 from raysys.eventlog.group import GroupCommit
 from raysys.eventlog.rolled import Rolled
 from raysys.eventlog.settings import LogSettings
@@ -86,6 +86,7 @@ class RedisLog:
         self._keys = [f"{name}:id:", f"{name}:log", f"{name}:end"]
         self._stream, self._counter = self._keys[1:]
         self._positions = f"{name}:positions"
+        self._seeing = threading.Lock()
         with self._in_our_words():
             _check_durable(self._redis, settings.url)
             self._append = self._redis.register_script(_APPEND)
@@ -104,7 +105,9 @@ class RedisLog:
     def end(self) -> int:
         """See `EventLog`."""
         with self._in_our_words():
-            return int(self._redis.get(self._counter) or 0)
+            end = int(self._redis.get(self._counter) or 0)
+        self._seen(end)
+        return end
 
     def first(self) -> int:
         """See `EventLog`."""
@@ -116,6 +119,7 @@ class RedisLog:
         """See `EventLog`."""
         with self._in_our_words():
             found = self._redis.xrange(self._stream, min=f"({after}-0", count=limit)
+        self._seen(_offset(found[-1][0]) if found else after)
         return [_entry(name, fields) for name, fields in found]
 
     def wait(self, after: int, timeout_s: float) -> bool:
@@ -140,13 +144,13 @@ class RedisLog:
             return int(self._redis.xtrim(self._stream, minid=f"{until + 1}-0", approximate=False))
 
     @contextlib.contextmanager
-    def exclusively(self, name: str) -> Iterator[bool]:
+    def exclusively(self, name: str) -> Iterator[Held | None]:
         """See `EventLog`; kept up while it is held, gone a minute after its holder's death."""
         key, mark = f"{self.settings.name}:lock:{name}", uuid.uuid4().hex
         with self._in_our_words():
             mine = bool(self._redis.set(key, mark, nx=True, px=_HOLD_MS))
         if not mine:
-            yield False
+            yield None
             return
         done = threading.Event()
 
@@ -156,10 +160,14 @@ class RedisLog:
                     if self._redis.get(key) == mark:
                         self._redis.pexpire(key, _HOLD_MS)
 
+        def held() -> bool:
+            with self._in_our_words():
+                return bool(self._redis.get(key) == mark)
+
         holder = threading.Thread(target=hold, name=f"hold {name}", daemon=True)
         holder.start()
         try:
-            yield True
+            yield held
         finally:
             done.set()
             holder.join()
@@ -188,13 +196,21 @@ class RedisLog:
                     )  # fmt: skip
                     arguments += [entry.digest.hex(), until, body]
                 *new, end = self._append(keys=self._keys, args=arguments)
-                self._least = end  # a server that forgot all must not give an offset twice
+                self._seen(end)
                 outcomes += ["accepted" if one else "duplicate" for one in new]
         appended, at = [], 0
         for batch in batches:
             appended.append(Appended(outcomes[at : at + len(batch)], end))
             at += len(batch)
         return appended
+
+    def _seen(self, offset: int) -> None:
+        """Somebody was given this offset, or has read up to it: it must not be given again.
+
+        A server may have forgotten: it lost all, or another took its place that lacked the end.
+        """
+        with self._seeing:
+            self._least = max(self._least, offset)
 
     @contextlib.contextmanager
     def _in_our_words(self) -> Iterator[None]:

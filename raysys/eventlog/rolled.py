@@ -8,6 +8,8 @@
 
 The last file of a stretch to be written is the one in `done`: files of a stretch that has none
 were left by a process that was killed, and are removed by the next. So each entry is in one file.
+A process that was frozen until its lock expired may meet the next one at work: each asks whether it
+still holds the lock before a file, and sees to it that its files are there before it says so.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysys import schema
-from raysys.eventlog.blocks import sync_folder
-from raysys.eventlog.entries import Entry, EventLog
+from raysys.eventlog.entries import Entry, EventLog, Held, LogUnavailable
 from raysys.eventlog.ids import DAY_MS, known_until
+from raysys.storage import sync_folder
 
 EVENTS: Final = pa.schema(
     [
@@ -52,6 +54,7 @@ OTHERS: Final = pa.schema(
 ROWS: Final = 250_000
 """Entries of one file at most."""
 
+_TAKEN: Final = "another process has begun to roll the event log"
 _RANGE: Final = re.compile(r"(\d{16})-(\d{16})")
 
 
@@ -104,10 +107,28 @@ class Rolled:
         names = [_RANGE.fullmatch(path.stem) for path in self._done.glob("*.json")]
         return max((int(name[2]) for name in names if name), default=0)
 
-    def write(self, entries: Sequence[Entry]) -> Stretch:
-        """Write the next stretch; only one process may at a time."""
+    def write(self, entries: Sequence[Entry], held: Held) -> Stretch:
+        """Write the next stretch; only one process may at a time.
+
+        Args:
+            entries: of it.
+            held: asks whether this is still the one that may.
+
+        Raises:
+            LogUnavailable: it is not, and nothing of the stretch stays.
+        """
         for folder in (self.events, self.others, self._done):
             folder.mkdir(parents=True, exist_ok=True)
+
+        def alone() -> None:
+            if not held():
+                raise LogUnavailable(_TAKEN)
+
+        def put(table: pa.Table, path: Path) -> None:
+            alone()
+            _write(table, path)
+
+        alone()
         self._tidy()
         used = [e for e in entries if e.kind == "event" and e.quarantined is None]
         others = [e for e in entries if e.kind != "event" or e.quarantined is not None]
@@ -123,14 +144,22 @@ class Rolled:
         updates = {k: [e.body for e in others if e.kind == k and not e.quarantined] for k in
                    ("item", "user")}  # fmt: skip
         if updates["item"]:
-            _write(self._with_items(updates["item"]), self.items)
+            put(self._with_items(updates["item"]), self.items)
         if updates["user"]:
-            _write(self._with_users(updates["user"]), self.users)
+            put(self._with_users(updates["user"]), self.users)
+        files = []
         if others:
-            _write(_others(others), self.others / f"{stretch.name}.parquet")
+            files.append(self.others / f"{stretch.name}.parquet")
+            put(_others(others), files[-1])
         if used:
-            _write(_events(used), self.events / f"{stretch.name}.parquet")
+            files.append(self.events / f"{stretch.name}.parquet")
+            put(_events(used), files[-1])
         marker = self._done / f"{stretch.name}.json"
+        if not held() or not all(path.exists() for path in files):
+            if not marker.exists():  # else they are the other one's, which has rolled the same
+                for path in files:
+                    path.unlink(missing_ok=True)
+            raise LogUnavailable(_TAKEN)
         fresh = marker.with_suffix(".new")
         with fresh.open("w") as file:
             file.write(json.dumps(asdict(stretch)) + "\n")
@@ -217,6 +246,8 @@ def roll(
 ) -> list[Stretch]:
     """Write what the log has beyond the rolled files; nothing if another process is at it.
 
+    What comes in meanwhile is the next roll's: else this one would not end while events come.
+
     Args:
         log: the log.
         rolled: its files.
@@ -224,29 +255,30 @@ def roll(
         older_than: unless the oldest of them was received before this moment, UTC ms.
 
     Raises:
-        LogUnavailable: the log cannot be read.
+        LogUnavailable: the log cannot be read, or this process was frozen until another took over.
         OSError: no space for the files.
     """
     done: list[Stretch] = []
-    with log.exclusively("roll") as mine:
-        if not mine:
+    with log.exclusively("roll") as held:
+        if held is None:
             return done
-        at = rolled.last()
-        if log.end() - at < max(1, at_least):
+        at, end = rolled.last(), log.end()
+        if end - at < max(1, at_least):
             oldest = log.read(at, 1)
             if not oldest or older_than is None or oldest[0].received >= older_than:
                 return done
-        while entries := _some(log, at):
-            done.append(rolled.write(entries))
+        while at < end and (entries := _some(log, at, end)):
+            done.append(rolled.write(entries, held))
             at = entries[-1].offset
     return done
 
 
-def _some(log: EventLog, after: int) -> list[Entry]:
-    """The next entries, as many as a file should hold."""
+def _some(log: EventLog, after: int, end: int) -> list[Entry]:
+    """The next entries up to an end or a few more, as many as a file should hold."""
     found: list[Entry] = []
-    while len(found) < ROWS and (more := log.read(found[-1].offset if found else after)):
+    while len(found) < ROWS and after < end and (more := log.read(after)):
         found += more
+        after = more[-1].offset
     return found
 
 

@@ -32,7 +32,7 @@ from raysys.registry.bundle import (
     write_text,
 )
 from raysys.registry.manifest import SAFE, BundleManifest, verify
-from raysys.registry.store import Change, Registry
+from raysys.registry.store import Change, Moved, Registry
 
 __all__ = [
     "MODEL_FOLDER",
@@ -43,6 +43,7 @@ __all__ = [
     "Bundle",
     "BundleManifest",
     "Change",
+    "Moved",
     "Registry",
     "Reranking",
     "TextBundle",

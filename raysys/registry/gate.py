@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from raysys.errors import UserError
 from raysys.evaluation.intervals import Interval
 from raysys.registry.manifest import BundleManifest
 
@@ -48,8 +49,12 @@ def judge_paired(
 ) -> Judgement:
     """By the difference, challenger minus champion, on the same requests.
 
-    Refused when all of its interval lies below zero; with `better`, unless all lies above.
+    Refused when all of its interval lies below zero; with `better`, unless all lies above; and
+    where there is no interval, as without a request that has something relevant.
     """
+    if not _has_ends(difference):
+        reason = f"{metric}: nothing could be compared on the same requests"
+        return Judgement(False, metric, "paired", reason, challenger, champion)
     told = f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
     worse = difference.high < 0
     if better:
@@ -89,6 +94,11 @@ def judge_figures(challenger: BundleManifest, champion: BundleManifest) -> Judge
         f"{metric} {ours.value:.4f} against the champion's {other.value:.4f}, no interval known"
     )
     return Judgement(passes, metric, "points", reason, ours.value, other.value)
+
+
+def judge_unread(error: UserError) -> Judgement:
+    """By nothing: the champion cannot be read, and is replaced only by who insists."""
+    return Judgement(False, "", "none", f"the champion cannot be read: {error.what}")
 
 
 def judge_learned(challenger: BundleManifest, champion: BundleManifest) -> Judgement | None:

@@ -7,7 +7,13 @@ from typing import Any
 
 from raysys.errors import UserError
 from raysys.registry.bundle import TEXT, TEXT_FILE
-from raysys.registry.gate import Judgement, judge_figures, judge_learned, main_figures
+from raysys.registry.gate import (
+    Judgement,
+    judge_figures,
+    judge_learned,
+    judge_unread,
+    main_figures,
+)
 from raysys.registry.manifest import BundleManifest
 from raysys.registry.store import Registry
 
@@ -60,5 +66,8 @@ def judge_known(registry: Registry, challenger: BundleManifest, before: str | No
         return Judgement(True, "", "none", "there is no bundle of this name yet")
     if before == challenger.id:
         return Judgement(True, "", "none", "it has this name already")
-    champion = BundleManifest.read(registry.bundles / before)
+    try:
+        champion = BundleManifest.read(registry.bundles / before)
+    except UserError as error:
+        return judge_unread(error)
     return judge_learned(challenger, champion) or judge_figures(challenger, champion)

@@ -44,6 +44,10 @@ class Change:
     cause: str
 
 
+class Moved(UserError):  # noqa: N818  a state, like LogBusy
+    """A name came to mean another bundle while somebody judged whether to change it."""
+
+
 class Registry:
     """Bundles under one folder, and the names that point at them.
 
@@ -110,16 +114,21 @@ class Registry:
                 verify(target)
         return bundle_id
 
-    def point(self, name: str, bundle_id: str, *, cause: str = "published") -> None:
+    def point(
+        self, name: str, bundle_id: str, *, cause: str = "published", expected: str | None = None
+    ) -> None:
         """Give a bundle a name such as `champion`; the bundle is verified first.
 
         Args:
             name: the pointer.
             bundle_id: what it means from now on.
             cause: why, for the journal.
+            expected: id of the bundle against which this was judged; empty: none had the name.
+                None: whatever the name means by now.
 
         Raises:
             UserError: bad name, no such bundle, or a damaged one.
+            Moved: the name means another bundle than expected.
         """
         _check_name(name, "pointer")
         self.verify(bundle_id)
@@ -128,6 +137,12 @@ class Registry:
             history = pointer["history"]
             if pointer.get("bundle") == bundle_id:
                 return
+            if expected is not None and pointer.get("bundle", "") != expected:
+                raise Moved(
+                    f"{name!r} means another bundle by now: {pointer.get('bundle', 'none')}",
+                    where=str(self.root),
+                    mend="look at it, and try again",
+                )
             if "bundle" in pointer:
                 history = [{"bundle": pointer["bundle"], "since": pointer["since"]}, *history]
             self._write_pointer(name, bundle_id, history)

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from raysys.errors import UserError
-from raysys.registry import TEXT, Registry
+from raysys.registry import TEXT, Moved, Registry
 from raysys.registry.listing import bundles, default_pointer, judge_known
 from raysys.serving.arms import Arms
 from raysys.serving.problems import FieldError, Problem, invalid
@@ -116,7 +116,8 @@ def add_admin_routes(app: FastAPI, arms: Arms) -> None:
 
     @app.post("/v1/admin/promote", tags=["admin"], summary="Give a bundle the champion's name")
     async def promote(asked: PromoteRequest, request: Request) -> PointerAnswer:
-        """409 if its figures are worse than those of the bundle that it would replace."""
+        """409 if its figures are worse than those of the bundle that it would replace, or another
+        one takes the name meanwhile."""
         who = _who(request)
 
         def work() -> PointerAnswer:
@@ -130,7 +131,11 @@ def add_admin_routes(app: FastAPI, arms: Arms) -> None:
                 detail = f"{challenger.id} is not promoted: {judged.reason}; force does it anyway"
                 raise Problem(409, "worse-bundle", detail, [error])
             forced = "" if judged.passes else ", forced"
-            registry.point(name, challenger.id, cause=f"promoted by {who}{forced}: {judged.reason}")
+            cause = f"promoted by {who}{forced}: {judged.reason}"
+            try:
+                registry.point(name, challenger.id, cause=cause, expected=before or "")
+            except Moved as error:
+                raise Problem(409, "name-moved", error.what) from None
             arms.wake()
             return PointerAnswer(
                 name=name,

@@ -7,6 +7,7 @@ adds up those of all replicas, and so every replica tells the same figures.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import queue
@@ -33,6 +34,7 @@ from raysys.storage import write_atomic
 log = logging.getLogger("raysys")
 
 _PART: Final = float(1 << 32)
+_NOBODY_WAITS_S: Final = 30  # for a disk, when a replica ends
 _NAMES_MOST: Final = 200  # series of one process, whatever comes and goes
 
 
@@ -122,9 +124,10 @@ class DriftWatch:
                 self._gauges()
 
     def close(self) -> None:
-        """Write what was counted, and end."""
-        self._queue.put(None)
-        self._thread.join(timeout=30)
+        """Write what was counted, and end; not where the disk hangs for long."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=_NOBODY_WAITS_S)
+            self._thread.join(timeout=_NOBODY_WAITS_S)
 
     def _run(self) -> None:
         due = time.monotonic() + self._args.refresh_s

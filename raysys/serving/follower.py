@@ -110,8 +110,7 @@ class Follower:
             self._take_items_so_far()
             first = self._log.first()
             if first > self.followed.position + 1:
-                for entries in self._rolled.read(self.followed.position, self._since):
-                    self._count([entry for entry in entries if entry.offset < first])
+                self._count_rolled(first)
                 self.followed.position = first - 1
         self.catch_up()
         if self.followed.events:
@@ -134,12 +133,11 @@ class Follower:
                 entries = self._log.read(self.followed.position, _AT_ONCE)
                 if not entries:
                     if self._log.end() >= until:  # what there was is damaged, and said to be
+                        self._count_rolled(until + 1)
                         self.followed.position = until
                     return
                 if entries[0].offset > self.followed.position + 1:  # the log forgot some meanwhile
-                    self._take_rolled_items()
-                    for missed in self._rolled.read(self.followed.position, self._since):
-                        self._count([e for e in missed if e.offset < entries[0].offset])
+                    self._count_rolled(entries[0].offset)
                 self._count(entries)
                 self.followed.position = entries[-1].offset
 
@@ -187,6 +185,14 @@ class Follower:
         changed = self._items.take(told) if told else 0
         self.followed.items += changed
         return changed
+
+    def _count_rolled(self, before: int) -> None:
+        """Count what the log does not hold, up to an offset; half of it is not counted again."""
+        self._take_rolled_items()
+        for read in self._rolled.read(self.followed.position, self._since):
+            if missed := [entry for entry in read if entry.offset < before]:
+                self._count(missed)
+                self.followed.position = missed[-1].offset
 
     def _count(self, entries: Sequence[Entry]) -> None:
         used = [e for e in entries if e.kind == "event" and e.quarantined is None]

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from raysys.errors import UserError
-from raysys.registry import BundleManifest, Registry
+from raysys.registry import BundleManifest, Moved, Registry
 from raysys.registry.gate import interval_of
 from raysys.registry.listing import default_pointer, judge_known
 from raysys.serving.arms import Arms
@@ -95,7 +95,8 @@ class Operator:
         """Point `champion`, or a text task's name, at a bundle.
 
         Raises:
-            Refused: 404, no such bundle; 409, its figures are worse.
+            Refused: 404, no such bundle; 409, its figures are worse, or the name means another
+                one meanwhile than it was judged against.
         """
         try:
             manifest = self._registry.verify(bundle)
@@ -105,7 +106,9 @@ class Operator:
             if not judged.passes and not force:
                 raise Refused(409, f"{manifest.id} stays where it is: {judged.reason}")
             cause = f"promoted in the console: {judged.reason}"
-            self._registry.point(name, manifest.id, cause=cause)
+            self._registry.point(name, manifest.id, cause=cause, expected=before or "")
+        except Moved as error:
+            raise Refused(409, error.what) from None
         except UserError as error:
             raise Refused(404, error.what) from None
         return self._named(name)

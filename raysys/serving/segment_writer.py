@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from raysys.config import Settings
-from raysys.eventlog.blocks import sync_folder
+from raysys.storage import sync_folder
 
 log = logging.getLogger("raysys")
 
@@ -89,9 +89,10 @@ class SegmentWriter:
             self._count(1, "dropped")
 
     def close(self) -> None:
-        """Write what is there, and end."""
-        self._queue.put(None)
-        self._thread.join(timeout=_NOBODY_WAITS_S)
+        """Write what is there, and end; not where the disk hangs for long."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=_NOBODY_WAITS_S)
+            self._thread.join(timeout=_NOBODY_WAITS_S)
 
     def _run(self) -> None:
         rows: list[dict[str, Any]] = []

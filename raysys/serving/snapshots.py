@@ -16,7 +16,7 @@ from typing import Final
 
 from raysys.features.changing import Changing
 from raysys.features.live import LiveFeatures
-from raysys.storage import replacing
+from raysys.storage import remove_left_overs, replacing
 
 log = logging.getLogger("raysys")
 
@@ -37,6 +37,7 @@ class Snapshots:
     def write(self, changing: Changing, position: int) -> Path:
         """Write a copy of the state at an offset, in the place of older ones."""
         path = self.root / f"{position:016d}"
+        remove_left_overs(self.root)  # `replacing` knows those of this position alone
         with replacing(path) as fresh:
             changing.write(fresh, position=position)
         for older in self._all()[:-1]:

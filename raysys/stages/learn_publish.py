@@ -8,8 +8,8 @@ from typing import Any
 
 from raysys.ensemble import BaseScores
 from raysys.errors import UserError
-from raysys.registry import RERANKER_FOLDER, Registry
-from raysys.serving.rollout import CanaryArgs, Rollout
+from raysys.registry import RERANKER_FOLDER, Moved, Registry
+from raysys.serving.rollout import CanaryArgs, Rollout, RolloutState, UserConfig, effective
 from raysys.stages.learn_events import GATE
 from raysys.stages.learn_gate import verdict
 from raysys.stages.learn_replay import AFTER
@@ -76,20 +76,35 @@ def promote(made: Round, registry: Registry, bundle: str, figures: dict[str, Any
             return f"it is the {name} now"
         if holder != made.plan.champion:
             return f"the champion stays: {name} means another bundle than when the round began"
-        registry.point(name, bundle, cause=f"promoted by raysys learn: {judged.reason}")
+        cause = f"promoted by raysys learn: {judged.reason}"
+        try:
+            registry.point(name, bundle, cause=cause, expected=holder)
+        except Moved as error:
+            return f"the champion stays: {error.what}"
         return f"it is the {name} now"
     rollout = Rollout(registry.root)
     try:
         state = rollout.read()
     except UserError as error:
         return f"no canary: {error.what}"
-    if state.canary is not None and state.canary.bundle not in (bundle, told.name):
-        return f"no canary: {state.canary.bundle} is being tried"
+    tried = _tried(state, registry)
+    promoted = registry.pointers().get(name)  # which is tried no more
+    if tried not in (None, bundle, promoted):
+        return f"no canary: {tried} is being tried"
     if any(halt.bundle == bundle for halt in state.halted):
         return "no canary: a guard has ended that of this very bundle"
     asked = CanaryArgs(**{**told.canary.model_dump(), "bundle": bundle})
     rollout.ask(asked)
     return f"a canary for {told.canary.share:.0%} of the users"
+
+
+def _tried(state: RolloutState, registry: Registry) -> str | None:
+    """Id of the bundle that an admin, or an earlier round, has tried; None: its end has come."""
+    try:
+        canary = effective(state, UserConfig(), registry.resolve)
+    except UserError:  # it is gone
+        return None
+    return None if canary is None else canary.bundle
 
 
 def _write(made: Round, workspace: Workspace, fresh: Path) -> None:

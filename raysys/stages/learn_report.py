@@ -11,6 +11,7 @@ from raysys.report import COLOURS, Report, new_figure
 
 HTML, JSON = "report.html", "report.json"
 INK = "#1d2733"
+UNKNOWN = "–"
 
 OUTCOMES = {
     "published": "published as the challenger",
@@ -64,9 +65,9 @@ def _facts(page: Report, told: Mapping[str, Any]) -> None:
         metric = gate["metric"]
         gap = gate["difference"][metric]
         facts = [
-            (f"{metric.upper()}, challenger", f"{gate['challenger'][metric]['value']:.4f}"),
-            (f"{metric.upper()}, champion", f"{gate['champion'][metric]['value']:.4f}"),
-            ("difference, paired", f"{gap['value']:+.4f}"),
+            (f"{metric.upper()}, challenger", _figure(gate["challenger"][metric]["value"])),
+            (f"{metric.upper()}, champion", _figure(gate["champion"][metric]["value"])),
+            ("difference, paired", _signed(gap["value"]) or UNKNOWN),
             ("its 95% interval", _ends(gap)),
             ("requests judged", f"{gate['requests']:,}"),
             ("users among them", f"{gate['users']:,}"),
@@ -181,5 +182,11 @@ def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.4f}"
 
 
+def _figure(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.4f}"
+
+
 def _ends(gap: Mapping[str, float | None]) -> str:
+    if gap["low"] is None or gap["high"] is None:
+        return UNKNOWN
     return f"{_signed(gap['low'])} to {_signed(gap['high'])}"

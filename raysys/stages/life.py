@@ -13,7 +13,7 @@ from rich.table import Table
 from raysys.errors import UserError
 from raysys.progress import task
 from raysys.registry import TEXT, BundleManifest, Registry
-from raysys.registry.gate import Judgement, judge_paired
+from raysys.registry.gate import Judgement, judge_paired, judge_unread
 from raysys.registry.listing import bundles, default_pointer, judge_known
 from raysys.storage import Workspace, read_manifest
 
@@ -31,7 +31,8 @@ def promote(
         look: judge only.
 
     Raises:
-        UserError: no such bundle, a damaged one, or one that is worse and not forced.
+        UserError: no such bundle, a damaged one, or one that is worse and not forced; or the name
+            means another one meanwhile than it was judged against.
     """
     registry = Registry(workspace.registry)
     challenger = registry.verify(bundle)
@@ -47,7 +48,8 @@ def promote(
             mend="--force promotes it all the same",
         )
     forced = "" if judgement.passes else ", forced"
-    registry.point(name, challenger.id, cause=f"promoted by {_who()}{forced}: {judgement.reason}")
+    cause = f"promoted by {_who()}{forced}: {judgement.reason}"
+    registry.point(name, challenger.id, cause=cause, expected=before or "")
     return judgement
 
 
@@ -63,8 +65,15 @@ def judge(
         before: id of the champion; None: there is none.
     """
     if before not in (None, challenger.id):
-        champion = BundleManifest.read(registry.bundles / before)
+        try:
+            champion = BundleManifest.read(registry.bundles / before)
+        except UserError as error:
+            return judge_unread(error)
         if _same_features(workspace, challenger, champion):
+            try:
+                registry.verify(champion.id)
+            except UserError as error:
+                return judge_unread(error)
             return _paired(workspace, registry, challenger.id, champion.id)
     return judge_known(registry, challenger, before)
 

@@ -110,6 +110,24 @@ def test_damage_to_the_last_block_is_said_aloud(log: LocalLog, caplog) -> None:
     assert ids(LocalLog(log.folder, SMALL)) == ["a", "b", "d"] and not caplog.text
 
 
+@pytest.mark.parametrize("lost", ["the last block", "all"])
+def test_offsets_go_on_behind_what_is_rolled(log: LocalLog, caplog, monkeypatch, lost: str) -> None:
+    """The end of the log is damaged, and after the restart of the machine nobody remembers it."""
+    rolled, head = Rolled(log.folder), log._head.read()
+    assert head is not None
+    roll(log, rolled)
+    overwrite(log, *((b"?", 3) if lost == "the last block" else (bytes(head.byte), head.byte)))
+    with caplog.at_level(logging.WARNING, logger="raysys"):
+        other = restarted(log, monkeypatch)
+    assert "to 3 are not there, the rolled files hold them" in caplog.text
+    assert other.end() == 3
+    assert other.append(entries("c", "d")).outcomes == ["duplicate", "accepted"]
+    assert [(e.offset, e.body["event_id"]) for e in other.read(2)] == [(4, "d")]
+    assert [(s.first, s.last) for s in roll(other, rolled)] == [(4, 4)]
+    left = ["a", "b"] if lost == "the last block" else []
+    assert ids(LocalLog(log.folder, SMALL)) == [*left, "d"]
+
+
 def test_damage_in_the_middle_costs_its_own_block_alone(log: LocalLog, caplog, monkeypatch) -> None:
     log.append(entries("d"))
     head = log._head.read()
@@ -171,6 +189,33 @@ def test_a_segment_whose_name_could_not_be_made_durable_is_written_all_the_same(
     assert ids(reader) == []  # which opens what is there
     assert log.append(entries("a")).outcomes == ["accepted"]
     assert ids(log) == ids(reader) == ids(LocalLog(tmp_path / "log", SMALL)) == ["a"]
+
+
+def test_what_a_failed_sync_left_is_written_once_more(log: LocalLog, monkeypatch) -> None:
+    """After a sync that failed the next one succeeds, though nothing came to the disk."""
+    done: list[str] = []
+
+    def fails(_file: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fails)
+        with pytest.raises(LogUnavailable, match="Input/output"):
+            log.append(entries("d"))
+    write, sync = os.pwrite, os.fdatasync
+    monkeypatch.setattr(os, "pwrite", lambda *told: done.append("write") or write(*told))
+    monkeypatch.setattr(os, "fdatasync", lambda file: done.append("sync") or sync(file))
+    assert log.append(entries("d")).outcomes == ["duplicate"]
+    assert done == ["write", "sync"]
+    assert ids(log) == ids(LocalLog(log.folder, SMALL)) == ["a", "b", "c", "d"]
+
+
+def test_a_killed_writer_leaves_no_half_made_segment(tmp_path: Path) -> None:
+    log = LocalLog(tmp_path / "log", SMALL)
+    (log.folder / f"{1:020d}.4711.new").write_bytes(bytes(1 << 20))
+    log.append(entries("a"))
+    assert list(log.folder.glob("*.new")) == []
+    assert ids(log) == ["a"]
 
 
 def test_old_events_are_known_as_long_as_new_ones(tmp_path: Path, monkeypatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from raysys import schema
 from raysys.eventlog import rolled as module
+from raysys.eventlog.entries import LogUnavailable
 from raysys.eventlog.ids import DAY_MS
 from raysys.eventlog.local import LocalLog
 from raysys.eventlog.rolled import Rolled, roll
@@ -45,6 +46,22 @@ def test_the_oldest_entry_calls_for_a_roll(opened: Open, tmp_path) -> None:
     received = log.read(0)[0].received
     assert roll(log, rolled, at_least=100, older_than=received) == []
     assert len(roll(log, rolled, at_least=100, older_than=received + 1)) == 1
+
+
+def test_a_roll_ends_while_events_keep_coming(opened: Open, tmp_path, monkeypatch) -> None:
+    log, sender, rolled = opened(), opened(), Rolled(tmp_path / "log")
+    log.append(entries("a", "b"))
+    read, sent = log.read, iter(range(20))
+
+    def read_slowly(*asked):  # something comes in at each look
+        sender.append(entries(f"meanwhile-{next(sent)}"))
+        return read(*asked)
+
+    monkeypatch.setattr(log, "read", read_slowly)
+    (stretch,) = roll(log, rolled)
+    assert (stretch.first, stretch.last) == (1, 3)
+    sender.append(entries("c"))
+    assert [s.first for s in roll(log, rolled)] == [4]
 
 
 def test_the_newest_word_on_items_and_users_counts(opened: Open, tmp_path) -> None:
@@ -112,6 +129,80 @@ def test_a_roll_that_is_killed_is_done_again(opened: Open, tmp_path, monkeypatch
     roll(log, rolled)
     assert events(rolled)["event_id"].to_list() == ["a", "c"]
     assert [s.name for s in rolled.stretches()] == ["0000000000000001-0000000000000003"]
+
+
+@pytest.mark.parametrize("seen", ["read", "asked", "rolled by another"])
+def test_a_redis_that_lacks_the_last_entries_gives_no_offset_twice(
+    redis_server, tmp_path, seen: str
+) -> None:
+    """Another takes over that had not heard of them; who goes on writing has only seen them."""
+    from raysys.eventlog.redis_log import RedisLog
+
+    redis_server.redis.flushall()
+    settings = LogSettings(backend="redis", url=redis_server.url)
+    log, other = RedisLog(settings, tmp_path), RedisLog(settings, tmp_path)
+    rolled = Rolled(tmp_path)
+    log.append(entries("a", "b", "c"))
+    if seen == "read":
+        assert len(other.read(0)) == 3
+    elif seen == "asked":
+        assert other.end() == 3
+    else:
+        roll(log, rolled)
+    redis_server.redis.xdel("raysys:log", "3-0")
+    redis_server.redis.set("raysys:end", 2)
+    if seen == "rolled by another":
+        assert roll(other, rolled) == []
+    assert other.append(entries("d")).last == 4
+    assert [s.last for s in roll(other, rolled)] == [4]
+    log.close()
+    other.close()
+
+
+def test_who_lost_the_lock_says_nothing_is_done(redis_server, tmp_path, monkeypatch) -> None:
+    """Frozen for longer than its lock lives, while another one rolls, and tidies before."""
+    from raysys.eventlog.redis_log import RedisLog
+
+    redis_server.redis.flushall()
+    settings = LogSettings(backend="redis", url=redis_server.url)
+    log, other = RedisLog(settings, tmp_path), RedisLog(settings, tmp_path)
+    rolled, wrote = Rolled(tmp_path), module._write
+    log.append([entry("a"), entry("b", kind="item", item_id="i")])
+
+    def freezes(table, path):
+        wrote(table, path)
+        if path.parent == rolled.events:
+            monkeypatch.undo()
+            assert redis_server.redis.delete("raysys:lock:roll") == 1
+            other.append(entries("c"))
+            assert len(roll(other, rolled)) == 1
+
+    monkeypatch.setattr(module, "_write", freezes)
+    with pytest.raises(LogUnavailable, match="another process"):
+        roll(log, rolled)
+    assert [s.name for s in rolled.stretches()] == ["0000000000000001-0000000000000003"]
+    assert [e.body["event_id"] for piece in rolled.read(0, 0) for e in piece] == ["a", "c"]
+    assert events(rolled)["event_id"].to_list() == ["a", "c"]
+    assert roll(log, rolled) == []
+    log.close()
+    other.close()
+
+
+def test_who_rolled_what_another_took_for_left_over_does_it_again(
+    opened: Open, tmp_path, monkeypatch
+) -> None:
+    log, rolled, wrote = opened(), Rolled(tmp_path / "log"), module._write
+    log.append(entries("a"))
+
+    def meets_a_tidy(table, path):
+        wrote(table, path)
+        rolled._tidy()  # of one that did not know yet that it had lost the lock
+
+    monkeypatch.setattr(module, "_write", meets_a_tidy)
+    with pytest.raises(LogUnavailable, match="another process"):
+        roll(log, rolled)
+    monkeypatch.undo()
+    assert len(roll(log, rolled)) == 1 and events(rolled)["event_id"].to_list() == ["a"]
 
 
 def test_rolled_events_are_read_as_they_were(opened: Open, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -312,6 +313,39 @@ def test_promotion_and_rollback_over_http(shop: Shop) -> None:
     # it cannot be loaded: what answers goes on
     assert shop.ask("u1")["bundle"] == shop.first
     assert shop.admin("rollback")["bundle"] == shop.first
+
+
+@pytest.mark.parametrize("where", ["admin_routes", "operator"])
+def test_a_rollback_while_a_bundle_is_judged_is_not_undone(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    module = importlib.import_module(f"raysys.serving.{where}")
+    judge = module.judge_known
+    made = Shop(tmp_path / "registry", bundle, pages={"console": True})
+    made.registry.point("champion", made.second)
+
+    def slowly(*told: Any) -> Any:
+        judged = judge(*told)
+        made.registry.rollback("champion")
+        return judged
+
+    monkeypatch.setattr(module, "judge_known", slowly)
+    third = made.registry.publish(lambda folder: copy(bundle, folder), name_hint="third")
+    if where == "operator":
+        form = {"action": "promote", "bundle": third, "force": "1"}
+        assert "another bundle by now" in made.client.post("/console/champion", data=form).text
+    else:
+        problem = made.admin("promote", 409, bundle=third, force=True)
+        assert problem["type"].endswith("name-moved")
+    assert made.registry.resolve("champion") == made.first
+    made.arms.close()
+
+
+def test_a_champion_that_is_gone_is_replaced_over_http(shop: Shop) -> None:
+    shutil.rmtree(shop.registry.bundles / shop.first)
+    problem = shop.admin("promote", 409, bundle="challenger")
+    assert "the champion cannot be read" in problem["detail"]
+    assert shop.admin("promote", bundle="challenger", force=True)["bundle"] == shop.second
 
 
 @pytest.mark.parametrize(

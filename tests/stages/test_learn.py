@@ -416,6 +416,23 @@ def test_the_champion_changes_only_when_told_to(shop: Workspace) -> None:
     assert registry.history("champion") == (old,)
 
 
+def test_a_rollback_while_a_round_ends_is_not_undone(tmp_path: Path, monkeypatch) -> None:
+    registry = Registry(tmp_path)
+    began, back, new = (
+        registry.publish(lambda folder, text=text: (folder / "a.json").write_text(text) and None)
+        for text in "123"
+    )
+    registry.point("champion", back)
+    monkeypatch.setattr(registry, "pointers", lambda: {"champion": began})  # a moment ago
+    settings = learning.settings(publish={"promote": "when_better"})
+    made: Any = SimpleNamespace(settings=settings, plan=SimpleNamespace(champion=began))
+    figure = {"ndcg@10": {"value": 0.2, "low": 0.1, "high": 0.3}}
+    told = {"metric": "ndcg@10", "difference": figure, "challenger": figure, "champion": figure}
+    said = promote(made, registry, new, told)
+    assert said == f"the champion stays: 'champion' means another bundle by now: {back}"
+    assert registry.resolve("champion") == back
+
+
 def test_a_canary_is_asked_for_unless_one_runs(shop: Workspace) -> None:
     settings = learning.settings(publish={"promote": "canary"}, steps=LITTLE)
     manifest = learn.run(settings, shop)
@@ -423,13 +440,19 @@ def test_a_canary_is_asked_for_unless_one_runs(shop: Workspace) -> None:
     rollout = Rollout(registry.root)
     assert rollout.read().canary.bundle == manifest.figures["challenger"]
     assert manifest.figures["promoted"] == "a canary for 5% of the users"
-    rollout.ask(CanaryArgs(bundle=champion(shop), share=0.5))
-    again = SimpleNamespace(settings=settings)
-    assert promote(again, registry, "another", {}).startswith("no canary")  # type: ignore[arg-type]
-    assert rollout.read().canary.bundle == champion(shop)
+    first = manifest.figures["challenger"]
+    again: Any = SimpleNamespace(settings=settings)
+    assert promote(again, registry, "another", {}) == f"no canary: {first} is being tried"
+    assert rollout.read().canary.bundle == first
+    rollout.halt(first, "slow")  # a guard has ended it, so the next may be tried
+    assert promote(again, registry, "another", {}).startswith("a canary for")
+    assert rollout.read().canary.bundle == "another"
+    rollout.ask(CanaryArgs(bundle=first, share=0.5))
+    registry.point("champion", first)  # it was promoted
+    assert promote(again, registry, "another", {}).startswith("a canary for")
     rollout.ask(None)
     rollout.halt("another", "slow")
-    assert "a guard has ended" in promote(again, registry, "another", {})  # type: ignore[arg-type]
+    assert "a guard has ended" in promote(again, registry, "another", {})
 
 
 def test_too_few_requests_judge_nothing(shop: Workspace) -> None:
