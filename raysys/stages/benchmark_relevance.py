@@ -122,15 +122,16 @@ def run(
 
 
 def fit_members(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict[str, str]]:
-    """Whoever the budget allows, the cheapest first; and why the others were skipped."""
+    """Whoever the budget allows, and why the others were skipped.
+
+    The cross-encoder takes all it can use before the bi-encoder gets the rest: trees know cosines
+    already, and both half fitted are worth less than one.
+    """
     members, skipped = _trees(ground, budget)
     with tempfile.TemporaryDirectory() as scratch:
-        waiting = ["bi_encoder", "cross_encoder"]
-        while waiting:
-            name = waiting.pop(0)
-            share = budget.left * MARGIN / (len(waiting) + 1)
+        for name in ("cross_encoder", "bi_encoder"):
             with task(f"relevance: {name}") as fitting:
-                found = fit_encoder(name, ground, share, Path(scratch) / name)
+                found = fit_encoder(name, ground, budget.left * MARGIN, Path(scratch) / name)
                 if isinstance(found, str):
                     skipped[name] = found
                     fitting.note = f"skipped: {found}"
@@ -304,7 +305,15 @@ def fit_encoder(
             f"{seconds:.0f} s are left for it, scoring takes {scoring:.0f} s and a step "
             f"{step:.2f} s"
         )
-    models = [fit(rows, steps, f"fold={number}") for number, rows in enumerate(inside)]
+    settings["training"] = {**training, "max_steps": steps}
+    models = []
+    for number, rows in enumerate(inside):
+        at = time.monotonic()
+        models.append(fit(rows, steps, f"fold={number}"))
+        now = time.monotonic()
+        # a machine that has slowed down leaves the others less
+        left = (seconds - (now - began) - scoring) / max(1, ENCODER_FOLDS - 1 - number)
+        steps = max(1, min(steps, int(left * steps / (now - at))))
     said: dict[str, Float32] = {"train": np.empty(len(train), np.float32)}
     for number, made in enumerate(models):
         outside = np.flatnonzero(fold == number)
@@ -312,7 +321,6 @@ def fit_encoder(
     for split in ("validation", "test"):
         grades = [_grades(made, ground.tables[split]) for made in models]
         said[split] = np.asarray(np.mean(grades, axis=0, dtype=np.float64), dtype=np.float32)
-    settings["training"] = {**training, "max_steps": steps}
     return Member(said, settings, time.monotonic() - began)
 
 
