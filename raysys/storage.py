@@ -174,6 +174,24 @@ def is_done(folder: Path, planned: Manifest) -> bool:
     return read_manifest(folder).fingerprint == planned.fingerprint
 
 
+def outcome_folder(folder: Path, stage: str) -> Path:
+    """The folder that a stage's outcome goes into, made absolute, before the work begins.
+
+    `replacing` removes what was there: that may be an earlier outcome of this stage, nothing else.
+
+    Raises:
+        UserError: it holds other things, or is a file.
+    """
+    folder = folder.absolute()
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return folder
+    with contextlib.suppress(UserError):
+        if read_manifest(folder).stage == stage:
+            return folder
+    what = "the folder holds other things" if folder.is_dir() else "a file stands there"
+    raise UserError(what, where=str(folder), mend="give a new --output")
+
+
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Give an empty folder to write into; on success it takes the place of `folder` at once.
