@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from raysys.evaluation.figures import Evaluation
 from raysys.evaluation.intervals import Interval
-from raysys.report import COLOURS, Report, Section, new_figure
+from raysys.report import COLOURS, Report, Section, new_figure, plain_ticks
 
 INK = "#1d2733"
 
@@ -149,6 +149,7 @@ def _cost(page: Report, evaluation: Evaluation) -> None:
     )  # fmt: skip
     if min(s.milliseconds for s in found) > 0:
         axes.set_xscale("log")
+        plain_ticks(axes.xaxis)
     axes.set_xlabel("milliseconds for 100 candidates")
     axes.set_ylabel("NDCG, held out")
     axes.legend(frameon=False, fontsize=9, loc="lower right")

@@ -15,7 +15,7 @@ from raysys.evaluation.ensemble_report import inside
 from raysys.evaluation.figures import Evaluation
 from raysys.evaluation.intervals import Interval
 from raysys.evaluation.judge import RECALL_AT
-from raysys.report import COLOURS, Report, new_figure
+from raysys.report import COLOURS, Report, new_figure, plain_ticks
 from raysys.storage import write_atomic
 
 COLUMNS = {
@@ -196,6 +196,8 @@ def _probability(page: Report, evaluation: Evaluation) -> None:
         axes.plot(ends, ends, color="#7a7a7a", linewidth=1, linestyle=":")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    plain_ticks(axes.xaxis)
+    plain_ticks(axes.yaxis)
     axes.set_xlabel("promised probability")
     axes.set_ylabel("share bought")
     axes.legend(frameon=False, fontsize=9)

@@ -140,7 +140,7 @@ def test_the_page_stands_alone(trained: Workspace, report: dict[str, object]) ->
     assert page.count("<svg") >= 8
     assert 'src="' not in page and "url(http" not in page and "<link" not in page
     assert "<script" not in page
-    assert ">None<" not in page and "nan" not in page
+    assert ">None<" not in page and "nan" not in page and "mathdefault" not in page
 
 
 def test_the_manifest_holds_the_gain(trained: Workspace, report: dict[str, object]) -> None:
