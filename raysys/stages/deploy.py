@@ -30,7 +30,7 @@ _LOCAL = (*LOOPBACK, "0.0.0.0", "::")
 
 @dataclass(frozen=True)
 class Deployment:
-    """What runs.
+    """What runs; of several applications of ours, the first.
 
     Attributes:
         address: base URL of the HTTP application.
@@ -135,6 +135,25 @@ def cluster() -> Iterator[tuple[str, bool]]:
             yield _dashboard_of_session(), True
 
 
+@dataclass(frozen=True)
+class _Application:
+    """One of ours in a planned config, and where it answers; None: not over HTTP."""
+
+    address: str | None
+    args: ServeArgs
+
+
+def _ours(config: dict[str, Any], root: str) -> list[_Application]:
+    """Our applications, each below its own route."""
+    found = []
+    for app in config["applications"]:
+        if app["import_path"] == OURS:
+            route = app.get("route_prefix", "/")
+            address = None if route is None else root + route.rstrip("/")
+            found.append(_Application(address, ServeArgs.model_validate(app["args"])))
+    return found
+
+
 def deploy(
     config: dict[str, Any], bundle: str, dashboard: str, *, force: bool = False
 ) -> Deployment:
@@ -156,14 +175,15 @@ def deploy(
         with task("deploy: starting replicas", None) as progress:
             progress.note = _wait_running(client, config, progress.reach)
     host = "127.0.0.1" if options["host"] in _LOCAL else options["host"]
-    prefix = next(a for a in config["applications"] if a["import_path"] == OURS)
-    route = (prefix.get("route_prefix") or "/").rstrip("/")
-    address = f"http://{host}:{options['port']}{route}"
+    root = f"http://{host}:{options['port']}"
+    ours = _ours(config, root)
     if _is_local(dashboard):
-        _wait_ready(f"{address}/readyz", bundle, prefix["args"]["pinned_text"])
-    args = ServeArgs.model_validate(prefix["args"])
+        for app in ours:
+            _wait_ready(app)
+    args = ours[0].args
     pages = tuple(name for name, wanted in args.pages if wanted is True)
     taken = args.events is not None
+    address = ours[0].address or root
     return Deployment(address, dashboard, bundle, tuple(args.pinned_text), pages, taken)
 
 
@@ -201,8 +221,11 @@ def _last_words(app: dict[str, Any]) -> str:
     return (telling or lines or ["no reason given"])[-1][:500]
 
 
-def _wait_ready(url: str, bundle: str, texts: dict[str, str]) -> None:
+def _wait_ready(app: _Application) -> None:
     """Serve says RUNNING before its proxy knows the routes, and while old replicas still answer."""
+    if app.address is None:
+        return
+    url, bundle, texts = f"{app.address}/readyz", app.args.pinned or "", app.args.pinned_text
     deadline = time.monotonic() + 60
     while True:
         with contextlib.suppress(URLError, OSError, ValueError), urlopen(url, timeout=3) as answer:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -21,9 +24,10 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.experiments import AcceptedFile, load_experiments
 from raysys.serving.keys import KeyFile
 from raysys.stages import deploy
-from raysys.stages.deploy import _check_port, cluster
-from raysys.stages.deploy_plan import DeploySettings, plan
+from raysys.stages.deploy import _check_port, _ours, _wait_ready, cluster
+from raysys.stages.deploy_plan import OURS, DeploySettings, plan
 from raysys.storage import Manifest, Workspace
+from tests.serving.test_arms import copy
 
 LOCAL = Path(__file__).parents[2] / "serve_configs" / "local.yaml"
 
@@ -228,6 +232,75 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot move"):
         _check_port({"host": "127.0.0.1", "port": 8001}, running, "http://127.0.0.1:8265")
     _check_port({"host": "127.0.0.1", "port": 8000}, running, "http://127.0.0.1:8265")
+
+
+class TwoShops(BaseHTTPRequestHandler):
+    """What the proxy of Serve answers where two applications of ours run."""
+
+    bundles = {"/food/readyz": "b-food", "/toys/readyz": "b-toys"}
+
+    def do_GET(self) -> None:
+        content = json.dumps({"bundle": self.bundles.get(self.path), "text": {}}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_each_of_several_applications_is_waited_for_at_its_own_route() -> None:
+    routes = {"/food": "b-food", "/toys": "b-toys", None: "b-hidden"}
+    config = {
+        "applications": [
+            {"import_path": OURS, "route_prefix": route, "args": {"bundle": "x", "pinned": bundle}}
+            for route, bundle in routes.items()
+        ]
+        + [{"import_path": "other:app", "route_prefix": "/other"}]
+    }
+    with ThreadingHTTPServer(("127.0.0.1", 0), TwoShops) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        ours = _ours(config, root)
+        assert [app.address for app in ours] == [f"{root}/food", f"{root}/toys", None]
+        for app in ours:
+            _wait_ready(app)
+        server.shutdown()
+
+
+def test_of_several_applications_the_first_one_s_bundle_is_told(
+    registry: Registry, tmp_path: Path
+) -> None:
+    own = Registry(tmp_path / "registry")
+    champion = registry.path("champion")
+    names = [
+        own.publish(
+            lambda folder: copy(champion, folder),
+            name_hint=name,
+            learners=json.loads((champion / "manifest.json").read_text())["learners"],
+            figures={},
+        )
+        for name in ("food", "toys")
+    ]
+    content = config(args={"registry": str(own.root), "bundle": names[0]})
+    other = {**content["applications"][0], "name": "toys", "route_prefix": "/toys"}
+    other["args"] = {"registry": str(own.root), "bundle": names[1]}
+    content["applications"].append(other)
+    planned, bundle = plan(parse_settings(DeploySettings, content, where="x.yaml"), None)
+    assert bundle == names[0]
+    assert [app.args.pinned for app in _ours(planned, "http://127.0.0.1:8000")] == names
+
+
+@pytest.mark.parametrize("key", ["http_options", "logging_config"])
+def test_an_empty_block_says_nothing(registry: Registry, tmp_path: Path, key: str) -> None:
+    keys = tmp_path / "keys.json"
+    KeyFile(keys).create("a", ("read",))
+    content = config(args={"registry": str(registry.root), "auth": {"keys": str(keys)}})
+    planned, bundle = plan(
+        parse_settings(DeploySettings, {**content, key: None}, where="x.yaml"), None
+    )
+    assert key not in planned and bundle == registry.resolve("champion")
 
 
 def test_a_cluster_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
