@@ -20,12 +20,14 @@ from raysys.config import parse_settings
 from raysys.errors import UserError
 from raysys.progress import task
 from raysys.serving.args import ServeArgs
-from raysys.stages.deploy_plan import LOOPBACK, OURS, DeploySettings, plan
+from raysys.stages.deploy_plan import LOOPBACK, OURS, DeploySettings, listens_on, plan
 from raysys.storage import Manifest, Workspace
 
 DASHBOARD = "http://127.0.0.1:8265"
 PATIENCE_S = 300
-_LOCAL = (*LOOPBACK, "0.0.0.0", "::")
+_HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""What answers on this machine where all its addresses are listened on."""
+_LOCAL = (*LOOPBACK, *_HERE)
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,12 @@ class _Application:
     args: ServeArgs
 
 
+def _root(host: str, port: int) -> str:
+    """URL of what listens there, as this machine asks it."""
+    name = _HERE.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
 def _ours(config: dict[str, Any], root: str) -> list[_Application]:
     """Our applications, each below its own route."""
     found = []
@@ -167,15 +175,14 @@ def deploy(
     with _in_our_words(dashboard):
         client = ServeSubmissionClient(dashboard)
         details = client.get_serve_details()
-        options = {"host": "0.0.0.0", "port": 8000, **config.get("http_options", {})}
-        _check_port(options, details, dashboard)
+        host, port = listens_on(config)
+        _check_port(host, port, details, dashboard)
         if force and details.get("applications"):
             client.delete_applications()
         client.deploy_applications(config)
         with task("deploy: starting replicas", None) as progress:
             progress.note = _wait_running(client, config, progress.reach)
-    host = "127.0.0.1" if options["host"] in _LOCAL else options["host"]
-    root = f"http://{host}:{options['port']}"
+    root = _root(host, port)
     ours = _ours(config, root)
     if _is_local(dashboard):
         for app in ours:
@@ -242,12 +249,12 @@ def _wait_ready(app: _Application) -> None:
         time.sleep(0.1)
 
 
-def _check_port(options: dict[str, Any], details: dict[str, Any], dashboard: str) -> None:
+def _check_port(host: str, port: int, details: dict[str, Any], dashboard: str) -> None:
     """Refuse a port that another process holds, and options that a running Serve cannot change."""
     running = details.get("http_options") or {}
     if details.get("proxies") and running:
         now = (running.get("host"), running.get("port"))
-        if now != (options["host"], options["port"]):
+        if now != (host, port):
             raise UserError(
                 f"Serve already listens on {now[0]}:{now[1]} in this cluster and cannot move",
                 where="http_options",
@@ -256,16 +263,28 @@ def _check_port(options: dict[str, Any], details: dict[str, Any], dashboard: str
         return
     if not _is_local(dashboard):
         return
-    with socket.socket() as probe:
+    try:
+        listen(host, port)
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port} cannot be listened on: {error.strerror}",
+            where="http_options.port",
+            mend="stop what holds the port (`raysys doctor` names it), or choose another",
+        ) from None
+
+
+def listen(host: str, port: int) -> None:
+    """Try whether a server could listen there, by IPv4 or IPv6 as the host's name says.
+
+    Raises:
+        OSError: it could not.
+    """
+    family, kind, _, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((options["host"], options["port"]))
-        except OSError as error:
-            raise UserError(
-                f"{options['host']}:{options['port']} cannot be listened on: {error.strerror}",
-                where="http_options.port",
-                mend="stop what holds the port (`raysys doctor` names it), or choose another",
-            ) from None
+        probe.bind(address)
 
 
 @contextlib.contextmanager

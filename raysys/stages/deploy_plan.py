@@ -125,7 +125,19 @@ def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[st
                 deployment["user_config"] = _settle_tried(args, deployment["user_config"], place)
         app["args"] = args.model_dump(mode="json")
     parse_settings(ServeDeploySchema, config, where="serve config")
+    if not 0 < listens_on(config)[1] < 65_536:
+        raise UserError(
+            f"{listens_on(config)[1]} is no port",
+            where="http_options.port",
+            mend="give one from 1 to 65535",
+        )
     return config, ours[0][1]["args"]["pinned"] or ""
+
+
+def listens_on(config: dict[str, Any]) -> tuple[str, int]:
+    """Host and port of a config that Ray takes, as Ray reads them."""
+    options = ServeDeploySchema.model_validate(config).http_options
+    return options.host, options.port
 
 
 def _settle_tried(args: ServeArgs, content: Any, where: str) -> dict[str, Any]:

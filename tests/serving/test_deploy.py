@@ -24,8 +24,8 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.experiments import AcceptedFile, load_experiments
 from raysys.serving.keys import KeyFile
 from raysys.stages import deploy
-from raysys.stages.deploy import _check_port, _ours, _wait_ready, cluster
-from raysys.stages.deploy_plan import OURS, DeploySettings, plan
+from raysys.stages.deploy import _check_port, _ours, _root, _wait_ready, cluster
+from raysys.stages.deploy_plan import OURS, DeploySettings, listens_on, plan
 from raysys.storage import Manifest, Workspace
 from tests.serving.test_arms import copy
 
@@ -224,14 +224,47 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
-        options = {"host": "127.0.0.1", "port": holder.getsockname()[1]}
         with pytest.raises(UserError, match="in use") as caught:
-            _check_port(options, {}, "http://127.0.0.1:8265")
+            _check_port("127.0.0.1", holder.getsockname()[1], {}, "http://127.0.0.1:8265")
     assert caught.value.where == "http_options.port" and caught.value.mend
     running = {"proxies": {"a": {}}, "http_options": {"host": "127.0.0.1", "port": 8000}}
     with pytest.raises(UserError, match="cannot move"):
-        _check_port({"host": "127.0.0.1", "port": 8001}, running, "http://127.0.0.1:8265")
-    _check_port({"host": "127.0.0.1", "port": 8000}, running, "http://127.0.0.1:8265")
+        _check_port("127.0.0.1", 8001, running, "http://127.0.0.1:8265")
+    _check_port("127.0.0.1", 8000, running, "http://127.0.0.1:8265")
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("::1", "[::1]"), ("::", "[::1]"), ("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1")],
+)
+def test_a_host_of_either_family_can_be_listened_on(host: str, name: str) -> None:
+    assert _root(host, 8000) == f"http://{name}:8000"
+    if host in ("::1", "::") and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    _check_port(host, 0, {}, "http://127.0.0.1:8265")
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def test_a_port_is_read_as_ray_reads_it(registry: Registry) -> None:
+    args = {"registry": str(registry.root)}
+
+    def planned(port: object) -> dict[str, Any]:
+        content = {**config(args=args), "http_options": {"host": "127.0.0.1", "port": port}}
+        return plan(parse_settings(DeploySettings, content, where="x.yaml"), None)[0]
+
+    assert listens_on(planned("8001")) == ("127.0.0.1", 8001)
+    for port in (99_999, 65_536, -1):
+        with pytest.raises(UserError, match=f"{port} is no port") as caught:
+            planned(port)
+        assert caught.value.where == "http_options.port"
 
 
 class TwoShops(BaseHTTPRequestHandler):
