@@ -74,12 +74,13 @@ def run(workspace: Workspace, *, exit_after_check: bool = False) -> None:
     began = time.monotonic()
     with leaving_nothing_behind():
         _check_not_running(workspace)
-        with ray_session(dashboard=True):
+        with ray_session(dashboard=True), contextlib.ExitStack() as serving:
             with _Clock() as clock:
                 for number, (stage, (config, seconds)) in enumerate(STAGES.items(), 1):
                     with clock.stage(f"stage {number} of {len(STAGES)}: {stage}", seconds):
                         if stage == "deploy":
                             deployment = _deploy(config, workspace)
+                            serving.callback(_stop_serving)
                         else:
                             _run_stage(stage, config, workspace)
                 with task("demo: checking the answers"):
@@ -109,6 +110,14 @@ def _deploy(config: str, workspace: Workspace) -> Any:
     planned.setdefault("http_options", {})["port"] = free_port(*listens_on(planned))
     with deploy.cluster() as (dashboard, _):
         return deploy.deploy(planned, bundle, dashboard)
+
+
+def _stop_serving() -> None:
+    """A cluster that RAY_ADDRESS names goes on without us, and would go on serving the demo."""
+    from ray import serve
+
+    with contextlib.suppress(Exception):  # as in `_shut_ray_down`
+        serve.shutdown()
 
 
 def free_port(host: str, wanted: int) -> int:

@@ -85,15 +85,18 @@ def run(
     config, bundle = plan(settings, workspace)
     manifest = Manifest("deploy", inputs={"bundle": bundle} if bundle else {}, settings=config)
     with cluster() as (dashboard, own):
-        deployment = deploy(config, bundle, dashboard, force=force)
-        manifest.seconds = time.monotonic() - began
-        manifest.figures = dict(deployment.addresses)
-        if own:
-            for name, address in deployment.addresses.items():
-                print(f"{name:>14}  {address}")
-            print("up until Ctrl-C", flush=True)
-            stay_until_interrupted()
-            _shut_down()
+        try:
+            deployment = deploy(config, bundle, dashboard, force=force)
+            manifest.seconds = time.monotonic() - began
+            manifest.figures = dict(deployment.addresses)
+            if own:
+                for name, address in deployment.addresses.items():
+                    print(f"{name:>14}  {address}")
+                print("up until Ctrl-C", flush=True)
+                stay_until_interrupted()
+        finally:
+            if own:
+                _shut_down()
     return manifest
 
 
@@ -320,7 +323,9 @@ def _dashboard_of_session() -> str:
 def _shut_down() -> None:
     from ray import serve
 
-    serve.shutdown()
+    # a cluster that was interrupted while starting may not answer: it is ended all the same
+    with contextlib.suppress(Exception):
+        serve.shutdown()
 
 
 def _answers(url: str) -> bool:
