@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from raysys.cli import app
 from raysys.errors import UserError
-from raysys.storage import Manifest, outcome_folder, replacing
+from raysys.storage import Manifest, Workspace, is_done, outcome_folder, read_manifest, replacing
 
 EXPERIMENTS = Path(__file__).parents[1] / "serve_configs" / "experiments" / "home.yaml"
 
@@ -52,3 +52,31 @@ def test_an_outcome_takes_the_place_of_nothing_or_of_an_earlier_one(
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="a file stands there"):
         outcome_folder(Path("file"), "simulate")
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/runs", "gs://bucket", "file:///tmp/runs"])
+def test_an_address_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ("ingest", "--workspace", address),
+        ("simulate", "--output", address),
+        ("score", "--bundle", "x", "--input", "y.csv", "--output", address),
+    ):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 2, words
+        assert "no folder of this machine" in done.stderr and "://" in done.stderr
+    assert not any(tmp_path.iterdir())
+    assert Workspace(Path("runs/2024:01")).root == tmp_path / "runs/2024:01"
+
+
+def test_a_damaged_manifest_lets_its_stage_run_again(tmp_path: Path) -> None:
+    planned = Manifest("train", settings={"folds": 3})
+    planned.write(tmp_path)
+    assert is_done(tmp_path, planned)
+    for damaged in ("{", "[]", '{"stage": "train", "strange": 1}'):
+        (tmp_path / "manifest.json").write_text(damaged)
+        with pytest.raises(UserError, match="damaged manifest"):
+            read_manifest(tmp_path)
+        assert not is_done(tmp_path, planned)
