@@ -49,9 +49,13 @@ def judge_paired(
     """By the difference, challenger minus champion, on the same requests.
 
     Refused when all of its interval lies below zero; with `better`, unless all lies above.
+    Without an interval, as of a single user, a value below zero is refused, and none is better.
     """
-    told = f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
-    worse = difference.high < 0
+    if difference.known:
+        told = f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+        worse = difference.high < 0
+    else:
+        told, worse = f"{difference.value:+.4f}, no interval", difference.value < 0
     if better:
         passes = difference.low > 0
         how = "is better" if passes else "is worse" if worse else "is not surely better"

@@ -182,4 +182,6 @@ def _signed(value: float | None) -> str:
 
 
 def _ends(gap: Mapping[str, float | None]) -> str:
+    if gap["low"] is None:
+        return "no interval"
     return f"{_signed(gap['low'])} to {_signed(gap['high'])}"
