@@ -98,8 +98,19 @@ def settle_environment() -> None:
     """Choose what the environment does not say; Ray reads some of it as soon as it is imported."""
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
+    _ask_this_machine_directly()
     if "ray" not in sys.modules:  # it has read this one: `ray.init` sees to a token by itself
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _ask_this_machine_directly() -> None:
+    """A proxy knows nothing of what runs here, such as Ray's dashboard and what we serve."""
+    names = ("no_proxy", "NO_PROXY")
+    said = [os.environ[name] for name in names if name in os.environ]  # the first one is heeded
+    for name, other in zip(names, (said[:1], said[-1:]), strict=True):
+        known = [host.strip() for host in ",".join(other).split(",") if host.strip()]
+        if known != ["*"]:
+            os.environ[name] = ",".join(dict.fromkeys([*known, "127.0.0.1", "localhost", "::1"]))
 
 
 @contextlib.contextmanager
@@ -109,6 +120,9 @@ def ray_session(*, dashboard: bool = False, log_to_driver: bool = False) -> Iter
     Args:
         dashboard: start Ray's dashboard with a local cluster.
         log_to_driver: show what workers print.
+
+    Raises:
+        UserError: RAY_ADDRESS names a cluster, and none answers there.
     """
     settle_environment()
     import ray
@@ -117,7 +131,7 @@ def ray_session(*, dashboard: bool = False, log_to_driver: bool = False) -> Iter
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=log_to_driver)
+        _connect(log_to_driver)
     else:
         ray.init(
             address="local",
@@ -132,6 +146,20 @@ def ray_session(*, dashboard: bool = False, log_to_driver: bool = False) -> Iter
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(log_to_driver: bool) -> None:
+    """Connect to the cluster that RAY_ADDRESS names."""
+    import ray
+
+    try:
+        ray.init(log_to_driver=log_to_driver)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(
+            f"{os.environ['RAY_ADDRESS']}: no cluster to work on: {str(error).splitlines()[0]}",
+            where="RAY_ADDRESS",
+            mend="start that cluster, give HOST:6379, or unset it",
+        ) from None
 
 
 def stay_until_interrupted() -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from yaml.constructor import ConstructorError
 
 from raysys.errors import UserError
 
@@ -59,14 +60,38 @@ def find_config(name: str | Path, kind: str) -> Path:
     )
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML's own loader takes silently, or fails at without a line."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping as written: every key once. What it merges (`<<`) comes later, and yields."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    problem = f"the key {key.value!r} is there twice"
+                    raise ConstructorError(None, None, problem, key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value; one that cannot be, such as 2024-06-31, with its line."""
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            problem = f"{node.value!r}: {error}"
+            raise ConstructorError(None, None, problem, node.start_mark) from None
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds.
 
     Raises:
-        UserError: not YAML, not UTF-8, or not a mapping.
+        UserError: not YAML, not UTF-8, a key that is there twice, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  a SafeLoader
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 at byte {error.start}", where=str(path)) from None
     except yaml.YAMLError as error:

@@ -148,6 +148,7 @@ def new_figure(width: float = 9.0, height: float = 3.2) -> tuple[Figure, Any]:
         {
             "svg.fonttype": "none",
             "svg.hashsalt": "raysys",  # the same data gives the same bytes
+            "text.parse_math": False,  # names come from shops: `Gifts $10_$25` is no formula
             "font.family": "sans-serif",
             "font.size": 10,
             "axes.spines.top": False,
@@ -159,6 +160,19 @@ def new_figure(width: float = 9.0, height: float = 3.2) -> tuple[Figure, Any]:
         }
     )
     return plt.subplots(figsize=(width, height))
+
+
+def plain_ticks(axis: Any) -> None:
+    """Numbers at the ticks of a logarithmic axis: matplotlib's own labels there are mathtext."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            """Empty where the base has no room for a label."""
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain())
 
 
 def _render(template: str, **values: object) -> Markup:

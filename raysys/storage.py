@@ -1,4 +1,4 @@
-"""Folders of Parquet with a manifest: atomic, fingerprinted, on a local disk or any fsspec URI.
+"""Folders of Parquet with a manifest: atomic, fingerprinted, on a disk of this machine.
 
 A stage writes into a hidden folder beside its own, then swaps the two: readers see the old run
 or the new one, never half of either.
@@ -29,17 +29,35 @@ _DAY_S = 86_400
 _PACKAGES = ("raysys", "ray", "torch", "transformers", "lightgbm", "pyarrow", "polars", "numpy")
 
 
+def on_disk(folder: Path) -> Path:
+    """A folder to write into, made absolute.
+
+    Raises:
+        UserError: it is an address such as s3://bucket/runs, which would become a folder `s3:`.
+    """
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(folder)):
+        raise UserError(
+            "no folder of this machine",
+            where=str(folder).replace(":/", "://", 1),  # a Path folds the slashes
+            mend="write to a disk, or a mount of that storage; addresses are for what is read",
+        )
+    return folder.absolute()
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The folder that one pipeline lives in; every stage owns one folder under it.
 
     Its path is made absolute at once: Ray's workers run in folders of their own.
+
+    Raises:
+        UserError: see `on_disk`.
     """
 
     root: Path
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", self.root.absolute())
+        object.__setattr__(self, "root", on_disk(self.root))
 
     @property
     def ingest(self) -> Path:
@@ -172,7 +190,28 @@ def is_done(folder: Path, planned: Manifest) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
     planned.versions = planned.versions or versions()
-    return read_manifest(folder).fingerprint == planned.fingerprint
+    try:
+        return read_manifest(folder).fingerprint == planned.fingerprint
+    except UserError:  # damaged: the stage runs again, as its message says
+        return False
+
+
+def outcome_folder(folder: Path, stage: str) -> Path:
+    """The folder that a stage's outcome goes into, made absolute, before the work begins.
+
+    `replacing` removes what was there: that may be an earlier outcome of this stage, nothing else.
+
+    Raises:
+        UserError: it holds other things, is a file, or see `on_disk`.
+    """
+    folder = on_disk(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return folder
+    with contextlib.suppress(UserError):
+        if read_manifest(folder).stage == stage:
+            return folder
+    what = "the folder holds other things" if folder.is_dir() else "a file stands there"
+    raise UserError(what, where=str(folder), mend="give a new --output")
 
 
 @contextlib.contextmanager

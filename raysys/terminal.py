@@ -101,6 +101,19 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[Console]:
 
 def users_mistake(error: BaseException | None) -> UserError | None:
     """The UserError behind an exception, also when it crossed processes inside a Ray error."""
+    for current in _behind(error):
+        if isinstance(current, UserError) and "what" in vars(current):
+            return current  # not Ray's wrapper, which only inherits from UserError
+    return _disk_mistake(error)
+
+
+def _behind(error: BaseException | None, *, handled: bool = True) -> Iterator[BaseException]:
+    """An exception and those that it came of, nearest first.
+
+    Args:
+        error: the one that arrived.
+        handled: also what was being handled when one was raised, which need not be its cause.
+    """
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -108,22 +121,21 @@ def users_mistake(error: BaseException | None) -> UserError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, UserError) and "what" in vars(current):
-            return current  # not Ray's wrapper, which only inherits from UserError
+        yield current
         # Ray keeps the worker's exception in `cause`, Train in `worker_failures`
         waiting.append(getattr(current, "cause", None))
         failures = getattr(current, "worker_failures", None)
         waiting.extend(failures.values() if isinstance(failures, dict) else ())
-        waiting.extend((current.__cause__, current.__context__))
-    return _disk_mistake(error)
+        waiting.extend((current.__cause__, current.__context__ if handled else None))
 
 
 def _disk_mistake(error: BaseException | None) -> UserError | None:
     """A disk that is full, read-only or somebody else's is not a fault of the program."""
-    if not isinstance(error, OSError) or error.errno not in _DISK:
-        return None
-    where = str(error.filename or "")
-    return UserError(str(error.strerror), where=where, mend=_DISK[error.errno])
+    for current in _behind(error, handled=False):
+        if isinstance(current, OSError) and current.errno in _DISK:
+            where = str(current.filename or "")
+            return UserError(str(current.strerror), where=where, mend=_DISK[current.errno])
+    return None
 
 
 def show_error(console: Console, error: UserError) -> None:

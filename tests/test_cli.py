@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, exit codes, and how each ending looks."""
 
+import errno
 import io
 import json
 import signal
@@ -162,6 +163,19 @@ def test_a_mistake_is_found_behind_what_ray_wraps_it_in():
     outer.__cause__ = failure
     assert terminal.users_mistake(outer) is mistake
     assert terminal.users_mistake(KeyError("x")) is None
+
+
+def test_a_full_disk_is_found_behind_what_ray_wraps_it_in():
+    from ray.exceptions import RayTaskError
+
+    full = OSError(errno.ENOSPC, "No space left on device", "/data/x.parquet")
+    wrapped = RayTaskError("work", "Traceback …", full).as_instanceof_cause()
+    assert isinstance(wrapped, OSError) and wrapped.errno is None
+    found = terminal.users_mistake(wrapped)
+    assert found is not None and found.where == "/data/x.parquet" and "make room" in found.mend
+    fault = KeyError("x")  # raised while a mistake was handled: a fault all the same
+    fault.__context__ = full
+    assert terminal.users_mistake(fault) is None
 
 
 def test_on_a_terminal_progress_shows_count_and_leaves_a_line():

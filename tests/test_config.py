@@ -4,6 +4,7 @@ import pickle
 from typing import Annotated, Literal
 
 import pytest
+import yaml
 from pydantic import Field
 
 from raysys.config import Settings, find_config, load_settings, load_yaml, parse_settings
@@ -97,6 +98,10 @@ def test_a_long_value_is_cut():
         ("- a\n- b\n", "a mapping is expected, found list"),
         ("only words", "a mapping is expected, found str"),
         ("name: !!python/object/apply:os.system [ls]", "not valid YAML"),
+        ("a: 1\nuntil: 2024-06-31\n", "at line 2: '2024-06-31': day is out of range"),
+        ("a: {days: [2024-06-30,\n 2024-13-01]}\n", "at line 2: '2024-13-01': month must be"),
+        ("a: 1\nb: 2\n'a': 3\n", "at line 3: the key 'a' is there twice"),
+        ("a:\n  - b: {c: 1, c: 1}\n", "at line 2: the key 'c' is there twice"),
     ],
 )
 def test_what_is_not_a_mapping_of_yaml_is_refused(tmp_path, text, told):
@@ -104,6 +109,20 @@ def test_what_is_not_a_mapping_of_yaml_is_refused(tmp_path, text, told):
     file.write_text(text)
     with pytest.raises(UserError, match=told):
         load_yaml(file)
+
+
+def test_merged_keys_may_be_overridden(tmp_path):
+    file = tmp_path / "merged.yaml"
+    text = """
+    first: &first {lr: 0.1, depth: 3}
+    second: &second {<<: *first, depth: 4}
+    third: {<<: *second, depth: 5, day: 2024-06-30}
+    fourth: {<<: [*first, *second], lr: 0.2}
+    """
+    file.write_text(text)
+    content = load_yaml(file)
+    assert content == yaml.safe_load(text)
+    assert content["third"]["depth"] == 5 and content["third"]["lr"] == 0.1
 
 
 def test_what_is_not_utf8_is_refused_with_its_place(tmp_path):

@@ -58,6 +58,9 @@ def test_ray_address_is_tried():
             assert states(doctor.ray_state([], address))["RAY_ADDRESS"] == OK
     assert states(doctor.ray_state([], f"127.0.0.1:{port}"))["RAY_ADDRESS"] == FAIL
     assert states(doctor.ray_state([], "127.0.0.1:no"))["RAY_ADDRESS"] == FAIL
+    assert states(doctor.ray_state([], "auto"))["RAY_ADDRESS"] == FAIL
+    assert states(doctor.ray_state([HEAD], "auto"))["RAY_ADDRESS"] == OK
+    assert states(doctor.ray_state([], ""))["RAY_ADDRESS"] == OK
 
 
 def test_a_held_port_names_its_holder():

@@ -79,6 +79,17 @@ def test_where_nothing_can_be_compared_nothing_passes(better: bool) -> None:
     assert not judged.passes and "nothing could be compared" in judged.reason
 
 
+@pytest.mark.parametrize(
+    ("value", "better", "passes"),
+    [(-0.1, False, False), (0.1, False, True), (-0.1, True, False), (0.1, True, False)],
+)
+def test_without_an_interval_nothing_is_better(value: float, better: bool, passes: bool) -> None:
+    nan = float("nan")
+    judged = judge_paired("ndcg@10", 0.2, 0.3, Interval(value, nan, nan), better=better)
+    assert judged.passes == passes
+    assert "no interval" in judged.reason and "nan" not in judged.reason
+
+
 def test_pairing_sees_what_two_intervals_cannot() -> None:
     rng = np.random.default_rng(0)
     easy = rng.beta(2, 3, 600)  # requests differ much more than the two bundles

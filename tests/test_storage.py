@@ -1,4 +1,4 @@
-"""Small files that are written at once, whoever else writes them and whatever is cut off."""
+"""Folders of outcomes and small files: what may be replaced, by whom, and whatever is cut off."""
 
 from __future__ import annotations
 
@@ -7,8 +7,89 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from raysys.storage import write_atomic
+from raysys.cli import app
+from raysys.errors import UserError
+from raysys.storage import (
+    Manifest,
+    Workspace,
+    is_done,
+    outcome_folder,
+    read_manifest,
+    replacing,
+    write_atomic,
+)
+
+EXPERIMENTS = Path(__file__).parents[1] / "serve_configs" / "experiments" / "home.yaml"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("experiment", "analyse", str(EXPERIMENTS)),
+        ("experiment", "off-policy", "log.parquet", "--target", "p"),
+        ("monitor", "report"),
+        ("simulate",),
+    ],
+)
+@pytest.mark.parametrize("output", ["mine", "."])
+def test_an_output_of_other_things_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], output: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, [*words, "--workspace", "runs", "--output", output])
+    assert done.exit_code == 2
+    assert "the folder holds other things" in done.stderr and "a new --output" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_an_outcome_takes_the_place_of_nothing_or_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "new", "new"):
+        folder = outcome_folder(Path(name), "simulate")
+        assert folder == tmp_path / name
+        with replacing(folder) as fresh:
+            Manifest("simulate").write(fresh)
+    with pytest.raises(UserError, match="holds other things"):
+        outcome_folder(Path("new"), "experiment")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="a file stands there"):
+        outcome_folder(Path("file"), "simulate")
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/runs", "gs://bucket", "file:///tmp/runs"])
+def test_an_address_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ("ingest", "--workspace", address),
+        ("simulate", "--output", address),
+        ("score", "--bundle", "x", "--input", "y.csv", "--output", address),
+    ):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 2, words
+        assert "no folder of this machine" in done.stderr and "://" in done.stderr
+    assert not any(tmp_path.iterdir())
+    assert Workspace(Path("runs/2024:01")).root == tmp_path / "runs/2024:01"
+
+
+def test_a_damaged_manifest_lets_its_stage_run_again(tmp_path: Path) -> None:
+    planned = Manifest("train", settings={"folds": 3})
+    planned.write(tmp_path)
+    assert is_done(tmp_path, planned)
+    for damaged in ("{", "[]", '{"stage": "train", "strange": 1}'):
+        (tmp_path / "manifest.json").write_text(damaged)
+        with pytest.raises(UserError, match="damaged manifest"):
+            read_manifest(tmp_path)
+        assert not is_done(tmp_path, planned)
 
 
 def test_a_written_file_and_its_name_are_on_the_disk(

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raysys.evaluation.figures import Evaluation
-from raysys.evaluation.intervals import Interval
-from raysys.report import COLOURS, Report, Section, new_figure
+from raysys.evaluation.intervals import Interval, signed
+from raysys.report import COLOURS, Report, Section, new_figure, plain_ticks
 
 INK = "#1d2733"
 
@@ -79,7 +79,7 @@ def _losses(page: Report, evaluation: Evaluation) -> None:
                 loss.what,
                 loss.fallback.replace("_", " "),
                 _spread(loss.ndcg),
-                *(f"{value:+.4f}" for value in (loss.gap.value, loss.gap.low, loss.gap.high)),
+                *map(signed, (loss.gap.value, loss.gap.low, loss.gap.high)),
             ]
             for loss in evaluation.losses
         ],
@@ -149,6 +149,7 @@ def _cost(page: Report, evaluation: Evaluation) -> None:
     )  # fmt: skip
     if min(s.milliseconds for s in found) > 0:
         axes.set_xscale("log")
+        plain_ticks(axes.xaxis)
     axes.set_xlabel("milliseconds for 100 candidates")
     axes.set_ylabel("NDCG, held out")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
@@ -175,5 +176,7 @@ def _cost(page: Report, evaluation: Evaluation) -> None:
 
 
 def _spread(interval: Interval) -> str:
-    """`0.2358 [0.2281, 0.2436]`."""
+    """`0.2358 [0.2281, 0.2436]`, or the value alone where there is no interval."""
+    if not interval.known:
+        return f"{interval.value:.4f}"
     return f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]"

@@ -27,11 +27,21 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def known(self) -> bool:
+        """Whether it has ends."""
+        return not np.isnan(self.low)
+
     def to_dict(self) -> dict[str, float | None]:
         """For JSON, where NaN is null."""
         return {
             name: None if np.isnan(value) else float(value) for name, value in vars(self).items()
         }
+
+
+def signed(value: float) -> str:
+    """`+0.0123`, or a dash where there is nothing to say."""
+    return "–" if np.isnan(value) else f"{value:+.4f}"
 
 
 class Bootstrap:
@@ -143,9 +153,9 @@ class Bootstrap:
         return self.interval(exact, replicates)
 
     def interval(self, value: float, replicates: Float64) -> Interval:
-        """Percentile interval of replicates."""
+        """Percentile interval of replicates; of one cluster there is none: all draws are alike."""
         kept = replicates[np.isfinite(replicates)]
-        if not len(kept):
+        if not len(kept) or self.n_clusters < 2:
             return Interval(value, float("nan"), float("nan"))
         tail = (1 - self.confidence) / 2
         low, high = np.quantile(kept, [tail, 1 - tail])

@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from raysys.evaluation.ensemble_report import inside
 from raysys.evaluation.figures import Evaluation
-from raysys.evaluation.intervals import Interval
+from raysys.evaluation.intervals import Interval, signed
 from raysys.evaluation.judge import RECALL_AT
-from raysys.report import COLOURS, Report, new_figure
+from raysys.report import COLOURS, Report, new_figure, plain_ticks
 from raysys.storage import write_atomic
 
 COLUMNS = {
@@ -55,10 +55,11 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     )
     ensemble = evaluation.verdicts["ensemble"].metrics["ndcg@10"]
     gap = evaluation.differences[best]
+    between = f"95%: {signed(gap.low)} to {signed(gap.high)}" if gap.known else "no interval"
     page.section("In short").facts(
         [
             ("NDCG@10 of the ensemble", f"{ensemble.value:.4f}"),
-            (f"ahead of {best} (95%: {gap.low:+.4f} to {gap.high:+.4f})", f"{gap.value:+.4f}"),
+            (f"ahead of {best} ({between})", signed(gap.value)),
             *[(name, value) for name, value in evaluation.period.items()],
         ]
     ).text(_verdict(best, gap))
@@ -74,6 +75,8 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
 
 
 def _verdict(best: str, gap: Interval) -> str:
+    if not gap.known:
+        return f"This period cannot tell the ensemble from {best}: there is no interval."
     if gap.low > 0:
         return f"The ensemble ranks better than {best}, and chance does not explain it."
     if gap.high < 0:
@@ -128,7 +131,7 @@ def _difference(page: Report, evaluation: Evaluation) -> None:
     section.table(
         ["against", "difference in NDCG@10", "low", "high"],
         [
-            [name, f"{gap.value:+.4f}", f"{gap.low:+.4f}", f"{gap.high:+.4f}"]
+            [name, signed(gap.value), signed(gap.low), signed(gap.high)]
             for name, gap in reversed(ordered)
         ],
     )
@@ -196,6 +199,8 @@ def _probability(page: Report, evaluation: Evaluation) -> None:
         axes.plot(ends, ends, color="#7a7a7a", linewidth=1, linestyle=":")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    plain_ticks(axes.xaxis)
+    plain_ticks(axes.yaxis)
     axes.set_xlabel("promised probability")
     axes.set_ylabel("share bought")
     axes.legend(frameon=False, fontsize=9)
@@ -329,7 +334,7 @@ def _cell(interval: Interval, digits: int = 4) -> str:
     if np.isnan(interval.value):
         return "–"
     text = f"{interval.value:.{digits}f}"
-    if np.isnan(interval.low):
+    if not interval.known:
         return text
     return f"{text} ±{(interval.high - interval.low) / 2:.{digits}f}"
 

@@ -67,7 +67,8 @@ def span_report(
             given twice counts once.
         found: of each text, in the same order.
         labels: count these only; None: all.
-        resamples: bootstrap draws of texts; 0: no intervals (their ends are NaN).
+        resamples: bootstrap draws of texts; 0: no intervals (their ends are NaN), nor
+            of a single text.
         seed: of the draws.
 
     Raises:
@@ -76,7 +77,7 @@ def span_report(
     names, counts = _counts(truth, found, labels)
     total = counts.sum(0)
     drawn = np.zeros((0, len(names), 3))
-    if resamples and len(truth):
+    if resamples and len(truth) > 1:
         draws = Bootstrap(np.arange(len(truth)), resamples=resamples, seed=seed)
         drawn = draws.replicate(counts)
     by_label = {name: _scores(total[at], drawn[:, at]) for at, name in enumerate(names)}
@@ -97,8 +98,7 @@ def span_gain(
     mine, theirs = (_three(each.sum(0))[2] for each in both)
     draws = Bootstrap(np.arange(len(truth)), resamples=resamples, seed=seed)
     one, two = (_three(draws.replicate(each))[:, 2] for each in both)
-    low, high = np.quantile(one - two, [0.025, 0.975])
-    return Interval(float(mine - theirs), float(low), float(high))
+    return draws.interval(float(mine - theirs), one - two)
 
 
 def _counts(

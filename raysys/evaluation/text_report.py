@@ -119,7 +119,8 @@ def conclusion(
         return f"{chosen} is the only learner: nothing says how a simpler one would fare."
     ends = [gain[key] for key in _ENDS]
     value, low, high = (np.nan if end is None else end for end in ends)
-    told = f"{NAMES[criterion]} {value:+.4f} on the test, 95%: {low:+.4f} to {high:+.4f}"
+    between = "no interval" if np.isnan(low) else f"95%: {low:+.4f} to {high:+.4f}"
+    told = f"{NAMES[criterion]} {value:+.4f} on the test, {between}"
     if chosen == baseline:
         lead = f"The simple baseline {chosen} wins and is used: on validation nothing is better"
         return f"{lead} by more than a standard error (over {against}: {told})."

@@ -29,7 +29,8 @@ def conclusion(found: Mapping[Estimator, PolicyValue]) -> str:
     names: tuple[Estimator, ...] = ("dr", "snips", "ips", "clipped", "dm")
     name = next(each for each in names if each in found)
     gain = found[name].gain
-    told = f"{gain.value:+.4g} a row (between {gain.low:+.4g} and {gain.high:+.4g}, {name})"
+    between = f"between {gain.low:+.4g} and {gain.high:+.4g}" if gain.known else "no interval"
+    told = f"{gain.value:+.4g} a row ({between}, {name})"
     if gain.low > 0:
         return f"The policy would earn more than the one that was logged: {told}. Try it on users."
     if gain.high < 0:

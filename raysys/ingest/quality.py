@@ -289,7 +289,7 @@ def _behaviour(report: Report, log: LogFigures) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     currencies = " or ".join(sorted(c for c in log.revenue if c)) or "the log's currency"
-    axes.set_xlabel(f"price of one unit, {currencies} (logarithmic)", parse_math=False)
+    axes.set_xlabel(f"price of one unit, {currencies} (logarithmic)")
     axes.set_ylabel("events")
     section.plot(
         figure,
@@ -315,7 +315,7 @@ def _items(report: Report, outcome: Outcome) -> None:
         names = [_shortened(str(group[0]), 40) for group in reversed(groups)]
         places = range(len(names))  # names that are cut may be equal, and bars of a name are one
         axes.barh(places, [group[1] for group in reversed(groups)], color=COLOURS[0])
-        axes.set_yticks(places, names, parse_math=False)
+        axes.set_yticks(places, names)
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_xlabel("events")

@@ -7,6 +7,7 @@ decide. A loss that lies within the noise is no reason to refuse.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -50,13 +51,17 @@ def judge_paired(
     """By the difference, challenger minus champion, on the same requests.
 
     Refused when all of its interval lies below zero; with `better`, unless all lies above; and
-    where there is no interval, as without a request that has something relevant.
+    where nothing could be compared, as without a request that has something relevant. Without an
+    interval, as of a single user, a value below zero is refused, and none is better.
     """
-    if not _has_ends(difference):
+    if math.isnan(difference.value):
         reason = f"{metric}: nothing could be compared on the same requests"
         return Judgement(False, metric, "paired", reason, challenger, champion)
-    told = f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
-    worse = difference.high < 0
+    if difference.known:
+        told = f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+        worse = difference.high < 0
+    else:
+        told, worse = f"{difference.value:+.4f}, no interval", difference.value < 0
     if better:
         passes = difference.low > 0
         how = "is better" if passes else "is worse" if worse else "is not surely better"

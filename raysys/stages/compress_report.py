@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysys.evaluation.intervals import Interval
 from raysys.report import Report, new_figure
 from raysys.stages.compressible import Quality
 from raysys.text.compression.export import VARIANTS, Variant
@@ -52,7 +53,7 @@ class Row:
         return {
             "name": self.name,
             "quality": self.quality.value,
-            "loss": dict(zip(("value", "low", "high"), self.loss, strict=True)),
+            "loss": Interval(*self.loss).to_dict(),
             "size_mb": round(self.size_mb, 2),
             **({} if self.cost is None else asdict(self.cost)),
         }
@@ -68,8 +69,9 @@ def headers(measure: str, row: Mapping[str, Any], *, memory: bool = True) -> lis
 def cells(row: Mapping[str, Any], *, memory: bool = True) -> list[str]:
     """Of one row under such headers."""
     loss = row["loss"]
-    low, high = 100 * loss["low"], 100 * loss["high"]
-    told = f"{loss['value']:+.1%} ({low:+.1f} to {high:+.1f})"
+    told = f"{loss['value']:+.1%}"
+    if loss["low"] is not None:
+        told += f" ({100 * loss['low']:+.1f} to {100 * loss['high']:+.1f})"
     cells = [row["name"], f"{row['quality']:.4f}", told]
     cells += [f"{spent:.1f}" for spent in row.get("milliseconds", {}).values()]
     cells += [f"{row['memory_mb']:.0f}"] if memory and "memory_mb" in row else []

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -75,12 +74,13 @@ def run(workspace: Workspace, *, exit_after_check: bool = False) -> None:
     began = time.monotonic()
     with leaving_nothing_behind():
         _check_not_running(workspace)
-        with ray_session(dashboard=True):
+        with ray_session(dashboard=True), contextlib.ExitStack() as serving:
             with _Clock() as clock:
                 for number, (stage, (config, seconds)) in enumerate(STAGES.items(), 1):
                     with clock.stage(f"stage {number} of {len(STAGES)}: {stage}", seconds):
                         if stage == "deploy":
                             deployment = _deploy(config, workspace)
+                            serving.callback(_stop_serving)
                         else:
                             _run_stage(stage, config, workspace)
                 with task("demo: checking the answers"):
@@ -103,14 +103,21 @@ def _run_stage(stage: str, config: str, workspace: Workspace) -> Manifest:
 def _deploy(config: str, workspace: Workspace) -> Any:
     """Serve on the configured port, or on the next one that is free."""
     from raysys.stages import deploy
-    from raysys.stages.deploy_plan import DeploySettings, plan
+    from raysys.stages.deploy_plan import DeploySettings, listens_on, plan
 
     settings = load_settings(DeploySettings, find_config(config, "deploy"))
     planned, bundle = plan(settings, workspace)
-    options = planned.setdefault("http_options", {})
-    options["port"] = free_port(options.get("host", "127.0.0.1"), options.get("port", 8000))
+    planned.setdefault("http_options", {})["port"] = free_port(*listens_on(planned))
     with deploy.cluster() as (dashboard, _):
         return deploy.deploy(planned, bundle, dashboard)
+
+
+def _stop_serving() -> None:
+    """A cluster that RAY_ADDRESS names goes on without us, and would go on serving the demo."""
+    from ray import serve
+
+    with contextlib.suppress(Exception):  # as in `_shut_ray_down`
+        serve.shutdown()
 
 
 def free_port(host: str, wanted: int) -> int:
@@ -119,13 +126,14 @@ def free_port(host: str, wanted: int) -> int:
     Raises:
         UserError: none is free.
     """
-    for port in range(wanted, wanted + 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind((host, port))
-                return port
-    raise UserError(f"no free port from {wanted} to {wanted + 99}", where=host)
+    from raysys.stages.deploy import listen
+
+    last = min(wanted + 99, 65_535)
+    for port in range(wanted, last + 1):
+        with contextlib.suppress(OSError):
+            listen(host, port)
+            return port
+    raise UserError(f"no free port from {wanted} to {last}", where=host)
 
 
 def check(address: str) -> None:

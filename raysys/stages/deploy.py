@@ -20,17 +20,19 @@ from raysys.config import parse_settings
 from raysys.errors import UserError
 from raysys.progress import task
 from raysys.serving.args import ServeArgs
-from raysys.stages.deploy_plan import LOOPBACK, OURS, DeploySettings, plan
+from raysys.stages.deploy_plan import LOOPBACK, OURS, DeploySettings, listens_on, plan
 from raysys.storage import Manifest, Workspace
 
 DASHBOARD = "http://127.0.0.1:8265"
 PATIENCE_S = 300
-_LOCAL = (*LOOPBACK, "0.0.0.0", "::")
+_HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""What answers on this machine where all its addresses are listened on."""
+_LOCAL = (*LOOPBACK, *_HERE)
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What runs.
+    """What runs; of several applications of ours, the first.
 
     Attributes:
         address: base URL of the HTTP application.
@@ -83,15 +85,18 @@ def run(
     config, bundle = plan(settings, workspace)
     manifest = Manifest("deploy", inputs={"bundle": bundle} if bundle else {}, settings=config)
     with cluster() as (dashboard, own):
-        deployment = deploy(config, bundle, dashboard, force=force)
-        manifest.seconds = time.monotonic() - began
-        manifest.figures = dict(deployment.addresses)
-        if own:
-            for name, address in deployment.addresses.items():
-                print(f"{name:>14}  {address}")
-            print("up until Ctrl-C", flush=True)
-            stay_until_interrupted()
-            _shut_down()
+        try:
+            deployment = deploy(config, bundle, dashboard, force=force)
+            manifest.seconds = time.monotonic() - began
+            manifest.figures = dict(deployment.addresses)
+            if own:
+                for name, address in deployment.addresses.items():
+                    print(f"{name:>14}  {address}")
+                print("up until Ctrl-C", flush=True)
+                stay_until_interrupted()
+        finally:
+            if own:
+                _shut_down()
     return manifest
 
 
@@ -135,6 +140,31 @@ def cluster() -> Iterator[tuple[str, bool]]:
             yield _dashboard_of_session(), True
 
 
+@dataclass(frozen=True)
+class _Application:
+    """One of ours in a planned config, and where it answers; None: not over HTTP."""
+
+    address: str | None
+    args: ServeArgs
+
+
+def _root(host: str, port: int) -> str:
+    """URL of what listens there, as this machine asks it."""
+    name = _HERE.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def _ours(config: dict[str, Any], root: str) -> list[_Application]:
+    """Our applications, each below its own route."""
+    found = []
+    for app in config["applications"]:
+        if app["import_path"] == OURS:
+            route = app.get("route_prefix", "/")
+            address = None if route is None else root + route.rstrip("/")
+            found.append(_Application(address, ServeArgs.model_validate(app["args"])))
+    return found
+
+
 def deploy(
     config: dict[str, Any], bundle: str, dashboard: str, *, force: bool = False
 ) -> Deployment:
@@ -148,22 +178,22 @@ def deploy(
     with _in_our_words(dashboard):
         client = ServeSubmissionClient(dashboard)
         details = client.get_serve_details()
-        options = {"host": "0.0.0.0", "port": 8000, **config.get("http_options", {})}
-        _check_port(options, details, dashboard)
+        host, port = listens_on(config)
+        _check_port(host, port, details, dashboard)
         if force and details.get("applications"):
             client.delete_applications()
         client.deploy_applications(config)
         with task("deploy: starting replicas", None) as progress:
             progress.note = _wait_running(client, config, progress.reach)
-    host = "127.0.0.1" if options["host"] in _LOCAL else options["host"]
-    prefix = next(a for a in config["applications"] if a["import_path"] == OURS)
-    route = (prefix.get("route_prefix") or "/").rstrip("/")
-    address = f"http://{host}:{options['port']}{route}"
+    root = _root(host, port)
+    ours = _ours(config, root)
     if _is_local(dashboard):
-        _wait_ready(f"{address}/readyz", bundle, prefix["args"]["pinned_text"])
-    args = ServeArgs.model_validate(prefix["args"])
+        for app in ours:
+            _wait_ready(app)
+    args = ours[0].args
     pages = tuple(name for name, wanted in args.pages if wanted is True)
     taken = args.events is not None
+    address = ours[0].address or root
     return Deployment(address, dashboard, bundle, tuple(args.pinned_text), pages, taken)
 
 
@@ -201,8 +231,11 @@ def _last_words(app: dict[str, Any]) -> str:
     return (telling or lines or ["no reason given"])[-1][:500]
 
 
-def _wait_ready(url: str, bundle: str, texts: dict[str, str]) -> None:
+def _wait_ready(app: _Application) -> None:
     """Serve says RUNNING before its proxy knows the routes, and while old replicas still answer."""
+    if app.address is None:
+        return
+    url, bundle, texts = f"{app.address}/readyz", app.args.pinned or "", app.args.pinned_text
     deadline = time.monotonic() + 60
     while True:
         with contextlib.suppress(URLError, OSError, ValueError), urlopen(url, timeout=3) as answer:
@@ -219,12 +252,12 @@ def _wait_ready(url: str, bundle: str, texts: dict[str, str]) -> None:
         time.sleep(0.1)
 
 
-def _check_port(options: dict[str, Any], details: dict[str, Any], dashboard: str) -> None:
+def _check_port(host: str, port: int, details: dict[str, Any], dashboard: str) -> None:
     """Refuse a port that another process holds, and options that a running Serve cannot change."""
     running = details.get("http_options") or {}
     if details.get("proxies") and running:
         now = (running.get("host"), running.get("port"))
-        if now != (options["host"], options["port"]):
+        if now != (host, port):
             raise UserError(
                 f"Serve already listens on {now[0]}:{now[1]} in this cluster and cannot move",
                 where="http_options",
@@ -233,16 +266,28 @@ def _check_port(options: dict[str, Any], details: dict[str, Any], dashboard: str
         return
     if not _is_local(dashboard):
         return
-    with socket.socket() as probe:
+    try:
+        listen(host, port)
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port} cannot be listened on: {error.strerror}",
+            where="http_options.port",
+            mend="stop what holds the port (`raysys doctor` names it), or choose another",
+        ) from None
+
+
+def listen(host: str, port: int) -> None:
+    """Try whether a server could listen there, by IPv4 or IPv6 as the host's name says.
+
+    Raises:
+        OSError: it could not.
+    """
+    family, kind, _, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((options["host"], options["port"]))
-        except OSError as error:
-            raise UserError(
-                f"{options['host']}:{options['port']} cannot be listened on: {error.strerror}",
-                where="http_options.port",
-                mend="stop what holds the port (`raysys doctor` names it), or choose another",
-            ) from None
+        probe.bind(address)
 
 
 @contextlib.contextmanager
@@ -278,7 +323,9 @@ def _dashboard_of_session() -> str:
 def _shut_down() -> None:
     from ray import serve
 
-    serve.shutdown()
+    # a cluster that was interrupted while starting may not answer: it is ended all the same
+    with contextlib.suppress(Exception):
+        serve.shutdown()
 
 
 def _answers(url: str) -> bool:

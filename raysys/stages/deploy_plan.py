@@ -87,19 +87,20 @@ def serve_args(config: str | Path, workspace: Workspace | None) -> list[ServeArg
 
 
 def _placed(app: Mapping[str, Any], workspace: Workspace | None, where: str) -> ServeArgs:
-    args = parse_settings(ServeArgs, app.get("args", {}), where=where)
+    args = parse_settings(ServeArgs, app.get("args") or {}, where=where)
     if workspace is None:
         return args
     return args.model_copy(update={"registry": str(workspace.registry.resolve())})
 
 
 def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[str, Any], str]:
-    """The config as Ray takes it, with our arguments settled; and the bundle's id.
+    """The config as Ray takes it, with our arguments settled; and the first application's bundle.
 
     Raises:
         UserError: a value Ray refuses, arguments nobody reads, no bundle or a damaged one.
     """
-    config: dict[str, Any] = settings.model_dump(mode="json", exclude_unset=True)
+    said = settings.model_dump(mode="json", exclude_unset=True)
+    config: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
     ours = [
         (number, app)
         for number, app in enumerate(config["applications"])
@@ -111,11 +112,9 @@ def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[st
             where="applications",
             mend=f"give one the import_path {OURS}",
         )
-    bundle = ""
     for number, app in ours:
         where = f"applications.{number}.args"
         args = settle(_placed(app, workspace, where))
-        bundle = args.pinned or ""
         for name in filter(None, (args.pinned, *args.pinned_text.values())):
             Registry(args.registry).verify(name)  # said here rather than by a replica's log
         _check_who_may_call(args, config.get("http_options", {}), where)
@@ -126,7 +125,19 @@ def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[st
                 deployment["user_config"] = _settle_tried(args, deployment["user_config"], place)
         app["args"] = args.model_dump(mode="json")
     parse_settings(ServeDeploySchema, config, where="serve config")
-    return config, bundle
+    if not 0 < listens_on(config)[1] < 65_536:
+        raise UserError(
+            f"{listens_on(config)[1]} is no port",
+            where="http_options.port",
+            mend="give one from 1 to 65535",
+        )
+    return config, ours[0][1]["args"]["pinned"] or ""
+
+
+def listens_on(config: dict[str, Any]) -> tuple[str, int]:
+    """Host and port of a config that Ray takes, as Ray reads them."""
+    options = ServeDeploySchema.model_validate(config).http_options
+    return options.host, options.port
 
 
 def _settle_tried(args: ServeArgs, content: Any, where: str) -> dict[str, Any]:

@@ -162,6 +162,10 @@ def ray_state(processes: list[psutil.Process], address: str) -> Iterator[Finding
         yield Finding("ray", "clusters", OK, found)
     else:
         yield Finding("ray", "clusters", OK, "none running here; stages start their own")
+    mend = "start that cluster, or `unset RAY_ADDRESS` to use this machine"
+    if address == "auto" and not heads:
+        yield Finding("ray", "RAY_ADDRESS", FAIL, "auto: no cluster runs here", mend)
+        return
     if address in ("", "auto", "local"):
         yield Finding("ray", "RAY_ADDRESS", OK, address or "not set")
         return
@@ -170,7 +174,6 @@ def ray_state(processes: list[psutil.Process], address: str) -> Iterator[Finding
         with socket.create_connection((parts.hostname or "", parts.port or 10001), timeout=3):
             yield Finding("ray", "RAY_ADDRESS", OK, f"{address} answers")
     except (OSError, ValueError) as error:
-        mend = "start that cluster, or `unset RAY_ADDRESS` to use this machine"
         yield Finding("ray", "RAY_ADDRESS", FAIL, f"{address}: {error}", mend)
 
 

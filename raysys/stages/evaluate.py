@@ -63,7 +63,7 @@ def run(settings: EvaluateSettings, workspace: Workspace, *, force: bool = False
 
     Raises:
         UserError: no features, no such bundle, or a bundle that was trained on other features,
-            for which this period may not be unseen.
+            for which this period may not be unseen; nothing was relevant in the period.
     """
     upstream = read_manifest(workspace.features)
     registry = Registry(workspace.registry)
@@ -104,6 +104,12 @@ def run(settings: EvaluateSettings, workspace: Workspace, *, force: bool = False
     past = examples.with_folds(*train_folds, int(folds["validation"]))
     period = _period(settings, batch, examples, past, bundle.features.catalogue)
     judgements = period.judgements
+    if not judgements.n_relevant.any():
+        raise UserError(
+            "nothing in the report period was relevant: there is nothing to judge by",
+            where=str(workspace.features),
+            mend="more report_days in the YAML of `raysys features`, and run it again",
+        )
     scorers = list(_scorers(bundle.ensemble, bundle.families, base, batch))
     with task("evaluate: judging", len(scorers)) as judging:
         verdicts = judge_all(period, scorers, judging.advance)

@@ -48,7 +48,7 @@ from raysys.experiments.users import (
 from raysys.experiments.verdict import told, verdict
 from raysys.progress import task
 from raysys.serving.would_show import would_show
-from raysys.storage import Manifest, Workspace, file_digest, replacing
+from raysys.storage import Manifest, Workspace, file_digest, outcome_folder, replacing
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,14 @@ def run_analysis(path: Path, workspace: Workspace, options: AnalyseOptions) -> E
     """Analyse an experiment; write report and manifest, print the verdict.
 
     Raises:
-        UserError: see `user_table`, `read_user_table` and `analyse`.
+        UserError: see `user_table`, `read_user_table`, `analyse` and `outcome_folder`.
     """
     started = time.monotonic()
     settings = load_settings(ExperimentsSettings, path)
     experiment = pick(settings, options.experiment, path)
+    folder = outcome_folder(
+        options.output or workspace.root / "experiments" / experiment.name, "experiment"
+    )
     metrics = [settings.metric(name) for name in experiment.metrics]
     with task("experiment: reading"):
         if options.users is not None:
@@ -149,7 +152,6 @@ def run_analysis(path: Path, workspace: Workspace, options: AnalyseOptions) -> E
             inputs |= {f"events {n}": path for n, path in enumerate(events, start=1)}
     with task("experiment: comparing arms"):
         found = analyse(experiment, settings, table)
-    folder = options.output or workspace.root / "experiments" / experiment.name
     manifest = Manifest(
         stage="experiment",
         inputs={name: _print(source) for name, source in inputs.items()},
@@ -238,7 +240,8 @@ def run_off_policy(
     by what it would have shown in the recorded lists whose features were recorded.
 
     Raises:
-        UserError: none or several of `policy`, `target` and `bundle`, or bad tables.
+        UserError: none or several of `policy`, `target` and `bundle`, or bad tables; see
+            `outcome_folder` too.
     """
     if sum(given is not None for given in (policy, target, bundle)) != 1:
         mend = "give one of --policy, a table, --target, a column, and --bundle"
@@ -248,6 +251,7 @@ def run_off_policy(
             "a bundle is judged on recorded answers", mend="give --events: what came of them"
         )
     started = time.monotonic()
+    folder = outcome_folder(output or workspace.root / "off_policy", "off_policy")
     how = settings or OffPolicySettings()
     judged: PolicyColumn | pl.DataFrame
     left_out: list[str] = []
@@ -268,7 +272,6 @@ def run_off_policy(
     with task("off-policy: estimating"):
         found = evaluate_policy(rows, estimators or None, how)
         notes = [*warnings(rows), *left_out]
-    folder = output or workspace.root / "off_policy"
     name = bundle or (log_path if policy is None else policy).name.split(".")[0]
     manifest = Manifest(
         stage="off_policy",

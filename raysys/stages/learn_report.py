@@ -188,5 +188,5 @@ def _figure(value: float | None) -> str:
 
 def _ends(gap: Mapping[str, float | None]) -> str:
     if gap["low"] is None or gap["high"] is None:
-        return UNKNOWN
+        return "no interval"
     return f"{_signed(gap['low'])} to {_signed(gap['high'])}"

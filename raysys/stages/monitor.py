@@ -29,7 +29,7 @@ from raysys.monitoring.windows import Windows, now_ms
 from raysys.monitoring.words import level, name
 from raysys.progress import task
 from raysys.registry import Registry
-from raysys.storage import Manifest, Workspace, replacing
+from raysys.storage import Manifest, Workspace, outcome_folder, replacing
 
 _TOLD = 10
 _LISTS = 200_000
@@ -87,10 +87,13 @@ def run(
         as_json: for programs.
 
     Raises:
-        UserError: no such bundle or folder, or there is nothing to tell of at all.
+        UserError: no such bundle or folder, there is nothing to tell of at all, or the folder of
+            the report holds other things.
     """
     started = time.monotonic()
     places = _places(options, workspace)
+    root = places.registry.parent if workspace is None else workspace.root
+    folder = outcome_folder(options.output or root / "monitor" / "report", "monitor")
     registry = Registry(places.registry)
     bundle = registry.resolve(options.bundle or places.bundle)
     until = now_ms()
@@ -109,8 +112,6 @@ def run(
         )
     labels = {} if reference is None else reference.labels
     findings = Findings(bundle, *span, drift, over_time, told, (*notes, *missing), labels)
-    root = places.registry.parent if workspace is None else workspace.root
-    folder = options.output or root / "monitor" / "report"
     manifest = Manifest(
         stage="monitor",
         inputs={"bundle": bundle},
@@ -122,7 +123,6 @@ def run(
         },
         figures={"drifted": findings.drifted, "sentences": list(findings.sentences)},
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing(folder) as fresh:
         write(findings, fresh)
         manifest.seconds = round(time.monotonic() - started, 2)

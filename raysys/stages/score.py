@@ -26,7 +26,7 @@ from raysys.errors import UserError
 from raysys.progress import task
 from raysys.registry import TEXT, TEXT_FILE, Registry, TextBundle
 from raysys.stages.score_tasks import WORK, Job, Reading, Scoring, fingerprint_of, key_of
-from raysys.storage import MANIFEST, Manifest, Workspace, read_manifest, write_atomic
+from raysys.storage import MANIFEST, Manifest, Workspace, on_disk, read_manifest, write_atomic
 
 PIECE_ROWS: Final = 65_536  # of a large Parquet file that are one file's worth of work
 _BLOCK_BYTES: Final = 8 << 20  # that travel at once: small, so that several actors get some
@@ -70,10 +70,11 @@ def run(settings: ScoreSettings, workspace: Workspace, *, force: bool = False) -
     """Predict for every row of the files; see `Job` and the module.
 
     Raises:
-        UserError: no such bundle or files, a column that no file has, or a folder that holds
-            something else.
+        UserError: no such bundle or files, a column that no file has, or an output that
+            holds something else or is no folder of this machine.
     """
     began = time.monotonic()
+    output = on_disk(Path(settings.output))
     registry = Registry(workspace.registry)
     bundle_id = registry.resolve(settings.bundle)
     folder = registry.path(bundle_id)
@@ -88,7 +89,6 @@ def run(settings: ScoreSettings, workspace: Workspace, *, force: bool = False) -
     where = {name: getattr(settings, name) for name in Files.model_fields if name != "optional"}
     table = TableFiles(**where, columns=columns, keys=("text.0",), everything=True)
     parts = [piece for part in files.find(table) for piece in files.split(part, PIECE_ROWS)]
-    output = Path(settings.output).absolute()
     plan = {"bundle": bundle_id, "text": text, "join": join, "query": columns.get("query")}
     plan |= {name: value for name, value in where.items() if name != "paths"}
     done = _prepare(output, plan, force)
@@ -135,7 +135,7 @@ def run(settings: ScoreSettings, workspace: Workspace, *, force: bool = False) -
 
 def folder_of(settings: ScoreSettings, workspace: Workspace) -> Path:
     """Where the predictions lie."""
-    return Path(settings.output).absolute()
+    return on_disk(Path(settings.output))
 
 
 def _prepare(output: Path, plan: dict[str, Any], force: bool) -> dict[str, dict[str, Any]]:

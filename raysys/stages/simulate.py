@@ -18,7 +18,7 @@ from raysys.errors import UserError
 from raysys.progress import task
 from raysys.simulation.driver import DriveSettings, Outcome, drive
 from raysys.simulation.shoppers import Shoppers, ShopperSettings
-from raysys.storage import Manifest, Workspace, replacing
+from raysys.storage import Manifest, Workspace, outcome_folder, replacing
 
 KEY = "RAYSYS_API_KEY"
 
@@ -47,8 +47,9 @@ def run(settings: SimulateSettings, workspace: Workspace, output: Path | None = 
     An API key is read from the environment, `RAYSYS_API_KEY`.
 
     Raises:
-        UserError: no catalogue, or no shop there.
+        UserError: no catalogue, no shop there, or an `output` that holds other things.
     """
+    folder = outcome_folder(output or workspace.root / "simulate", "simulate")
     given = settings.catalogue
     path = workspace.features / "catalogue.parquet" if given is None else Path(given)
     if not path.is_file():
@@ -59,7 +60,6 @@ def run(settings: SimulateSettings, workspace: Workspace, output: Path | None = 
     with task("simulate: shopping") as shopping:
         outcome = asyncio.run(_drive(settings, shoppers))
         shopping.note = f"{outcome.visits:,} visits"
-    folder = output or workspace.root / "simulate"
     figures = outcome.figures()
     manifest = Manifest(
         stage="simulate",

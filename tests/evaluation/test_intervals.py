@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from raysys.evaluation.intervals import Bootstrap
+from raysys.evaluation.intervals import Bootstrap, signed
 from raysys.evaluation.metrics import quantile_bins, reliability
 
 
@@ -105,3 +105,13 @@ def test_calibration_error_is_that_of_the_curve() -> None:
     found = Bootstrap(np.arange(300)).calibration_error(cell, p, label, np.arange(3000) // 10)
     assert found.value == pytest.approx(reliability(cell, p, label).error, rel=1e-4)
     assert found.low <= found.value <= found.high
+
+
+def test_of_one_user_there_is_no_interval() -> None:
+    values = np.array([0.1, 0.9, 0.4])
+    alone = Bootstrap(np.zeros(3, dtype=np.int64), resamples=50)
+    for found in (alone.mean(values), alone.difference(values, values - 0.1)):
+        assert np.isfinite(found.value) and not found.known
+        assert found.to_dict()["low"] is None and found.to_dict()["high"] is None
+    assert Bootstrap(np.array([0, 0, 1]), resamples=50).mean(values).known
+    assert (signed(0.0123), signed(float("nan"))) == ("+0.0123", "–")

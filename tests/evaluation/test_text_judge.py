@@ -157,12 +157,13 @@ def test_reliability_is_what_was_promised_beside_what_came_true() -> None:
 
 
 def test_the_conclusion_names_the_winner_and_whether_it_is_chance() -> None:
-    def said(low: float, **more: Any) -> str:
+    def said(low: float | None, **more: Any) -> str:
         told = {"chosen": "big", "baseline": "small", "against": "small", **more}
-        gain = {"value": 0.02, "low": low, "high": 0.05}
+        gain = {"value": 0.02, "low": low, "high": None if low is None else 0.05}
         return conclusion(**told, gain=gain, criterion="macro_f1")
 
     assert "beats the baseline small, and chance does not explain it" in said(0.01)
     assert "chance may explain" in said(-0.01)
     assert "simple baseline small wins and is used" in said(-0.01, chosen="small", against="big")
+    assert "on the test, no interval" in said(None) and "chance may explain" in said(None)
     assert "only learner" in conclusion("big", None, None, None, "macro_f1")

@@ -23,6 +23,7 @@ from raysys.experiments.off_policy import (
     evaluate_policy,
     warnings,
 )
+from raysys.experiments.off_policy_report import conclusion, write_off_policy_report
 from raysys.stages.experiment import run_off_policy
 from raysys.storage import Workspace
 
@@ -122,6 +123,18 @@ def test_users_are_drawn_with_all_their_rows():
     for kind in ("interval", "normal"):
         a, b = getattr(one, kind), getattr(ten, kind)
         assert b.high - b.low == pytest.approx(a.high - a.low, rel=0.1)
+
+
+def test_a_log_of_one_user_tells_no_interval(tmp_path):
+    log, policy, _ = world(4, n=300)
+    rows = logged_rows(log.with_columns(user_id=pl.lit(1)), policy)
+    found = evaluate_policy(rows, settings=QUICK)
+    said = conclusion(found)
+    assert "cannot tell" in said and "no interval" in said and "nan" not in said
+    write_off_policy_report("one", rows, found, [], tmp_path)
+    assert "nan" not in (tmp_path / "report.html").read_text().lower()
+    values = json.loads((tmp_path / "report.json").read_text())["values"]
+    assert values["dr"]["interval"]["low"] is None
 
 
 def test_rows_of_nobody_belong_to_their_requests():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -21,9 +24,10 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.experiments import AcceptedFile, load_experiments
 from raysys.serving.keys import KeyFile
 from raysys.stages import deploy
-from raysys.stages.deploy import _check_port, cluster
-from raysys.stages.deploy_plan import DeploySettings, plan
+from raysys.stages.deploy import _check_port, _ours, _root, _wait_ready, cluster
+from raysys.stages.deploy_plan import OURS, DeploySettings, listens_on, plan
 from raysys.storage import Manifest, Workspace
+from tests.serving.test_arms import copy
 
 LOCAL = Path(__file__).parents[2] / "serve_configs" / "local.yaml"
 
@@ -220,14 +224,116 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
-        options = {"host": "127.0.0.1", "port": holder.getsockname()[1]}
         with pytest.raises(UserError, match="in use") as caught:
-            _check_port(options, {}, "http://127.0.0.1:8265")
+            _check_port("127.0.0.1", holder.getsockname()[1], {}, "http://127.0.0.1:8265")
     assert caught.value.where == "http_options.port" and caught.value.mend
     running = {"proxies": {"a": {}}, "http_options": {"host": "127.0.0.1", "port": 8000}}
     with pytest.raises(UserError, match="cannot move"):
-        _check_port({"host": "127.0.0.1", "port": 8001}, running, "http://127.0.0.1:8265")
-    _check_port({"host": "127.0.0.1", "port": 8000}, running, "http://127.0.0.1:8265")
+        _check_port("127.0.0.1", 8001, running, "http://127.0.0.1:8265")
+    _check_port("127.0.0.1", 8000, running, "http://127.0.0.1:8265")
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("::1", "[::1]"), ("::", "[::1]"), ("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1")],
+)
+def test_a_host_of_either_family_can_be_listened_on(host: str, name: str) -> None:
+    assert _root(host, 8000) == f"http://{name}:8000"
+    if host in ("::1", "::") and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    _check_port(host, 0, {}, "http://127.0.0.1:8265")
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def test_a_port_is_read_as_ray_reads_it(registry: Registry) -> None:
+    args = {"registry": str(registry.root)}
+
+    def planned(port: object) -> dict[str, Any]:
+        content = {**config(args=args), "http_options": {"host": "127.0.0.1", "port": port}}
+        return plan(parse_settings(DeploySettings, content, where="x.yaml"), None)[0]
+
+    assert listens_on(planned("8001")) == ("127.0.0.1", 8001)
+    for port in (99_999, 65_536, -1):
+        with pytest.raises(UserError, match=f"{port} is no port") as caught:
+            planned(port)
+        assert caught.value.where == "http_options.port"
+
+
+class TwoShops(BaseHTTPRequestHandler):
+    """What the proxy of Serve answers where two applications of ours run."""
+
+    bundles = {"/food/readyz": "b-food", "/toys/readyz": "b-toys"}
+
+    def do_GET(self) -> None:
+        content = json.dumps({"bundle": self.bundles.get(self.path), "text": {}}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_each_of_several_applications_is_waited_for_at_its_own_route() -> None:
+    routes = {"/food": "b-food", "/toys": "b-toys", None: "b-hidden"}
+    config = {
+        "applications": [
+            {"import_path": OURS, "route_prefix": route, "args": {"bundle": "x", "pinned": bundle}}
+            for route, bundle in routes.items()
+        ]
+        + [{"import_path": "other:app", "route_prefix": "/other"}]
+    }
+    with ThreadingHTTPServer(("127.0.0.1", 0), TwoShops) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        ours = _ours(config, root)
+        assert [app.address for app in ours] == [f"{root}/food", f"{root}/toys", None]
+        for app in ours:
+            _wait_ready(app)
+        server.shutdown()
+
+
+def test_of_several_applications_the_first_one_s_bundle_is_told(
+    registry: Registry, tmp_path: Path
+) -> None:
+    own = Registry(tmp_path / "registry")
+    champion = registry.path("champion")
+    names = [
+        own.publish(
+            lambda folder: copy(champion, folder),
+            name_hint=name,
+            learners=json.loads((champion / "manifest.json").read_text())["learners"],
+            figures={},
+        )
+        for name in ("food", "toys")
+    ]
+    content = config(args={"registry": str(own.root), "bundle": names[0]})
+    other = {**content["applications"][0], "name": "toys", "route_prefix": "/toys"}
+    other["args"] = {"registry": str(own.root), "bundle": names[1]}
+    content["applications"].append(other)
+    planned, bundle = plan(parse_settings(DeploySettings, content, where="x.yaml"), None)
+    assert bundle == names[0]
+    assert [app.args.pinned for app in _ours(planned, "http://127.0.0.1:8000")] == names
+
+
+@pytest.mark.parametrize("key", ["http_options", "logging_config"])
+def test_an_empty_block_says_nothing(registry: Registry, tmp_path: Path, key: str) -> None:
+    keys = tmp_path / "keys.json"
+    KeyFile(keys).create("a", ("read",))
+    content = config(args={"registry": str(registry.root), "auth": {"keys": str(keys)}})
+    planned, bundle = plan(
+        parse_settings(DeploySettings, {**content, key: None}, where="x.yaml"), None
+    )
+    assert key not in planned and bundle == registry.resolve("champion")
 
 
 def test_a_cluster_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from benchmarks.rankings import figures
@@ -140,7 +142,7 @@ def test_the_page_stands_alone(trained: Workspace, report: dict[str, object]) ->
     assert page.count("<svg") >= 8
     assert 'src="' not in page and "url(http" not in page and "<link" not in page
     assert "<script" not in page
-    assert ">None<" not in page and "nan" not in page
+    assert ">None<" not in page and "nan" not in page and "mathdefault" not in page
 
 
 def test_the_manifest_holds_the_gain(trained: Workspace, report: dict[str, object]) -> None:
@@ -214,6 +216,36 @@ def test_without_prices_there_are_no_bands(trained: Workspace) -> None:
     report = json.loads((trained.evaluate / "report.json").read_text())
     assert report["intervals"]["drawn"] == "request"
     assert "price of the item" not in {part["group"] for part in report["slices"]}
+
+
+def test_of_a_single_user_no_interval_is_told(trained: Workspace, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    for folder in ("registry", "train"):
+        (tmp_path / folder).symlink_to(getattr(trained, folder))
+    shutil.copytree(trained.features, workspace.features)
+    for path in (workspace.features / "requests" / "fold=3").glob("*.parquet"):
+        rows = pl.read_parquet(path, hive_partitioning=False)
+        rows.with_columns(pl.col("user") * 0).write_parquet(path)
+    evaluate.run(settings(seed=3), workspace)
+    page = (workspace.evaluate / "report.html").read_text()
+    assert "there is no interval" in page and "chance does not explain" not in page
+    assert ">nan<" not in page and "+nan" not in page and "[nan" not in page
+    content = json.loads((workspace.evaluate / "report.json").read_text())
+    assert content["ensemble_minus"][content["best_single"]]["low"] is None
+
+
+def test_a_period_in_which_nothing_was_relevant_is_said(trained: Workspace, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    for folder in ("registry", "train"):
+        (tmp_path / folder).symlink_to(getattr(trained, folder))
+    shutil.copytree(trained.features, workspace.features)
+    for table, column in (("requests", "n_relevant"), ("examples", "label")):
+        for path in (workspace.features / table / "fold=3").glob("*.parquet"):
+            rows = pl.read_parquet(path, hive_partitioning=False)
+            rows.with_columns(pl.col(column) * 0).write_parquet(path)
+    with pytest.raises(UserError, match="nothing in the report period was relevant") as caught:
+        evaluate.run(settings(seed=2), workspace)
+    assert "more report_days" in caught.value.mend and not workspace.evaluate.exists()
 
 
 def test_the_preset_is_valid() -> None:
