@@ -123,8 +123,7 @@ def _work(
         seed=settings.seed,
     )
     folds = fold_bounds(settings, log.last + 1)
-    rounds = max(2, -(-len(log) // (PART_EVENTS * spread.cpus)))
-    parts = settings.parts or rounds * spread.cpus  # so that no core waits for a last, lonely one
+    parts = settings.parts or _parts(root, len(log), spread.cpus)
     bias = _position_bias(settings, log, folds[-3], root / "position_bias", parts, spread)
     if bias is not None:  # the plan may read it
         write_atomic(ingest.parent / CURVE, json.dumps(bias, indent=2) + "\n")
@@ -191,6 +190,16 @@ def _work(
         **({} if bias is None else {"position_bias": bias}),
     }
     return counts, figures
+
+
+def _parts(root: Path, events: int, cpus: int) -> int:
+    """Into how many the users are dealt; a run that goes on with other CPUs deals as before."""
+    told = root / "parts.json"
+    if not told.exists():
+        rounds = max(2, -(-events // (PART_EVENTS * cpus)))  # that no core waits for a lonely one
+        write_atomic(told, json.dumps(rounds * cpus))
+    parts: int = json.loads(told.read_text(encoding="utf-8"))
+    return parts
 
 
 def _position_bias(

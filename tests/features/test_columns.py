@@ -213,6 +213,28 @@ def test_a_killed_stage_goes_on_where_it_was(tmp_path, pieces) -> None:
         assert_frame_equal(one[1], two[1])
 
 
+class Wider(InProcess):
+    """As on a machine with more CPUs."""
+
+    cpus = 3
+
+
+@pytest.mark.parametrize("pieces", [12, 22])
+def test_a_killed_stage_goes_on_with_other_cpus(tmp_path, pieces) -> None:
+    made = settings(parts=None, **LOGGED)
+    rows = as_rows(log(2, 300))
+    run(made, workspace(tmp_path / "whole", rows), spread=InProcess())
+    torn = workspace(tmp_path / "torn", rows)
+    with pytest.raises(KilledError):
+        run(made, torn, spread=Interrupted(pieces))
+    run(made, torn, spread=Wider())
+    for one, two in zip(
+        *(examples(tmp_path / name / "features") for name in ("whole", "torn")), strict=True
+    ):
+        for ours, theirs in zip(one, two, strict=True):
+            assert_frame_equal(ours, theirs)
+
+
 def test_a_share_of_requests_stays_when_the_log_grows(tmp_path) -> None:
     events = log(3, 600)
     made = settings(examples={"from": "log", "events": ["click"], "share": 0.4, "keep_empty": True})
