@@ -147,7 +147,7 @@ class Work:
         rest = []
         for each in self.log.slices():
             order, item = each.events.order, each.events.item
-            epoch = np.searchsorted(self.moments, each.events.time, side="right").astype(np.uint8)
+            epoch = np.searchsorted(self.moments, each.events.time, side="right").astype(np.uint16)
             apart = torn[order]
             writer.add(order[~apart], item[~apart], epoch[~apart])
             rest.append((order[apart], item[apart], epoch[apart]))

@@ -12,11 +12,14 @@ from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
+from raysys.features.numbering import number_log
+from raysys.features.proposing import CandidateSettings
 from raysys.features.sizes import state_size
+from raysys.features.work import Work
 from raysys.ingest.spread import InProcess
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.stages.features import run
-from raysys.stages.features_settings import FeaturesSettings
+from raysys.stages.features_settings import CoVisitationSettings, FeaturesSettings
 from raysys.storage import read_manifest
 from tests.features import every
 from tests.features.every import DAY, HOUR, N_ITEMS, N_QUERIES, N_USERS, PLAN
@@ -166,6 +169,23 @@ def test_the_outcome_does_not_depend_on_how_the_work_is_cut(tmp_path, monkeypatc
         assert state_size(state)["records"] == sizes[0]["records"]
         assert state.as_of == whole.as_of
         every.same(state, whole, whole.as_of + DAY)
+
+
+def test_hundreds_of_refits_see_nothing_of_what_came_later(tmp_path) -> None:
+    events = log(1, 500)
+    made = workspace(tmp_path, as_rows(events))
+    end = int(events.time[-1]) + 1
+    moments = tuple(range(end - 20 * DAY, end, HOUR))
+    assert len(moments) > 300
+    work = Work(tmp_path / "work", PLAN, CandidateSettings(), moments)
+    catalogue = work.write_catalogue(made.ingest / "items.parquet")
+    number_log(made.ingest / "events", catalogue, ["order_id"], work.root / "log", InProcess())
+    work.write_baskets()
+    for epoch in (0, 100, 300):
+        work.fit_neighbourhood(epoch, CoVisitationSettings(min_count=1))
+        known = events.time < moments[epoch]
+        expected = CoVisitation.fit(events.order[known], events.item[known], N_ITEMS, min_count=1)
+        np.testing.assert_array_equal(work.neighbourhood(epoch).scores, expected.scores)
 
 
 class KilledError(Exception):
