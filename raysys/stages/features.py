@@ -129,9 +129,7 @@ def _work(
         write_atomic(ingest.parent / CURVE, json.dumps(bias, indent=2) + "\n")
     work.write_resources(ingest.parent)
     step = int(settings.covisitation.refit_days * DAY_MS)
-    needed = isinstance(settings.examples, FromRetrieval) or any(
-        isinstance(feature, CoVisitation) for feature in settings.plan.features
-    )
+    needed = _asks_neighbours(settings)
     periods = range(folds[0], folds[-1], step) if needed else ()  # serving needs the last alone
     work = replace(work, moments=(*periods, folds[-1]), parts=parts)
     if isinstance(settings.examples, FromLog):
@@ -190,6 +188,15 @@ def _work(
         **({} if bias is None else {"position_bias": bias}),
     }
     return counts, figures
+
+
+def _asks_neighbours(settings: FeaturesSettings) -> bool:
+    """Whether anything of the examples comes from co-visitation: candidates, hard negatives."""
+    if isinstance(settings.examples, FromRetrieval):
+        return True
+    negatives = settings.examples.negatives
+    hard = negatives is not None and negatives.sizes[2] > 0
+    return hard or any(isinstance(feature, CoVisitation) for feature in settings.plan.features)
 
 
 def _parts(root: Path, events: int, cpus: int) -> int:
