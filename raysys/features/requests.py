@@ -83,7 +83,7 @@ def build_requests(log: NumberedLog, settings: RequestSettings) -> Requests:
     gains = settings.labels.by_kind
     kept = _draw(_orders(log, gains), bounds, settings)
     names = pl.Series("request_id", log.order_names(kept["order"].to_numpy()), dtype=pl.String)
-    requests = kept.with_columns(names).sort("time", "request_id").with_row_index("request")
+    requests = kept.with_columns(names).sort("time", "request_id", "user").with_row_index("request")
     requests = requests.with_columns(pl.col("request").cast(pl.Int32))
     wanted = requests.select("order", "request")
     found = [

@@ -52,7 +52,7 @@ def count_orders(
     frame = pl.scan_parquet(files, hive_partitioning=False)
     told = (
         frame.filter(pl.col("timestamp").dt.epoch("ms") <= until, pl.col("item_id").is_not_null())
-        .select("item_id", order=_order(group_by).hash())
+        .select("item_id", order=_order_hash(group_by))
         .unique()
         .group_by("item_id")
         .len()
@@ -82,8 +82,22 @@ def _date(moment: int) -> str:
 
 
 def _order(group_by: Sequence[str]) -> pl.Expr:
-    """The name of what belongs together, as `numbering` has it."""
+    """The name of what belongs together."""
     return pl.coalesce([pl.col(name) for name in (*group_by, "user_id")])
+
+
+def _order_hash(group_by: Sequence[str]) -> pl.Expr:
+    """What tells apart what belongs together, as `numbering` has it: UInt64.
+
+    An order is its name. Two users' sessions may share one, and orders, sessions and users theirs.
+    """
+    hashes = []
+    for column in (*group_by, "user_id"):
+        whose = name = pl.col(column)
+        if column != "order_id":
+            whose = pl.struct(pl.lit(column), "user_id", name.alias("name"))
+        hashes.append(pl.when(name.is_not_null()).then(whose.hash()))
+    return pl.coalesce(hashes)
 
 
 def numbered(frame: pl.DataFrame, live: LiveFeatures, group_by: Sequence[str]) -> EventColumns:
@@ -109,7 +123,7 @@ def numbered(frame: pl.DataFrame, live: LiveFeatures, group_by: Sequence[str]) -
         quantity=frame["quantity"].fill_null(float("nan")).to_numpy(),
         price=frame["price"].fill_null(float("nan")).to_numpy(),
         store=store.fill_null(-1).to_numpy(),
-        order=frame.select(_order(group_by).hash()).to_series().reinterpret(signed=True).to_numpy(),
+        order=frame.select(_order_hash(group_by)).to_series().reinterpret(signed=True).to_numpy(),
         session=_sessions(frame, user, live),
         query=_queries(frame, live),
         position=frame["position"].fill_null(0).cast(pl.Int32).to_numpy(),
@@ -242,7 +256,7 @@ def build_requests(
         for number, limit in enumerate(most)
         for part in (orders.filter(fold=number),)
     ]
-    kept = pl.concat(drawn).sort("time", "name").with_row_index("request")
+    kept = pl.concat(drawn).sort("time", "name", "user").with_row_index("request")
     kept = kept.with_columns(pl.col("request").cast(pl.Int32), query=pl.lit(-1, pl.Int32))
     wanted = kept.select("order", "request")
     relevant = (
