@@ -168,9 +168,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 def is_done(folder: Path, planned: Manifest) -> bool:
     """Whether `folder` holds the outcome of exactly this plan (same inputs, settings, version)."""
+    planned.versions = planned.versions or versions()  # a first run is known by them too
     if not (folder / MANIFEST).is_file():
         return False
-    planned.versions = planned.versions or versions()
     return read_manifest(folder).fingerprint == planned.fingerprint
 
 
@@ -183,8 +183,12 @@ def replacing(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     begin = f".{folder.name}."
     for leftover in folder.parent.glob(f"{begin}*.tmp"):
-        mark = leftover.name.removeprefix(begin).removeprefix("old.").removesuffix(".tmp")
-        if is_left_over(leftover, mark):
+        name = leftover.name.removeprefix(begin)
+        if not is_left_over(leftover, name.removeprefix("old.").removesuffix(".tmp")):
+            continue
+        if name.startswith("old.") and not folder.exists():
+            leftover.rename(folder)  # its writer was killed before it put the new one there
+        else:
             shutil.rmtree(leftover, ignore_errors=True)
     mark = writer_mark()
     fresh = folder.parent / f"{begin}{mark}.tmp"
@@ -194,7 +198,12 @@ def replacing(folder: Path) -> Iterator[Path]:
         old = folder.parent / f"{begin}old.{mark}.tmp"
         if folder.exists():
             folder.rename(old)
-        fresh.rename(folder)
+        try:
+            fresh.rename(folder)
+        except OSError:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
