@@ -38,6 +38,7 @@ from raysys.stages.audit_requests import (
     _with_query,
 )
 from raysys.stages.features_settings import FeaturesSettings, FromLog
+from raysys.stages.features_start import planned_features
 from raysys.storage import (
     Manifest,
     Workspace,
@@ -85,12 +86,7 @@ def examine(
         UserError: no ingested log, no request to draw, or a period that there is not.
     """
     started = time.monotonic()
-    ingest = read_manifest(workspace.ingest).fingerprint
-    planned = Manifest(
-        stage="features",
-        inputs={"ingest": ingest},
-        settings=settings.model_dump(mode="json", by_alias=True),
-    )
+    planned = planned_features(settings, workspace)
     there = (workspace.features / "manifest.json").is_file()
     written = there and is_done(workspace.features, planned)
     notes = [] if written else [_why_not_compared(workspace, there)]
@@ -123,7 +119,7 @@ def examine(
     )
     manifest = Manifest(
         stage="audit",
-        inputs={"ingest": ingest, **_features_input(workspace, there)},
+        inputs={**planned.inputs, **_features_input(workspace, there)},
         settings={**asdict(options), "features": planned.settings},
         counts={
             "requests": outcome.requests,

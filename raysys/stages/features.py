@@ -37,13 +37,13 @@ from raysys.features.work import Work
 from raysys.ingest.spread import OnRay, Spread
 from raysys.progress import task
 from raysys.stages.features_settings import FeaturesSettings, FromLog, FromRetrieval
+from raysys.stages.features_start import parts_of, planned_features, working_folder
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
 
 logger = logging.getLogger("raysys")
 
 BLOCK_REQUESTS = 1_000
 BLOCK_EVENTS = 200_000
-PART_EVENTS = 2_000_000
 
 
 def run(
@@ -68,11 +68,7 @@ def run(
         UserError: no ingested log, or folds that the log cannot fill.
     """
     upstream = read_manifest(workspace.ingest)
-    planned = Manifest(
-        stage="features",
-        inputs={"ingest": upstream.fingerprint},
-        settings=settings.model_dump(mode="json", by_alias=True),
-    )
+    planned = planned_features(settings, workspace)
     if not force and is_done(workspace.features, planned):
         return read_manifest(workspace.features)
     started = time.monotonic()
@@ -80,7 +76,7 @@ def run(
     types = [name.removeprefix(marker) for name in upstream.counts if name.startswith(marker)]
     for warning in settings.plan.idle(types):
         logger.warning(warning)
-    root = _working_folder(workspace, planned, force)
+    root = working_folder(workspace, planned, force)
     if spread is None:
         with ray_session():
             outcome = _work(settings, workspace.ingest, root, OnRay())
@@ -100,18 +96,6 @@ def run(
     return planned
 
 
-def _working_folder(workspace: Workspace, planned: Manifest, force: bool) -> Path:
-    """Where this plan's pieces lie; those of other plans are removed."""
-    home = workspace.features.with_name(f".{workspace.features.name}.work")
-    root = home / planned.fingerprint
-    if home.exists():
-        for leftover in home.iterdir():
-            if leftover != root or force:
-                shutil.rmtree(leftover, ignore_errors=True)
-    root.mkdir(parents=True, exist_ok=True)
-    return root
-
-
 def _work(
     settings: FeaturesSettings, ingest: Path, root: Path, spread: Spread
 ) -> tuple[dict[str, int], dict[str, Any]]:
@@ -123,7 +107,7 @@ def _work(
         seed=settings.seed,
     )
     folds = fold_bounds(settings, log.last + 1)
-    parts = settings.parts or _parts(root, len(log), spread.cpus)
+    parts = settings.parts or parts_of(root, len(log), spread.cpus)
     bias = _position_bias(settings, log, folds[-3], root / "position_bias", parts, spread)
     if bias is not None:  # the plan may read it
         write_atomic(ingest.parent / CURVE, json.dumps(bias, indent=2) + "\n")
@@ -197,16 +181,6 @@ def _asks_neighbours(settings: FeaturesSettings) -> bool:
     negatives = settings.examples.negatives
     hard = negatives is not None and negatives.sizes[2] > 0
     return hard or any(isinstance(feature, CoVisitation) for feature in settings.plan.features)
-
-
-def _parts(root: Path, events: int, cpus: int) -> int:
-    """Into how many the users are dealt; a run that goes on with other CPUs deals as before."""
-    told = root / "parts.json"
-    if not told.exists():
-        rounds = max(2, -(-events // (PART_EVENTS * cpus)))  # that no core waits for a lonely one
-        write_atomic(told, json.dumps(rounds * cpus))
-    parts: int = json.loads(told.read_text(encoding="utf-8"))
-    return parts
 
 
 def _position_bias(

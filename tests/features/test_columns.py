@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from safetensors.numpy import load_file, save_file
 
 from raysys.config import parse_settings
 from raysys.errors import UserError
@@ -20,6 +21,7 @@ from raysys.ingest.spread import InProcess
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.stages.features import run
 from raysys.stages.features_settings import CoVisitationSettings, FeaturesSettings
+from raysys.stages.features_start import planned_features
 from raysys.storage import read_manifest
 from tests.features import every
 from tests.features.every import DAY, HOUR, N_ITEMS, N_QUERIES, N_USERS, PLAN
@@ -253,6 +255,27 @@ def test_a_killed_stage_goes_on_with_other_cpus(tmp_path, pieces) -> None:
     ):
         for ours, theirs in zip(one, two, strict=True):
             assert_frame_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("file", ["title.safetensors", "curve.json"])
+def test_another_file_of_the_plan_makes_other_examples(tmp_path, file) -> None:
+    shop = workspace(tmp_path, as_rows(log(2, 300)))
+    (tmp_path / "curve.json").write_text("[1.0, 0.5]")
+    plan = {**PLAN.model_dump(mode="json"), "examination": "curve.json"}
+    made = settings(plan=plan, **LOGGED)
+    first = run(made, shop, spread=InProcess())
+    before = examples(shop.features)
+    assert run(made, shop, spread=InProcess()).created == first.created
+    if file.endswith(".json"):
+        (tmp_path / file).write_text("[1.0, 0.1]")
+    else:
+        arrays = load_file(tmp_path / file)
+        save_file({name: array[::-1].copy() for name, array in arrays.items()}, tmp_path / file)
+    second = run(made, shop, spread=InProcess())
+    assert second.fingerprint != first.fingerprint
+    assert planned_features(made, shop).inputs == second.inputs  # by which the audit compares
+    after = examples(shop.features)
+    assert any(not one[1].equals(two[1]) for one, two in zip(before, after, strict=True))
 
 
 def test_a_share_of_requests_stays_when_the_log_grows(tmp_path) -> None:
