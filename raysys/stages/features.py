@@ -88,7 +88,7 @@ def run(
         (root / "catalogue.parquet").rename(folder / "catalogue.parquet")
         (root / "state").rename(folder / "state")
         if settings.position_bias is not None:
-            (root / "position_bias" / PAGE).rename(folder / PAGE)
+            shutil.copyfile(root / "position_bias" / PAGE, folder / PAGE)  # written but once
         planned.seconds = time.monotonic() - started
         planned.counts, planned.figures = outcome
         planned.write(folder)
