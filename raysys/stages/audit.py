@@ -289,6 +289,6 @@ def _subject(
 
 def _copied(empty: LiveFeatures) -> LiveFeatures:
     """Another empty state that shares all that events do not change."""
-    changing = ("state", "sessions", "_by_user")
+    changing = ("state", "sessions", "_by_user", "_proposing")  # the last reads the state's tables
     shared = {id(each): each for name, each in vars(empty).items() if name not in changing}
     return copy.deepcopy(empty, shared)
