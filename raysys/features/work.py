@@ -5,7 +5,7 @@ killed goes on where it was. A piece's file appears whole or not at all; where i
 done.
 
     log/                     the numbered log (`numbered`)
-    catalogue.parquet, promotions.safetensors
+    catalogue.parquet, promotions.safetensors, weeks.npy
     baskets/, near/          orders as sets of items; neighbourhoods as of each period
     popular/                 what sells, day by day; and how much, where negatives are drawn by it
     chosen/, blocks/         what becomes an example (`chosen`)
@@ -44,6 +44,7 @@ from raysys.features.requests import Requests
 from raysys.features.resources import Resources, load_resources
 from raysys.features.shown import LabelRows, choose_shown
 from raysys.features.stitching import Stitcher, join_state
+from raysys.features.weeks import KnownWeeks
 from raysys.retrieval.baskets import Baskets, BasketWriter
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.retrieval.popular import Popular
@@ -120,6 +121,9 @@ class Work:
         path = self.root / "promotions.safetensors"
         if path.exists():
             return
+        known = self.root / "weeks.tmp.npy"
+        KnownWeeks.of(self.log).save(known)
+        known.replace(self.root / "weeks.npy")
         promotions = Promotions.empty()
         if source.exists() and first_week >= 0:
             promotions = self._read_promotions(source, first_week, last_week)
@@ -130,6 +134,10 @@ class Work:
     def promotions(self) -> Promotions:
         """What `write_promotions` wrote."""
         return Promotions.load(self.root / "promotions.safetensors")
+
+    def weeks(self) -> KnownWeeks:
+        """Which promotion week was the newest when; `write_promotions` wrote it."""
+        return KnownWeeks.load(self.root / "weeks.npy")
 
     def write_baskets(self) -> None:
         """Orders as sets of items; an order that lies in two slices is put together at the end."""
@@ -277,7 +285,7 @@ class Work:
     def stitcher(self) -> Stitcher:
         """Puts the columns together."""
         return Stitcher(
-            *(self.live(), self.parts, self.promotions(), self.neighbourhoods()),
+            *(self.live(), self.parts, self.promotions(), self.weeks(), self.neighbourhoods()),
             *(self.root / "blocks", self.root / "columns", self.root / "out"),
         )
 

@@ -25,6 +25,7 @@ from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
 from raysys.features.numbering import number_log
 from raysys.features.requests import fold_bounds
+from raysys.features.weeks import span_of_weeks
 from raysys.features.work import Work
 from raysys.ingest.spread import InProcess
 from raysys.progress import task
@@ -36,6 +37,7 @@ from raysys.stages.audit_requests import (
     _Neighbourhoods,
     _with_positions,
     _with_query,
+    _with_week,
 )
 from raysys.stages.features_settings import FeaturesSettings, FromLog
 from raysys.stages.features_start import planned_features
@@ -270,12 +272,12 @@ def _subject(
         if isinstance(settings.examples, FromLog):
             requests = [_with_query(each, log, settings.examples) for each in requests]
         drawing.note = f"{len(requests):,}"
-    weeks = [request.week for request in requests if request.week is not None]
-    span = (min(weeks), max(weeks)) if weeks else (-1, -1)
-    work.write_promotions(workspace.ingest / "promotions.parquet", *span)
-    empty = work.live()
-    empty.promotions = work.promotions()
     bounds = fold_bounds(settings, log.last + 1)
+    weeks = span_of_weeks(log, bounds[0], bounds[-1])
+    work.write_promotions(workspace.ingest / "promotions.parquet", *weeks)
+    empty, known = work.live(), work.weeks()
+    empty.promotions = work.promotions()
+    requests = [_with_week(each, known, empty.promotions) for each in requests]
     near = _Neighbourhoods(settings, events, len(catalogue), bounds, requests)
     return Subject(
         make=partial(_copied, empty),

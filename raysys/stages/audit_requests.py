@@ -19,7 +19,9 @@ from raysys.features.examples import Examples
 from raysys.features.log import EventColumns
 from raysys.features.numbered import NumberedLog
 from raysys.features.plan import FeaturePlan
+from raysys.features.promotions import Promotions
 from raysys.features.requests import build_requests
+from raysys.features.weeks import KnownWeeks
 from raysys.progress import task
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.schema import EVENT_TYPES
@@ -69,6 +71,13 @@ def _with_positions(
         return request
     positions = np.nan_to_num(values[request.number][:, kinds.index("shown_position")])
     return replace(request, positions=positions.astype(np.int32))
+
+
+def _with_week(request: Drawn, known: KnownWeeks, promotions: Promotions) -> Drawn:
+    """A request with its promotion week: where the log does not say, the newest known before it."""
+    if request.week is not None:
+        return request
+    return replace(request, week=int(promotions.newest(known.before([request.time]))[0]))
 
 
 class _Neighbourhoods:

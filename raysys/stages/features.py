@@ -33,6 +33,7 @@ from raysys.features.requests import (
 )
 from raysys.features.shown import LabelRows
 from raysys.features.sizes import saved_state_size
+from raysys.features.weeks import span_of_weeks
 from raysys.features.work import Work
 from raysys.ingest.spread import OnRay, Spread
 from raysys.progress import task
@@ -216,10 +217,8 @@ def _choose_retrieved(
         asking.note = f"{len(requests.frame):,} requests"
     times = requests.frame["time"].to_numpy()
     blocks = cut_blocks([int(at) for at in times[BLOCK_REQUESTS::BLOCK_REQUESTS]], folds)
-    weeks = requests.frame["week"].to_numpy()
-    known = weeks[weeks >= 0]
-    span = (int(known.min()), int(known.max())) if len(known) else (-1, -1)
-    _prepare(settings, work, ingest, span, spread, (int(times[0]), int(times[-1])))
+    weeks = span_of_weeks(work.log, folds[0], folds[-1])
+    _prepare(settings, work, ingest, weeks, spread, (int(times[0]), int(times[-1])))
     recalls = _each(
         *(spread, "features: choosing candidates", work.parts),
         lambda part: work.choose_retrieved(part, requests, blocks, settings.history),
@@ -237,7 +236,7 @@ def _choose_logged(
 ) -> tuple[list[Block], dict[int, Recall]]:
     """What was shown or done."""
     blocks = cut_blocks(work.log.cuts(BLOCK_EVENTS), folds)
-    weeks = _weeks(work.log, folds)
+    weeks = span_of_weeks(work.log, folds[0], folds[-1])
     gains_of = labeller(settings, examples, folds)
     unsettled = _unsettled_ms(settings, examples, folds)
 
@@ -358,16 +357,6 @@ def _state(work: Work, kinds: Any) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     work.write_state(kinds, folder)
     folder.rename(work.root / "state")
-
-
-def _weeks(log: NumberedLog, folds: tuple[int, ...]) -> tuple[int, int]:
-    """First and last promotion week of the folds, -1 where the log tells of none."""
-    low, high = 1 << 30, -1
-    for each in log.between(folds[0], folds[-1]):
-        known = each.week[each.week >= 0]
-        if len(known):
-            low, high = min(low, int(known.min())), max(high, int(known.max()))
-    return (low, high) if high >= 0 else (-1, -1)
 
 
 def _sum(answers: list[dict[str, Any]]) -> dict[int, Recall]:

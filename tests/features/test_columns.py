@@ -19,6 +19,8 @@ from raysys.features.sizes import state_size
 from raysys.features.work import Work
 from raysys.ingest.spread import InProcess
 from raysys.retrieval.covisitation import CoVisitation
+from raysys.stages.audit import examine
+from raysys.stages.audit_requests import AuditOptions
 from raysys.stages.features import run
 from raysys.stages.features_settings import CoVisitationSettings, FeaturesSettings
 from raysys.stages.features_start import planned_features
@@ -255,6 +257,40 @@ def test_a_killed_stage_goes_on_with_other_cpus(tmp_path, pieces) -> None:
     ):
         for ours, theirs in zip(one, two, strict=True):
             assert_frame_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("more", [LOGGED, {}], ids=["log", "retrieval"])
+def test_a_request_of_an_unknown_week_reads_the_newest_known_before_it(tmp_path, more) -> None:
+    """In week w the item w is on display; two events of three say their week, serving says none."""
+    rows = as_rows(log())
+    for at, row in enumerate(rows):
+        row["week"] = 3 + row["timestamp"] // (7 * DAY) if at % 3 else None
+    shop = workspace(tmp_path, rows)
+    promoted = [(w, s, w) for w in range(3, 3 + DAYS // 7 + 1) for s in ("s0", "s1")]
+    promotions = {"week": [], "store_id": [], "item_id": [], "display": [], "mailer": []}
+    for number, store, item in promoted:
+        told = (number, store, f"i{item % N_ITEMS:03d}", "1", None)
+        for column, value in zip(promotions.values(), told, strict=True):
+            column.append(value)
+    schema = {"week": pl.Int32, "mailer": pl.String}
+    pl.DataFrame(promotions, schema_overrides=schema).write_parquet(
+        shop.ingest / "promotions.parquet"
+    )
+    made = settings(**more)
+    run(made, shop, spread=InProcess())
+    known = {row["timestamp"]: row["week"] for row in rows if row["week"] is not None}
+    checked = 0
+    for requests, found in examples(shop.features):
+        asked = requests.filter(pl.col("week").is_null()).select("request", "timestamp")
+        for row in found.join(asked, on="request").iter_rows(named=True):
+            moment = int(row["timestamp"].timestamp() * 1000)
+            newest = max((w for time, w in known.items() if time < moment), default=None)
+            if np.isfinite(row["on_display"]):
+                assert row["on_display"] == (row["item"] == newest % N_ITEMS)
+                checked += 1
+    assert checked > 30
+    outcome = examine(made, shop, AuditOptions(requests=4)).audit
+    assert outcome.compared and "on_display" not in outcome.differences
 
 
 @pytest.mark.parametrize("file", ["title.safetensors", "curve.json"])
