@@ -42,6 +42,7 @@ from raysys.features.proposing import CandidateSettings
 from raysys.features.replay import CHOOSING, Recall, Retrieval, choose_part, popularity_by_day
 from raysys.features.requests import Requests
 from raysys.features.resources import Resources, load_resources
+from raysys.features.sessions import with_last
 from raysys.features.shown import LabelRows, choose_shown
 from raysys.features.stitching import Stitcher, join_state
 from raysys.features.weeks import KnownWeeks
@@ -295,9 +296,13 @@ class Work:
         state.covisitation = self.neighbourhood(len(self.moments) - 1)
         promotions = self.promotions()
         state.promotions = promotions.between(promotions.last_week - 1, promotions.last_week)
+        sessions = self.log.newest_sessions(state.sessions.keep)
+        last = np.zeros(1 + sessions["session"].max() if len(sessions) else 0, dtype=np.int64)
         for each in self.log.slices():
             state.note(each.events)
-        state.sessions.name(self.log.newest_sessions(state.sessions.keep))
+            known = each.events.session >= 0
+            last[each.events.session[known]] = each.events.time[known]  # in time order
+        state.sessions.name(with_last(sessions, last, self.log.users))
         folder.mkdir()
         state.save(folder)
         kinds = [(kind, getattr(self.plan, kind)) for kind in ("tables", "windows", "last")]

@@ -15,6 +15,7 @@ from raysys.catalogue import Catalogue
 from raysys.features.labels import LabelSettings
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns, normalised
+from raysys.features.sessions import is_made
 from raysys.schema import EVENT_TYPES
 from raysys.stages.learn_settings import WindowSettings
 
@@ -134,10 +135,14 @@ def _sessions(
     frame: pl.DataFrame, user: npt.NDArray[np.int32], live: LiveFeatures
 ) -> npt.NDArray[np.int32]:
     """Number of each event's session: those that are open keep theirs, -1 where it names none."""
-    pairs = frame.select("session_id", user=pl.Series(user))
+    pairs = frame.select("session_id", "time", user=pl.Series(user))
     named = pairs.filter((pl.col("user") >= 0) & pl.col("session_id").is_not_null())
-    fresh = named.unique(maintain_order=True)
-    opened = [live.sessions.open(who, name) for name, who in fresh.iter_rows()]
+    fresh = named.group_by("session_id", "user", maintain_order=True).agg(pl.col("time").max())
+    opened = []
+    for name, who, last in fresh.iter_rows():
+        opened.append(live.sessions.open(who, name))
+        if is_made(live.users[who], name):
+            live.sessions.go_on(who, opened[-1], last)
     fresh = fresh.with_columns(number=pl.Series(opened, dtype=pl.Int32))
     found = pairs.join(fresh, on=["user", "session_id"], how="left", maintain_order="left")
     return found["number"].fill_null(-1).to_numpy()

@@ -192,6 +192,23 @@ def test_hundreds_of_refits_see_nothing_of_what_came_later(tmp_path) -> None:
         np.testing.assert_array_equal(work.neighbourhood(epoch).scores, expected.scores)
 
 
+def test_the_state_knows_each_users_last_session_without_a_name(tmp_path) -> None:
+    """In which events without a session go on when serving."""
+    rows = as_rows(log(1, 300))
+    for at, row in enumerate(rows):
+        if at % 2:
+            row["session_id"] = f"{row['user_id']}@{row['timestamp'] // DAY * DAY}"
+    shop = workspace(tmp_path, rows)
+    run(settings(**LOGGED), shop, spread=InProcess())
+    state = LiveFeatures.load(shop.features / "state")
+    newest = {row["user_id"]: row for row in rows[1::2]}
+    assert newest
+    for user, row in newest.items():
+        number = state.user_number(user)
+        session = state.sessions.number(number, row["session_id"])
+        assert state.sessions.last_made(number) == (row["timestamp"], session)
+
+
 class KilledError(Exception):
     pass
 
