@@ -37,6 +37,7 @@ from raysys.stages.audit_requests import (
     _Neighbourhoods,
     _with_positions,
     _with_query,
+    _with_session,
     _with_week,
 )
 from raysys.stages.features_settings import FeaturesSettings, FromLog
@@ -271,6 +272,8 @@ def _subject(
             requests = _drawn_from_log(settings, log, events, options)
         if isinstance(settings.examples, FromLog):
             requests = [_with_query(each, log, settings.examples) for each in requests]
+        else:
+            requests = [_with_session(each, log) for each in requests]
         drawing.note = f"{len(requests):,}"
     bounds = fold_bounds(settings, log.last + 1)
     weeks = span_of_weeks(log, bounds[0], bounds[-1])

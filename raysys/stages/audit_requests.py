@@ -62,6 +62,17 @@ def _with_query(request: Drawn, log: NumberedLog, examples: FromLog) -> Drawn:
     return request
 
 
+def _with_session(request: Drawn, log: NumberedLog) -> Drawn:
+    """An order of the log as a request, with the session of its first row."""
+    for each in log.between(request.time, request.time + 1):
+        rows = np.flatnonzero((each.events.user == request.user) & (each.events.item >= 0))
+        names = log.order_names(each.events.order[rows]) if len(rows) else []
+        for row, name in zip(rows, names, strict=True):
+            if name == request.request_id:
+                return replace(request, session=int(each.events.session[row]))
+    return request
+
+
 def _with_positions(
     request: Drawn, plan: FeaturePlan, values: Mapping[int, npt.NDArray[np.float32]]
 ) -> Drawn:

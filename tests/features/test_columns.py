@@ -105,6 +105,9 @@ def check(events: EventColumns, folder, made: FeaturesSettings) -> int:
             user = numbered["u" + str(row["user"])]
             shown = (events.time == time) & (events.user == user)
             session, query, positions = -1, -1, None
+            if made.examples.from_ == "retrieval":
+                order = events.order == int(row["request_id"].removeprefix("o"))
+                session = int(events.session[order & (events.item >= 0)][0])
             if made.examples.from_ == "log":
                 kinds = np.isin(every.EVENT_TYPES, made.examples.events)
                 first = np.flatnonzero(shown & kinds[events.kind] & (events.item >= 0))
