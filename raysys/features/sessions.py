@@ -103,7 +103,7 @@ class Sessions:
 
     def frame(self) -> pl.DataFrame:
         """The names held: user, session_id, session, and `last` of each user's `last_made`."""
-        users, names = ([key[at] for key in self._numbers] for at in (0, 1))
+        users, names = [user for user, _ in self._numbers], [name for _, name in self._numbers]
         numbers = list(self._numbers.values())
         made = [self.last_made(user) for user in users]
         last = [time if at == n else None for (time, at), n in zip(made, numbers, strict=True)]

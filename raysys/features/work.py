@@ -297,7 +297,7 @@ class Work:
         promotions = self.promotions()
         state.promotions = promotions.between(promotions.last_week - 1, promotions.last_week)
         sessions = self.log.newest_sessions(state.sessions.keep)
-        last = np.zeros(1 + sessions["session"].max() if len(sessions) else 0, dtype=np.int64)
+        last = np.zeros(1 + max(sessions["session"].tail(1), default=-1), dtype=np.int64)
         for each in self.log.slices():
             state.note(each.events)
             known = each.events.session >= 0
