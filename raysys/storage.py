@@ -187,9 +187,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 def is_done(folder: Path, planned: Manifest) -> bool:
     """Whether `folder` holds the outcome of exactly this plan (same inputs, settings, version)."""
+    planned.versions = planned.versions or versions()  # a first run is known by them too
     if not (folder / MANIFEST).is_file():
         return False
-    planned.versions = planned.versions or versions()
     try:
         return read_manifest(folder).fingerprint == planned.fingerprint
     except UserError:  # damaged: the stage runs again, as its message says
@@ -222,6 +222,11 @@ def replacing(folder: Path) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     begin = f".{folder.name}."
+    if not folder.exists():  # a writer was killed before it put the new one there
+        for old in folder.parent.glob(f"{begin}old.*.tmp"):
+            if is_left_over(old, _mark_of(old)):
+                old.rename(folder)
+                break
     remove_left_overs(folder.parent, begin)
     mark = writer_mark()
     fresh = folder.parent / f"{begin}{mark}.tmp"
@@ -231,7 +236,12 @@ def replacing(folder: Path) -> Iterator[Path]:
         old = folder.parent / f"{begin}old.{mark}.tmp"
         if folder.exists():
             folder.rename(old)
-        fresh.rename(folder)
+        try:
+            fresh.rename(folder)
+        except OSError:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -240,9 +250,12 @@ def replacing(folder: Path) -> Iterator[Path]:
 def remove_left_overs(parent: Path, begin: str = ".") -> None:
     """Remove the folders whose names begin so and that killed writers left half-written."""
     for leftover in parent.glob(f"{begin}*.tmp"):
-        mark = leftover.name.removesuffix(".tmp").rpartition(".")[2]
-        if is_left_over(leftover, mark):
+        if is_left_over(leftover, _mark_of(leftover)):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _mark_of(leftover: Path) -> str:
+    return leftover.name.removesuffix(".tmp").rpartition(".")[2]
 
 
 def writer_mark() -> str:

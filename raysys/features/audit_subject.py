@@ -116,8 +116,11 @@ def replayed(subject: Subject, events: EventColumns, request: Drawn) -> Answer:
     store = live.store_number(request.store_id)
     frame = pl.DataFrame(
         {"request": [request.number], "user": [request.user], "time": [request.time],
-         "store": [store]},
-        schema={"request": pl.Int32, "user": pl.Int32, "time": pl.Int64, "store": pl.Int32},
+         "store": [store], "session": [request.session]},
+        schema={
+            "request": pl.Int32, "user": pl.Int32, "time": pl.Int64, "store": pl.Int32,
+            "session": pl.Int32,
+        },
     )  # fmt: skip
     nothing = {"request": pl.Int32, "item": pl.Int32, "label": pl.Float32}
     blocks = [Block(0, request.fold, request.time, request.time + 1)]

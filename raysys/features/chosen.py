@@ -117,7 +117,7 @@ def gather(folder: Path, parts: int, block: Block, out: Path) -> dict[str, Any]:
             rows.append(_batch(folder / f"rows-{part:05d}.arrow", block.number).with_columns(shift))
             requests.append(batch)
             first += len(batch)
-        whole = pl.concat(requests).with_row_index("at").sort("time", "request_id")
+        whole = pl.concat(requests).with_row_index("at").sort("time", "request_id", "user")
         place = np.empty(len(whole), dtype=np.int32)
         place[whole["at"].to_numpy()] = np.arange(len(whole))
         together = pl.concat(rows)

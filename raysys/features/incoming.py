@@ -1,8 +1,8 @@
 """Events as they come in, by names, into the numbers of a live state: `numbering`, one at a time.
 
 What a log says and what `numbering` makes of it must be the same here, as a model was trained on
-the one and meets the other. Where an event names no session it belongs to the user's last one,
-unless that ended: by the rule of `ingest.sessions`, and its names.
+the one and meets the other. Where an event names no session it belongs to the user's last one of
+such events, unless that ended: by the rule of `ingest.sessions`, and its names.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import polars as pl
 
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns, normalised
+from raysys.features.sessions import made_name
 from raysys.features.state import States
 from raysys.schema import EVENT_TYPES
 
@@ -91,20 +92,19 @@ class Incoming:
 
     def _sessions(self, users: Sequence[int], events: Sequence[Mapping[str, Any]]) -> list[int]:
         """Number of each event's session, -1 of users without a number."""
-        live, numbers = self.live, list[int]()
-        going: dict[int, tuple[int, int]] = {}  # as `last_session`, of users in this call
+        sessions, numbers = self.live.sessions, list[int]()
         for user, event in zip(users, events, strict=True):
             name, time = event.get("session_id"), event["timestamp"]
             if user < 0:
                 numbers.append(-1)
                 continue
-            last, number = going.get(user) or live.last_session(user)
             if name is not None:
-                number = live.sessions.open(user, name)
-            elif number < 0 or time - last > self.gap_ms:
-                number = live.sessions.open(user, f"{event['user_id']}@{time}")
-            if time >= last:  # one that came late begins no session for those after it
-                going[user] = (time, number)
+                numbers.append(sessions.open(user, name))
+                continue
+            last, number = sessions.last_made(user)
+            if number < 0 or time - last > self.gap_ms:
+                number = sessions.open(user, made_name(event["user_id"], time))
+            sessions.go_on(user, number, time)
             numbers.append(number)
         return numbers
 

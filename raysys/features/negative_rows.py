@@ -86,11 +86,14 @@ class NegativeDraw:
             mine = np.flatnonzero(day[at] == number)
             popular, popularity = self._sources.sold(int(number))
             asked = np.unique(at[mine])
-            offered = self._offered(requests[asked], popular)
             of_request = at[mine]
+            offered = None
+            if settings.sizes[2]:  # else there may be no neighbourhoods at all
+                offered = self._offered(requests[asked], popular)
+                offered = offered[np.searchsorted(asked, of_request)]
             positives = Positives(
                 *(item[mine].astype(np.int32), of_request, session[of_request], time[of_request]),
-                *(name[mine], offered[np.searchsorted(asked, of_request)]),
+                *(name[mine], offered),
             )
             found = sample_negatives(positives, touched, popularity, settings)
             drawn.append(

@@ -133,13 +133,13 @@ def _note(
         return
     names = ["user_id", "store_id", "query", "session_id", "request_id", *group_by]
     texts, _ = read_coded(paths, names, [])
-    for kind, told, salt in (
-        ("orders", _groups_of(texts, group_by), seed),
-        ("answers", texts["request_id"], 0),
-    ):
-        hashed = pl.DataFrame({"hash": told.names.hash(salt), "name": told.names})
-        _write(hashed.unique("hash"), folder / kind / f"{number:05d}.arrow")
     pairs = _sessions_of(texts)
+    answers = texts["request_id"].names
+    for kind, told in (
+        ("orders", _groups_of(texts, pairs, group_by, seed).names.struct.unnest()),
+        ("answers", pl.DataFrame({"hash": answers.hash(), "name": answers})),
+    ):
+        _write(told.unique("hash"), folder / kind / f"{number:05d}.arrow")
     sessions = pairs.names.select(pl.Series("session", _hashes(pairs)), pl.all())
     sessions = sessions.unique("session", keep="first", maintain_order=True)
     _write(sessions, folder / "sessions" / f"{number:05d}.arrow")
@@ -191,13 +191,16 @@ def _number(
             pl.read_parquet(folder / f"{kind}.parquet")["name"]
             for kind in ("users", "stores", "queries")
         )
-        items, groups, pairs = texts["item_id"], _groups_of(texts, group_by), _sessions_of(texts)
+        items, pairs = texts["item_id"], _sessions_of(texts)
+        groups = _groups_of(texts, pairs, group_by, seed)
         numbers = {
             "user": _placed(texts["user_id"], users),
             "item": items.rows(catalogue.numbers(items.names.to_arrow()), -1),
             "kind": _placed(texts["event_type"], pl.Series(EVENT_TYPES)),
             "store": _placed(texts["store_id"], stores),
-            "order": groups.rows(_found(groups.names.hash(seed), folder / "orders.npy"), -1),
+            "order": groups.rows(
+                _found(groups.names.struct.field("hash"), folder / "orders.npy"), -1
+            ),
             "session": pairs.rows(_session_numbers(_hashes(pairs), folder), -1),
             "query": _placed(texts["query"].map(normalised), queries),
             "answer": texts["request_id"].rows(
@@ -216,9 +219,25 @@ def _number(
     return {"name": path.name, "rows": len(time), "first": int(time[0]), "last": int(time[-1])}
 
 
-def _groups_of(texts: Mapping[str, Coded], group_by: Sequence[str]) -> Coded:
-    """What names the order of each row."""
-    return Coded.coalesced([texts[name] for name in (*group_by, "user_id")])
+def _groups_of(
+    texts: Mapping[str, Coded], sessions: Pairs, group_by: Sequence[str], seed: int
+) -> Coded:
+    """What names the order of each row: as structs of `hash`, by which it is known, and `name`.
+
+    An order is its name. Two users' sessions may share one, and orders, sessions and users theirs.
+    """
+    columns = []
+    for column in (*group_by, "user_id"):
+        codes, names = texts[column].codes, texts[column].names.alias("name").to_frame()
+        what = pl.col("name")
+        if column == "session_id":
+            codes, names = sessions.codes, sessions.names.rename({column: "name"})
+        if column != "order_id":
+            what = pl.struct(pl.lit(column), *names.columns)
+        columns.append(
+            Coded(codes, names.select(pl.struct("name", hash=what.hash(seed))).to_series())
+        )
+    return Coded.coalesced(columns)
 
 
 def _sessions_of(texts: Mapping[str, Coded]) -> Pairs:

@@ -41,6 +41,7 @@ from raysys.features.plan_tables import (
     VectorSpec,
     WindowSpec,
 )
+from raysys.schema import EXAMPLE_KEYS
 
 __all__ = [
     "CategoryColumn",
@@ -146,6 +147,11 @@ class FeaturePlan(Settings):
         for feature in self.features:
             if feature.name in known:
                 raise ValueError(f"feature {feature.name!r} is declared twice")
+            if feature.name in EXAMPLE_KEYS.names:
+                raise ValueError(
+                    f"feature {feature.name!r}: examples have a column of that name, as they have "
+                    f"{', '.join(EXAMPLE_KEYS.names)}: choose another"
+                )
             self._check(feature, known)
             known.add(feature.name)
         for needed, keys in _NEEDED.items():
@@ -158,6 +164,11 @@ class FeaturePlan(Settings):
                 raise ValueError(
                     f"table {name!r}: candidates need it keyed by [{', '.join(keys)}], "
                     f"not by [{', '.join(self.tables[name].keys)}]"
+                )
+            if name in self.tables and keys[0] == "user" and self.tables[name].max_records:
+                raise ValueError(
+                    f"table {name!r}: candidates and histories come from it, some users at a time, "
+                    "so that max_records would keep as many of each share: give max_idle_days"
                 )
         for name, spec in (self.tables | self.windows).items():
             if spec.weight == "examination" and not self.examination:

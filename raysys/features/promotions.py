@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,8 @@ class Promotions:
     ) -> None:
         self.keys, self.flags = keys, flags
         self.n_stores, self.n_items = n_stores, n_items
-        bounds = keys[[0, -1]] // (n_stores * n_items) if len(keys) else np.array([0, -1])
+        self._per_week = n_stores * n_items
+        bounds = keys[[0, -1]] // self._per_week if len(keys) else np.array([0, -1])
         self.first_week, self.last_week = int(bounds[0]), int(bounds[1])
 
     @classmethod
@@ -57,6 +59,19 @@ class Promotions:
         first[1:] = keys[1:] != keys[:-1]
         merged = np.bitwise_or.reduceat(flags, np.flatnonzero(first)) if len(keys) else flags
         return cls(keys[first], merged, n_stores, n_items)
+
+    @cached_property
+    def _weeks(self) -> npt.NDArray[np.int64]:
+        """Weeks of which anything is known, rising."""
+        weeks = np.arange(self.first_week, self.last_week + 1)
+        ends = np.searchsorted(self.keys, np.append(weeks, weeks[-1:] + 1) * self._per_week)
+        return weeks[np.diff(ends) > 0]
+
+    def newest(self, weeks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The newest week of which anything is known, up to each of some: int64[n], -1 for none."""
+        place = np.searchsorted(self._weeks, weeks, side="right") - 1
+        found: npt.NDArray[np.int64] = np.append(self._weeks, -1)[place]
+        return found
 
     def of(self, items: npt.NDArray[np.int32], store: int, week: int) -> npt.NDArray[np.int16]:
         """Flags of items in one store and week: int16[n], -1 where nothing is known."""
@@ -92,8 +107,8 @@ class Promotions:
 
     def between(self, first_week: int, last_week: int) -> Promotions:
         """Only the given weeks, both included."""
-        per_week = self.n_stores * self.n_items
-        low, high = np.searchsorted(self.keys, [first_week * per_week, (last_week + 1) * per_week])
+        ends = np.array([first_week, last_week + 1]) * self._per_week
+        low, high = np.searchsorted(self.keys, ends)
         return Promotions(self.keys[low:high], self.flags[low:high], self.n_stores, self.n_items)
 
     def save(self, path: Path) -> None:

@@ -218,11 +218,12 @@ def _rate(feature: Rate, stats: Mapping[str, Any], live: LiveFeatures) -> Column
             for name in names
         )
         if rate is None:
-            rate = of / over  # NaN before the first trial
+            rate = np.where(over > 0, of / over, np.nan)  # not known before the first trial
         else:
             strength = feature.prior.strength
             drawn = (of + strength * rate) / (over + strength)
-            rate = np.where(np.isnan(rate), of / over, drawn)  # without a parent: as it is
+            own = np.where(over > 0, of / over, np.nan)
+            rate = np.where(np.isnan(rate), own, drawn)  # without a parent: as it is
     assert rate is not None  # there is one level at least
     return rate
 

@@ -117,7 +117,6 @@ def choose_candidates(
                 history=pl.Series(histories, dtype=pl.List(pl.Int32)),
                 n_orders=pl.Series(orders, dtype=pl.Int32),
                 store=pl.Series(stores, dtype=pl.Int32),
-                session=pl.lit(-1),
                 query=pl.lit(-1),
             ),
             rows,

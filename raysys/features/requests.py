@@ -15,6 +15,7 @@ from raysys.features.labels import LabelSettings
 from raysys.features.numbered import LogSlice, NumberedLog
 
 DAY_MS = 86_400_000
+_COLUMNS = ("order", "time", "user", "store", "session", "item")
 
 
 class RequestsPerFold(Settings):
@@ -46,8 +47,8 @@ class Requests:
     """Requests and what was relevant in each.
 
     Attributes:
-        frame: request, request_id, order, user, time (UTC ms), store and week (-1 where unknown),
-            fold, split, n_relevant; in time order.
+        frame: request, request_id, order, user, time (UTC ms), store, week and session (-1 where
+            unknown), fold, split, n_relevant; in time order.
         relevant: request, item, label: distinct items with their highest gain.
         folds: first moment (UTC ms) of every fold, then the end of the last.
     """
@@ -83,7 +84,7 @@ def build_requests(log: NumberedLog, settings: RequestSettings) -> Requests:
     gains = settings.labels.by_kind
     kept = _draw(_orders(log, gains), bounds, settings)
     names = pl.Series("request_id", log.order_names(kept["order"].to_numpy()), dtype=pl.String)
-    requests = kept.with_columns(names).sort("time", "request_id").with_row_index("request")
+    requests = kept.with_columns(names).sort("time", "request_id", "user").with_row_index("request")
     requests = requests.with_columns(pl.col("request").cast(pl.Int32))
     wanted = requests.select("order", "request")
     found = [
@@ -103,7 +104,7 @@ def build_requests(log: NumberedLog, settings: RequestSettings) -> Requests:
 
 
 def _orders(log: NumberedLog, gains: npt.NDArray[np.float32]) -> pl.DataFrame:
-    """First moment, user, store and week of every order with a labelled item."""
+    """First moment, user, store, week and session of every order with a labelled item."""
     partial = []
     for each in log.slices():
         rows = _rows(each, gains).filter(pl.col("item") >= 0)
@@ -114,13 +115,13 @@ def _orders(log: NumberedLog, gains: npt.NDArray[np.float32]) -> pl.DataFrame:
 def _begin(rows: pl.DataFrame) -> pl.DataFrame:
     """Each order as it begins; rows in time order."""
     return rows.group_by("order", maintain_order=True).agg(
-        pl.col("time", "user", "store", "week").first(), pl.col("labelled").any()
+        pl.col("time", "user", "store", "week", "session").first(), pl.col("labelled").any()
     )
 
 
 def _rows(each: LogSlice, gains: npt.NDArray[np.float32]) -> pl.DataFrame:
     events = each.events
-    columns = {name: getattr(events, name) for name in ("order", "time", "user", "store", "item")}
+    columns = {name: getattr(events, name) for name in _COLUMNS}
     return pl.DataFrame({**columns, "week": each.week, "label": gains[events.kind]})
 
 

@@ -67,6 +67,14 @@ class Resources:
         return cls(vectors, load_file(folder / "examination.safetensors")["examination"])
 
 
+def files_of(plan: FeaturePlan) -> dict[str, str]:
+    """The files that a plan names, by what for: `vectors.NAME`, `examination`."""
+    files = {f"vectors.{name}": spec.file for name, spec in plan.vectors.items()}
+    if isinstance(plan.examination, str) and plan.examination:
+        files["examination"] = plan.examination
+    return files
+
+
 def load_resources(plan: FeaturePlan, root: Path) -> Resources:
     """Read the files that a plan names.
 

@@ -34,6 +34,7 @@ from raysys.features.read import (
     promotion_column,
 )
 from raysys.features.sizes import BYTES
+from raysys.features.weeks import KnownWeeks
 from raysys.retrieval.covisitation import CoVisitation
 
 
@@ -45,6 +46,7 @@ class Stitcher:
         live: plan and catalogue; its tables are not read.
         parts: in which families by user were replayed.
         promotions: of the weeks of the requests.
+        weeks: those of requests of which the log does not tell.
         neighbourhoods: (from, co-visitation), as in `Retrieval`.
         chosen, columns: what `gather` and `replay_family` wrote.
         out: the features folder.
@@ -53,6 +55,7 @@ class Stitcher:
     live: LiveFeatures
     parts: int
     promotions: Promotions
+    weeks: KnownWeeks
     neighbourhoods: Sequence[tuple[int, CoVisitation]]
     chosen: Path
     columns: Path
@@ -73,8 +76,9 @@ class Stitcher:
             name: requests[name].to_numpy()[at]
             for name in ("user", "time", "store", "session", "query", "week")
         }
-        week = np.where(of["week"] < 0, self.promotions.last_week, of.pop("week"))
-
+        # as `LiveFeatures.batch` takes the newest that it knows
+        newest = self.promotions.newest(self.weeks.before(requests["time"].to_numpy()))[at]
+        week = np.where(of["week"] < 0, newest, of.pop("week"))
         flags = self.promotions.of_rows(item, of["store"], week)
 
         def of_request(feature: OfRequest) -> npt.NDArray[Any] | float:

@@ -5,7 +5,7 @@ killed goes on where it was. A piece's file appears whole or not at all; where i
 done.
 
     log/                     the numbered log (`numbered`)
-    catalogue.parquet, promotions.safetensors
+    catalogue.parquet, promotions.safetensors, weeks.npy
     baskets/, near/          orders as sets of items; neighbourhoods as of each period
     popular/                 what sells, day by day; and how much, where negatives are drawn by it
     chosen/, blocks/         what becomes an example (`chosen`)
@@ -42,8 +42,10 @@ from raysys.features.proposing import CandidateSettings
 from raysys.features.replay import CHOOSING, Recall, Retrieval, choose_part, popularity_by_day
 from raysys.features.requests import Requests
 from raysys.features.resources import Resources, load_resources
+from raysys.features.sessions import with_last
 from raysys.features.shown import LabelRows, choose_shown
 from raysys.features.stitching import Stitcher, join_state
+from raysys.features.weeks import KnownWeeks
 from raysys.retrieval.baskets import Baskets, BasketWriter
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.retrieval.popular import Popular
@@ -120,6 +122,9 @@ class Work:
         path = self.root / "promotions.safetensors"
         if path.exists():
             return
+        known = self.root / "weeks.tmp.npy"
+        KnownWeeks.of(self.log).save(known)
+        known.replace(self.root / "weeks.npy")
         promotions = Promotions.empty()
         if source.exists() and first_week >= 0:
             promotions = self._read_promotions(source, first_week, last_week)
@@ -130,6 +135,10 @@ class Work:
     def promotions(self) -> Promotions:
         """What `write_promotions` wrote."""
         return Promotions.load(self.root / "promotions.safetensors")
+
+    def weeks(self) -> KnownWeeks:
+        """Which promotion week was the newest when; `write_promotions` wrote it."""
+        return KnownWeeks.load(self.root / "weeks.npy")
 
     def write_baskets(self) -> None:
         """Orders as sets of items; an order that lies in two slices is put together at the end."""
@@ -147,7 +156,7 @@ class Work:
         rest = []
         for each in self.log.slices():
             order, item = each.events.order, each.events.item
-            epoch = np.searchsorted(self.moments, each.events.time, side="right").astype(np.uint8)
+            epoch = np.searchsorted(self.moments, each.events.time, side="right").astype(np.uint16)
             apart = torn[order]
             writer.add(order[~apart], item[~apart], epoch[~apart])
             rest.append((order[apart], item[apart], epoch[apart]))
@@ -277,7 +286,7 @@ class Work:
     def stitcher(self) -> Stitcher:
         """Puts the columns together."""
         return Stitcher(
-            *(self.live(), self.parts, self.promotions(), self.neighbourhoods()),
+            *(self.live(), self.parts, self.promotions(), self.weeks(), self.neighbourhoods()),
             *(self.root / "blocks", self.root / "columns", self.root / "out"),
         )
 
@@ -287,9 +296,13 @@ class Work:
         state.covisitation = self.neighbourhood(len(self.moments) - 1)
         promotions = self.promotions()
         state.promotions = promotions.between(promotions.last_week - 1, promotions.last_week)
+        sessions = self.log.newest_sessions(state.sessions.keep)
+        last = np.zeros(1 + max(sessions["session"].tail(1), default=-1), dtype=np.int64)
         for each in self.log.slices():
             state.note(each.events)
-        state.sessions.name(self.log.newest_sessions(state.sessions.keep))
+            known = each.events.session >= 0
+            last[each.events.session[known]] = each.events.time[known]  # in time order
+        state.sessions.name(with_last(sessions, last, self.log.users))
         folder.mkdir()
         state.save(folder)
         kinds = [(kind, getattr(self.plan, kind)) for kind in ("tables", "windows", "last")]

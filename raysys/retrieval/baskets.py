@@ -23,22 +23,22 @@ class Baskets:
 
     Attributes:
         order_ends: int64[o], where the items of each order end.
-        items, epochs: int32[n], uint8[n], order by order.
+        items, epochs: int32[n], uint16[n], order by order.
         item_ends: int64[n_items], where the orders of each item end.
-        orders, item_epochs: int32[n], uint8[n], item by item.
+        orders, item_epochs: int32[n], uint16[n], item by item.
     """
 
     order_ends: npt.NDArray[np.int64]
     items: Int32
-    epochs: npt.NDArray[np.uint8]
+    epochs: npt.NDArray[np.uint16]
     item_ends: npt.NDArray[np.int64]
     orders: Int32
-    item_epochs: npt.NDArray[np.uint8]
+    item_epochs: npt.NDArray[np.uint16]
 
     @classmethod
     def of(cls, orders: npt.NDArray[Any], items: Int32, n_items: int) -> Baskets:
         """In memory, of one epoch; see `CoVisitation.fit`."""
-        pairs = distinct_pairs(orders, items, np.zeros(len(items), dtype=np.uint8))
+        pairs = distinct_pairs(orders, items, np.zeros(len(items), dtype=np.uint16))
         return cls.by_item(*pairs, n_items, np.empty)
 
     @classmethod
@@ -46,14 +46,14 @@ class Baskets:
         cls,
         order_ends: npt.NDArray[np.int64],
         items: Int32,
-        epochs: npt.NDArray[np.uint8],
+        epochs: npt.NDArray[np.uint16],
         n_items: int,
         empty: Callable[..., npt.NDArray[Any]],
     ) -> Baskets:
         """List baskets by item too; `empty(shape, dtype)` gives the arrays to do it in."""
-        counts = count_items(items, epochs, 255, n_items)
+        counts = count_items(items, epochs, np.iinfo(np.uint16).max, n_items)
         item_ends = np.cumsum(counts)
-        orders, item_epochs = empty(len(items), np.int32), empty(len(items), np.uint8)
+        orders, item_epochs = empty(len(items), np.int32), empty(len(items), np.uint16)
         _transpose(order_ends, items, epochs, item_ends, orders, item_epochs)
         return cls(order_ends, items, epochs, item_ends, orders, item_epochs)
 
@@ -65,8 +65,8 @@ class Baskets:
 
 
 def distinct_pairs(
-    orders: npt.NDArray[Any], items: Int32, epochs: npt.NDArray[np.uint8]
-) -> tuple[npt.NDArray[np.int64], Int32, npt.NDArray[np.uint8]]:
+    orders: npt.NDArray[Any], items: Int32, epochs: npt.NDArray[np.uint16]
+) -> tuple[npt.NDArray[np.int64], Int32, npt.NDArray[np.uint16]]:
     """Each item of each order once, in the epoch in which it came first.
 
     Args:
@@ -101,7 +101,7 @@ class BasketWriter:
         self._count = 0
         self._files = {name: (folder / f"{name}.raw").open("wb") for name in ("items", "epochs")}
 
-    def add(self, orders: npt.NDArray[Any], items: Int32, epochs: npt.NDArray[np.uint8]) -> None:
+    def add(self, orders: npt.NDArray[Any], items: Int32, epochs: npt.NDArray[np.uint16]) -> None:
         """Events of orders that come in no other call: see `distinct_pairs`."""
         ends, items, epochs = distinct_pairs(orders, items, epochs)
         self._sizes.append(ends + self._count)
@@ -112,7 +112,7 @@ class BasketWriter:
     def close(self) -> None:
         """Nothing more comes: list them by item too."""
         arrays: list[npt.NDArray[Any]] = []
-        for name, kind in (("items", np.int32), ("epochs", np.uint8)):
+        for name, kind in (("items", np.int32), ("epochs", np.uint16)):
             self._files[name].close()
             raw = self._folder / f"{name}.raw"
             mapped = np.memmap(raw, dtype=kind, mode="r") if self._count else np.empty(0, kind)

@@ -25,6 +25,7 @@ from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
 from raysys.features.numbering import number_log
 from raysys.features.requests import fold_bounds
+from raysys.features.weeks import span_of_weeks
 from raysys.features.work import Work
 from raysys.ingest.spread import InProcess
 from raysys.progress import task
@@ -36,8 +37,11 @@ from raysys.stages.audit_requests import (
     _Neighbourhoods,
     _with_positions,
     _with_query,
+    _with_session,
+    _with_week,
 )
 from raysys.stages.features_settings import FeaturesSettings, FromLog
+from raysys.stages.features_start import planned_features
 from raysys.storage import (
     Manifest,
     Workspace,
@@ -85,12 +89,7 @@ def examine(
         UserError: no ingested log, no request to draw, or a period that there is not.
     """
     started = time.monotonic()
-    ingest = read_manifest(workspace.ingest).fingerprint
-    planned = Manifest(
-        stage="features",
-        inputs={"ingest": ingest},
-        settings=settings.model_dump(mode="json", by_alias=True),
-    )
+    planned = planned_features(settings, workspace)
     there = (workspace.features / "manifest.json").is_file()
     written = there and is_done(workspace.features, planned)
     notes = [] if written else [_why_not_compared(workspace, there)]
@@ -123,7 +122,7 @@ def examine(
     )
     manifest = Manifest(
         stage="audit",
-        inputs={"ingest": ingest, **_features_input(workspace, there)},
+        inputs={**planned.inputs, **_features_input(workspace, there)},
         settings={**asdict(options), "features": planned.settings},
         counts={
             "requests": outcome.requests,
@@ -273,13 +272,15 @@ def _subject(
             requests = _drawn_from_log(settings, log, events, options)
         if isinstance(settings.examples, FromLog):
             requests = [_with_query(each, log, settings.examples) for each in requests]
+        else:
+            requests = [_with_session(each, log) for each in requests]
         drawing.note = f"{len(requests):,}"
-    weeks = [request.week for request in requests if request.week is not None]
-    span = (min(weeks), max(weeks)) if weeks else (-1, -1)
-    work.write_promotions(workspace.ingest / "promotions.parquet", *span)
-    empty = work.live()
-    empty.promotions = work.promotions()
     bounds = fold_bounds(settings, log.last + 1)
+    weeks = span_of_weeks(log, bounds[0], bounds[-1])
+    work.write_promotions(workspace.ingest / "promotions.parquet", *weeks)
+    empty, known = work.live(), work.weeks()
+    empty.promotions = work.promotions()
+    requests = [_with_week(each, known, empty.promotions) for each in requests]
     near = _Neighbourhoods(settings, events, len(catalogue), bounds, requests)
     return Subject(
         make=partial(_copied, empty),
@@ -293,6 +294,6 @@ def _subject(
 
 def _copied(empty: LiveFeatures) -> LiveFeatures:
     """Another empty state that shares all that events do not change."""
-    changing = ("state", "sessions", "_by_user")
+    changing = ("state", "sessions", "_by_user", "_proposing")  # the last reads the state's tables
     shared = {id(each): each for name, each in vars(empty).items() if name not in changing}
     return copy.deepcopy(empty, shared)

@@ -19,7 +19,9 @@ from raysys.features.examples import Examples
 from raysys.features.log import EventColumns
 from raysys.features.numbered import NumberedLog
 from raysys.features.plan import FeaturePlan
+from raysys.features.promotions import Promotions
 from raysys.features.requests import build_requests
+from raysys.features.weeks import KnownWeeks
 from raysys.progress import task
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.schema import EVENT_TYPES
@@ -60,6 +62,17 @@ def _with_query(request: Drawn, log: NumberedLog, examples: FromLog) -> Drawn:
     return request
 
 
+def _with_session(request: Drawn, log: NumberedLog) -> Drawn:
+    """An order of the log as a request, with the session of its first row."""
+    for each in log.between(request.time, request.time + 1):
+        rows = np.flatnonzero((each.events.user == request.user) & (each.events.item >= 0))
+        names = log.order_names(each.events.order[rows]) if len(rows) else []
+        for row, name in zip(rows, names, strict=True):
+            if name == request.request_id:
+                return replace(request, session=int(each.events.session[row]))
+    return request
+
+
 def _with_positions(
     request: Drawn, plan: FeaturePlan, values: Mapping[int, npt.NDArray[np.float32]]
 ) -> Drawn:
@@ -69,6 +82,13 @@ def _with_positions(
         return request
     positions = np.nan_to_num(values[request.number][:, kinds.index("shown_position")])
     return replace(request, positions=positions.astype(np.int32))
+
+
+def _with_week(request: Drawn, known: KnownWeeks, promotions: Promotions) -> Drawn:
+    """A request with its promotion week: where the log does not say, the newest known before it."""
+    if request.week is not None:
+        return request
+    return replace(request, week=int(promotions.newest(known.before([request.time]))[0]))
 
 
 class _Neighbourhoods:

@@ -33,17 +33,18 @@ from raysys.features.requests import (
 )
 from raysys.features.shown import LabelRows
 from raysys.features.sizes import saved_state_size
+from raysys.features.weeks import span_of_weeks
 from raysys.features.work import Work
 from raysys.ingest.spread import OnRay, Spread
 from raysys.progress import task
 from raysys.stages.features_settings import FeaturesSettings, FromLog, FromRetrieval
+from raysys.stages.features_start import parts_of, planned_features, working_folder
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
 
 logger = logging.getLogger("raysys")
 
 BLOCK_REQUESTS = 1_000
 BLOCK_EVENTS = 200_000
-PART_EVENTS = 2_000_000
 
 
 def run(
@@ -68,11 +69,7 @@ def run(
         UserError: no ingested log, or folds that the log cannot fill.
     """
     upstream = read_manifest(workspace.ingest)
-    planned = Manifest(
-        stage="features",
-        inputs={"ingest": upstream.fingerprint},
-        settings=settings.model_dump(mode="json", by_alias=True),
-    )
+    planned = planned_features(settings, workspace)
     if not force and is_done(workspace.features, planned):
         return read_manifest(workspace.features)
     started = time.monotonic()
@@ -80,7 +77,7 @@ def run(
     types = [name.removeprefix(marker) for name in upstream.counts if name.startswith(marker)]
     for warning in settings.plan.idle(types):
         logger.warning(warning)
-    root = _working_folder(workspace, planned, force)
+    root = working_folder(workspace, planned, force)
     if spread is None:
         with ray_session():
             outcome = _work(settings, workspace.ingest, root, OnRay())
@@ -92,24 +89,12 @@ def run(
         (root / "catalogue.parquet").rename(folder / "catalogue.parquet")
         (root / "state").rename(folder / "state")
         if settings.position_bias is not None:
-            (root / "position_bias" / PAGE).rename(folder / PAGE)
+            shutil.copyfile(root / "position_bias" / PAGE, folder / PAGE)  # written but once
         planned.seconds = time.monotonic() - started
         planned.counts, planned.figures = outcome
         planned.write(folder)
     shutil.rmtree(root.parent)
     return planned
-
-
-def _working_folder(workspace: Workspace, planned: Manifest, force: bool) -> Path:
-    """Where this plan's pieces lie; those of other plans are removed."""
-    home = workspace.features.with_name(f".{workspace.features.name}.work")
-    root = home / planned.fingerprint
-    if home.exists():
-        for leftover in home.iterdir():
-            if leftover != root or force:
-                shutil.rmtree(leftover, ignore_errors=True)
-    root.mkdir(parents=True, exist_ok=True)
-    return root
 
 
 def _work(
@@ -123,16 +108,13 @@ def _work(
         seed=settings.seed,
     )
     folds = fold_bounds(settings, log.last + 1)
-    rounds = max(2, -(-len(log) // (PART_EVENTS * spread.cpus)))
-    parts = settings.parts or rounds * spread.cpus  # so that no core waits for a last, lonely one
+    parts = settings.parts or parts_of(root, len(log), spread.cpus)
     bias = _position_bias(settings, log, folds[-3], root / "position_bias", parts, spread)
     if bias is not None:  # the plan may read it
         write_atomic(ingest.parent / CURVE, json.dumps(bias, indent=2) + "\n")
     work.write_resources(ingest.parent)
     step = int(settings.covisitation.refit_days * DAY_MS)
-    needed = isinstance(settings.examples, FromRetrieval) or any(
-        isinstance(feature, CoVisitation) for feature in settings.plan.features
-    )
+    needed = _asks_neighbours(settings)
     periods = range(folds[0], folds[-1], step) if needed else ()  # serving needs the last alone
     work = replace(work, moments=(*periods, folds[-1]), parts=parts)
     if isinstance(settings.examples, FromLog):
@@ -193,6 +175,15 @@ def _work(
     return counts, figures
 
 
+def _asks_neighbours(settings: FeaturesSettings) -> bool:
+    """Whether anything of the examples comes from co-visitation: candidates, hard negatives."""
+    if isinstance(settings.examples, FromRetrieval):
+        return True
+    negatives = settings.examples.negatives
+    hard = negatives is not None and negatives.sizes[2] > 0
+    return hard or any(isinstance(feature, CoVisitation) for feature in settings.plan.features)
+
+
 def _position_bias(
     settings: FeaturesSettings,
     log: NumberedLog,
@@ -226,10 +217,8 @@ def _choose_retrieved(
         asking.note = f"{len(requests.frame):,} requests"
     times = requests.frame["time"].to_numpy()
     blocks = cut_blocks([int(at) for at in times[BLOCK_REQUESTS::BLOCK_REQUESTS]], folds)
-    weeks = requests.frame["week"].to_numpy()
-    known = weeks[weeks >= 0]
-    span = (int(known.min()), int(known.max())) if len(known) else (-1, -1)
-    _prepare(settings, work, ingest, span, spread, (int(times[0]), int(times[-1])))
+    weeks = span_of_weeks(work.log, folds[0], folds[-1])
+    _prepare(settings, work, ingest, weeks, spread, (int(times[0]), int(times[-1])))
     recalls = _each(
         *(spread, "features: choosing candidates", work.parts),
         lambda part: work.choose_retrieved(part, requests, blocks, settings.history),
@@ -247,7 +236,7 @@ def _choose_logged(
 ) -> tuple[list[Block], dict[int, Recall]]:
     """What was shown or done."""
     blocks = cut_blocks(work.log.cuts(BLOCK_EVENTS), folds)
-    weeks = _weeks(work.log, folds)
+    weeks = span_of_weeks(work.log, folds[0], folds[-1])
     gains_of = labeller(settings, examples, folds)
     unsettled = _unsettled_ms(settings, examples, folds)
 
@@ -368,16 +357,6 @@ def _state(work: Work, kinds: Any) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     work.write_state(kinds, folder)
     folder.rename(work.root / "state")
-
-
-def _weeks(log: NumberedLog, folds: tuple[int, ...]) -> tuple[int, int]:
-    """First and last promotion week of the folds, -1 where the log tells of none."""
-    low, high = 1 << 30, -1
-    for each in log.between(folds[0], folds[-1]):
-        known = each.week[each.week >= 0]
-        if len(known):
-            low, high = min(low, int(known.min())), max(high, int(known.max()))
-    return (low, high) if high >= 0 else (-1, -1)
 
 
 def _sum(answers: list[dict[str, Any]]) -> dict[int, Recall]:

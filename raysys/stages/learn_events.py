@@ -15,6 +15,7 @@ from raysys.catalogue import Catalogue
 from raysys.features.labels import LabelSettings
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns, normalised
+from raysys.features.sessions import is_made
 from raysys.schema import EVENT_TYPES
 from raysys.stages.learn_settings import WindowSettings
 
@@ -52,7 +53,7 @@ def count_orders(
     frame = pl.scan_parquet(files, hive_partitioning=False)
     told = (
         frame.filter(pl.col("timestamp").dt.epoch("ms") <= until, pl.col("item_id").is_not_null())
-        .select("item_id", order=_order(group_by).hash())
+        .select("item_id", order=_order_hash(group_by))
         .unique()
         .group_by("item_id")
         .len()
@@ -82,8 +83,22 @@ def _date(moment: int) -> str:
 
 
 def _order(group_by: Sequence[str]) -> pl.Expr:
-    """The name of what belongs together, as `numbering` has it."""
+    """The name of what belongs together."""
     return pl.coalesce([pl.col(name) for name in (*group_by, "user_id")])
+
+
+def _order_hash(group_by: Sequence[str]) -> pl.Expr:
+    """What tells apart what belongs together, as `numbering` has it: UInt64.
+
+    An order is its name. Two users' sessions may share one, and orders, sessions and users theirs.
+    """
+    hashes = []
+    for column in (*group_by, "user_id"):
+        whose = name = pl.col(column)
+        if column != "order_id":
+            whose = pl.struct(pl.lit(column), "user_id", name.alias("name"))
+        hashes.append(pl.when(name.is_not_null()).then(whose.hash()))
+    return pl.coalesce(hashes)
 
 
 def numbered(frame: pl.DataFrame, live: LiveFeatures, group_by: Sequence[str]) -> EventColumns:
@@ -109,7 +124,7 @@ def numbered(frame: pl.DataFrame, live: LiveFeatures, group_by: Sequence[str]) -
         quantity=frame["quantity"].fill_null(float("nan")).to_numpy(),
         price=frame["price"].fill_null(float("nan")).to_numpy(),
         store=store.fill_null(-1).to_numpy(),
-        order=frame.select(_order(group_by).hash()).to_series().reinterpret(signed=True).to_numpy(),
+        order=frame.select(_order_hash(group_by)).to_series().reinterpret(signed=True).to_numpy(),
         session=_sessions(frame, user, live),
         query=_queries(frame, live),
         position=frame["position"].fill_null(0).cast(pl.Int32).to_numpy(),
@@ -120,10 +135,14 @@ def _sessions(
     frame: pl.DataFrame, user: npt.NDArray[np.int32], live: LiveFeatures
 ) -> npt.NDArray[np.int32]:
     """Number of each event's session: those that are open keep theirs, -1 where it names none."""
-    pairs = frame.select("session_id", user=pl.Series(user))
+    pairs = frame.select("session_id", "time", user=pl.Series(user))
     named = pairs.filter((pl.col("user") >= 0) & pl.col("session_id").is_not_null())
-    fresh = named.unique(maintain_order=True)
-    opened = [live.sessions.open(who, name) for name, who in fresh.iter_rows()]
+    fresh = named.group_by("session_id", "user", maintain_order=True).agg(pl.col("time").max())
+    opened = []
+    for name, who, last in fresh.iter_rows():
+        opened.append(live.sessions.open(who, name))
+        if is_made(live.users[who], name):
+            live.sessions.go_on(who, opened[-1], last)
     fresh = fresh.with_columns(number=pl.Series(opened, dtype=pl.Int32))
     found = pairs.join(fresh, on=["user", "session_id"], how="left", maintain_order="left")
     return found["number"].fill_null(-1).to_numpy()
@@ -242,7 +261,7 @@ def build_requests(
         for number, limit in enumerate(most)
         for part in (orders.filter(fold=number),)
     ]
-    kept = pl.concat(drawn).sort("time", "name").with_row_index("request")
+    kept = pl.concat(drawn).sort("time", "name", "user").with_row_index("request")
     kept = kept.with_columns(pl.col("request").cast(pl.Int32), query=pl.lit(-1, pl.Int32))
     wanted = kept.select("order", "request")
     relevant = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from raysys.features.audit import audit
 from raysys.features.audit_outcome import CANDIDATES
 from raysys.features.audit_subject import Answer, Subject, replayed
 from raysys.features.log import EventColumns
+from raysys.features.proposing import CandidateSettings
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.schema import EVENT_TYPES
+from raysys.stages.audit import _copied
 from tests.features.shop import DAY, columns, live
 
 N_ITEMS, N_USERS = 12, 5
@@ -140,6 +143,28 @@ def test_a_peek_is_caught_and_nothing_else_is_blamed(engine, leaking) -> None:
     outcome = audit(subject(), engine=engine)
     assert not outcome.sound
     assert set(outcome.leaks) == leaking
+
+
+def proposes_as_of_just_after(of, events, request) -> Answer:
+    """Its candidates are those of a moment at which the request's own basket is known."""
+    late = replayed(of, events, replace(request, time=request.time + 1))
+    return replace(replayed(of, events, request), candidates=late.candidates)
+
+
+def test_a_peek_into_what_the_user_will_own_is_caught() -> None:
+    """With states as the stage makes them: copies of an empty one."""
+    empty = live()
+    empty.settings = CandidateSettings(covisitation=0, category=0, popular=0)
+    of = subject(make=partial(_copied, empty))
+    request = of.requests[-1]
+    before = of.events.slice(0, of.until(request))
+    table = of.state_at(request).tables["user_item"]
+    mine = table.second(table.members(request.user, request.time))
+    assert len(mine) > 0
+    assert set(replayed(of, before, request).candidates.tolist()) == set(mine.tolist())
+    assert audit(of).sound
+    assert set(audit(of, engine=proposes_as_of_just_after).leaks) == {CANDIDATES}
+    assert len(empty.tables["user_item"]) == 0
 
 
 def test_a_peek_is_told_with_its_values_and_the_events_that_it_saw() -> None:

@@ -6,17 +6,24 @@ import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from safetensors.numpy import load_file, save_file
 
 from raysys.config import parse_settings
 from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
+from raysys.features.numbering import number_log
+from raysys.features.proposing import CandidateSettings
 from raysys.features.sizes import state_size
+from raysys.features.work import Work
 from raysys.ingest.spread import InProcess
 from raysys.retrieval.covisitation import CoVisitation
+from raysys.stages.audit import examine
+from raysys.stages.audit_requests import AuditOptions
 from raysys.stages.features import run
-from raysys.stages.features_settings import FeaturesSettings
+from raysys.stages.features_settings import CoVisitationSettings, FeaturesSettings
+from raysys.stages.features_start import planned_features
 from raysys.storage import read_manifest
 from tests.features import every
 from tests.features.every import DAY, HOUR, N_ITEMS, N_QUERIES, N_USERS, PLAN
@@ -98,6 +105,9 @@ def check(events: EventColumns, folder, made: FeaturesSettings) -> int:
             user = numbered["u" + str(row["user"])]
             shown = (events.time == time) & (events.user == user)
             session, query, positions = -1, -1, None
+            if made.examples.from_ == "retrieval":
+                order = events.order == int(row["request_id"].removeprefix("o"))
+                session = int(events.session[order & (events.item >= 0)][0])
             if made.examples.from_ == "log":
                 kinds = np.isin(every.EVENT_TYPES, made.examples.events)
                 first = np.flatnonzero(shown & kinds[events.kind] & (events.item >= 0))
@@ -168,6 +178,40 @@ def test_the_outcome_does_not_depend_on_how_the_work_is_cut(tmp_path, monkeypatc
         every.same(state, whole, whole.as_of + DAY)
 
 
+def test_hundreds_of_refits_see_nothing_of_what_came_later(tmp_path) -> None:
+    events = log(1, 500)
+    made = workspace(tmp_path, as_rows(events))
+    end = int(events.time[-1]) + 1
+    moments = tuple(range(end - 20 * DAY, end, HOUR))
+    assert len(moments) > 300
+    work = Work(tmp_path / "work", PLAN, CandidateSettings(), moments)
+    catalogue = work.write_catalogue(made.ingest / "items.parquet")
+    number_log(made.ingest / "events", catalogue, ["order_id"], work.root / "log", InProcess())
+    work.write_baskets()
+    for epoch in (0, 100, 300):
+        work.fit_neighbourhood(epoch, CoVisitationSettings(min_count=1))
+        known = events.time < moments[epoch]
+        expected = CoVisitation.fit(events.order[known], events.item[known], N_ITEMS, min_count=1)
+        np.testing.assert_array_equal(work.neighbourhood(epoch).scores, expected.scores)
+
+
+def test_the_state_knows_each_users_last_session_without_a_name(tmp_path) -> None:
+    """In which events without a session go on when serving."""
+    rows = as_rows(log(1, 300))
+    for at, row in enumerate(rows):
+        if at % 2:
+            row["session_id"] = f"{row['user_id']}@{row['timestamp'] // DAY * DAY}"
+    shop = workspace(tmp_path, rows)
+    run(settings(**LOGGED), shop, spread=InProcess())
+    state = LiveFeatures.load(shop.features / "state")
+    newest = {row["user_id"]: row for row in rows[1::2]}
+    assert newest
+    for user, row in newest.items():
+        number = state.user_number(user)
+        session = state.sessions.number(number, row["session_id"])
+        assert state.sessions.last_made(number) == (row["timestamp"], session)
+
+
 class KilledError(Exception):
     pass
 
@@ -211,6 +255,83 @@ def test_a_killed_stage_goes_on_where_it_was(tmp_path, pieces) -> None:
         *(examples(tmp_path / name / "features") for name in ("whole", "torn")), strict=True
     ):
         assert_frame_equal(one[1], two[1])
+
+
+class Wider(InProcess):
+    """As on a machine with more CPUs."""
+
+    cpus = 3
+
+
+@pytest.mark.parametrize("pieces", [12, 22])
+def test_a_killed_stage_goes_on_with_other_cpus(tmp_path, pieces) -> None:
+    made = settings(parts=None, **LOGGED)
+    rows = as_rows(log(2, 300))
+    run(made, workspace(tmp_path / "whole", rows), spread=InProcess())
+    torn = workspace(tmp_path / "torn", rows)
+    with pytest.raises(KilledError):
+        run(made, torn, spread=Interrupted(pieces))
+    run(made, torn, spread=Wider())
+    for one, two in zip(
+        *(examples(tmp_path / name / "features") for name in ("whole", "torn")), strict=True
+    ):
+        for ours, theirs in zip(one, two, strict=True):
+            assert_frame_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("more", [LOGGED, {}], ids=["log", "retrieval"])
+def test_a_request_of_an_unknown_week_reads_the_newest_known_before_it(tmp_path, more) -> None:
+    """In week w the item w is on display; two events of three say their week, serving says none."""
+    rows = as_rows(log())
+    for at, row in enumerate(rows):
+        row["week"] = 3 + row["timestamp"] // (7 * DAY) if at % 3 else None
+    shop = workspace(tmp_path, rows)
+    promoted = [(w, s, w) for w in range(3, 3 + DAYS // 7 + 1) for s in ("s0", "s1")]
+    promotions = {"week": [], "store_id": [], "item_id": [], "display": [], "mailer": []}
+    for number, store, item in promoted:
+        told = (number, store, f"i{item % N_ITEMS:03d}", "1", None)
+        for column, value in zip(promotions.values(), told, strict=True):
+            column.append(value)
+    schema = {"week": pl.Int32, "mailer": pl.String}
+    pl.DataFrame(promotions, schema_overrides=schema).write_parquet(
+        shop.ingest / "promotions.parquet"
+    )
+    made = settings(**more)
+    run(made, shop, spread=InProcess())
+    known = {row["timestamp"]: row["week"] for row in rows if row["week"] is not None}
+    checked = 0
+    for requests, found in examples(shop.features):
+        asked = requests.filter(pl.col("week").is_null()).select("request", "timestamp")
+        for row in found.join(asked, on="request").iter_rows(named=True):
+            moment = int(row["timestamp"].timestamp() * 1000)
+            newest = max((w for time, w in known.items() if time < moment), default=None)
+            if np.isfinite(row["on_display"]):
+                assert row["on_display"] == (row["item"] == newest % N_ITEMS)
+                checked += 1
+    assert checked > 30
+    outcome = examine(made, shop, AuditOptions(requests=4)).audit
+    assert outcome.compared and "on_display" not in outcome.differences
+
+
+@pytest.mark.parametrize("file", ["title.safetensors", "curve.json"])
+def test_another_file_of_the_plan_makes_other_examples(tmp_path, file) -> None:
+    shop = workspace(tmp_path, as_rows(log(2, 300)))
+    (tmp_path / "curve.json").write_text("[1.0, 0.5]")
+    plan = {**PLAN.model_dump(mode="json"), "examination": "curve.json"}
+    made = settings(plan=plan, **LOGGED)
+    first = run(made, shop, spread=InProcess())
+    before = examples(shop.features)
+    assert run(made, shop, spread=InProcess()).created == first.created
+    if file.endswith(".json"):
+        (tmp_path / file).write_text("[1.0, 0.1]")
+    else:
+        arrays = load_file(tmp_path / file)
+        save_file({name: array[::-1].copy() for name, array in arrays.items()}, tmp_path / file)
+    second = run(made, shop, spread=InProcess())
+    assert second.fingerprint != first.fingerprint
+    assert planned_features(made, shop).inputs == second.inputs  # by which the audit compares
+    after = examples(shop.features)
+    assert any(not one[1].equals(two[1]) for one, two in zip(before, after, strict=True))
 
 
 def test_a_share_of_requests_stays_when_the_log_grows(tmp_path) -> None:

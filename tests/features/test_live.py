@@ -92,7 +92,7 @@ def _choose(history, moment, folder):
     user, time = moment
     requests = pl.DataFrame(
         {"request": [0], "request_id": ["r0"], "user": [user], "time": [time]}
-        | {"store": [0], "week": [3], "n_relevant": [1]}
+        | {"store": [0], "week": [3], "session": [-1], "n_relevant": [1]}
     )
     relevant = pl.DataFrame({"request": [0], "item": [7], "label": [1.0]})
     near = CoVisitation.fit(history.order, history.item, N_ITEMS, min_count=1)

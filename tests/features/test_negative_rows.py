@@ -66,6 +66,27 @@ def test_weighed_by_the_inverse_negatives_stand_for_all_items(tmp_path, alpha) -
         assert abs(mine["weight"].mean() - (N_ITEMS - k)) < 4 * error, k
 
 
+@pytest.mark.parametrize("hard", [0, 0.3])
+def test_negatives_need_no_feature_of_covisitation(tmp_path, hard) -> None:
+    plan = PLAN.model_dump(mode="json")
+    plan["features"] = [each for each in plan["features"] if each["kind"] != "covisitation"]
+    assert len(plan["features"]) < len(PLAN.features)
+    how = {**WANTED["examples"]["negatives"], "shares": {"hard": hard}}
+    examples = {**WANTED["examples"], "negatives": how}
+    events = as_rows(log())
+    run(
+        settings(examples=examples, plan=plan),
+        workspace(tmp_path / "a", events),
+        spread=InProcess(),
+    )
+    view = Examples(tmp_path / "a" / "features", (0, 1, 2, 3))
+    found = pl.read_parquet(view.files("examples"), hive_partitioning=False)
+    whole = rows(tmp_path / "b", log(), shares={"hard": hard})
+    keys = ["request", "item", "label", "sampling_probability"]
+    assert found.select(keys).equals(whole.select(keys))
+    assert (found["label"] == 0).any()
+
+
 def test_no_negative_moves_with_what_happens_at_its_moment_or_later(tmp_path) -> None:
     events = log(6)
     moment = int(np.unique(events.time)[-60])

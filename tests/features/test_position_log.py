@@ -183,6 +183,21 @@ def test_what_a_killed_run_had_read_is_not_read_again(tmp_path, monkeypatch):
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_a_run_that_failed_at_its_very_end_goes_on(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    shop = workspace(tmp_path, ROWS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings(), shop, spread=InProcess())
+    manifest = run(settings(), shop, spread=InProcess())
+    assert (shop.features / "position_bias.html").is_file()
+    again = run(settings(), shop, spread=InProcess())  # the curve it wrote makes it no other
+    assert again.created == manifest.created
+
+
 SHOWN = [row for row in ROWS if row["event_type"] != "impression" or row["position"] <= 2]
 
 

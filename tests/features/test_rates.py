@@ -70,6 +70,14 @@ def test_an_item_without_a_category_is_still_drawn_towards_something() -> None:
     assert rates[4] == np.float32(0.5)
 
 
+def test_successes_before_any_trial_tell_no_rate() -> None:
+    rates = told([(CLICK, 0, 0, -1)] * 3)
+    assert np.isnan(rates["query_ctr"]).all()  # and not infinite, which trees refuse
+    assert rates["ctr"][0] == pytest.approx((3 + 5 * 0.1) / 5)
+    rates = told([(CLICK, 0, 0, -1)] * 3 + [(IMPRESSION, 1, 1, -1)] * 4)
+    assert np.isfinite(rates["query_ctr"]).all()
+
+
 def test_old_clicks_fade() -> None:
     rows = [(IMPRESSION, 0, 1, -1)] * 10 + [(CLICK, 0, 0, -1)] * 4
     assert told(rows, time=7 * DAY)["ctr"][0] == pytest.approx((2 + 0.5) / (5 + 5))

@@ -183,6 +183,30 @@ def test_an_order_across_midnight_is_one_request(tmp_path) -> None:
     assert mine["item"].to_list() == [2, 3]
 
 
+def test_sessions_of_one_name_are_requests_of_their_own(tmp_path) -> None:
+    """Of two users, and of a session, an order and a user that share a name: each stays apart."""
+    rows = [
+        {
+            **{"event_id": f"e{day}-{at}", "user_id": user, "event_type": "purchase"},
+            **{"timestamp": day * DAY + at, "item_id": f"i00{at}"},
+            **{"session_id": session, "order_id": order},
+        }
+        for day in range(20)
+        for at, (user, session, order) in enumerate(
+            [("u0", f"{day}", None), ("u1", f"{day}", None), ("u1", "x", f"{day}")]
+        )
+    ]
+    rows.append({**rows[-1], "event_id": "bare", "user_id": "19", "order_id": None})
+    rows[-1] |= {"session_id": None, "item_id": "i007"}
+    write_events(tmp_path / "events", rows)
+    log = numbers(tmp_path, group_by=("order_id", "session_id"))
+    assert log.n_orders == 20 * 3 + 1
+    requests = build_requests(log, SETTINGS)
+    last = requests.frame.filter(request_id="19")
+    assert [log.users[user] for user in last["user"]] == ["u0", "u1", "19", "u1"]
+    assert last["n_relevant"].to_list() == [1, 1, 1, 1]
+
+
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=40), st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
 def test_slices_hold_the_log_and_cut_no_moment(tmp_path_factory, moments, rows) -> None:

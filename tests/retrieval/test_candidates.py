@@ -123,14 +123,14 @@ def test_baskets_on_disk_give_the_neighbours_of_their_epoch(
 ) -> None:
     """Written in two calls, read by epoch: as if fitted in memory on what was there by then."""
     orders, items, epochs = (np.array(column) for column in zip(*rows, strict=True))
-    items, epochs = items.astype(np.int32), epochs.astype(np.uint8)
+    items, epochs = items.astype(np.int32), (200 * epochs).astype(np.uint16)
     folder = tmp_path_factory.mktemp("baskets")
     writer = BasketWriter(folder, 10)
     for part in (orders < cut, orders >= cut):
         writer.add(orders[part], items[part], epochs[part])
     writer.close()
     how = {"k": k, "min_count": min_count, "max_order": max_order}
-    for epoch in range(3):
+    for epoch in (0, 200, 400):
         known = epochs <= epoch
         ours = CoVisitation.fit_baskets(Baskets.load(folder), epoch, **how)
         theirs = CoVisitation.fit(orders[known], items[known], 10, **how)

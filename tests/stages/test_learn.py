@@ -476,6 +476,24 @@ def test_orders_are_counted_as_co_visitation_counted_them(made: Workspace) -> No
     assert {i: int(n) for i, n in zip(catalogue.ids, count, strict=True) if n} == expected
 
 
+def test_sessions_of_one_name_belong_to_their_users(made: Workspace, tmp_path: Path) -> None:
+    """Counted and numbered apart, as the features stage does."""
+    live = LiveFeatures.load(Registry(made.registry).path("champion") / "features")
+    item = str(live.catalogue.ids[0])
+    row = {"event_type": "purchase", "item_id": item, "timestamp": 5 * DAY}
+    names = [("u0", "1", None), ("u1", "1", None), ("u1", "x", "1"), ("1", None, None)]
+    rows = [
+        {**row, "event_id": f"e{at}", "user_id": user, "session_id": session, "order_id": order}
+        for at, (user, session, order) in enumerate(names)
+    ]
+    write_events(tmp_path / "events", rows)
+    group_by = ["order_id", "session_id"]
+    count = count_orders(tmp_path / "events", live.catalogue, group_by, 5 * DAY)
+    assert count[0] == count.sum() == 4
+    events = numbered(read_since(tmp_path / "events", 0), live, group_by)
+    assert len(set(events.order.tolist())) == 4
+
+
 def test_follow_begins_rounds_as_they_are_due(
     shop: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
