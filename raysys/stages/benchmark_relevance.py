@@ -131,7 +131,7 @@ def fit_members(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("cross_encoder", "bi_encoder"):
             with task(f"relevance: {name}") as fitting:
-                found = fit_encoder(name, ground, budget.left * MARGIN, Path(scratch) / name)
+                found = fit_encoder(name, ground, budget.left, Path(scratch) / name)
                 if isinstance(found, str):
                     skipped[name] = found
                     fitting.note = f"skipped: {found}"
@@ -295,7 +295,7 @@ def fit_encoder(
     pair = (time.monotonic() - at) / min(PROBE, len(ground.tables["test"]))
     rest = len(ground.tables["validation"]) + len(ground.tables["test"])
     scoring = pair * (len(train) + ENCODER_FOLDS * rest)
-    left = seconds - (time.monotonic() - began) - scoring
+    left = seconds * MARGIN - (time.monotonic() - began) - scoring
     whole = 2 * min(map(len, inside)) // batch  # two epochs
     if name == "bi_encoder":  # a batch counts queries
         whole = 2 * len(ground.pairs["train"].queries) // ENCODER_FOLDS // batch
@@ -311,7 +311,7 @@ def fit_encoder(
         at = time.monotonic()
         models.append(fit(rows, steps, f"fold={number}"))
         now = time.monotonic()
-        # a machine that has slowed down leaves the others less
+        # a machine that has become much slower leaves the others less
         left = (seconds - (now - began) - scoring) / max(1, ENCODER_FOLDS - 1 - number)
         steps = max(1, min(steps, int(left * steps / (now - at))))
     said: dict[str, Float32] = {"train": np.empty(len(train), np.float32)}
