@@ -146,17 +146,16 @@ def _trees(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict[str,
     """Trees that guess the grade, and trees that order the items of a query."""
     skipped: dict[str, str] = {}
     began = time.monotonic()
-    texts = sum(len(each.items) + 2 * len(each.queries) for each in ground.pairs.values())
+    items = {text for each in ground.pairs.values() for text in each.items}
+    texts = len(items) + 2 * sum(len(each.queries) for each in ground.pairs.values())
     vectors: str | None = PACKAGED
     learner = RelevanceTreesLearner(RelevanceTreesSettings())
     encode: Remembered | None = None
     with task("relevance: features") as making:
         encode = Remembered(PACKAGED, learner.settings.max_tokens)
-        some = list(ground.pairs["train"].items[: PROBE + 8])
+        some = list(ground.pairs["train"].items[: 4 * PROBE + 8])
         encode(some[:8])  # loads
-        at = time.monotonic()
-        encode(some[8:] or some)
-        pace = (time.monotonic() - at) / max(1, len(some[8:] or some))
+        pace = min(_seconds_a_text(encode, some[8 + at :: 2] or some) for at in (0, 1))
         if pace * texts > 0.3 * budget.left:
             vectors, encode = None, None
             skipped["vectors of texts"] = (
@@ -185,6 +184,12 @@ def _trees(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict[str,
             continue
         members[name] = Member(said, settings, time.monotonic() - at + shared)
     return members, skipped
+
+
+def _seconds_a_text(encode: Remembered, texts: Sequence[str]) -> float:
+    began = time.monotonic()
+    encode(texts)
+    return (time.monotonic() - began) / len(texts)
 
 
 def columns_of(
