@@ -180,6 +180,7 @@ def home_depot(arguments: argparse.Namespace):
     from raysys.learners.relevance_blend import folds_by_query
     from raysys.learners.relevance_trees import Remembered
     from raysys.stages import benchmark_relevance as ours
+    from raysys.stages import relevance_members as members_of
     from raysys.stages import relevance_judging as judging
     from raysys.stages.benchmark_pairs import read_pairs
 
@@ -190,11 +191,11 @@ def home_depot(arguments: argparse.Namespace):
     ground = judging.Ground.of(judged, 0)
     pairs = ground.pairs
     began = time.monotonic()
-    members, skipped = ours.fit_members(ground, ours.Budget(arguments.seconds))
+    members, skipped = members_of.fit_members(ground, members_of.Budget(arguments.seconds))
     joined = ours.join_members(ground, members, 0)
     took = time.monotonic() - began
     encode = None if "vectors of texts" in skipped else Remembered("all-MiniLM-L6-v2", 32)
-    columns, features = ours.columns_of(ground, encode)
+    columns, features = members_of.columns_of(ground, encode)
     names = list(features.names)
     learned = ("train", "validation")
     # the queries of validation are one fold more

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from raysys.cli import app
 from raysys.errors import UserError
-from raysys.stages import benchmark_relevance
+from raysys.stages import relevance_members
 from raysys.stages.benchmark_pairs import read_pairs
-from raysys.stages.benchmark_relevance import fit_encoder, join_members
+from raysys.stages.benchmark_relevance import join_members
 from raysys.stages.relevance_judging import Ground
+from raysys.stages.relevance_members import fit_encoder
 from tests.text.tiny import write_tiny_bert
 
 COLOURS = ("red", "green", "blue", "black", "white")
@@ -115,7 +116,7 @@ def test_a_transformer_is_fitted_as_far_as_its_time_goes(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Out of fold on train; too little time is a reason, not a failure."""
-    monkeypatch.setattr(benchmark_relevance, "PROBE", 4)
+    monkeypatch.setattr(relevance_members, "PROBE", 4)
     # by grade: the first rows have one alone
     judged(20, 6).sort("stars").write_csv(tmp_path / "a.csv")
     ground = Ground.of(read(tmp_path / "a.csv"), 0)  # type: ignore[arg-type]
