@@ -180,8 +180,8 @@ def home_depot(arguments: argparse.Namespace):
     from raysys.learners.relevance_blend import folds_by_query
     from raysys.learners.relevance_trees import Remembered
     from raysys.stages import benchmark_relevance as ours
-    from raysys.stages import relevance_members as members_of
     from raysys.stages import relevance_judging as judging
+    from raysys.stages import relevance_members as members_of
     from raysys.stages.benchmark_pairs import read_pairs
 
     judged = read_pairs(
