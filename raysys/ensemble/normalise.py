@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from raysys.retrieval.sorting import ascending
+
 Form = Literal["standard", "rank"]
 FORMS: tuple[Form, ...] = ("standard", "rank")
 
@@ -102,7 +104,7 @@ def _mid_ranks(scores, offsets):  # type: ignore[no-untyped-def]
     for request in range(len(offsets) - 1):
         start, stop = offsets[request], offsets[request + 1]
         count = stop - start
-        order = np.argsort(scores[start:stop])
+        order = ascending(scores[start:stop])
         first = 0
         while first < count:
             last = first

@@ -26,6 +26,7 @@ from raysys.learners.sequence_protocol import (
     SequenceModel,
     Sequences,
 )
+from raysys.retrieval.sorting import largest
 
 META = "session_knn.json"
 FILE = "session_knn.safetensors"
@@ -177,7 +178,7 @@ def _score(  # type: ignore[no-untyped-def]
             alike[touched[i]] = 0
         least = np.float32(0)
         if n > k:
-            least = np.partition(value_of, n - k)[n - k]
+            least = largest(value_of, k)
         for i in range(n):
             if value_of[i] < least:
                 continue

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from raysys.retrieval.allowed import Allowed
 from raysys.retrieval.baskets import Baskets, count_items
+from raysys.retrieval.sorting import ascending, largest
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
@@ -184,12 +185,12 @@ def keep_best(  # type: ignore[no-untyped-def]
         cosine[t] = both / np.sqrt(count[i] * count[touched[t]]) * both / (both + shrinkage)
     found = touched
     if len(touched) > k:  # order only what may be among the best; of equals the first items are
-        least = np.partition(cosine, len(touched) - k)[len(touched) - k]
+        least = largest(cosine, k)
         kept = cosine >= least
         found, cosine = found[kept], cosine[kept]
-    order = np.argsort(found)
+    order = ascending(found)
     found, cosine = found[order], cosine[order]
-    best = np.argsort(-cosine, kind="mergesort")[:k]
+    best = ascending(-cosine)[:k]
     for place in range(len(best)):
         neighbours[i, place] = found[best[place]]
         scores[i, place] = cosine[best[place]]
@@ -254,7 +255,7 @@ def _count_pairs(  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _score(seeds, items, neighbours, scores):  # type: ignore[no-untyped-def]
     out = np.zeros(len(items), dtype=np.float32)
-    order = np.argsort(items)
+    order = ascending(items)
     ranked = items[order]
     for seed in seeds:
         for place in range(neighbours.shape[1]):
@@ -290,7 +291,7 @@ def _near(seeds, neighbours, scores, limit):  # type: ignore[no-untyped-def]
                 found[size] = neighbours[seed, place]
                 given[size] = scores[seed, place]
                 size += 1
-    order = np.argsort(found[:size], kind="mergesort")  # scores of an item add up in seed order
+    order = ascending(found[:size])  # scores of an item add up in seed order
     items = np.empty(size, dtype=np.int32)
     sums = np.empty(size, dtype=np.float64)
     n = 0
@@ -307,7 +308,7 @@ def _near(seeds, neighbours, scores, limit):  # type: ignore[no-untyped-def]
         if at < n and items[at] == seed:
             fresh[at] = False
     kept_items, kept = items[:n][fresh], sums[:n][fresh]
-    best = np.argsort(-kept, kind="mergesort")[:limit]
+    best = ascending(-kept)[:limit]
     return kept_items[best], kept[best].astype(np.float32)
 
 
