@@ -214,6 +214,24 @@ def outcome_folder(folder: Path, stage: str) -> Path:
     raise UserError(what, where=str(folder), mend="give a new --output")
 
 
+def working_folder(outcome: Path, planned: Manifest, force: bool) -> Path:
+    """Where a stage's run with this plan keeps what it has so far; that of other plans is removed.
+
+    Args:
+        outcome: the folder that the run will write.
+        planned: of the run, with its version (`is_done` sees to it).
+        force: begin anew.
+    """
+    home = outcome.with_name(f".{outcome.name}.work")
+    work = home / planned.fingerprint
+    if home.exists():
+        for leftover in home.iterdir():
+            if leftover != work or force:
+                shutil.rmtree(leftover, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Give an empty folder to write into; on success it takes the place of `folder` at once.

@@ -38,8 +38,16 @@ from raysys.features.work import Work
 from raysys.ingest.spread import OnRay, Spread
 from raysys.progress import task
 from raysys.stages.features_settings import FeaturesSettings, FromLog, FromRetrieval
-from raysys.stages.features_start import parts_of, planned_features, working_folder
-from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
+from raysys.stages.features_start import parts_of, planned_features
+from raysys.storage import (
+    Manifest,
+    Workspace,
+    is_done,
+    read_manifest,
+    replacing,
+    working_folder,
+    write_atomic,
+)
 
 logger = logging.getLogger("raysys")
 
@@ -77,7 +85,7 @@ def run(
     types = [name.removeprefix(marker) for name in upstream.counts if name.startswith(marker)]
     for warning in settings.plan.idle(types):
         logger.warning(warning)
-    root = working_folder(workspace, planned, force)
+    root = working_folder(workspace.features, planned, force)
     if spread is None:
         with ray_session():
             outcome = _work(settings, workspace.ingest, root, OnRay())

@@ -1,9 +1,8 @@
-"""How a run of `raysys features` begins: what it is known by, and the folder of its pieces."""
+"""How a run of `raysys features` begins: what it is known by, and how its work is cut."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Final
 
@@ -32,18 +31,6 @@ def planned_features(settings: FeaturesSettings, workspace: Workspace) -> Manife
         inputs=inputs,
         settings=settings.model_dump(mode="json", by_alias=True),
     )
-
-
-def working_folder(workspace: Workspace, planned: Manifest, force: bool) -> Path:
-    """Where this plan's pieces lie; those of other plans are removed."""
-    home = workspace.features.with_name(f".{workspace.features.name}.work")
-    root = home / planned.fingerprint
-    if home.exists():
-        for leftover in home.iterdir():
-            if leftover != root or force:
-                shutil.rmtree(leftover, ignore_errors=True)
-    root.mkdir(parents=True, exist_ok=True)
-    return root
 
 
 def parts_of(root: Path, events: int, cpus: int) -> int:

@@ -23,7 +23,15 @@ from raysys.datasets import files
 from raysys.errors import UserError
 from raysys.progress import task
 from raysys.stages.train_settings import ResourceSettings
-from raysys.storage import Manifest, Workspace, file_digest, is_done, read_manifest, replacing
+from raysys.storage import (
+    Manifest,
+    Workspace,
+    file_digest,
+    is_done,
+    read_manifest,
+    replacing,
+    working_folder,
+)
 from raysys.text.models import PACKAGED, model_folder, open_model
 from raysys.text.pretraining.behaviour import Pairs, gather_pairs
 from raysys.text.pretraining.causal import MARKS, CausalObjective, CausalSettings
@@ -169,7 +177,7 @@ def run(settings: PretrainSettings, workspace: Workspace, *, force: bool = False
     if not force and is_done(workspace.pretrain, planned):
         return read_manifest(workspace.pretrain)
     started = time.monotonic()
-    work = _working_folder(workspace.pretrain, planned, force)
+    work = working_folder(workspace.pretrain, planned, force)
     until = None if ingest is None else log_end(ingest, settings.held_back_days)
     material = _Material(settings, ingest, until, work)
     model = _begin(material)
@@ -337,18 +345,6 @@ def _inputs(settings: PretrainSettings, ingest: Path | None) -> dict[str, str]:
         for path in sorted(place.glob("*.safetensors")):
             found[f"model/{path.name}"] = file_digest(path)[:16]
     return found
-
-
-def _working_folder(folder: Path, planned: Manifest, force: bool) -> Path:
-    """What this plan has come to so far; what others came to is removed."""
-    home = folder.with_name(f".{folder.name}.work")
-    work = home / planned.fingerprint
-    if home.exists():
-        for leftover in home.iterdir():
-            if leftover != work or force:
-                shutil.rmtree(leftover, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
-    return work
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ from raysys.storage import (
     is_done,
     read_manifest,
     replacing,
+    working_folder,
     write_atomic,
 )
 from raysys.text.spans import attributes_to_spans
@@ -95,7 +96,8 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
         if done.figures.get("bundle") in registry.list():
             return done
     started = time.monotonic()
-    work = _working_folder(folder, planned, force)
+    work = working_folder(folder, planned, force)
+    (work / "models").mkdir(exist_ok=True)
     read, divided = _rows(settings, found)
     tables = tables_of(settings.task, divided.rows)
     with _cluster_if_wanted(settings):
@@ -160,18 +162,6 @@ def _models(settings: object) -> dict[str, str]:
         return {}
     weights = sorted(Path(settings).glob("*.safetensors"))
     return {f"{settings}/{path.name}": file_digest(path)[:16] for path in weights}
-
-
-def _working_folder(folder: Path, planned: Manifest, force: bool) -> Path:
-    """Where this plan's models lie until it is done; those of other plans are removed."""
-    home = folder.with_name(f".{folder.name}.work")
-    work = home / planned.fingerprint
-    if home.exists():
-        for leftover in home.iterdir():
-            if leftover != work or force:
-                shutil.rmtree(leftover, ignore_errors=True)
-    (work / "models").mkdir(parents=True, exist_ok=True)
-    return work
 
 
 def _rows(
