@@ -232,20 +232,19 @@ def fit_here(
     onto: TreeModel | None = None,
 ) -> TreeModel:
     """Read one worker's share and train on it; in a Ray Train worker and in a tuning trial."""
+    head_view, tail = examples, None
     if settings.early_stopping_rounds:
-        head_view, tail_view = examples.head_and_tail(settings.last_fraction)
+        before, last = examples.head_and_tail(settings.last_fraction)
         # every worker judges by the whole tail, so that all of them stop at the same tree
-        tail: Batch | None = tail_view.batch()
-        assert tail is not None
-        if not with_some_positive(tail).n_requests:  # it ranks all trees alike: the first would do
+        rows = last.batch()
+        if with_some_positive(rows).n_requests:
+            head_view, tail = before, rows
+        else:  # it would rank all numbers of trees alike, and the first of them be the best
             log.warning(
                 "%s: nothing was wanted in the last %.0f%% of the rows, by which trees stop early: "
                 "all %d are grown on all rows",
                 *(learner.name, 100 * settings.last_fraction, settings.n_estimators),
             )
-            head_view, tail = examples, None
-    else:
-        head_view, tail = examples, None
     head = head_view.of_worker(*worker).batch()
     # thinned first: what is copied after that is small
     head = with_some_positive(thinned(head, settings.candidates, seed, learner.name))
