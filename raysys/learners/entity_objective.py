@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from raysys.errors import UserError
 from raysys.text.entity_network import EntityNetwork, Pooling, Shape, Window, chain_of, collate
+from raysys.text.half_weights import halve
 from raysys.text.models import open_model
 from raysys.text.reader import LabelledText, Reader
 from raysys.text.span_probabilities import apart, candidates
@@ -128,7 +129,8 @@ def load_network(folder: Path) -> tuple[EntityNetwork, Reader, Tags]:
         raise UserError(
             f"weights do not fit: missing {missing}, unknown {unknown}", where=str(folder)
         )
-    return network.eval(), Reader.load(folder, tokenizer), tags
+    halve(network.eval())
+    return network, Reader.load(folder, tokenizer), tags
 
 
 class EntityObjective(Objective):

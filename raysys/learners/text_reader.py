@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from raysys.learners.text_labels import Codes, Float32, LabelledTexts, LabelSet
 from raysys.text.encoder import autocast
+from raysys.text.half_weights import halve
 from raysys.text.models import open_model, readable
 from raysys.text.training.objective import Objective, Tensors
 
@@ -302,7 +303,8 @@ def load_reader(folder: Path) -> tuple[Reader, Any]:
     head = load_file(folder / "head.safetensors")
     reader = Reader(backbone, len(head["bias"]), 0.0)
     reader.head.load_state_dict(head)
-    return reader.eval(), tokenizer
+    halve(reader.eval())
+    return reader, tokenizer
 
 
 @torch.inference_mode()

@@ -125,6 +125,7 @@ class TwoTowerModel(Model):
                 self._encoder = Encoder.open(
                     str(self._encoder), self.settings.max_tokens, self.settings.trainable_layers
                 )
+                self._encoder.settle()
             return self._encoder
 
     def place(self, device: str) -> None:

@@ -30,6 +30,7 @@ from raysys.text.cross_encoder import (
     to_grades,
 )
 from raysys.text.encoder import autocast
+from raysys.text.half_weights import halve
 from raysys.text.models import longest_input, open_model, readable
 from raysys.text.pairs import Float32, Int64, Pairs, Scale, by_length, mean_ndcg
 from raysys.text.training import Objective
@@ -347,6 +348,7 @@ class TextVectors:
         head = load_file(folder / HEAD)
         self.encoder = BiEncoder(backbone, len(head.get("thresholds", ()))).eval()
         assert not self.encoder.load_state_dict(head, strict=False).unexpected_keys
+        halve(self.encoder)
         self.max_tokens = min(max_tokens, longest_input(backbone) or max_tokens)
         self._tokenizing = threading.Lock()  # a fast tokenizer is borrowed by one at a time
 

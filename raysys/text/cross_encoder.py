@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from raysys.text import losses
 from raysys.text.encoder import autocast
+from raysys.text.half_weights import halve
 from raysys.text.models import longest_input, open_model, readable
 from raysys.text.pairs import Float32, Int64, Pairs, Scale, by_length, mean_ndcg
 from raysys.text.training import Objective
@@ -356,7 +357,7 @@ class PairScorer:
         self.module = CrossEncoder(backbone, width, len(head.get("thresholds", ())))
         missing = self.module.load_state_dict(head, strict=False)
         assert not missing.unexpected_keys
-        self.module.eval()
+        halve(self.module.eval())
         self.max_tokens = min(max_tokens, longest_input(backbone) or max_tokens)
         self._tokenizing = threading.Lock()  # a fast tokenizer is borrowed by one at a time
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from raysys.errors import UserError
 from raysys.text.compression.runtime import RuntimeBackbone
+from raysys.text.half_weights import halve
 from raysys.text.models import layers_of, longest_input, open_model, readable
 
 TOKENS_PER_BATCH = 4096
@@ -166,6 +167,12 @@ class Encoder:
         if self.frozen:
             _trunk(self.transformer, self.frozen).to(self.device)
 
+    def settle(self) -> None:
+        """Nothing more is learned: read weights in half precision, see `half_weights.halve`."""
+        if self.frozen:
+            halve(self._lower)
+        halve(self.upper)
+
     @classmethod
     def open(
         cls,
@@ -187,11 +194,15 @@ class Encoder:
             UserError: see `models.open_model`.
         """
         transformer, tokenizer = open_model(model, where=where)
+        only_read = trainable_layers is None
         if trainable_layers is None:  # where layers can be told apart, no second copy of all
             trainable_layers = 1 if transformer.config.model_type in _STACKS else -1
         if isinstance(transformer, RuntimeBackbone):
             trainable_layers = -1  # it runs as a whole
-        return cls(transformer, tokenizer, max_tokens, trainable_layers)
+        found = cls(transformer, tokenizer, max_tokens, trainable_layers)
+        if only_read:
+            found.settle()
+        return found
 
     def save(self, folder: Path) -> None:
         """Write safetensors, configuration and tokenizer into a new folder, as `open` reads it."""

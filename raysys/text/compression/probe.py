@@ -77,12 +77,14 @@ def _measure(folder: Path, shapes: Sequence[Sequence[int]], threads: int) -> Cos
     import torch
     import transformers.models.bert  # noqa: F401  what every model needs is no model's own
 
+    from raysys.text.half_weights import halve
     from raysys.text.models import open_model
 
     torch.set_num_threads(threads)
     process = psutil.Process()
     before = process.memory_info().rss
     backbone, tokenizer = open_model(str(folder), where="model")
+    halve(backbone)  # as everything that only reads
     rows = max(tokenizer.get_vocab().values())
     milliseconds = {}
     with torch.inference_mode():

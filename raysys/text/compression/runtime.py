@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from raysys.config import Settings
 from raysys.errors import UserError
+from raysys.text.half_weights import halve
 
 RUNTIME = "runtime.json"
 ONNX = "model.onnx"
@@ -148,6 +149,7 @@ def _open_torch(folder: Path, settings: RuntimeSettings) -> Any:
     model = AutoModel.from_pretrained(
         folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
     ).eval()
+    halve(model)
     names = ["input_ids", "attention_mask"]
     names += ["token_type_ids"] if tells_parts_apart(model.config) else []
 
