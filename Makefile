@@ -18,15 +18,15 @@ help:  ## List these targets
 demo: $(VENV)/.installed  ## The whole system on a real shop's year; stays up until Ctrl-C
 	@$(BIN)/raysys demo
 
-# Fast tests a file at a time, one process a core (at most 4); slow ones use the cores themselves.
-FAST := -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+# Most tests a file at a time, one process a core (at most 4); slow ones use the cores themselves.
+SHARED := -n auto --maxprocesses 4 --dist loadfile
 
-test: $(VENV)/.installed  ## Every test, the fast ones first
-	@$(BIN)/python -m pytest $(FAST)
+test: $(VENV)/.installed  ## Every test, the slow ones last
+	@$(BIN)/python -m pytest -m "not slow" $(SHARED)
 	@$(BIN)/python -m pytest -m slow --durations=15
 
-test-fast: $(VENV)/.installed  ## Tests that neither start Ray nor train for long
-	@$(BIN)/python -m pytest $(FAST)
+test-fast: $(VENV)/.installed  ## Tests that neither start Ray nor take seconds each
+	@$(BIN)/python -m pytest -m "not slow and not long" $(SHARED)
 
 check: $(VENV)/.installed  ## Lint, format, types, import rules, documentation
 	$(BIN)/ruff check .

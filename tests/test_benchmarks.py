@@ -133,6 +133,7 @@ def at_scale(**values: float) -> list[dict]:
     return [{"name": name, "value": value, "reference": ""} for name, value in values.items()]
 
 
+@pytest.mark.long
 def test_the_log_at_scale_is_a_table_and_a_plot(tmp_path) -> None:
     figures = at_scale(
         events_per_s_10m=312_345.6, seconds_10m=32.2, peak_gb_10m=3.21, ratio_polars_10m=0.912,
@@ -162,6 +163,7 @@ def raw(folder: Path) -> pl.DataFrame:
     return pl.read_parquet(folder / "events" / "**" / "*.parquet", hive_partitioning=False)
 
 
+@pytest.mark.long
 def test_a_log_holds_the_dirt_it_says(log) -> None:
     folder, facts = log
     rows = raw(folder)
@@ -183,6 +185,7 @@ def test_a_log_holds_the_dirt_it_says(log) -> None:
     assert steps["view"] > steps["click"] and steps["view"] > steps["cart"]
 
 
+@pytest.mark.long
 def test_a_log_lies_by_date_and_comes_again(log, tmp_path) -> None:
     folder, facts = log
     for path in sorted((folder / "events").glob("*/*.parquet"))[::30]:
@@ -195,6 +198,7 @@ def test_a_log_lies_by_date_and_comes_again(log, tmp_path) -> None:
         assert path.read_bytes() == (again / path.relative_to(folder)).read_bytes()
 
 
+@pytest.mark.long
 def test_copies_have_users_and_weeks_of_their_own() -> None:
     year = base_year().head(30_000)
     blocks = [_Block(year, copy) for copy in range(3)]
@@ -206,6 +210,7 @@ def test_copies_have_users_and_weeks_of_their_own() -> None:
     assert begin["copy"].to_list() == ["0", "1", "2"] and shifts[1:] == [7, 7]
 
 
+@pytest.mark.long
 def test_by_hand_equals_a_plain_loop(log, tmp_path) -> None:
     folder, facts = log
     by_hand_polars.run(folder, tmp_path, 0.5)
@@ -299,6 +304,7 @@ def test_events_have_one_fingerprint_whatever_their_order(log, tmp_path) -> None
     assert one["in_sessions"] != moved["in_sessions"] and one["events"] == moved["events"]
 
 
+@pytest.mark.long
 def test_a_command_is_measured_and_stopped_at_its_cap() -> None:
     hungry = "x = bytearray(300 << 20); import time; time.sleep(0.6); sum(range(10**6)); print(7)"
     taken = measured([sys.executable, "-c", hungry], every=0.05)

@@ -45,6 +45,7 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_explains_itself(stage):
     done = raysys(stage, "--help")
@@ -70,6 +71,7 @@ def test_version():
     assert raysys("--version").stdout == f"raysys {__version__}\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -23,6 +23,7 @@ def test_one():
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("outcome", "status"), [("True", 0), ("False", 1)])
 def test_where_ray_was_the_process_ends_with_pytests_own_status(
     outcome: str, status: int, tmp_path: Path

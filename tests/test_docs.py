@@ -57,6 +57,7 @@ def inner(stage: str) -> set[str]:
     return {command.name or command.callback.__name__ for command in commands}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("page", "text"), blocks("bash"))
 def test_commands_run(page, text, tmp_path):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -80,6 +81,7 @@ def help_of(command: tuple[str, ...]) -> str:
     return CliRunner().invoke(app, [*command, "--help"], env=terminal).output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_every_stage_and_option_in_the_pages_exists(page, line):
     words = shlex.split(line, comments=True)
@@ -139,6 +141,7 @@ def test_no_page_loads_anything_from_elsewhere():
     assert "font: false" in (ROOT / "mkdocs.yml").read_text()
 
 
+@pytest.mark.long
 def test_the_reference_says_what_the_code_says(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     from _hooks import on_page_markdown

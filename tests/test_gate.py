@@ -197,6 +197,7 @@ def test_a_journal_that_was_cut_off_goes_on(registry: Registry) -> None:
     assert registry.journal("other") == ()
 
 
+@pytest.mark.long
 def test_the_command_line(registry: Registry) -> None:
     good, bad = published(registry, SPREAD), published(registry, 0.2)
     registry.point("champion", good)

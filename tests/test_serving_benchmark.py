@@ -106,6 +106,7 @@ def test_the_section_of_the_page(tmp_path: Any) -> None:
     assert table([figure("rank_ratio_uvicorn", 0.8)]) == []
 
 
+@pytest.mark.long
 def test_a_shop_of_any_size_is_built_and_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,7 @@ NAMED = st.fixed_dictionaries({"name": st.sampled_from(["query", "title", "price
 SHOWN = st.fixed_dictionaries({}, optional={"id": st.text(max_size=3) | JSON, "relevancy": JSON})
 
 
+@pytest.mark.long
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

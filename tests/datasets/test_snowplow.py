@@ -168,6 +168,7 @@ ACTION = st.fixed_dictionaries(
 NAMES = st.sampled_from(["snowplow_ecommerce_action", "site_search", "page_view", "page_ping"])
 
 
+@pytest.mark.long
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -225,6 +226,7 @@ def tsv_lines(draw):
     return "\t".join(told.get(name, "") for name in TSV_COLUMNS[:columns])
 
 
+@pytest.mark.long
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -135,6 +135,7 @@ def test_json_without_the_needed_column_is_refused(tmp_path):
 ZSTD = pa.Codec("zstd")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("ending", "pack"),
     [
@@ -192,6 +193,7 @@ def test_a_few_bad_lines_among_many_keep_their_numbers(tmp_path):
     assert rows[2501]["a"] == "2501"
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=400))
 def test_any_bytes_as_csv(tmp_path_factory, content):
@@ -204,6 +206,7 @@ def test_any_bytes_as_csv(tmp_path_factory, content):
         assert len(rows) + sum(1 for n in faults if n) == len(lines)
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(

@@ -97,6 +97,7 @@ def test_unknown_zone_is_refused():
         TimeFormat(zone="Mars/Olympus")
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), st.text(), st.integers().map(str), st.floats().map(str))))
 def test_garbage_never_raises_and_keeps_its_length(values):
@@ -108,6 +109,7 @@ def test_garbage_never_raises_and_keeps_its_length(values):
         assert to_millis(series, TimeFormat(unit=unit)).len() == len(values)
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(st.integers(EARLIEST, latest()))
 def test_units_agree(moment):
@@ -132,6 +134,7 @@ FORMS = (
 )
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(

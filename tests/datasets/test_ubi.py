@@ -157,6 +157,7 @@ DOCUMENT = {
 }
 
 
+@pytest.mark.long
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

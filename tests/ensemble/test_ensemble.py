@@ -56,6 +56,7 @@ def mean_ndcg(scores: BaseScores, score: np.ndarray) -> float:
     return float(np.nanmean(ndcg(judgements, judgements.ranks(score), 10)))
 
 
+@pytest.mark.long
 def test_it_beats_its_best_member(fitted: Ensemble, later: BaseScores) -> None:
     """Independent noise: the average of several knows more than any one."""
     full = fitted.score(later.base, later.offsets)
@@ -192,6 +193,7 @@ def test_stacking_recovers_planted_weights() -> None:
     np.testing.assert_allclose(found, weights, atol=0.08)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", get_args(Method))
 def test_every_method_prefers_who_knows_more(method: str) -> None:
     settings = EnsembleSettings(methods=(method,), trees=SMALL)
@@ -202,6 +204,7 @@ def test_every_method_prefers_who_knows_more(method: str) -> None:
     assert (share.weights >= 0).all()
 
 
+@pytest.mark.long
 def test_methods_are_judged_on_rows_held_out_of_the_served_models_fold() -> None:
     """Earlier folds, scored by models that saw less, have no say."""
     scores = planted(NOISE)
@@ -237,6 +240,7 @@ def test_a_method_whose_weights_do_not_carry_over_is_not_taken() -> None:
     assert honest.figures["held_out_ndcg"] < in_sample - 0.05
 
 
+@pytest.mark.long
 def test_a_member_that_knows_nothing_does_no_harm() -> None:
     """It gets next to no weight, whatever its family."""
     for seed in range(4):
@@ -261,6 +265,7 @@ def test_a_member_that_does_harm_loses_its_say() -> None:
     assert full.figures["held_out_ndcg"] > 0.3
 
 
+@pytest.mark.long
 def test_one_fold_is_enough() -> None:
     ensemble = fit_ensemble(planted(NOISE, folds=(1,)), FAMILIES, LINEAR)
     assert ensemble.folds == (1,)

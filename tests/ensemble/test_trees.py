@@ -62,6 +62,7 @@ def mean_ndcg(scores: BaseScores, said: np.ndarray) -> float:
     return float(np.nanmean(ndcg(scores.judgements, scores.judgements.ranks(said), 10)))
 
 
+@pytest.mark.long
 def test_they_trust_one_member_for_some_and_another_for_others(fitted: Ensemble) -> None:
     full = fitted.fallbacks["full"]
     assert full.method in ("two_level", "tree") and full.stacked is not None

@@ -130,6 +130,7 @@ def test_probability_metrics_against_scikit_learn() -> None:
     assert np.isnan(auc(p, np.zeros(5000, np.float32)))
 
 
+@pytest.mark.long
 @given(judged_scores())
 @settings(max_examples=150, deadline=None)
 def test_bounds_and_order(case: tuple[Judgements, np.ndarray]) -> None:
@@ -149,6 +150,7 @@ def test_a_rising_transform_changes_nothing(case: tuple[Judgements, np.ndarray])
     assert np.array_equal(found.ranks(scores), found.ranks(np.exp(scores) * 3 + 7))
 
 
+@pytest.mark.long
 @given(judged_scores(), st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
 def test_the_order_of_rows_changes_nothing(case: tuple[Judgements, np.ndarray], random) -> None:

@@ -25,6 +25,7 @@ def test_counts_by_hand() -> None:
     assert np.isnan(report.micro.f1.low)
 
 
+@pytest.mark.long
 @given(texts)
 def test_figures_stay_within_bounds_and_agree(rows: list) -> None:
     truth, found = [t for t, _ in rows], [f for _, f in rows]

@@ -20,6 +20,7 @@ LABELS = ["a", "b", "c"]
 PAIRS = st.lists(st.tuples(st.sampled_from([*LABELS, None]), st.sampled_from(LABELS)), min_size=1)
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(PAIRS)
 def test_they_are_scikit_learns(pairs) -> None:
@@ -51,6 +52,7 @@ def drawn(n: int, right: float, seed: int) -> LabelJudgement:
     return LabelJudgement.of(said.tolist(), truth.tolist())
 
 
+@pytest.mark.long
 def test_intervals_are_those_of_plain_resampling() -> None:
     judgement = drawn(400, 0.7, 0)
     found = judgement.macro_f1(Bootstrap(np.arange(400), resamples=2000))

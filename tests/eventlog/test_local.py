@@ -300,6 +300,7 @@ def test_a_folder_that_cannot_be_is_said(tmp_path: Path) -> None:
         LocalLog(tmp_path / "file" / "log", SMALL)
 
 
+@pytest.mark.long
 def test_many_ids_are_known_and_old_ones_forgotten_when_room_is_made(tmp_path: Path) -> None:
     ids = SharedIds(tmp_path, 1)
     rng = np.random.default_rng(0)

@@ -232,6 +232,7 @@ def test_a_fixed_analysis_is_not_read_early(tmp_path):
     assert verdict(over)[0].startswith("challenger is better")
 
 
+@pytest.mark.long
 def test_several_arms_are_corrected(tmp_path):
     rows = shoppers(n=6000, lift=0.1)
     third = (pl.col("arm") == "challenger") & (pl.int_range(pl.len()) % 2 == 0)

@@ -103,6 +103,7 @@ def test_p_values_and_intervals_agree(alpha, n, tuned_for):
     assert width > stats.norm.ppf(1 - alpha / 2)
 
 
+@pytest.mark.long
 def test_corrections_and_checks():
     assert corrected([0.01, 0.04, float("nan"), 0.03], "holm")[:2] == pytest.approx([0.03, 0.06])
     assert corrected([0.01, 0.04, 0.03], "fdr_bh") == pytest.approx([0.03, 0.04, 0.04])

@@ -74,6 +74,7 @@ def from_the_past(of: Subject) -> dict[int, np.ndarray]:
     return found
 
 
+@pytest.mark.long
 def test_the_real_replay_is_sound_and_what_reads_events_reacts() -> None:
     honest = subject()
     outcome = audit(replace(honest, written=from_the_past(honest)))
@@ -131,6 +132,7 @@ def reads_another_clock(of, events, request) -> Answer:
     return Answer(of.read(state, late), np.empty(0, np.int32))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("engine", "leaking"),
     [
@@ -151,6 +153,7 @@ def proposes_as_of_just_after(of, events, request) -> Answer:
     return replace(replayed(of, events, request), candidates=late.candidates)
 
 
+@pytest.mark.long
 def test_a_peek_into_what_the_user_will_own_is_caught() -> None:
     """With states as the stage makes them: copies of an empty one."""
     empty = live()
@@ -197,6 +200,7 @@ def test_a_replay_that_differs_from_a_state_that_reads_is_caught_too() -> None:
     assert outcome.leaks["recency"].n_events == 0  # no event is to blame
 
 
+@pytest.mark.long
 def test_what_was_written_with_the_same_moment_counted_is_told_so() -> None:
     honest = subject()
     written = {}
@@ -236,6 +240,7 @@ def test_a_dead_feature_is_told() -> None:
     assert outcome.verdict("views") == "constant"
 
 
+@pytest.mark.long
 def test_it_repeats_itself_and_depends_on_its_seed() -> None:
     one, two = (audit(subject(), engine=knows_tomorrows_price, seed=3) for _ in range(2))
     assert one.leaks == two.leaks

@@ -129,6 +129,7 @@ def check(events: EventColumns, folder, made: FeaturesSettings) -> int:
     return checked
 
 
+@pytest.mark.long
 @WAYS
 def test_examples_are_what_a_live_state_says_at_their_moment(tmp_path, more) -> None:
     events = log()
@@ -148,6 +149,7 @@ def examples(folder) -> list[tuple[pl.DataFrame, pl.DataFrame]]:
     ]
 
 
+@pytest.mark.long
 @WAYS
 def test_the_outcome_does_not_depend_on_how_the_work_is_cut(tmp_path, monkeypatch, more) -> None:
     rows = as_rows(log(1, 500))
@@ -232,6 +234,7 @@ class Interrupted(InProcess):
         yield from super().each(n, do)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pieces", [1, 4, 12, 22])
 def test_a_killed_stage_goes_on_where_it_was(tmp_path, pieces) -> None:
     made = settings(**LOGGED)
@@ -263,6 +266,7 @@ class Wider(InProcess):
     cpus = 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pieces", [12, 22])
 def test_a_killed_stage_goes_on_with_other_cpus(tmp_path, pieces) -> None:
     made = settings(parts=None, **LOGGED)
@@ -279,6 +283,7 @@ def test_a_killed_stage_goes_on_with_other_cpus(tmp_path, pieces) -> None:
             assert_frame_equal(ours, theirs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("more", [LOGGED, {}], ids=["log", "retrieval"])
 def test_a_request_of_an_unknown_week_reads_the_newest_known_before_it(tmp_path, more) -> None:
     """In week w the item w is on display; two events of three say their week, serving says none."""
@@ -313,6 +318,7 @@ def test_a_request_of_an_unknown_week_reads_the_newest_known_before_it(tmp_path,
     assert outcome.compared and "on_display" not in outcome.differences
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", ["title.safetensors", "curve.json"])
 def test_another_file_of_the_plan_makes_other_examples(tmp_path, file) -> None:
     shop = workspace(tmp_path, as_rows(log(2, 300)))
@@ -334,6 +340,7 @@ def test_another_file_of_the_plan_makes_other_examples(tmp_path, file) -> None:
     assert any(not one[1].equals(two[1]) for one, two in zip(before, after, strict=True))
 
 
+@pytest.mark.long
 def test_a_share_of_requests_stays_when_the_log_grows(tmp_path) -> None:
     events = log(3, 600)
     made = settings(examples={"from": "log", "events": ["click"], "share": 0.4, "keep_empty": True})
@@ -351,6 +358,7 @@ def test_a_share_of_requests_stays_when_the_log_grows(tmp_path) -> None:
     assert set(late["request_id"]) == drawn["some"]
 
 
+@pytest.mark.long
 def test_answers_are_requests_and_labels_are_what_came_of_their_rows(tmp_path) -> None:
     shown, clicked, bought = every.KINDS
     base = 25 * DAY
@@ -394,6 +402,7 @@ def test_answers_are_requests_and_labels_are_what_came_of_their_rows(tmp_path) -
     assert batch.label.tolist() == [3, 0, 0, 0, 1]
 
 
+@pytest.mark.long
 def test_impressions_without_a_final_label_are_no_examples(tmp_path) -> None:
     events = log(5, 600)
     labels = {"gains": {"click": 1, "purchase": 3}, "windows_hours": {"purchase": 48}}

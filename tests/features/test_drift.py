@@ -56,6 +56,7 @@ def test_an_empty_bin_counts_as_half_a_row_and_one_empty_in_both_as_nothing() ->
     assert population_stability_index(p[:3], q[:3], 0.05) == small
 
 
+@pytest.mark.long
 @given(column, column, st.booleans(), st.randoms(use_true_random=False))
 @settings(max_examples=150, deadline=None)
 def test_drift_is_the_same_in_any_order_of_rows(one, other, categorical, random) -> None:
@@ -75,6 +76,7 @@ def test_drift_is_the_same_in_any_order_of_rows(one, other, categorical, random)
     assert drift_of("x", one, one, categorical=categorical).psi == 0
 
 
+@pytest.mark.long
 @given(column, column)
 @settings(max_examples=150, deadline=None)
 def test_ks_is_scipys(one, other) -> None:

@@ -31,6 +31,7 @@ def test_the_plan_has_every_kind() -> None:
     assert {feature.kind for feature in PLAN.features} == kinds()
 
 
+@pytest.mark.long
 @given(every.streams(), st.lists(st.integers(0, 50), max_size=5), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_columns_and_single_events_agree_to_the_last_bit(events, cuts, late) -> None:
@@ -72,6 +73,7 @@ UNBOUNDED = PLAN.model_copy(
 )
 
 
+@pytest.mark.long
 @given(every.streams(), st.lists(st.integers(0, 45 * DAY), max_size=8), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_replay_tells_what_a_request_at_that_moment_was_told(events, times, seed) -> None:
@@ -95,6 +97,7 @@ def test_replay_tells_what_a_request_at_that_moment_was_told(events, times, seed
         np.testing.assert_array_equal(replayed[at, asked], batch.features[0, asked])
 
 
+@pytest.mark.long
 @given(every.streams(), every.streams(20), st.integers(0, 40 * DAY), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_no_feature_moves_with_what_happens_at_its_moment_or_later(
@@ -118,6 +121,7 @@ def test_no_feature_moves_with_what_happens_at_its_moment_or_later(
     np.testing.assert_array_equal(told[0], told[2])
 
 
+@pytest.mark.long
 @given(every.streams(), st.integers(0, 50), st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_a_snapshot_in_the_middle_changes_nothing(tmp_path_factory, events, cut, late) -> None:
@@ -135,6 +139,7 @@ def test_a_snapshot_in_the_middle_changes_nothing(tmp_path_factory, events, cut,
         same(through, after, time)
 
 
+@pytest.mark.long
 @given(every.streams(), st.sets(st.integers(0, 50)), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_compaction_changes_nothing_for_whoever_remains(events, moments, late) -> None:

@@ -124,6 +124,7 @@ def examples() -> list[tuple[dict[str, Any], str]]:
     return [(yaml.safe_load(block), table) for block, table in _EXAMPLE.findall(text)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("fragment", "table"), examples())
 def test_the_page_shows_what_the_program_says(fragment, table, tmp_path) -> None:
     assert table == computed(fragment, tmp_path)

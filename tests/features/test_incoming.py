@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,6 +64,7 @@ happenings = st.lists(
 )
 
 
+@pytest.mark.long
 @given(happenings, st.sampled_from(["all", "some", "none"]))
 @settings(max_examples=18, deadline=None)
 def test_live_numbers_are_those_of_the_numbered_log(tmp_path_factory, rows, named) -> None:

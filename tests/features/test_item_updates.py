@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,6 +50,7 @@ def said(state: LiveFeatures) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 @given(st.lists(update, max_size=12), st.integers(1, 5))
 @settings(max_examples=60)
 def test_neither_batches_nor_repetition_matter(updates: list[dict[str, Any]], batch: int) -> None:

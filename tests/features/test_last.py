@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ def applied(rows, n: int, idle: float | None = None) -> Last:
     return last
 
 
+@pytest.mark.long
 @given(events, st.integers(1, 5), st.sampled_from([None, 4]), st.randoms())
 @settings(max_examples=200, deadline=None)
 def test_it_holds_the_newest_distinct_things_in_whatever_order_they_came(

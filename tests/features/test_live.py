@@ -56,6 +56,7 @@ def test_replayed_and_live_features_agree_to_the_last_bit(rows, user) -> None:
     )
 
 
+@pytest.mark.long
 @given(log)
 @settings(max_examples=25, deadline=None)
 def test_saved_features_read_the_same(tmp_path_factory, rows) -> None:

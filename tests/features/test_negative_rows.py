@@ -32,6 +32,7 @@ def rows(folder, events: EventColumns, **how: object) -> pl.DataFrame:
     return read("examples").join(asked, on="request").with_columns(wanted=pl.col("label") > 0)
 
 
+@pytest.mark.long
 def test_negatives_were_not_wanted_and_say_how_likely_they_were(tmp_path) -> None:
     events = log()
     found = rows(tmp_path, events)
@@ -54,6 +55,7 @@ def test_negatives_were_not_wanted_and_say_how_likely_they_were(tmp_path) -> Non
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("alpha", [0, 1])
 def test_weighed_by_the_inverse_negatives_stand_for_all_items(tmp_path, alpha) -> None:
     """In a request that wanted k items: for the others, however many of these draw."""
@@ -66,6 +68,7 @@ def test_weighed_by_the_inverse_negatives_stand_for_all_items(tmp_path, alpha) -
         assert abs(mine["weight"].mean() - (N_ITEMS - k)) < 4 * error, k
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hard", [0, 0.3])
 def test_negatives_need_no_feature_of_covisitation(tmp_path, hard) -> None:
     plan = PLAN.model_dump(mode="json")
@@ -87,6 +90,7 @@ def test_negatives_need_no_feature_of_covisitation(tmp_path, hard) -> None:
     assert (found["label"] == 0).any()
 
 
+@pytest.mark.long
 def test_no_negative_moves_with_what_happens_at_its_moment_or_later(tmp_path) -> None:
     events = log(6)
     moment = int(np.unique(events.time)[-60])

@@ -165,6 +165,7 @@ def test_a_rate_of_one_corrects_nothing():
     np.testing.assert_allclose(corrected_probabilities(p, np.ones(9)), p)
 
 
+@pytest.mark.long
 def test_inverse_weights_calibrate_whatever_the_sources():
     """Popular items are drawn more often as negatives; unweighted they would look unwanted."""
     rng = np.random.default_rng(5)

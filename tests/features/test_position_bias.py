@@ -54,6 +54,7 @@ def test_harvesting_finds_what_the_simulation_put_in(eta):
     assert error(estimate(log, method="adjacent"), log) < 0.2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["em", "regression_em"])
 def test_expectation_maximisation_comes_near(method):
     log, features = simulated(eta=0.7)

@@ -105,6 +105,7 @@ def examples(root: Path) -> pl.DataFrame:
     return pl.concat([pl.read_parquet(path, hive_partitioning=False) for path in paths])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["all_pairs", "adjacent", "em"])
 def test_the_stage_finds_what_the_simulation_planted(tmp_path, method):
     bias = {"method": method, "resamples": 50, "iterations": 100}
@@ -129,6 +130,7 @@ def test_impressions_without_a_query_are_one_surface(tmp_path):
     assert np.abs(np.array(curve["examination"]) / truth - 1).mean() < 0.2
 
 
+@pytest.mark.long
 def test_the_plan_reads_what_was_just_estimated(tmp_path):
     curve, _ = made(tmp_path / "a", ROWS)
     for name, examination in (("b", curve["examination"]), ("c", [1.0])):
@@ -145,6 +147,7 @@ def test_the_plan_reads_what_was_just_estimated(tmp_path):
     assert (corrected["coec"] > plain["coec"]).filter(late & (corrected["coec"] > 0.1)).mean() > 0.5
 
 
+@pytest.mark.long
 def test_nothing_after_the_train_period_changes_it_and_no_way_of_cutting(tmp_path):
     before, _ = made(tmp_path / "a", ROWS)
     late = [  # users and queries that sort before all others, upside down, never clicked
@@ -165,6 +168,7 @@ def test_nothing_after_the_train_period_changes_it_and_no_way_of_cutting(tmp_pat
     assert made(tmp_path / "c", early)[0] != before
 
 
+@pytest.mark.long
 def test_what_a_killed_run_had_read_is_not_read_again(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt

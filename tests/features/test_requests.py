@@ -207,6 +207,7 @@ def test_sessions_of_one_name_are_requests_of_their_own(tmp_path) -> None:
     assert last["n_relevant"].to_list() == [1, 1, 1, 1]
 
 
+@pytest.mark.long
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=40), st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
 def test_slices_hold_the_log_and_cut_no_moment(tmp_path_factory, moments, rows) -> None:

@@ -115,6 +115,7 @@ replayed = st.lists(
 )
 
 
+@pytest.mark.long
 @given(replayed, st.integers(1, 31), st.sampled_from([1, 4]))
 @settings(max_examples=150, deadline=None)
 def test_replay_is_read_then_apply_one_moment_at_a_time(rows, calls, fan) -> None:

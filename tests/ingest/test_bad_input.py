@@ -47,6 +47,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_faulty_row_is_quarantined_with_its_reason(tmp_path, name):
     line, reason = FAULTS[name]
@@ -167,6 +168,7 @@ def test_truncated_parquet_among_others_is_counted(tmp_path):
     assert taken.tally.rows_out == 20
 
 
+@pytest.mark.long
 def test_a_tenth_of_the_files_corrupt(tmp_path):
     whole = "\n".join([HEADER, *good_rows(50)]).encode()
     frame = pl.read_csv(whole, infer_schema=False)
@@ -265,6 +267,7 @@ _cell = st.one_of(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(_cell, min_size=1, max_size=10), max_size=15), st.binary(max_size=60))
 def test_counts_add_up_for_any_garbage(tmp_path_factory, rows, tail):

@@ -195,6 +195,7 @@ def by_format(folder: Path):
     return [mapping(f"{folder}/*.{ending}") for ending in ("csv", "csv.gz", "parquet")]
 
 
+@pytest.mark.long
 def test_a_tenth_of_all_files_corrupt_is_counted_and_named(tmp_path):
     files = write_files(tmp_path / "log", 40)
     garbage, packed, cut, empty = (files[n] for n in (0, 5, 9, 20))

@@ -164,6 +164,7 @@ BOTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("signal", BOTS)
 def test_every_signal_takes_the_bots_whole_day_and_nobody_else(signal):
     people = humans()
@@ -277,6 +278,7 @@ def test_a_later_look_at_counted_rows():
     assert (tally.rows_in, tally.rows_out, tally.quarantined) == (10, 1, 9)
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(

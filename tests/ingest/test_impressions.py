@@ -68,6 +68,7 @@ def sessions(n: int, query: str | None = "lamp") -> pl.DataFrame:
 CLICKS = ImpressionSettings(when="always", events=("click",), per_event=8, seed=3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
 def test_items_are_named_as_often_as_their_probability_says(alpha):
     n = 20_000
@@ -191,6 +192,7 @@ def random_log(rows) -> pl.DataFrame:
     )
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(random_rows, st.integers(0, 30), st.randoms(use_true_random=False))
 def test_neither_order_nor_chunks_nor_the_future_matter(rows, cut, rng):

@@ -90,6 +90,7 @@ def lines(day, n=5, user="u"):
     ]
 
 
+@pytest.mark.long
 def test_a_second_run_reads_only_new_files_and_settles_only_their_days(tmp_path, monkeypatch):
     monkeypatch.setattr(settling, "_UNIT_ROWS", 5)  # a unit a day
     shop = Shop(tmp_path)
@@ -104,6 +105,7 @@ def test_a_second_run_reads_only_new_files_and_settles_only_their_days(tmp_path,
     same((second, out), shop.scratch())
 
 
+@pytest.mark.long
 def test_a_changed_file_is_taken_again_and_its_old_rows_are_gone(tmp_path, monkeypatch):
     monkeypatch.setattr(settling, "_UNIT_ROWS", 5)
     shop = Shop(tmp_path)
@@ -124,6 +126,7 @@ def test_a_changed_file_is_taken_again_and_its_old_rows_are_gone(tmp_path, monke
     assert len(list((tmp_path / "pieces/pieces").iterdir())) == 19  # nothing stale is kept
 
 
+@pytest.mark.long
 def test_late_events_go_to_their_own_days(tmp_path, monkeypatch):
     monkeypatch.setattr(settling, "_UNIT_ROWS", 5)
     shop = Shop(tmp_path)
@@ -172,6 +175,7 @@ class Fatal:
             yield work(number)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after", [0, 3, 12, 13, 20, 24])
 def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path, monkeypatch, after):
     monkeypatch.setattr(settling, "_UNIT_ROWS", 5)
@@ -244,6 +248,7 @@ day_files = st.dictionaries(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=12, deadline=None)
 @given(st.lists(day_files, min_size=2, max_size=3), st.sampled_from([1, 4, 1000]))
 def test_any_sequence_of_files_gives_what_a_new_start_gives(tmp_path_factory, history, rows):
@@ -263,6 +268,7 @@ def test_any_sequence_of_files_gives_what_a_new_start_gives(tmp_path_factory, hi
     shutil.rmtree(folder)
 
 
+@pytest.mark.long
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5 * DAY // 600)), min_size=1, max_size=80),

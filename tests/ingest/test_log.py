@@ -271,6 +271,7 @@ def test_names_of_categories_are_shown_as_they_are_a_bar_each(tmp_path):
     assert ">price of one unit, $$ (logarithmic)</text>" in page
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [

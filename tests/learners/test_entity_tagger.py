@@ -80,6 +80,7 @@ def learner(kind: str, folder: Path) -> TextLearner:
     return word_tagger() if kind == "word" else entity_tagger(folder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["gazetteer", "word", "entity"])
 def test_a_tagger_finds_spans_and_is_the_same_when_loaded(kind: str, tmp_path: Path) -> None:
     fitted = learner(kind, tmp_path)
@@ -103,6 +104,7 @@ def test_a_tagger_finds_spans_and_is_the_same_when_loaded(kind: str, tmp_path: P
     assert again.predict(held).equals(said)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["gazetteer", "word", "entity"])
 def test_odd_texts_are_read(kind: str, tmp_path: Path) -> None:
     model = learner(kind, tmp_path).fit(shop(40, 0), shop(10, 1), TextContext(tmp_path))
@@ -114,6 +116,7 @@ def test_odd_texts_are_read(kind: str, tmp_path: Path) -> None:
         assert all(text[s["start"] : s["end"]] == s["text"] for s in found)
 
 
+@pytest.mark.long
 def test_a_long_text_is_tagged_as_its_parts_are(tmp_path: Path) -> None:
     model = word_tagger(window=32, overlap=16).fit(shop(160, 0), shop(40, 1), TextContext(tmp_path))
     rows = shop(30, 3)
@@ -128,6 +131,7 @@ def test_a_long_text_is_tagged_as_its_parts_are(tmp_path: Path) -> None:
     assert f1(spans, [gold]) > 0.8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["bio", "bioes"])
 def test_spans_that_windows_cut_can_be_learned(scheme: Scheme, tmp_path: Path) -> None:
     """Of long texts some span lies across the beginning and the end of any window."""
@@ -168,6 +172,7 @@ def test_any_part_of_a_text_has_tags_that_may_follow_each_other(scheme: Scheme) 
             assert [(tag - 1) // tags.per_label for tag in part] == label
 
 
+@pytest.mark.long
 def test_a_fit_with_the_same_seed_is_the_same(tmp_path: Path) -> None:
     train, validation, held = shop(40, 0), shop(10, 1), shop(10, 2)
     context = TextContext(tmp_path, seed=3)
@@ -176,6 +181,7 @@ def test_a_fit_with_the_same_seed_is_the_same(tmp_path: Path) -> None:
     assert one.equals(two)
 
 
+@pytest.mark.long
 def test_without_a_crf_impossible_tags_are_still_excluded(tmp_path: Path) -> None:
     fitted = word_tagger(crf=False, scheme="bioes")
     model = fitted.fit(shop(120, 0), shop(30, 1), TextContext(tmp_path))
@@ -184,6 +190,7 @@ def test_without_a_crf_impossible_tags_are_still_excluded(tmp_path: Path) -> Non
     assert f1(model.predict(held)["spans"].to_pylist(), held["spans"].to_pylist()) > 0.8
 
 
+@pytest.mark.long
 def test_probabilities_keep_their_promise(tmp_path: Path) -> None:
     """Of spans said with probability p, about a share p is right."""
     noisy = shop(400, 0)
@@ -285,6 +292,7 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
         word_tagger().fit(broken, shop(5, 1), TextContext(tmp_path))
 
 
+@pytest.mark.long
 def test_workers_get_the_objective_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Ray Train run pickles it: what arrives makes the same batches and the same loss."""
     sent: list[EntityObjective] = []

@@ -106,6 +106,7 @@ class RelevanceSuite:
         assert self.learner.model_class.task == "relevance"
         assert self.learner.settings_model() is not None  # has defaults for all
 
+    @pytest.mark.long
     def test_knows_more_of_new_queries_than_their_mean(
         self, model: TextModel, table: pa.Table
     ) -> None:
@@ -165,6 +166,7 @@ class RelevanceSuite:
         grades = model.predict(odd)["grade"].to_numpy()
         assert np.isfinite(grades).all()
 
+    @pytest.mark.long
     def test_same_seed_same_model(
         self, model: TextModel, fit: Callable[..., TextModel], table: pa.Table
     ) -> None:
@@ -192,6 +194,7 @@ class RelevanceSuite:
         with pytest.raises(UserError, match="no pair"):
             fit(table.slice(0, 0), table.slice(0, 0))
 
+    @pytest.mark.long
     def test_no_validation(self, fit: Callable[..., TextModel], table: pa.Table) -> None:
         model = fit(of(table, "train"), table.slice(0, 0))
         assert np.isfinite(model.predict(of(table, "validation"))["grade"].to_numpy()).all()
@@ -204,6 +207,7 @@ class TestCrossEncoder(RelevanceSuite):
     def settings(tiny: str) -> dict[str, Any]:
         return {"model": tiny, "loss": "mse", "training": {**TRAINING, "epochs": 8}}
 
+    @pytest.mark.long
     @pytest.mark.parametrize("loss", LOSSES)
     def test_every_loss_learns(
         self, fit: Callable[..., TextModel], table: pa.Table, loss: str
@@ -220,6 +224,7 @@ class TestCrossEncoder(RelevanceSuite):
         with pytest.raises(UserError, match="no query has pairs of different grades"):
             fit(of(alone, "train"), of(alone, "validation"), loss="listwise")
 
+    @pytest.mark.long
     def test_a_pair_without_weight_does_not_teach(
         self, fit: Callable[..., TextModel], table: pa.Table
     ) -> None:
@@ -241,6 +246,7 @@ class TestBiEncoder(RelevanceSuite):
     def settings(tiny: str) -> dict[str, Any]:
         return {"model": tiny, "training": TRAINING}
 
+    @pytest.mark.long
     @pytest.mark.parametrize("loss", LOSSES)
     def test_every_loss_learns(
         self, fit: Callable[..., TextModel], table: pa.Table, loss: str
@@ -277,6 +283,7 @@ class TestBiEncoder(RelevanceSuite):
         wanted = asked.double() @ known.double().T
         torch.testing.assert_close(cosines.double(), wanted, atol=1e-6, rtol=0)
 
+    @pytest.mark.long
     def test_learns_from_a_teacher_what_the_grades_do_not_say(
         self, fit: Callable[..., TextModel], table: pa.Table, tiny: str, tmp_path: Path
     ) -> None:
@@ -300,6 +307,7 @@ class TestBiEncoder(RelevanceSuite):
 
         assert distance(told) < 0.8 * distance(alone)
 
+    @pytest.mark.long
     def test_a_teacher_may_be_fitted_first(
         self, fit: Callable[..., TextModel], table: pa.Table, tiny: str
     ) -> None:
@@ -373,6 +381,7 @@ class TestBlend(RelevanceSuite):
             "trees": {**TREES, "vectors": None},
         }
 
+    @pytest.mark.long
     @pytest.mark.parametrize("combine", ["ridge", "trees"])
     def test_other_combinations(
         self, fit: Callable[..., TextModel], table: pa.Table, combine: str, tmp_path: Path

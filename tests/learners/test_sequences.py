@@ -39,6 +39,7 @@ class TestSessionKNN(SequenceSuite):
     name = "session_knn"
 
 
+@pytest.mark.long
 class TestSequenceTransformer(SequenceSuite):
     name = "sequence_transformer"
     settings = {**TINY, "learning_rate": 2e-2}
@@ -91,6 +92,7 @@ class TestSequenceTransformer(SequenceSuite):
         with pytest.raises(UserError, match="heads 3 do not divide width 16"):
             self.make(heads=3)
 
+    @pytest.mark.long
     def test_times_are_read(self, context: SequenceContext) -> None:
         """Short gaps: one item on; long gaps: five on. Only times tell which."""
         rng = np.random.default_rng(0)
@@ -107,6 +109,7 @@ class TestSequenceTransformer(SequenceSuite):
         assert (found == asked.items[2::3]).mean() > 0.8
 
 
+@pytest.mark.long
 class TestMaskedTransformer(SequenceSuite):
     name = "sequence_transformer"
     settings = {**TINY, "objective": "masked", "negatives": 20, "learning_rate": 1e-2,

@@ -95,6 +95,7 @@ def biased():
     return log, log.batch(shop), fresh.batch()
 
 
+@pytest.mark.long
 def test_debiased_trees_rank_better_than_naive_ones(biased):
     log, clicks, fresh = biased
     judge = NDCG(fresh)
@@ -111,6 +112,7 @@ def test_debiased_trees_rank_better_than_naive_ones(biased):
     assert judge(weighted.score(fresh)) > base + 0.005
 
 
+@pytest.mark.long
 def test_the_library_learns_which_positions_lose_clicks(biased):
     """XGBoost's own factors fall with the position: the option is really on, rows are in order."""
     import xgboost
@@ -135,6 +137,7 @@ def test_the_library_learns_which_positions_lose_clicks(biased):
     assert factors[0] == 1 and factors[1:].max() < 0.6 and factors[4:].max() < 0.4
 
 
+@pytest.mark.long
 def test_defaults_are_as_they_were(biased, tmp_path: Path):
     _, clicks, fresh = biased
     plain = fit(clicks)

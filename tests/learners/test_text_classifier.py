@@ -22,6 +22,7 @@ TRAINING = {"epochs": 6, "batch_size": 16, "learning_rate": 3e-3, "label_smoothi
 PATHS = LabelSet(("x > a", "x > b", "y > c", "z"))
 
 
+@pytest.mark.long
 class TestTextClassifier(LabelLearnerSuite):
     name = "text_classifier"
     settings = {"training": TRAINING, "max_tokens": 24}
@@ -52,6 +53,7 @@ def test_levels_agree_whatever_they_are_learned_from(hierarchy) -> None:
     torch.testing.assert_close(outputs.rating(said), said[:, -1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hierarchy", ["marginal", "heads"])
 def test_either_hierarchy_learns(hierarchy, tiny, tmp_path) -> None:
     settings = {"model": tiny, "training": TRAINING, "hierarchy": hierarchy}
@@ -124,6 +126,7 @@ def test_a_missing_model_is_a_users_error(tmp_path) -> None:
         learner.fit(*data, TextContext(tmp_path))
 
 
+@pytest.mark.long
 def test_half_of_the_texts_without_label(tiny, tmp_path, caplog) -> None:
     """Their ratings teach all the same; a batch without any label has a loss."""
     rows = [

@@ -25,6 +25,7 @@ class TestTfidfClassifier(LabelLearnerSuite):
     settings = {"costs": (3.0,)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("weighting", ["tfidf", "nb"])
 @pytest.mark.parametrize("classifier", ["logistic", "svm"])
 @pytest.mark.parametrize("make", [titles, reviews])
@@ -48,6 +49,7 @@ def chinese(n: int, split: str) -> object:
     return table(rows)
 
 
+@pytest.mark.long
 def test_chinese_is_read_by_characters_and_words(tmp_path) -> None:
     learner = make_text_learner("tfidf_classifier", {"costs": (1.0,)}, task="sentiment")
     model = learner.fit(chinese(200, "train"), chinese(80, "validation"), TextContext(tmp_path))

@@ -102,6 +102,7 @@ def test_impossible_settings_are_refused(name: str, bad: dict[str, float]) -> No
         make_learner(name, bad)
 
 
+@pytest.mark.long
 def test_labels_may_be_graded(tmp_path: Path) -> None:
     from tests.learners.suite import rewritten
 

@@ -101,6 +101,7 @@ def test_an_index_with_words_serves_where_jieba_is_not(
     assert TEXTS[int(found.rows[0])] == "红色连衣裙"
 
 
+@pytest.mark.long
 def test_neither_reads_nor_writes_shared_places_nor_chatters(tmp_path: Path) -> None:
     planted = tmp_path / "jieba.cache"
     planted.write_bytes(b"not to be read")

@@ -94,6 +94,7 @@ def shop(bundle: Path, tmp_path: Path) -> Iterator[Shop]:
     made.arms.close()
 
 
+@pytest.mark.long
 def test_a_share_of_users_gets_the_challenger_and_keeps_it(shop: Shop) -> None:
     assert set(shop.arms_of().values()) == {"champion"}
     shop.tries(share=0.4)
@@ -130,6 +131,7 @@ def test_the_hash_keeps_to_the_share(share: float, salt: str, more: float) -> No
     assert canary.arm_of(None) == canary.arm_of("") == "champion"
 
 
+@pytest.mark.long
 def test_a_challenger_that_fails_is_ended_and_nobody_notices(shop: Shop) -> None:
     shop.tries(share=0.5, guard={"min_answers": 20, "window": 50})
     challenger = shop.made[1]
@@ -179,6 +181,7 @@ def test_outcomes_count_for_the_arm_of_their_user(shop: Shop) -> None:
         assert told[arm]["outcomes"] == len(users) + 3 * (arms["u0"] == arm)
 
 
+@pytest.mark.long
 def test_events_reach_both_arms_and_count_for_the_guard(bundle: Path, tmp_path: Path) -> None:
     """Each arm's state follows the one log; a purchase counts for the arm of its user."""
     shop = Shop(tmp_path / "registry", bundle, events={})
@@ -245,6 +248,7 @@ def test_a_broken_shadow_costs_no_answer(shop: Shop) -> None:
     assert shop.arms.status()["arms"]["challenger"]["error_rate"] == 1.0
 
 
+@pytest.mark.long
 def test_changes_drop_no_request(shop: Shop) -> None:
     """Canaries come and go, and the champion changes, under load."""
     shop.arms.args = shop.arms.args.model_copy(update={"follow": True})

@@ -103,12 +103,14 @@ def call(client: TestClient, method: str, path: str, headers: Any) -> httpx.Resp
     return client.request(method, path, content=content, headers=sent)
 
 
+@pytest.mark.long
 def test_every_route_declares_its_role(keyed: Keyed) -> None:
     found = {f"{method} {path}" for method, path in routes(keyed.app)}
     assert found - ACCESS.keys() == set(), "name them in raysys/serving/access.py"
     assert set(ACCESS.values()) <= {*ROLES, "open"}
 
 
+@pytest.mark.long
 def test_every_route_with_every_role_and_with_none(keyed: Keyed) -> None:
     wrong = keyed.wrong()
     for method, path in routes(keyed.app):
@@ -252,6 +254,7 @@ def find(app: Any, name: str) -> Any:
     return layer
 
 
+@pytest.mark.long
 def test_openapi_says_how_to_send_a_key_and_which_role(keyed: Keyed, client: TestClient) -> None:
     schema = keyed.client.get("/openapi.json").json()
     OpenAPIV31SpecValidator(schema).validate()

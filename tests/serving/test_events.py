@@ -285,6 +285,7 @@ sent = st.fixed_dictionaries(
 )  # fmt: skip
 
 
+@pytest.mark.long
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(sent | values, max_size=5) | values)
 def test_whatever_is_sent_is_no_fault_of_the_server(fuzzed: Service, batch: Any) -> None:
@@ -315,6 +316,7 @@ def fuzzed(registry: Registry, tmp_path_factory) -> Iterator[Service]:
     service.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-14:00"])
 def test_a_moment_outside_of_all_calendars_spoils_its_own_event_only(
     start: Start, moment: str

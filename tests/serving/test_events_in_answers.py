@@ -69,6 +69,7 @@ def test_a_session_is_found_whether_it_is_named_or_not(start: Start) -> None:
         assert times == {"i00005": 1, "i00006": 0}
 
 
+@pytest.mark.long
 def test_a_replica_that_starts_counts_what_it_missed(start: Start) -> None:
     """From the log, from its rolled files where the log forgot, and both; each event once."""
     one = start()

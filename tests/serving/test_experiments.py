@@ -172,6 +172,7 @@ def test_a_policy_and_parameters_hold_for_their_arm_and_their_surface(lab: Lab) 
     assert "experiments" not in lab.ask("u3", place="item", item_ids=[first])
 
 
+@pytest.mark.long
 def test_the_cache_keeps_arms_apart(bundle: Path, tmp_path: Path) -> None:
     lab = Lab(tmp_path, bundle, cache={})
     try:
@@ -263,6 +264,7 @@ def test_open_to_all_is_not_open_to_testers(bundle: Path, tmp_path: Path) -> Non
         lab.arms.close()
 
 
+@pytest.mark.long
 def test_a_change_that_would_move_users_is_refused_and_what_runs_goes_on(lab: Lab) -> None:
     lab.runs(experiment(arms=by_bundle(0.2, 0.2)))
     before = {user: lab.arm(user) for user in USERS}
@@ -464,6 +466,7 @@ def test_a_disk_that_is_gone_costs_no_answer(tmp_path: Path) -> None:
     assert metrics.read()["raysys_exposures"] == {"failed": 1}
 
 
+@pytest.mark.long
 def test_from_the_yaml_to_the_verdict(bundle: Path, tmp_path: Path) -> None:
     """Served, clicked, analysed by one command, and told by the console."""
     lab = Lab(tmp_path, bundle, events={}, pages={"console": True}, experiments={"segment_s": 0.05})
@@ -519,6 +522,7 @@ def test_from_the_yaml_to_the_verdict(bundle: Path, tmp_path: Path) -> None:
         lab.arms.close()
 
 
+@pytest.mark.long
 def test_changes_drop_no_request(lab: Lab) -> None:
     """Experiments come, grow and go under load, beside a canary."""
     lab.says(

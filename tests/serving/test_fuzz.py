@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -46,6 +47,7 @@ def check(response: Any) -> None:
     response.json()
 
 
+@pytest.mark.long
 @some
 @given(call=calls, body=bodies)
 def test_any_json(client: TestClient, call: str, body: Any) -> None:
@@ -54,6 +56,7 @@ def test_any_json(client: TestClient, call: str, body: Any) -> None:
     check(client.post(f"/v1/{call}", content=content, headers=headers))
 
 
+@pytest.mark.long
 @some
 @given(
     call=calls,
@@ -83,6 +86,7 @@ def test_any_sensible_request(client: TestClient, call: str, body: dict[str, Any
         assert len(response.json()["items"]) <= body.get("k", 10)
 
 
+@pytest.mark.long
 @some
 @given(call=calls, content=st.binary(max_size=200))
 def test_any_bytes(client: TestClient, call: str, content: bytes) -> None:
@@ -90,6 +94,7 @@ def test_any_bytes(client: TestClient, call: str, content: bytes) -> None:
     check(client.post(f"/v1/{call}", content=content, headers=headers))
 
 
+@pytest.mark.long
 @some
 @given(user=st.text(min_size=1, max_size=250))
 def test_any_user(client: TestClient, user: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
+
 from raysys.eventlog.rolled import roll
 from raysys.eventlog.tidying import forget
 from raysys.serving.cache import CacheArgs
@@ -64,6 +66,7 @@ def test_a_replica_that_starts_later_knows_it(start: Start) -> None:
     assert later.permissions.version == one.permissions.version
 
 
+@pytest.mark.long
 def test_what_the_log_forgot_is_in_its_files(start: Start) -> None:
     one = start()
     send(client_of(one), told("a", DEAR))

@@ -167,6 +167,7 @@ def raysys(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "raysys", *words], capture_output=True, text=True)
 
 
+@pytest.mark.long
 def test_the_command_line(tmp_path: Path) -> None:
     made = raysys(
         "key", "create", "shop", "--role", "read", "--role", "events", "-w", str(tmp_path)

@@ -91,6 +91,7 @@ def serve(registry: Registry, folder: Path, **more: Any) -> Service:
     return service
 
 
+@pytest.mark.long
 def test_replicas_count_together_and_tell_the_same(watched: Registry, tmp_path: Path) -> None:
     replicas = [serve(watched, tmp_path) for _ in range(2)]
     for replica in replicas:
@@ -237,6 +238,7 @@ def test_what_came_of_the_lists_is_told_by_one_replica_for_all(
     assert not any(f'"u {user}"' in content or f'"u{user}"' in content for user in range(USERS))
 
 
+@pytest.mark.long
 def test_the_report_tells_what_the_deployment_wrote(watched: Registry, tmp_path: Path) -> None:
     service = serve(watched, tmp_path)
     answers = ask(service, 60)
@@ -286,6 +288,7 @@ def reference_of(registry: Registry) -> Reference:
     return found
 
 
+@pytest.mark.long
 def test_a_champion_that_an_experiment_keeps_is_one_no_more(
     watched: Registry, tmp_path: Path
 ) -> None:

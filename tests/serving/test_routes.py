@@ -52,6 +52,7 @@ def ids(answer: dict[str, Any]) -> list[str]:
     return [item["item_id"] for item in answer["items"]]
 
 
+@pytest.mark.long
 def test_recommend_gives_k_items_best_first(client: TestClient, service: Service) -> None:
     answer = ask(client, "recommend", user_id="u1", k=12)
     scores = [item["score"] for item in answer["items"]]
@@ -136,6 +137,7 @@ def test_search_without_a_hit_is_an_empty_or_a_near_list(client: TestClient) -> 
     assert len(ask(client, "search", query="qqqq wwww", k=3)["items"]) <= 3
 
 
+@pytest.mark.long
 def test_search_takes_any_language_and_length(client: TestClient) -> None:
     for query in ("牛奶", "🦄", "a" * 1000, "milk " * 199, "' OR 1=1 --", "\\x00"):
         answer = ask(client, "search", query=query, user_id="u1")

@@ -80,6 +80,7 @@ def refuse(client: TestClient, task: str, status: int, **body: Any) -> dict[str,
     return problem
 
 
+@pytest.mark.long
 def test_classes_come_with_probabilities_best_first(client: TestClient) -> None:
     answer = ask(client, "classify", texts=["acme oat milk 7", "royal rye bread 3"], choices=5)
     assert [result["label"] for result in answer["results"]] == ["dairy > milk", "bakery > bread"]

@@ -128,6 +128,7 @@ def context(deadline_ms: float | None = None) -> Context:
     return Context(time.perf_counter(), deadline_ms, request_id="same", at=shop.START)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("asked", [RECOMMEND, SEARCH])
 def test_elsewhere_the_same_comes_of_it_in_one_hop(
     here: Service, there: Service, handle: Handle, asked: Any

@@ -81,6 +81,7 @@ def test_attributes_lie_beside(tmp_path: Path) -> None:
     assert benchmark_sequences.beside(path) == tmp_path / "shop_attributes.json.gz"
 
 
+@pytest.mark.long
 def test_the_command_prints_figures(tmp_path: Path) -> None:
     train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     train.write_text("\n".join(json.dumps(s) for s in lists(300, 0)))

@@ -111,6 +111,7 @@ def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "a.parquet")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["bi_encoder", "cross_encoder"])
 def test_a_transformer_is_fitted_as_far_as_its_time_goes(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch

@@ -46,6 +46,7 @@ def report(trained: Workspace) -> dict[str, object]:
     return content
 
 
+@pytest.mark.long
 def test_everybody_is_judged(report: dict[str, object]) -> None:
     scorers = report["scorers"]
     assert isinstance(scorers, dict)
@@ -106,6 +107,7 @@ def test_the_benchmark_tells_what_the_report_says(report: dict[str, object]) -> 
     assert found["completejourney_recall10"].value > 0
 
 
+@pytest.mark.long
 def test_a_member_that_fails_on_the_period_is_left_out(
     trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +213,7 @@ def test_a_price_that_is_no_feature_is_refused(trained: Workspace) -> None:
         evaluate.run(settings(price="prize"), trained)
 
 
+@pytest.mark.long
 def test_without_prices_there_are_no_bands(trained: Workspace) -> None:
     evaluate.run(settings(price=None, draw="request"), trained)
     report = json.loads((trained.evaluate / "report.json").read_text())
@@ -218,6 +221,7 @@ def test_without_prices_there_are_no_bands(trained: Workspace) -> None:
     assert "price of the item" not in {part["group"] for part in report["slices"]}
 
 
+@pytest.mark.long
 def test_of_a_single_user_no_interval_is_told(trained: Workspace, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     for folder in ("registry", "train"):

@@ -103,6 +103,7 @@ def test_events_and_monitor_look_where_deploy_keeps_what_it_serves(tmp_path: Pat
         assert places.log is not None and places.log[1] == root / "eventlog"
 
 
+@pytest.mark.long
 def test_the_command_line_has_it(log: LocalLog, workspace: Workspace) -> None:
     command = [sys.executable, "-m", "raysys", "events"]
     told = subprocess.run(

@@ -23,6 +23,7 @@ def command(*more: str) -> subprocess.CompletedProcess:
     return subprocess.run(line, capture_output=True, text=True)
 
 
+@pytest.mark.long
 def test_every_feature_of_a_plan_is_explained() -> None:
     done = command("--config", "complete_journey")
     assert done.returncode == 0, done.stderr

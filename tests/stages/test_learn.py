@@ -89,6 +89,7 @@ def last_report(workspace: Workspace) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text())
 
 
+@pytest.mark.long
 def test_a_round_publishes_a_challenger_and_leaves_the_champion(
     learned: Workspace, made: Workspace
 ) -> None:
@@ -243,6 +244,7 @@ def cutting(name: str) -> Callable[..., Any]:
     return stopping
 
 
+@pytest.mark.long
 def test_a_round_that_was_cut_off_goes_on(
     shop: Workspace, learned: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +312,7 @@ learn.run(learning.settings(), Workspace(Path({str(shop.root)!r})))
     assert len(learn.journal(shop)) == 1
 
 
+@pytest.mark.long
 def test_logged_examples_are_what_was_shown(made: Workspace, tmp_path: Path) -> None:
     """With labels that stop at the end of their part."""
     rows = learning.with_impressions(learning.rows_of_the_shop())
@@ -614,6 +617,7 @@ def test_one_at_a_time(shop: Workspace) -> None:
         learn.run(learning.settings(), shop)
 
 
+@pytest.mark.long
 def test_what_cannot_work_is_said(shop: Workspace) -> None:
     with pytest.raises(UserError, match="no learner 'xgboost_ranker'"):
         learn.run(learning.settings(steps={"learners": {"xgboost_ranker": {"steps": 3}}}), shop)

@@ -42,6 +42,7 @@ def _settings(model: Path, **more: Any) -> PretrainSettings:
     return parse_settings(PretrainSettings, {**content, **more}, where="test")
 
 
+@pytest.mark.long
 def test_objectives_run_one_after_the_other(workspace: Workspace, tmp_path: Path):
     settings = _settings(write_masked(tmp_path / "bert"))
     manifest = pretrain.run(settings, workspace)
@@ -61,6 +62,7 @@ def test_objectives_run_one_after_the_other(workspace: Workspace, tmp_path: Path
     assert pretrain.run(settings, workspace).created == created
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_goes_on_with_what_is_left(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

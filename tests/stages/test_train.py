@@ -58,6 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, without_ray: object) -> Wo
     return workspace
 
 
+@pytest.mark.long
 def test_a_challenger_leaves_the_champion_alone(trained: Workspace, tmp_path: Path) -> None:
     copy = Workspace(tmp_path / "copy")
     shutil.copytree(trained.root, copy.root)
@@ -126,6 +127,7 @@ def test_the_champion_is_whole_and_serves_the_last_models(trained: Workspace) ->
     assert bundle.search is not None
 
 
+@pytest.mark.long
 def test_only_the_served_models_are_fitted_unless_more_scores_are_wanted(
     tmp_path: Path, without_ray: object, trained: Workspace
 ) -> None:
@@ -137,6 +139,7 @@ def test_only_the_served_models_are_fitted_unless_more_scores_are_wanted(
     assert manifest.figures["weights"] == read_manifest(trained.train).figures["weights"]
 
 
+@pytest.mark.long
 def test_the_ensemble_is_refitted_without_fitting_learners(
     tmp_path: Path, without_ray: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +171,7 @@ def test_the_ensemble_is_refitted_without_fitting_learners(
     assert (workspace.train / "models" / "co_occurrence").is_dir()
 
 
+@pytest.mark.long
 def test_a_second_stage_is_part_of_the_bundle(tmp_path: Path, without_ray: object) -> None:
     workspace = write_features(tmp_path / "shop", n_requests=120)
     catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
@@ -183,6 +187,7 @@ def test_a_second_stage_is_part_of_the_bundle(tmp_path: Path, without_ray: objec
         assert manifest.figures["reranker"] == {}
 
 
+@pytest.mark.long
 def test_files_that_learners_read_are_part_of_what_is_done(
     tmp_path: Path, without_ray: object
 ) -> None:
@@ -310,6 +315,7 @@ def test_a_second_run_reuses_the_first(trained: Workspace) -> None:
     assert train.run(settings(), trained).created == before
 
 
+@pytest.mark.long
 def test_a_lost_bundle_is_made_again(tmp_path: Path, without_ray: object) -> None:
     workspace = write_features(tmp_path, n_requests=80)
     first = train.run(settings(), workspace)
@@ -319,6 +325,7 @@ def test_a_lost_bundle_is_made_again(tmp_path: Path, without_ray: object) -> Non
     Registry(workspace.registry).verify("champion")
 
 
+@pytest.mark.long
 def test_a_failure_leaves_the_earlier_run(
     tmp_path: Path, without_ray: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,6 +158,7 @@ def test_the_proxy_is_of_the_search_alone(workspace):
     assert (search.grace, full.grace) == (20, 0)
 
 
+@pytest.mark.long
 def test_features_are_run_once_for_each_of_their_settings(tmp_path):
     shop = logs.workspace(tmp_path, logs.as_rows(test_columns.log()))
     features.run(test_columns.settings(), shop, spread=InProcess())
@@ -201,6 +202,7 @@ def here(monkeypatch):
     monkeypatch.setattr(runner, "run", run)
 
 
+@pytest.mark.long
 def test_an_ensemble_is_searched_on_what_train_stored(here, tmp_path):
     shop = write_features(tmp_path)
     learners = {"popular": {}, "repeat_purchase": {}, "co_occurrence": {}}
@@ -224,6 +226,7 @@ def test_an_ensemble_is_searched_on_what_train_stored(here, tmp_path):
     assert made.ensemble.rounds == best["ensemble"]["rounds"]
 
 
+@pytest.mark.long
 def test_a_search_refits_compares_and_is_not_run_twice(here, workspace):
     asked = settings(
         settings={"n_estimators": 8, "early_stopping_rounds": 0, "min_child_samples": 2},

@@ -318,6 +318,7 @@ def test_an_old_folder_with_a_list_of_words_alone(tmp_path: Path) -> None:
     assert tokenizer.tokenize("whole milk") == ["whole", "milk"]
 
 
+@pytest.mark.long
 def test_a_slow_tokenizer_is_refused(bert: Path) -> None:
     (bert / "tokenizer.json").unlink()
     _edit("tokenizer_config.json", tokenizer_class="CanineTokenizer")(bert)

@@ -172,6 +172,7 @@ def test_the_head_reads_hidden_words_alone_as_it_reads_all(config):
     assert torch.allclose(found, whole, atol=1e-5)
 
 
+@pytest.mark.long
 def test_masked_modelling_learns_and_its_folder_is_a_model(bert: Path, tmp_path: Path):
     train_on, held = _tokens(bert, tmp_path)
     steps = TrainingSettings(epochs=12, batch_size=16, learning_rate=8e-3)

@@ -146,6 +146,7 @@ def test_what_is_mined_is_near_and_does_not_belong(bert: Path, pairs: Pairs, tmp
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.long
 def test_recall_rises_on_pairs_that_were_held_out(bert: Path, pairs: Pairs, tmp_path: Path):
     steps = TrainingSettings(
         epochs=4, batch_size=32, learning_rate=2e-3, evaluate_every={"epochs": 1}

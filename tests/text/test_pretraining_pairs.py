@@ -197,6 +197,7 @@ def test_batches_are_half_true_and_words_are_hidden_beside(
     assert whole == pytest.approx(pairs_alone + words_alone, rel=1e-5)
 
 
+@pytest.mark.long
 def test_pairs_are_learned_and_the_head_is_kept(bert: Path, ingest: Path, tmp_path: Path):
     pairs = _gathered(ingest, "titles", held_out=0.1)
     steps = TrainingSettings(epochs=8, batch_size=16, learning_rate=3e-3)

@@ -195,6 +195,7 @@ def test_ndcg_by_hand() -> None:
     assert mean_ndcg(scores, gain, query) == pytest.approx(values[1])
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 99)), min_size=2, max_size=25))
 def test_ndcg_is_scikit_learns(rows: list[tuple[int, int]]) -> None:

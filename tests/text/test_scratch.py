@@ -99,6 +99,7 @@ def test_case_may_count(tmp_path: Path) -> None:
     assert tokenizer.tokenize("Acme Käse") == ["Acme", "Käse"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_in_every_process(kind: str, tmp_path: Path) -> None:
     make_model(small(tokenizer=kind), TEXTS, 1, tmp_path / "here")

@@ -180,6 +180,7 @@ def test_an_objective_that_no_trial_reports_is_refused(metric, constraints, dire
     check_metrics("ndcg@10", {"latency_ms": 5}, "max")
 
 
+@pytest.mark.long
 def test_an_ensemble_is_judged_on_blocks_it_was_not_fitted_on(shop, tmp_path):
     judged = shop[0].validation
     rng = np.random.default_rng(1)

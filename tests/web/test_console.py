@@ -56,6 +56,7 @@ def operator(app: FastAPI, keys: tuple[Path, dict[str, str]]) -> TestClient:
 PATHS = ("", "/live", "/query", "/compare?a=x&b=y", "/query?query=bread", "/drift", "/feedback")
 
 
+@pytest.mark.long
 def test_only_admins_get_in(
     app: FastAPI, service: Service, keys: tuple[Path, dict[str, str]]
 ) -> None:

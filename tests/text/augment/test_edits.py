@@ -120,6 +120,7 @@ def test_what_a_word_is() -> None:
 # dropout and swap
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(TEXTS, STRENGTH)
 def test_dropout_keeps_order_ids_and_one_word(texts: list[str | None], strength: float) -> None:

@@ -112,6 +112,7 @@ def test_every_place_comes_up() -> None:
     assert len(shuffled) / n == pytest.approx(5 / 6, abs=0.03)
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(HISTORIES, st.randoms(use_true_random=False), st.integers(0, 5))
 def test_neither_order_nor_chunks_matter(

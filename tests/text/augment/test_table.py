@@ -83,6 +83,7 @@ def test_off_changes_nothing() -> None:
     assert found["augmented"].null_count == len(found)
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(0, len(TITLES) - 1), max_size=12), st.data())
 def test_neither_order_nor_chunks_matter(rows: list[int], data: st.DataObject) -> None:
@@ -110,6 +111,7 @@ print(json.dumps(augment_texts(texts, texts, settings).rows()))
 """
 
 
+@pytest.mark.long
 def test_every_process_makes_the_same_copies() -> None:
     """Whatever its hash seed and number of threads."""
     here = augment_texts(pl.Series(TITLES), pl.Series(TITLES), ALL).rows()

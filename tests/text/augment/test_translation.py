@@ -44,6 +44,7 @@ def translated(texts: list[str], how: BackTranslation, seed: int = 0, copy: int 
     return back_translated(pl.Series("text", texts), how, seed, copy).to_list()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("beams", [1, 4])
 def test_what_comes_home_says_the_same_in_other_words(pair: tuple[Path, Path], beams: int) -> None:
     there = Translator.open(str(pair[0]), "cpu")

@@ -49,6 +49,7 @@ def test_every_variant_can_be_tried_where_tests_run() -> None:
     assert variants_here() == list(VARIANTS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_hidden_states_are_those_of_the_whole_model(
     variant: str, model: Path, compressed: dict[str, Path]

@@ -67,6 +67,7 @@ def test_sub_vectors_have_about_eight_numbers() -> None:
     assert quantise(some(300, 5), "product").codes.shape == (300, 1)
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_codes() -> None:
     one, two = (quantise(some(), "product", parts=6, seed=3) for _ in range(2))
     assert np.array_equal(one.codes, two.codes)

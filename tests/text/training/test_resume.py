@@ -75,6 +75,7 @@ def assert_same(one: Path, other: Path) -> None:
     assert (one / "history.json").read_text() == (other / "history.json").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "extra"),
     [
