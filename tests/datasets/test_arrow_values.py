@@ -36,7 +36,9 @@ ODD = {
                                                                   "b": pa.list_(pa.int8())})),
         f'{{"a": "{ONE}", "b": [1]}}',
     ),
-    "map": (pa.array([[("a", b"\xe9")], None], pa.map_(pa.string(), pa.binary())), '{"a": "\ufffd"}'),
+    "map": (
+        pa.array([[("a", b"\xe9")], None], pa.map_(pa.string(), pa.binary())), '{"a": "\ufffd"}'
+    ),
 }  # fmt: skip
 
 
