@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -201,7 +202,10 @@ def peek(part: Part, files: AnyFiles) -> list[str] | None:
 
 
 def fingerprint(part: Part) -> str:
-    """Size and time of change (or the store's own tag): changes when the file does, or goes."""
+    """Changes when the file does, or goes, or is moved to where its path says something else.
+
+    Made of its size and time of change (or the store's own tag), and of what its path says.
+    """
     system, inner = fsspec.core.url_to_fs(part.path)
     try:
         info = system.info(inner)
@@ -211,7 +215,8 @@ def fingerprint(part: Part) -> str:
         (info[key] for key in ("ETag", "etag", "mtime", "LastModified", "created") if key in info),
         "",
     )
-    return hashlib.sha256(f"{part.label} {part.size} {stamp}".encode()).hexdigest()[:16]
+    told = json.dumps(part.told) if part.told else ""
+    return hashlib.sha256(f"{part.label} {part.size} {stamp}{told}".encode()).hexdigest()[:16]
 
 
 def split(part: Part, rows_a_part: int) -> list[Part]:
