@@ -37,6 +37,7 @@ from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, probability_o
 
 _INFERRED: Final = "inferred-"
 _ROW: Final = "_row"
+_SESSION: Final = ("user_id", "session_id")
 _STEPS: Final = 10  # so many times `lookback` events are looked at, then the session is a robot's
 _COPIED: Final = ("user_id", "timestamp", "session_id", "store_id", "week", "query")
 
@@ -110,8 +111,10 @@ def infer_impressions(
         events: clean events of one date, whole users: columns of `schema.LOGGED_EVENTS`,
             `timestamp` as Int64 ms, `session_id` filled; others are ignored.
         before: all events of the day before, of all users: `item_id` and `timestamp` (Int64 ms);
-            `query` for the context source, and `session_id` so that sessions reach back over
-            midnight, where there are such columns. Empty: nothing but the session is drawn from.
+            `query` for the context source; `user_id`, `session_id` and `event_type` so that
+            sessions reach back over midnight (a session is a user's: others may call theirs the
+            same; null: it ended before midnight), where there are such columns. Empty: nothing
+            but the session is drawn from.
         settings: when, how many and from where.
         categories: `item_id`, `category` of the catalogue, for clicks without a query.
 
@@ -138,7 +141,7 @@ def infer_impressions(
         pl.col("event_type").is_in(settings.events) & pl.col("item_id").is_not_null()
     )
     if settings.when == "missing":
-        clicks = _without_impression(clicks, events)
+        clicks = _without_impression(clicks, events, before)
     if not clicks.height:
         return _empty()
     clicks = clicks.sort("timestamp", "event_id")
@@ -192,11 +195,19 @@ def _as_events(drawn: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _without_impression(clicks: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+def _without_impression(
+    clicks: pl.DataFrame, events: pl.DataFrame, before: pl.DataFrame
+) -> pl.DataFrame:
     """Clicks whose session has no logged impression of the item at or before their moment."""
-    keys = ["session_id", "item_id"]
-    shown = events.filter(pl.col("event_type") == "impression").group_by(keys)
-    first = shown.agg(pl.col("timestamp").min().alias("_shown"))
+    keys = [*_SESSION, "item_id"]
+    logged = [events]
+    if {*_SESSION, "event_type"} <= {*before.columns}:
+        logged.append(before)
+    shown = pl.concat(
+        frame.filter(pl.col("event_type") == "impression").select(*keys, "timestamp")
+        for frame in logged
+    )
+    first = shown.group_by(keys).agg(pl.col("timestamp").min().alias("_shown"))
     return (
         clicks.join(first, on=keys, how="left")
         .filter(pl.col("_shown").is_null() | (pl.col("_shown") > pl.col("timestamp")))
@@ -270,13 +281,13 @@ def _session_rows(
 
     Logged impressions count: they were on the screen.
     """
-    columns = ["session_id", "timestamp", "item_id"]
+    columns = [*_SESSION, "timestamp", "item_id"]
     parts = [events.drop_nulls("item_id").select(*columns, _ROW)]
-    if "session_id" in before.columns:
-        ongoing = before.select(columns).join(events, on="session_id", how="semi")
+    if {*_SESSION} <= {*before.columns}:
+        ongoing = before.select(columns).join(events, on=_SESSION, how="semi")
         parts.append(ongoing.with_columns(pl.lit(None, dtype=pl.UInt32).alias(_ROW)))
-    rows = pl.concat(parts).join(vocabulary, on="item_id").sort("session_id", "timestamp", "item")
-    rows = rows.with_columns(session=pl.col("session_id").rle_id().cast(pl.Int64))
+    rows = pl.concat(parts).join(vocabulary, on="item_id").sort(*_SESSION, "timestamp", "item")
+    rows = rows.with_columns(session=pl.struct(_SESSION).rle_id().cast(pl.Int64))
     place = np.empty(events.height, dtype=np.int64)
     logged = rows[_ROW].is_not_null().to_numpy()
     place[rows[_ROW].drop_nulls().to_numpy()] = np.flatnonzero(logged)

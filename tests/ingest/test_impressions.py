@@ -11,7 +11,7 @@ from raysys.config import parse_settings
 from raysys.datasets.mapping import polars_type
 from raysys.errors import UserError
 from raysys.ingest.columns import to_arrow
-from raysys.ingest.impressions import ImpressionSettings, infer_impressions
+from raysys.ingest.impressions import ImpressionSettings, ImpressionShares, infer_impressions
 from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, mix_each, uniform
 
 DAY = 86_400_000
@@ -161,6 +161,26 @@ def test_sessions_reach_back_over_midnight():
     alone = infer_impressions(sessions(1), before.drop("session_id"), CLICKS)
     again = infer_impressions(sessions(1), before.drop("session_id"), CLICKS)
     assert alone.equals(again)
+
+
+@pytest.mark.parametrize("when", ["always", "missing"])
+def test_sessions_that_two_users_call_alike_are_two(when):
+    def session(user: str, kinds: list[tuple[str, str]], start: int) -> pl.DataFrame:
+        return log([
+            {"user_id": user, "session_id": "1", "event_id": f"{user}-{start + at}", "item_id": i,
+             "event_type": kind, "timestamp": start + 1000 * at}
+            for at, (kind, i) in enumerate(kinds)
+        ])  # fmt: skip
+
+    alone = ImpressionShares(session=1, context=0, popular=0)
+    how = CLICKS.model_copy(update={"when": when, "per_event": 60, "shares": alone})
+    late = [session(user, [("view", f"late-{user}")], DATE - 5000) for user in ("u0", "u1")]
+    before = pl.concat([day_before(), *late])
+    one = session("u0", [("impression", "c"), ("view", "a"), ("view", "b")], DATE)
+    two = session("u1", [("view", "x"), ("view", "y"), ("click", "c")], DATE + 500)
+    found = infer_impressions(pl.concat([one, two]), before, how)
+    assert found.equals(infer_impressions(two, before, how))
+    assert set(found["item_id"]) == {"c", "x", "y", "late-u1"}
 
 
 def test_events_of_the_date_are_no_day_before():
