@@ -34,7 +34,7 @@ from raysys.ingest.impressions import ImpressionSettings, infer_impressions
 from raysys.ingest.reading import EVENTS, NTH, PIECES, cut_of
 from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import INFERRED, OWN_ID, ROW, SOURCE
-from raysys.ingest.sessions import CONTINUED, SESSION, USER, SessionSettings, find_sessions
+from raysys.ingest.sessions import CONTINUED, SESSION, USER, SessionSettings, began, find_sessions
 from raysys.ingest.store import Store
 from raysys.ingest.tally import Tally
 
@@ -161,6 +161,7 @@ class _Impressions:
 
     def __init__(self, unit: Unit, settling: Settling, store: Store) -> None:
         self.settings = settling.impressions
+        self._own_sessions = settling.sessions.keep_own_ids
         self.added: Counter[str] = Counter()
         self._unit, self._store = unit, store
         self._categories: pl.DataFrame | None = None
@@ -178,26 +179,43 @@ class _Impressions:
         return pl.concat([self._beside(day) for day in by_day(told)])
 
     def _beside(self, day: pl.DataFrame) -> pl.DataFrame:
-        number = int(day["timestamp"][0]) // DAY_MS
-        before = _everybody(self._unit, number - 1, self._store)
+        before, ongoing = _day_before(self._unit, day, self._own_sessions, self._store)
         logged = day.select(schema.LOGGED_EVENTS.names)
-        shown = infer_impressions(logged, before, self.settings, self._categories)
+        shown = infer_impressions(logged, before, self.settings, self._categories, ongoing)
         self.added[INFERRED] += shown.height
         both = [shown, day.select(shown.columns)]
         return pl.concat(both).sort("timestamp", maintain_order=True)
 
 
-def _everybody(unit: Unit, day: int, store: Store) -> pl.DataFrame:
-    """What all users did on one day, whichever cut they belong to."""
-    columns = {"item_id": pl.String, "timestamp": pl.Int64, "query": pl.String}
-    frames = [pl.DataFrame(schema=columns)]
+def _day_before(
+    unit: Unit, events: pl.DataFrame, own_sessions: bool, store: Store
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What all users did on the day before that of `events`, whichever cut they belong to.
+
+    Also, of that, what belongs to sessions of `events`: few rows, with columns of their own.
+    """
+    day = int(events["timestamp"][0]) // DAY_MS
+    sessions = events.select("user_id", "session_id").unique()
+    begun = began(pl.col("user_id"), pl.col("session_id"))
+    made = sessions.select("user_id", _made="session_id", _began=begun)
+    made = made.filter(pl.col("_began") < day * DAY_MS)
+    shared = ["item_id", "timestamp", "query"]
+    told = ["user_id", "session_id", "event_type", "item_id", "timestamp"]
+    before, ongoing = [_nothing().select(shared)], [_nothing().select(told)]
     for piece in unit.pieces:
-        rows = _read(piece.between(day, day), (0, 1), store)
-        if rows is not None:
-            absent = [name for name in columns if name not in rows.columns]
-            rows = rows.with_columns(pl.lit(None, dtype=pl.String).alias(n) for n in absent)
-            frames.append(rows.select(columns.keys()))
-    return pl.concat(frames)
+        rows = _read(piece.between(day - 1, day - 1), (0, 1), store)
+        if rows is None:
+            continue
+        absent = [name for name in {*shared, *told} if name not in rows.columns]
+        rows = rows.with_columns(pl.lit(None, dtype=pl.String).alias(n) for n in absent)
+        before.append(rows.select(shared))
+        own = pl.col("session_id").is_not_null() if own_sessions else pl.lit(False)
+        named = rows.filter(own).join(sessions, on=["user_id", "session_id"], how="semi")
+        # a made session has all that its user did since it began, less what the log names itself
+        bare = rows.filter(~own).join(made, on="user_id")
+        bare = bare.filter(pl.col("timestamp") >= pl.col("_began"))
+        ongoing += [named.select(told), bare.with_columns(session_id="_made").select(told)]
+    return pl.concat(before), pl.concat(ongoing)
 
 
 def _gather(unit: Unit, store: Store) -> pl.DataFrame:
