@@ -194,8 +194,6 @@ def test_what_was_shown_before_midnight_was_shown(tmp_path, monkeypatch, own, ro
     assert shown == (["5~a", "5~c", "5~d"] if own else ["5~c", "5~d", "6~a", "6~c"])
 
 
-
-
 @pytest.mark.parametrize("when", ["always", "missing"])
 def test_sessions_that_two_users_call_alike_are_two(when):
     def session(user: str, kinds: list[tuple[str, str]], start: int) -> pl.DataFrame:
