@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,17 +55,19 @@ class Batches:
         piece: its key.
         name: names the file in made event ids; label: in reports.
         batches: number in the file, day, cut, cuts, rows.
+        ahead: the earliest moment that it put aside as in the future (see `reading`).
     """
 
     piece: str
     name: str
     label: str
     batches: tuple[tuple[int, int, int, int, int], ...]
+    ahead: int | None = None
 
     def between(self, first: int, last: int) -> Batches:
         """Only those of the given days, both included."""
         chosen = tuple(batch for batch in self.batches if first <= batch[1] <= last)
-        return Batches(self.piece, self.name, self.label, chosen)
+        return replace(self, batches=chosen)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def plan_units(pieces: Sequence[Batches], causes: Any, digest: Any) -> list[Unit
             cuts *= 2
         near = [piece.between(first - LOOK_BACK_DAYS, last) for piece in pieces]
         near = [piece for piece in near if piece.batches]
-        inside = [piece.piece for piece in near]
+        # read again when that moment has passed, a piece has more rows under the same key
+        inside = [[p.piece, p.ahead] if p.ahead is not None else p.piece for p in near]
         for cut in range(cuts):
             key = digest([causes, first, last, cut, cuts, inside])
             units.append(Unit(key, first, last, cut, cuts, tuple(near)))

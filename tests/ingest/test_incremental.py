@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysys.datasets import chunks
+from raysys.datasets import chunks, times
 from raysys.datasets.mapping import EventFiles
 from raysys.datasets.source import Source
 from raysys.errors import UserError
@@ -175,6 +175,29 @@ def test_a_folder_that_was_renamed_is_read_again_where_it_tells_the_date(tmp_pat
         inputs = pipeline.inspect(source)
         pipeline.ingest(source, inputs, pipeline.Treatment(), out, InProcess(), store)
         assert [path.name for path in (out / "events").iterdir()] == [f"date={date}"]
+
+
+def test_another_version_of_polars_reads_everything_again(tmp_path, monkeypatch):
+    shop = Shop(tmp_path)
+    shop.log("a.csv", lines(0))
+    shop.take()
+    assert shop.take()[0].reused == {"pieces": 1, "days": 1}
+    monkeypatch.setattr(pl, "__version__", "0.0")
+    assert shop.take()[0].reused == {"pieces": 0, "days": 0}
+
+
+def test_what_lay_in_the_future_comes_in_when_its_moment_has_passed(tmp_path, monkeypatch):
+    monkeypatch.setattr(settling, "_UNIT_ROWS", 5)  # a unit a day
+    now = [START + DAY]
+    monkeypatch.setattr(times.time, "time", lambda: now[0])
+    shop = Shop(tmp_path)
+    shop.log("a.csv", [*lines(0), *lines(3, 2), *lines(5, 2)])
+    for day, aside, reused in ((1, 4, 0), (2.5, 2, 0), (3, 2, 1), (9, 0, 0), (10, 0, 1)):
+        now[0] = START + day * DAY
+        taken = shop.take()
+        assert taken[0].tallies["events"].quarantined == aside
+        assert taken[0].reused["pieces"] == reused
+        same(taken, shop.scratch())
 
 
 class Fatal:
