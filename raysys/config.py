@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -60,8 +61,15 @@ def find_config(name: str | Path, kind: str) -> Path:
     )
 
 
+_BOOL: Final = "tag:yaml.org,2002:bool"
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses what YAML's own loader takes silently, or fails at without a line."""
+    """Refuses what YAML's own loader takes silently, or fails at without a line.
+
+    Bare `off`, `on`, `yes` and `no` are words, as in YAML 1.2; settings that are true or false
+    still take them.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """A mapping as written: every key once. What it merges (`<<`) comes later, and yields."""
@@ -82,6 +90,15 @@ class _Loader(yaml.SafeLoader):
         except ValueError as error:
             problem = f"{node.value!r}: {error}"
             raise ConstructorError(None, None, problem, node.start_mark) from None
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [one for one in tried if one[0] != _BOOL]
+    for first, tried in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

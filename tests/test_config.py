@@ -9,6 +9,7 @@ from pydantic import Field
 
 from raysys.config import Settings, find_config, load_settings, load_yaml, parse_settings
 from raysys.errors import UserError, missing_extra
+from raysys.ingest.rule_settings import RuleSettings
 
 
 class Csv(Settings):
@@ -123,6 +124,27 @@ def test_merged_keys_may_be_overridden(tmp_path):
     content = load_yaml(file)
     assert content == yaml.safe_load(text)
     assert content["third"]["depth"] == 5 and content["third"]["lr"] == 0.1
+
+
+def test_off_is_a_word_and_true_is_none(tmp_path):
+    class Switches(Settings):
+        action: Literal["off", "on"]
+        names: dict[str, str]
+        light: bool = False
+        heavy: bool = False
+
+    file = tmp_path / "switches.yaml"
+    file.write_text("action: off\nnames: {no: Norway, trueish: yes}\nlight: yes\nheavy: TRUE\n")
+    assert load_yaml(file)["heavy"] is True
+    settings = load_settings(Switches, file)
+    assert (settings.action, settings.names) == ("off", {"no": "Norway", "trueish": "yes"})
+    assert settings.light is settings.heavy is True
+    file.write_text("action: off\nnames: {}\nlight: On\nheavy: off\n")
+    settings = load_settings(Switches, file)
+    assert settings.light is True and settings.heavy is False
+    file.write_text("rules: {bots: {action: off}}")
+    rules = parse_settings(RuleSettings, load_yaml(file)["rules"], where="ingest.yaml")
+    assert rules.bots.action == "off"
 
 
 def test_what_is_not_utf8_is_refused_with_its_place(tmp_path):

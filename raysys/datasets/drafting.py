@@ -19,6 +19,7 @@ from raysys.datasets.mapping import (
     UserFiles,
     polars_type,
 )
+from raysys.datasets.records import json_text
 from raysys.datasets.times import TimeFormat, check_unit, to_millis
 
 
@@ -98,7 +99,7 @@ def _read(
     """For each mapped column of the vocabulary what the file says, and what it means."""
     read = {}
     for name, source in columns.items():
-        raw = _blank_to_null(rows[source])
+        raw = _blank_to_null(_flat(rows[source]))
         if name in times:
             meant = to_millis(raw, times[name])
             place = f"{where}, column {source!r}"
@@ -166,13 +167,12 @@ def _text(values: pl.Series) -> pl.Series:
         whole = values.drop_nulls().drop_nans()
         if whole.len() and bool((whole == whole.round()).all()) and whole.abs().max() < 2**53:  # type: ignore[operator]
             values = values.cast(pl.Int64, strict=False)
-    if values.dtype.is_nested():
-        values = (
-            values.to_frame().select(pl.first().struct.json_encode()).to_series()
-            if (isinstance(values.dtype, pl.Struct))
-            else values.map_elements(str, return_dtype=pl.String)
-        )
-    return _blank_to_null(values.cast(pl.String, strict=False))
+    return _blank_to_null(_flat(values).cast(pl.String, strict=False))
+
+
+def _flat(values: pl.Series) -> pl.Series:
+    """Objects and lists, which Parquet has, as the text that JSON lines give for them."""
+    return json_text(values) if values.dtype.is_nested() else values
 
 
 def _blank_to_null(values: pl.Series) -> pl.Series:

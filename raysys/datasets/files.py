@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -23,8 +24,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysys.datasets.arrow_values import to_polars
 from raysys.datasets.mapping import AnyFiles, Fit, RecordFiles, absent, check_columns, fit
-from raysys.datasets.records import conform, mend_text
+from raysys.datasets.records import conform
 from raysys.errors import UserError
 
 Format = Literal["csv", "jsonl", "parquet"]
@@ -200,7 +202,10 @@ def peek(part: Part, files: AnyFiles) -> list[str] | None:
 
 
 def fingerprint(part: Part) -> str:
-    """Size and time of change (or the store's own tag): changes when the file does, or goes."""
+    """Changes when the file does, or goes, or is moved to where its path says something else.
+
+    Made of its size and time of change (or the store's own tag), and of what its path says.
+    """
     system, inner = fsspec.core.url_to_fs(part.path)
     try:
         info = system.info(inner)
@@ -210,7 +215,8 @@ def fingerprint(part: Part) -> str:
         (info[key] for key in ("ETag", "etag", "mtime", "LastModified", "created") if key in info),
         "",
     )
-    return hashlib.sha256(f"{part.label} {part.size} {stamp}".encode()).hexdigest()[:16]
+    told = json.dumps(part.told) if part.told else ""
+    return hashlib.sha256(f"{part.label} {part.size} {stamp}{told}".encode()).hexdigest()[:16]
 
 
 def split(part: Part, rows_a_part: int) -> list[Part]:
@@ -301,7 +307,7 @@ def _read_parquet(part: Part, files: AnyFiles, derived: frozenset[str]) -> Itera
             for batch in batches:
                 numbers = pl.int_range(row + 1, row + batch.num_rows + 1, eager=True)
                 lacking = () if row else fitted.lacking
-                frame = _to_polars(batch)
+                frame = to_polars(batch)
                 if isinstance(files, RecordFiles):
                     frame = conform(frame, files.record)
                 yield Block(filled(frame, fitted), numbers, lacking=lacking)
@@ -314,36 +320,6 @@ def _read_parquet(part: Part, files: AnyFiles, derived: frozenset[str]) -> Itera
         empty = part.size == 0
         reason = "empty_file" if empty else "unreadable_file" if row == 0 else "truncated_file"
         yield nothing_but(Fault(row + 1 if row else 0, reason, message))
-
-
-def _to_polars(batch: pa.RecordBatch) -> pl.DataFrame:
-    """A batch as a frame; text that is not UTF-8 (Arrow does not check) is mended with U+FFFD."""
-    columns: dict[str, Any] = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-            column = _decoded(column)
-        elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            try:
-                column.validate(full=True)
-            except pa.ArrowInvalid:
-                column = _decoded(column.cast(pa.binary()))
-        elif pa.types.is_nested(column.type):
-            column = mend_text(column)
-        columns[name] = column
-    frame = pl.from_arrow(pa.table(columns))
-    assert isinstance(frame, pl.DataFrame)
-    return frame
-
-
-def _decoded(column: pa.Array) -> pa.Array:
-    """Bytes as text, U+FFFD for what is not UTF-8."""
-    values = column.to_pylist()
-    return pa.array(
-        [None if value is None else value.decode("utf-8", "replace") for value in values],
-        type=pa.string(),
-    )
 
 
 def _listed(system: Any, inner: str) -> dict[str, int]:

@@ -18,6 +18,7 @@ from raysys.datasets.files import Part
 from raysys.datasets.labelled_files import LEVELS, LabelledFiles, TextColumns, TextSource
 from raysys.datasets.labelled_spans import Locate, Reader, spans_of
 from raysys.datasets.mapping import TableFiles
+from raysys.datasets.records import json_text
 from raysys.datasets.times import to_millis
 from raysys.errors import UserError
 
@@ -337,8 +338,8 @@ def _as_text(rows: pl.DataFrame, name: str) -> pl.Expr:
     if kind.is_float():
         whole = pl.col(name).cast(pl.Int64, strict=False)
         return pl.when(whole == pl.col(name)).then(whole.cast(pl.String)).otherwise(text)
-    if isinstance(kind, pl.Struct):
-        return pl.col(name).struct.json_encode()
+    if kind.is_nested():
+        return pl.col(name).map_batches(json_text, return_dtype=pl.String)
     return text
 
 

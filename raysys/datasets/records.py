@@ -214,13 +214,23 @@ def _fitted(value: pl.Expr, given: pl.DataType, wanted: Any) -> pl.Expr:
     return value.cast(wanted, strict=False)
 
 
+def json_text(values: pl.Series) -> pl.Series:
+    """Objects and lists as the text that readers of JSON lines give for them; null stays null."""
+    encoded = values.alias("").to_frame().select(pl.struct(pl.all()).struct.json_encode())
+    said = encoded.to_series().str.strip_prefix('{"":').str.head(-1)
+    said = said.zip_with(values.is_not_null(), pl.Series([None], dtype=pl.String))
+    distinct = said.drop_nulls().unique()
+    spaced = [json.dumps(json.loads(text), ensure_ascii=False) for text in distinct]
+    return said.replace_strict(distinct, spaced, return_dtype=pl.String).alias(values.name)
+
+
 def mend_text(column: pa.Array) -> pa.Array:
     """A nested Arrow column whose texts are UTF-8: U+FFFD for what is not (Arrow never checks)."""
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:
         as_bytes = column.cast(_bytes_for_text(column.type))
-        return pa.array([_decoded(value) for value in as_bytes.to_pylist()], type=column.type)
+        return pa.array([decoded(value) for value in as_bytes.to_pylist()], type=column.type)
     return column
 
 
@@ -234,11 +244,12 @@ def _bytes_for_text(given: pa.DataType) -> pa.DataType:
     return pa.binary() if is_text else given
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
+    """Bytes, within lists and objects too, as text: U+FFFD for what is not UTF-8."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, list):
-        return [_decoded(one) for one in value]
+        return [decoded(one) for one in value]
     if isinstance(value, dict):
-        return {name: _decoded(one) for name, one in value.items()}
+        return {name: decoded(one) for name, one in value.items()}
     return value

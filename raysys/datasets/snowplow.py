@@ -18,6 +18,7 @@ Choices:
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import partial
 from typing import ClassVar, Final, Literal
 
@@ -69,6 +70,7 @@ TSV_COLUMNS: Final = tuple(_TSV_NAMES.split())
 
 _ACTION: Final = "snowplow_ecommerce_action"
 _PAGE_VIEW: Final = "page_view"
+_OLD_ORDER: Final = "transaction"
 _TEXTS: Final = (
     "event", "event_name", "event_id", "user_id", "domain_userid", "network_userid",
     "domain_sessionid", "collector_tstamp", "derived_tstamp", "true_tstamp", "page_urlpath",
@@ -213,6 +215,11 @@ def expand_events(
     frame = records.with_row_index(RECORD).with_columns(
         event_name=pl.coalesce(present(pl.col("event_name")), present(pl.col("event")))
     )
+    # an older tracker's order has a record of its own beside those of its items: it sells nothing
+    order = pl.coalesce(present(pl.col("event")), "event_name") == _OLD_ORDER
+    orders = frame.select(order.fill_null(False)).to_series()
+    left_out = counted(frame.filter(orders)["event_name"], "not_an_event")
+    frame = frame.filter(~orders)
     frame = _with_event(frame)
     word = (
         pl.when(pl.col("event_name") == _ACTION)
@@ -259,7 +266,8 @@ def expand_events(
     )
     rows = rows.with_columns(moments(rows, "timestamp"))
     described = [name for name in _CATALOGUE.values() if name not in COLUMNS]
-    return Expanded(flat(settled(rows), *described), {**ignored, **unseen})
+    ignored = {**Counter(ignored) + Counter(left_out), **unseen}
+    return Expanded(flat(settled(rows), *described), ignored)
 
 
 def _with_event(frame: pl.DataFrame) -> pl.DataFrame:

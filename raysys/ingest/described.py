@@ -88,7 +88,8 @@ class Described:
     def rows(self) -> pl.DataFrame:
         """Clean rows with distinct keys; later ones of a key are put aside as duplicates.
 
-        Those that records told of are put together, the first word of each column.
+        An item without a price has that of the first later one that names any. Those that
+        records told of are put together, the first word of each column.
         """
         if not self._frames:
             return pl.DataFrame(schema=self.columns)
@@ -104,7 +105,19 @@ class Described:
         self.rejected.append(extra)
         self.tally.rows_out -= twice.height
         self._frames = []
-        return rows.filter(~again).select(*self.columns)
+        return self._priced(rows.filter(~again), twice).select(*self.columns)
+
+    def _priced(self, rows: pl.DataFrame, later: pl.DataFrame) -> pl.DataFrame:
+        """Rows with the price, and its currency, that a later row of the same key gives them."""
+        if "price" not in self.columns or not later.height:
+            return rows
+        given = later.drop_nulls("price").unique(self.key, keep="first", maintain_order=True)
+        given = given.select(self.key, _price="price", _currency="currency")
+        lacks = pl.col("price").is_null() & pl.col("_price").is_not_null()
+        return rows.join(given, on=self.key, how="left", maintain_order="left").with_columns(
+            pl.when(lacks).then(f"_{name}").otherwise(name).alias(name)
+            for name in ("price", "currency")
+        )
 
     def _together(self, rows: pl.DataFrame) -> pl.DataFrame:
         """One row a key, of each column the first that is known, of each attribute its first."""

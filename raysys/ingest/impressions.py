@@ -37,6 +37,7 @@ from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, probability_o
 
 _INFERRED: Final = "inferred-"
 _ROW: Final = "_row"
+_SESSION: Final = ("user_id", "session_id")
 _STEPS: Final = 10  # so many times `lookback` events are looked at, then the session is a robot's
 _COPIED: Final = ("user_id", "timestamp", "session_id", "store_id", "week", "query")
 
@@ -99,6 +100,7 @@ def infer_impressions(
     before: pl.DataFrame,
     settings: ImpressionSettings,
     categories: pl.DataFrame | None = None,
+    ongoing: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """Impressions to be written beside the clean events of one date.
 
@@ -110,10 +112,12 @@ def infer_impressions(
         events: clean events of one date, whole users: columns of `schema.LOGGED_EVENTS`,
             `timestamp` as Int64 ms, `session_id` filled; others are ignored.
         before: all events of the day before, of all users: `item_id` and `timestamp` (Int64 ms);
-            `query` for the context source, and `session_id` so that sessions reach back over
-            midnight, where there are such columns. Empty: nothing but the session is drawn from.
+            `query` for the context source, where there is such a column. Empty: nothing but the
+            session is drawn from.
         settings: when, how many and from where.
         categories: `item_id`, `category` of the catalogue, for clicks without a query.
+        ongoing: what belongs to sessions of `events` and happened before their date: `user_id`,
+            `session_id`, `event_type`, `item_id`, `timestamp` (Int64 ms).
 
     Returns:
         Columns of `schema.EVENTS` (`timestamp` Int64), by time, then by the click's event_id,
@@ -134,19 +138,20 @@ def infer_impressions(
     if settings.when == "never" or not events.height:
         return _empty()
     before, events = before.drop_nulls("item_id"), events.with_row_index(_ROW)
+    earlier = events.clear() if ongoing is None else ongoing.drop_nulls("item_id")
     clicks = events.filter(
         pl.col("event_type").is_in(settings.events) & pl.col("item_id").is_not_null()
     )
     if settings.when == "missing":
-        clicks = _without_impression(clicks, events)
+        clicks = _without_impression(clicks, events, earlier)
     if not clicks.height:
         return _empty()
     clicks = clicks.sort("timestamp", "event_id")
-    vocabulary = _vocabulary(events, before)
+    vocabulary = _vocabulary(events, before, earlier)
     n_session, n_context, n_popular = settings.sizes
     popular = _pools(before.select("item_id", pl.lit(0).alias("pool")), vocabulary, settings, 1, 2)
     contexts, context = _contexts(clicks, before, vocabulary, settings, categories)
-    rows, at = _session_rows(events, before, clicks, vocabulary)
+    rows, at = _session_rows(events, earlier, clicks, vocabulary)
     capacity = 1 + n_session + n_context + n_popular
     probability = np.zeros(vocabulary.height)  # of each item, to be named by `popular`
     probability[popular.item] = popular.probability
@@ -192,11 +197,16 @@ def _as_events(drawn: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _without_impression(clicks: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+def _without_impression(
+    clicks: pl.DataFrame, events: pl.DataFrame, earlier: pl.DataFrame
+) -> pl.DataFrame:
     """Clicks whose session has no logged impression of the item at or before their moment."""
-    keys = ["session_id", "item_id"]
-    shown = events.filter(pl.col("event_type") == "impression").group_by(keys)
-    first = shown.agg(pl.col("timestamp").min().alias("_shown"))
+    keys = [*_SESSION, "item_id"]
+    shown = pl.concat(
+        frame.filter(pl.col("event_type") == "impression").select(*keys, "timestamp")
+        for frame in (events, earlier)
+    )
+    first = shown.group_by(keys).agg(pl.col("timestamp").min().alias("_shown"))
     return (
         clicks.join(first, on=keys, how="left")
         .filter(pl.col("_shown").is_null() | (pl.col("_shown") > pl.col("timestamp")))
@@ -204,9 +214,9 @@ def _without_impression(clicks: pl.DataFrame, events: pl.DataFrame) -> pl.DataFr
     )
 
 
-def _vocabulary(events: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
+def _vocabulary(*frames: pl.DataFrame) -> pl.DataFrame:
     """Item numbers by the hash of their ids: their order is the same whoever else is there."""
-    ids = pl.concat([events["item_id"], before["item_id"]]).drop_nulls().unique()
+    ids = pl.concat([frame["item_id"] for frame in frames]).drop_nulls().unique()
     ordered = ids.to_frame().sort(pl.col("item_id").hash(0), "item_id")
     return ordered.with_columns(item=pl.int_range(pl.len(), dtype=pl.Int64))
 
@@ -264,19 +274,17 @@ def _contexts(
 
 
 def _session_rows(
-    events: pl.DataFrame, before: pl.DataFrame, clicks: pl.DataFrame, vocabulary: pl.DataFrame
+    events: pl.DataFrame, earlier: pl.DataFrame, clicks: pl.DataFrame, vocabulary: pl.DataFrame
 ) -> tuple[pl.DataFrame, npt.NDArray[np.int64]]:
     """What sessions touched, by session and time, and the row of each click in it: int64[c].
 
     Logged impressions count: they were on the screen.
     """
-    columns = ["session_id", "timestamp", "item_id"]
+    columns = [*_SESSION, "timestamp", "item_id"]
     parts = [events.drop_nulls("item_id").select(*columns, _ROW)]
-    if "session_id" in before.columns:
-        ongoing = before.select(columns).join(events, on="session_id", how="semi")
-        parts.append(ongoing.with_columns(pl.lit(None, dtype=pl.UInt32).alias(_ROW)))
-    rows = pl.concat(parts).join(vocabulary, on="item_id").sort("session_id", "timestamp", "item")
-    rows = rows.with_columns(session=pl.col("session_id").rle_id().cast(pl.Int64))
+    parts.append(earlier.select(*columns, pl.lit(None, dtype=pl.UInt32).alias(_ROW)))
+    rows = pl.concat(parts).join(vocabulary, on="item_id").sort(*_SESSION, "timestamp", "item")
+    rows = rows.with_columns(session=pl.struct(_SESSION).rle_id().cast(pl.Int64))
     place = np.empty(events.height, dtype=np.int64)
     logged = rows[_ROW].is_not_null().to_numpy()
     place[rows[_ROW].drop_nulls().to_numpy()] = np.flatnonzero(logged)

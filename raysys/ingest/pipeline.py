@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import polars as pl
+
 from raysys import __version__
 from raysys.datasets.files import Part, find, fingerprint, split
 from raysys.datasets.mapping import AnyFiles
@@ -20,7 +22,7 @@ from raysys.ingest.entities import EntityFigures, write_entities
 from raysys.ingest.figures import LogFigures
 from raysys.ingest.impressions import ImpressionSettings
 from raysys.ingest.naming import told_apart
-from raysys.ingest.reading import PIECES, Piece, read_pieces
+from raysys.ingest.reading import PIECES, Piece, drop_outdated, read_pieces
 from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import Limits, event_rules
 from raysys.ingest.sessions import SessionSettings
@@ -48,6 +50,7 @@ class Outcome:
     entities: EntityFigures = field(default_factory=EntityFigures)
     sources: list[tuple[str, int]] = field(default_factory=list)  # file, bytes
     reused: dict[str, int] = field(default_factory=dict)  # pieces and days that were there already
+    ahead: int | None = None  # the earliest moment (UTC ms) put aside as in the future
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,12 @@ class Treatment:
     impressions: ImpressionSettings = field(default_factory=ImpressionSettings)
 
     def causes(self, *parts: str) -> list[Any]:
-        """What an outcome depends on here, as JSON can say it."""
-        return [*(getattr(self, part).model_dump(mode="json") for part in parts), __version__]
+        """What an outcome depends on here, as JSON can say it.
+
+        With the version of polars: users are cut and items are numbered by its hashes.
+        """
+        settings = (getattr(self, part).model_dump(mode="json") for part in parts)
+        return [*settings, __version__, pl.__version__]
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,7 @@ def ingest(
         for table in source.tables
     ]
     known = store.folder(CATALOGUE, catalogue)
+    drop_outdated(pieces, treatment.rules, store)
     _read(source, pieces, tables, treatment, known, spread, store, outcome)
     tally = Tally()
     batches = []
@@ -132,7 +140,9 @@ def ingest(
         result = store.result(PIECES, piece.key)
         tally.add(Tally.from_dict(result["tally"]))
         numbered = tuple((n, *batch) for n, batch in enumerate(result["batches"]))
-        batches.append(Batches(piece.key, piece.part.key, piece.part.label, numbered))
+        name, label = piece.part.key, piece.part.label
+        batches.append(Batches(piece.key, name, label, numbered, result["ahead"]))
+    outcome.ahead = min((b.ahead for b in batches if b.ahead is not None), default=None)
     settling = Settling(
         treatment.sessions,
         treatment.rules,

@@ -20,11 +20,13 @@ from raysys.datasets.drafting import draft_events, draft_items
 from raysys.datasets.files import ROWS, Block, Part, read
 from raysys.datasets.mapping import MENDED, UNPARSED, EventFiles
 from raysys.datasets.source import RECORD, Expand, Source
+from raysys.datasets.times import latest
 from raysys.errors import UserError
 from raysys.ingest.aside import QUARANTINE, unread, write_quarantine
 from raysys.ingest.columns import COMPRESSED, DAY_MS, by_day, write_arrow
 from raysys.ingest.judging import apply_each, note
-from raysys.ingest.rules import ROW, SOURCE, Rule
+from raysys.ingest.rule_settings import RuleSettings
+from raysys.ingest.rules import AHEAD, ROW, SOURCE, Rule
 from raysys.ingest.store import Store
 from raysys.ingest.tally import Tally
 
@@ -65,7 +67,8 @@ def read_pieces(
     """Read pieces into the store; those of one block each are judged together.
 
     The result of a piece holds the tally, and for each record batch of `events.arrow` its day
-    (since 1970-01-01), its cut and into how many cuts the day was cut (see `cut_of`), and its rows.
+    (since 1970-01-01), its cut and into how many cuts the day was cut (see `cut_of`), and its rows;
+    and `ahead`, the earliest moment (UTC ms) of a row put aside as in the future, null without any.
 
     Args:
         pieces: what to read.
@@ -102,6 +105,20 @@ def read_pieces(
         judged = (found for one in chain(begun, drafts) for found in _judged([one], rules))
         _keep(piece, source, judged, cuts, store)
     keep()
+
+
+def has_come(ahead: int | None, rules: RuleSettings) -> bool:
+    """Whether a moment that was put aside as in the future would no longer be."""
+    return ahead is not None and ahead <= latest(rules.in_the_future.hours)
+
+
+def drop_outdated(pieces: Iterable[Piece], rules: RuleSettings, store: Store) -> None:
+    """Remove pieces from the store that hold a row back whose moment has passed since."""
+    for piece in pieces:
+        if store.has(PIECES, piece.key) and has_come(
+            store.result(PIECES, piece.key)["ahead"], rules
+        ):
+            store.drop(PIECES, piece.key)
 
 
 @dataclass
@@ -169,6 +186,7 @@ def _keep(
     tally = Tally()
     rejected: list[pl.DataFrame] = []
     told: list[pl.DataFrame] = []
+    ahead: list[int] = []
     result: dict[str, Any] = {"label": part.label}
     with store.doing(PIECES, piece.key, result) as folder:
         kept = [*files.columns, *files.constants, ROW, *([NTH] if source.expand_events else [])]
@@ -181,14 +199,25 @@ def _keep(
             clean, bad, counted = found
             tally.add(counted)
             rejected.append(bad)
+            ahead += _moments_ahead(draft.rows, bad)
             if files.items:
                 told.append(_items_told(draft.told, files, draft.rows, clean))
             dealer.deal(clean)
         result["batches"] = dealer.close()
         result["tally"] = tally.to_dict()
+        result["ahead"] = min(ahead, default=None)
         if told:
             write_arrow(pl.concat(told), folder / TOLD)
         write_quarantine(rejected, folder / QUARANTINE)
+
+
+def _moments_ahead(draft: pl.DataFrame, rejected: pl.DataFrame) -> list[int]:
+    """The earliest moment that was put aside as in the future; none, or one."""
+    numbers = rejected.filter(reason=AHEAD)["row"]
+    if not numbers.len():
+        return []
+    moments = draft.filter(pl.col(ROW).is_in(numbers.implode()))["timestamp"].drop_nulls()
+    return moments.sort().head(1).to_list()
 
 
 def cut_of(users: pl.Series, cuts: int) -> pl.Series:

@@ -31,6 +31,7 @@ OWN_ID: Final = "_own_id"
 """Column of events on their way: whether the log itself named the event."""
 
 DUPLICATE: Final = "duplicate"
+AHEAD: Final = "in_the_future"
 INFERRED: Final = "inferred_impression"
 _BROKEN: Final = "\ufffd"
 _HOUR: Final = 3_600_000
@@ -134,7 +135,7 @@ def event_rules(
         ),
         Rule("before_1990", rules.before_1990.action, moment < EARLIEST, ("timestamp",)),
         Rule(
-            "in_the_future",
+            AHEAD,
             rules.in_the_future.action,
             moment > latest(rules.in_the_future.hours),
             ("timestamp",),

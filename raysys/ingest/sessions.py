@@ -101,6 +101,13 @@ def find_sessions(
     )
 
 
+def began(user: pl.Expr, session: pl.Expr) -> pl.Expr:
+    """When a made session began, as its name says: ms; null for one that the log named."""
+    start = pl.concat_str(user, pl.lit("@"))
+    told = pl.when(session.str.starts_with(start)).then(session.str.strip_prefix(start))
+    return told.cast(pl.Int64, strict=False)
+
+
 def _named(sessions: pl.Series) -> npt.NDArray[np.int64]:
     """Equal numbers for equal names: int64[n]; -1 for null."""
     coded = pc.dictionary_encode(sessions.to_arrow()).indices

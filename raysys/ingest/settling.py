@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +34,7 @@ from raysys.ingest.impressions import ImpressionSettings, infer_impressions
 from raysys.ingest.reading import EVENTS, NTH, PIECES, cut_of
 from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import INFERRED, OWN_ID, ROW, SOURCE
-from raysys.ingest.sessions import CONTINUED, SESSION, USER, SessionSettings, find_sessions
+from raysys.ingest.sessions import CONTINUED, SESSION, USER, SessionSettings, began, find_sessions
 from raysys.ingest.store import Store
 from raysys.ingest.tally import Tally
 
@@ -55,17 +55,19 @@ class Batches:
         piece: its key.
         name: names the file in made event ids; label: in reports.
         batches: number in the file, day, cut, cuts, rows.
+        ahead: the earliest moment that it put aside as in the future (see `reading`).
     """
 
     piece: str
     name: str
     label: str
     batches: tuple[tuple[int, int, int, int, int], ...]
+    ahead: int | None = None
 
     def between(self, first: int, last: int) -> Batches:
         """Only those of the given days, both included."""
         chosen = tuple(batch for batch in self.batches if first <= batch[1] <= last)
-        return Batches(self.piece, self.name, self.label, chosen)
+        return replace(self, batches=chosen)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def plan_units(pieces: Sequence[Batches], causes: Any, digest: Any) -> list[Unit
             cuts *= 2
         near = [piece.between(first - LOOK_BACK_DAYS, last) for piece in pieces]
         near = [piece for piece in near if piece.batches]
-        inside = [piece.piece for piece in near]
+        # read again when that moment has passed, a piece has more rows under the same key
+        inside = [[p.piece, p.ahead] if p.ahead is not None else p.piece for p in near]
         for cut in range(cuts):
             key = digest([causes, first, last, cut, cuts, inside])
             units.append(Unit(key, first, last, cut, cuts, tuple(near)))
@@ -161,6 +164,7 @@ class _Impressions:
 
     def __init__(self, unit: Unit, settling: Settling, store: Store) -> None:
         self.settings = settling.impressions
+        self._own_sessions = settling.sessions.keep_own_ids
         self.added: Counter[str] = Counter()
         self._unit, self._store = unit, store
         self._categories: pl.DataFrame | None = None
@@ -178,26 +182,43 @@ class _Impressions:
         return pl.concat([self._beside(day) for day in by_day(told)])
 
     def _beside(self, day: pl.DataFrame) -> pl.DataFrame:
-        number = int(day["timestamp"][0]) // DAY_MS
-        before = _everybody(self._unit, number - 1, self._store)
+        before, ongoing = _day_before(self._unit, day, self._own_sessions, self._store)
         logged = day.select(schema.LOGGED_EVENTS.names)
-        shown = infer_impressions(logged, before, self.settings, self._categories)
+        shown = infer_impressions(logged, before, self.settings, self._categories, ongoing)
         self.added[INFERRED] += shown.height
         both = [shown, day.select(shown.columns)]
         return pl.concat(both).sort("timestamp", maintain_order=True)
 
 
-def _everybody(unit: Unit, day: int, store: Store) -> pl.DataFrame:
-    """What all users did on one day, whichever cut they belong to."""
-    columns = {"item_id": pl.String, "timestamp": pl.Int64, "query": pl.String}
-    frames = [pl.DataFrame(schema=columns)]
+def _day_before(
+    unit: Unit, events: pl.DataFrame, own_sessions: bool, store: Store
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What all users did on the day before that of `events`, whichever cut they belong to.
+
+    Also, of that, what belongs to sessions of `events`: few rows, with columns of their own.
+    """
+    day = int(events["timestamp"][0]) // DAY_MS
+    sessions = events.select("user_id", "session_id").unique()
+    begun = began(pl.col("user_id"), pl.col("session_id"))
+    made = sessions.select("user_id", _made="session_id", _began=begun)
+    made = made.filter(pl.col("_began") < day * DAY_MS)
+    shared = ["item_id", "timestamp", "query"]
+    told = ["user_id", "session_id", "event_type", "item_id", "timestamp"]
+    before, ongoing = [_nothing().select(shared)], [_nothing().select(told)]
     for piece in unit.pieces:
-        rows = _read(piece.between(day, day), (0, 1), store)
-        if rows is not None:
-            absent = [name for name in columns if name not in rows.columns]
-            rows = rows.with_columns(pl.lit(None, dtype=pl.String).alias(n) for n in absent)
-            frames.append(rows.select(columns.keys()))
-    return pl.concat(frames)
+        rows = _read(piece.between(day - 1, day - 1), (0, 1), store)
+        if rows is None:
+            continue
+        absent = [name for name in {*shared, *told} if name not in rows.columns]
+        rows = rows.with_columns(pl.lit(None, dtype=pl.String).alias(n) for n in absent)
+        before.append(rows.select(shared))
+        own = pl.col("session_id").is_not_null() if own_sessions else pl.lit(False)
+        named = rows.filter(own).join(sessions, on=["user_id", "session_id"], how="semi")
+        # a made session has all that its user did since it began, less what the log names itself
+        bare = rows.filter(~own).join(made, on="user_id")
+        bare = bare.filter(pl.col("timestamp") >= pl.col("_began"))
+        ongoing += [named.select(told), bare.with_columns(session_id="_made").select(told)]
+    return pl.concat(before), pl.concat(ongoing)
 
 
 def _gather(unit: Unit, store: Store) -> pl.DataFrame:

@@ -61,6 +61,11 @@ class Store:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
+    def drop(self, kind: str, key: str) -> None:
+        """Remove a piece of work, which is to be done again."""
+        (self.folder(kind, key) / RESULT).unlink(missing_ok=True)  # from here on it is not there
+        shutil.rmtree(self.folder(kind, key), ignore_errors=True)
+
     def keep_only(self, kind: str, keys: Collection[str]) -> None:
         """Remove what no outcome needs any more, and what killed workers left."""
         wanted = set(keys)

@@ -16,6 +16,7 @@ from raysys.datasets.mapping import EventFiles, ItemFiles, UserFiles
 from raysys.datasets.source import Source
 from raysys.ingest import pipeline, quality
 from raysys.ingest.impressions import ImpressionSettings
+from raysys.ingest.reading import has_come
 from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import Limits
 from raysys.ingest.sessions import SessionSettings
@@ -94,7 +95,9 @@ def run(
         settings=settings.model_dump(mode="json"),
     )
     if not force and is_done(workspace.ingest, manifest):
-        return read_manifest(workspace.ingest)
+        done = read_manifest(workspace.ingest)
+        if not has_come(done.figures.get("ahead"), settings.rules):
+            return done
     treatment = pipeline.Treatment(
         settings.limits, settings.rules, settings.sessions, settings.impressions
     )
@@ -152,6 +155,7 @@ def figures(outcome: pipeline.Outcome) -> dict[str, Any]:
         "orders": log.orders,
         "first": quality.moment(log.first),
         "last": quality.moment(log.last),
+        "ahead": outcome.ahead,
         "revenue": {currency: round(amount, 2) for currency, amount in log.revenue.items()},
         "examples": {table: tally.examples for table, tally in outcome.tallies.items()},
     }

@@ -113,6 +113,26 @@ def test_pages_may_tell_items_and_searches(form):
 
 
 @both_forms
+def test_an_older_trackers_order_is_its_items(form, tmp_path):
+    told = {"collector_tstamp": "2024-06-01T10:01:42.120Z", "domain_userid": COOKIE}
+    order = {**told, "event": "transaction", "event_name": "transaction", "event_id": "o"}
+    item = {**told, "event": "transaction_item", "event_name": "transaction_item"}
+    rows = [order, *({**item, "event_id": sku, "ti_sku": sku, "ti_orderid": "old-2"}
+                     for sku in ("P1", "P2"))]  # fmt: skip
+    lines = {
+        "tsv": ["\t".join(row.get(name, "") for name in TSV_COLUMNS) for row in rows],
+        "json": [json.dumps(row) for row in rows],
+    }[form]
+    ending = {"tsv": "tsv", "json": "jsonl"}[form]
+    events, ignored, _ = events_of(snowplow(form, write(tmp_path / f"x.{ending}", lines)))
+    assert table(events, "event_type", "item_id", "order_id") == [
+        ("purchase", "P1", "old-2"),
+        ("purchase", "P2", "old-2"),
+    ]
+    assert ignored == {"not_an_event: transaction": 1}
+
+
+@both_forms
 def test_words_may_mean_something_else(form):
     events, ignored, _ = events_of(
         snowplow(form, event_types={"page_view": None, "remove_from_cart": "refund"})

@@ -10,6 +10,7 @@ import pytest
 from raysys import schema
 from raysys.config import parse_settings
 from raysys.datasets import event_log
+from raysys.datasets.mapping import ItemFiles
 from raysys.datasets.metarank import MetarankSource
 from raysys.datasets.metarank import source as metarank
 from raysys.datasets.source import Source
@@ -119,6 +120,31 @@ def test_beside_a_shops_files_they_are_one_history(log: LocalLog, tmp_path: Path
     assert items.filter(pl.col("item_id") == "i1")["title"].item() == "one"
     users = pl.read_parquet(tmp_path / "out1/users.parquet")
     assert "Ulm" in str(users.filter(pl.col("user_id") == "u1")["attributes"].to_list())
+
+
+def test_an_update_without_a_price_leaves_the_catalogues(log: LocalLog, tmp_path: Path) -> None:
+    (tmp_path / "old.csv").write_text("\n".join([HEADER, *good_rows(20)]))
+    columns = ("item_id", "title", "brand", "price", "currency")
+    rows = [f"i{n},old,Acme,{n + 3}.5,EUR" for n in range(4)]
+    (tmp_path / "items.csv").write_text("\n".join([",".join(columns), *rows]))
+    files = ItemFiles(paths=(str(tmp_path / "items.csv"),), columns={n: n for n in columns})
+    shop = Source("A shop", (mapping(tmp_path / "old.csv"),), (files,))
+    told = (
+        {"title": "new"}, {"currency": "USD"}, {"price": 2.0, "currency": "USD"},
+    )  # fmt: skip
+    add(log, view(1, BEGAN + 20 * MINUTE), *(
+        {"kind": "item", "event_id": f"a{n}", "timestamp": BEGAN, "item_id": f"i{n}", **one}
+        for n, one in enumerate(told)
+    ))  # fmt: skip
+    roll(log, Rolled(log.folder))
+    Taking(tmp_path)(event_log.beside(shop, str(log.folder)))
+    items = pl.read_parquet(tmp_path / "out1/items.parquet").select(columns)
+    assert items.filter(pl.col("item_id") < "i4").rows() == [
+        ("i0", "new", None, 3.5, "EUR"),  # the rest takes the row's place
+        ("i1", None, None, 4.5, "EUR"),
+        ("i2", None, None, 2.0, "USD"),
+        ("i3", "old", "Acme", 6.5, "EUR"),
+    ]
 
 
 def test_an_adapters_mends_are_for_its_own_files(log: LocalLog, tmp_path: Path) -> None:

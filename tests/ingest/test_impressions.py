@@ -8,11 +8,14 @@ from hypothesis import strategies as st
 
 from raysys import schema
 from raysys.config import parse_settings
-from raysys.datasets.mapping import polars_type
+from raysys.datasets.mapping import EventFiles, polars_type
 from raysys.errors import UserError
+from raysys.ingest import settling
 from raysys.ingest.columns import to_arrow
-from raysys.ingest.impressions import ImpressionSettings, infer_impressions
+from raysys.ingest.impressions import ImpressionSettings, ImpressionShares, infer_impressions
 from raysys.ingest.inclusion import Pools, draw, draw_evenly, mix, mix_each, uniform
+from raysys.ingest.sessions import SessionSettings
+from tests.ingest.shop import take
 
 DAY = 86_400_000
 DATE = 18_000 * DAY
@@ -155,12 +158,61 @@ def test_sessions_reach_back_over_midnight():
     late = log(
         [{"user_id": "u0", "item_id": "yesterday", "timestamp": DATE - 10, "event_id": "late"}]
     )
+    alone = ImpressionShares(session=1, context=0, popular=0)
+    many = CLICKS.model_copy(update={"per_event": 60, "shares": alone})
     before = pl.concat([day_before(), late])
-    many = CLICKS.model_copy(update={"per_event": 60})
-    assert "yesterday" in infer_impressions(sessions(1), before, many)["item_id"].to_list()
-    alone = infer_impressions(sessions(1), before.drop("session_id"), CLICKS)
-    again = infer_impressions(sessions(1), before.drop("session_id"), CLICKS)
-    assert alone.equals(again)
+    found = infer_impressions(sessions(1), before, many, ongoing=late)
+    assert "yesterday" in found["item_id"].to_list()
+    found = infer_impressions(sessions(1), before, many)
+    assert "yesterday" not in found["item_id"].to_list()
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("rows", [1, 10_000])
+def test_what_was_shown_before_midnight_was_shown(tmp_path, monkeypatch, own, rows):
+    monkeypatch.setattr(settling, "_UNIT_ROWS", rows)  # a unit a day, or one for both
+    midnight = "2024-01-31T00:00:00"
+    (tmp_path / "log.csv").write_text(
+        "id,session,user,item,what,time\n"
+        "1,s,u0,a,impression,2024-01-30T23:10:00\n"  # another session, unless the log says
+        "2,s,u0,c,impression,2024-01-30T23:58:00\n"
+        "3,s,u1,d,impression,2024-01-30T23:58:00\n"
+        f"4,s,u0,c,click,{midnight}\n"
+        f"5,s,u0,d,click,{midnight}\n"
+        f"6,s,u0,a,click,{midnight}\n"
+    )
+    columns = {"event_id": "id", "user_id": "user", "item_id": "item", "event_type": "what",
+               "timestamp": "time", "session_id": "session"}  # fmt: skip
+    alone = ImpressionShares(session=1, context=0, popular=0)
+    taken = take(
+        tmp_path,
+        EventFiles(paths=(str(tmp_path / "log.csv"),), columns=columns),
+        sessions=SessionSettings(keep_own_ids=own),
+        impressions=ImpressionSettings(when="missing", shares=alone, per_event=60),
+    )
+    shown = taken.events.filter("inferred").sort("event_id")["event_id"].to_list()
+    assert shown == (["5~a", "5~c", "5~d"] if own else ["5~c", "5~d", "6~a", "6~c"])
+
+
+@pytest.mark.parametrize("when", ["always", "missing"])
+def test_sessions_that_two_users_call_alike_are_two(when):
+    def session(user: str, kinds: list[tuple[str, str]], start: int) -> pl.DataFrame:
+        return log([
+            {"user_id": user, "session_id": "1", "event_id": f"{user}-{start + at}", "item_id": i,
+             "event_type": kind, "timestamp": start + 1000 * at}
+            for at, (kind, i) in enumerate(kinds)
+        ])  # fmt: skip
+
+    alone = ImpressionShares(session=1, context=0, popular=0)
+    how = CLICKS.model_copy(update={"when": when, "per_event": 60, "shares": alone})
+    late = [session(user, [("view", f"late-{user}")], DATE - 5000) for user in ("u0", "u1")]
+    before = pl.concat([day_before(), *late])
+    one = session("u0", [("impression", "c"), ("view", "a"), ("view", "b")], DATE)
+    two = session("u1", [("view", "x"), ("view", "y"), ("click", "c")], DATE + 500)
+    both, ongoing = pl.concat([one, two]), pl.concat(late)
+    found = infer_impressions(both, before, how, ongoing=ongoing)
+    assert found.equals(infer_impressions(two, before, how, ongoing=late[1]))
+    assert set(found["item_id"]) == {"c", "x", "y", "late-u1"}
 
 
 def test_events_of_the_date_are_no_day_before():

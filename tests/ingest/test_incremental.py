@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysys.datasets import chunks
+from raysys.datasets import chunks, times
+from raysys.datasets.mapping import EventFiles
 from raysys.datasets.source import Source
 from raysys.errors import UserError
 from raysys.ingest import pipeline, reading, settling
@@ -157,6 +158,46 @@ def test_inferred_impressions_do_not_depend_on_how_days_are_cut(tmp_path, monkey
     by_id = [frame.sort("event_id") for frame in (events, events_of(whole[1]))]
     assert by_id[0].equals(by_id[1])
     assert cut.log == whole[0].log
+
+
+def test_a_folder_that_was_renamed_is_read_again_where_it_tells_the_date(tmp_path):
+    folder = tmp_path / "logs/date=2024-01-31"
+    folder.mkdir(parents=True)
+    (folder / "a.csv").write_text("user,item,what\nu1,i1,view\n")
+    columns = {"user_id": "user", "item_id": "item", "event_type": "what", "timestamp": "$date"}
+    store = Store(tmp_path / "pieces")
+    for date in ("2024-01-31", "2024-02-01"):
+        folder = folder.rename(folder.with_name(f"date={date}"))
+        files = EventFiles(paths=str(tmp_path / "logs"), columns=columns)
+        source = Source("A shop", (files,))
+        out = tmp_path / f"out-{date}"
+        out.mkdir()
+        inputs = pipeline.inspect(source)
+        pipeline.ingest(source, inputs, pipeline.Treatment(), out, InProcess(), store)
+        assert [path.name for path in (out / "events").iterdir()] == [f"date={date}"]
+
+
+def test_another_version_of_polars_reads_everything_again(tmp_path, monkeypatch):
+    shop = Shop(tmp_path)
+    shop.log("a.csv", lines(0))
+    shop.take()
+    assert shop.take()[0].reused == {"pieces": 1, "days": 1}
+    monkeypatch.setattr(pl, "__version__", "0.0")
+    assert shop.take()[0].reused == {"pieces": 0, "days": 0}
+
+
+def test_what_lay_in_the_future_comes_in_when_its_moment_has_passed(tmp_path, monkeypatch):
+    monkeypatch.setattr(settling, "_UNIT_ROWS", 5)  # a unit a day
+    now = [START + DAY]
+    monkeypatch.setattr(times.time, "time", lambda: now[0])
+    shop = Shop(tmp_path)
+    shop.log("a.csv", [*lines(0), *lines(3, 2), *lines(5, 2)])
+    for day, aside, reused in ((1, 4, 0), (2.5, 2, 0), (3, 2, 1), (9, 0, 0), (10, 0, 1)):
+        now[0] = START + day * DAY
+        taken = shop.take()
+        assert taken[0].tallies["events"].quarantined == aside
+        assert taken[0].reused["pieces"] == reused
+        same(taken, shop.scratch())
 
 
 class Fatal:

@@ -7,10 +7,12 @@ import pytest
 
 from raysys import schema
 from raysys.config import find_config, load_settings, parse_settings
+from raysys.datasets import times
 from raysys.errors import UserError
+from raysys.ingest.spread import InProcess
 from raysys.stages.ingest import IngestSettings, run
 from raysys.storage import Workspace
-from tests.ingest.shop import COLUMNS, HEADER, good_rows
+from tests.ingest.shop import COLUMNS, HEADER, START, good_rows
 
 
 def settings_for(path, **more):
@@ -57,6 +59,21 @@ def test_run_reuse_and_a_failure_that_leaves_the_old_outcome(tmp_path):
     kept = json.loads((workspace.ingest / "manifest.json").read_text())
     assert kept["created"] == first.created
     assert not list(workspace.root.glob(".ingest.*"))
+
+
+def test_an_outcome_is_done_until_a_moment_that_lay_in_the_future_has_passed(tmp_path, monkeypatch):
+    now = [START + 3600]
+    monkeypatch.setattr(times.time, "time", lambda: now[0])
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join([HEADER, *good_rows(), f"late,u0,i1,view,{START + 2 * 86_400},1,1,"]))
+    workspace = Workspace(tmp_path / "ws")
+    outs = []
+    for passed in (3600, 7200, 2 * 86_400, 3 * 86_400):
+        now[0] = START + passed
+        manifest = run(settings_for(log), workspace, spread=InProcess())
+        outs.append((manifest.counts["events.out"], manifest.created))
+    assert [out for out, _ in outs] == [20, 20, 21, 21]
+    assert outs[0] == outs[1] and outs[2] == outs[3]
 
 
 @pytest.mark.slow
