@@ -81,14 +81,17 @@ def find(sources: Sequence[TextSource]) -> list[list[Part]]:
     Raises:
         UserError: a path that names nothing, or a column that no file has.
     """
-    return [_find(source) for source in sources]
+    return [files.find(source.table(), _derived(source)) for source in sources]
 
 
-def _find(source: TextSource) -> list[Part]:
-    parts = files.find(source.table(), _derived(source))
-    if isinstance(source, LabelledFiles) and source.items is not None:
-        files.find(source.items.table())
-    return parts
+def find_items(sources: Sequence[TextSource]) -> list[list[Part]]:
+    """The files in which every source has the texts of its items; none where it has them itself.
+
+    Raises:
+        UserError: see `find`.
+    """
+    items = [getattr(source, "items", None) for source in sources]
+    return [[] if each is None else files.find(each.table()) for each in items]
 
 
 def read(

@@ -86,6 +86,11 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
                 for number, parts in enumerate(found)
                 for part in parts
             },
+            **{
+                f"{number}.items/{part.label}": files.fingerprint(part)
+                for number, parts in enumerate(labelled.find_items(settings.sources))
+                for part in parts
+            },
             **_models(settings.learners),
         },
         settings=settings.model_dump(mode="json"),

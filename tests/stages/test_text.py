@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from raysys import schema
-from raysys.config import PRESETS, load_settings
+from raysys.config import PRESETS, load_settings, parse_settings
 from raysys.errors import UserError
 from raysys.evaluation.text_judge import TextJudge
 from raysys.learners import text as learners
@@ -120,6 +120,30 @@ def test_what_a_fit_depends_on_is_all_its_files_and_models(tmp_path: Path) -> No
     (model / "model.safetensors").write_bytes(b"as it was pre-trained again")
     assert text._models(named) != before
     assert text._models({"model": "all-MiniLM-L6-v2", "costs": [3.0], "gone": None}) == {}
+
+
+@pytest.mark.long
+def test_items_in_files_of_their_own_are_among_what_a_fit_depends_on(tmp_path: Path) -> None:
+    told = pl.read_csv(texts.write_judgements(tmp_path / "whole.csv"))
+    numbers = pl.int_range(pl.len()).alias("product")
+    told.select("query", "grade", numbers).write_csv(tmp_path / "judgements.csv")
+    told.select(numbers, "title").write_ndjson(tmp_path / "products.jsonl")
+    source = {
+        **{"kind": "files", "paths": str(tmp_path / "judgements.csv"), "item": "product"},
+        **{"query": "query", "grade": "grade"},
+        "items": {"paths": str(tmp_path / "products.jsonl"), "id": "product", "text": "title"},
+    }
+    learners_ = {"relevance_trees": {"vectors": None}}
+    content = {"task": "relevance", "sources": source, "learners": learners_, "resamples": 100}
+    settings = parse_settings(TextSettings, content, where="test")
+    workspace = Workspace(tmp_path / "ws")
+    first = text.run(settings, workspace)
+    assert text.run(settings, workspace).created == first.created
+    again = pl.col("title") + " new"
+    told.select(numbers, again).write_ndjson(tmp_path / "products.jsonl")
+    assert text.run(settings, workspace).inputs != first.inputs
+    rows = pl.read_parquet(workspace.text / "text-relevance" / "rows.parquet")
+    assert rows["text"].str.ends_with(" new").all()
 
 
 def test_learners_of_a_killed_run_are_not_fitted_again(
