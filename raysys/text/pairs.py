@@ -71,9 +71,10 @@ class Scale:
         return (self.low + share.clip(0, 1) * (self.high - self.low)).astype(np.float32)
 
     def level(self, grade: Float32) -> Int64:
-        """The place of each grade among the levels, the nearest: int64[n]."""
+        """The place of each grade among the levels, the nearest, the lower of two: int64[n]."""
         levels = np.array(self.levels)
-        return np.abs(grade[:, None] - levels[None, :]).argmin(1).astype(np.int64)
+        middles = (levels[:-1] + levels[1:]) / 2
+        return np.searchsorted(middles, grade).astype(np.int64)  # a table of all would be too large
 
 
 @dataclass(frozen=True)

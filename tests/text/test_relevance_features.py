@@ -181,6 +181,15 @@ def test_scale() -> None:
     np.testing.assert_allclose(scale.share(np.array([1, 2, 3, 9], np.float32)), [0, 0.5, 1, 1])
     np.testing.assert_allclose(scale.grade(np.array([0, 0.5, 2], np.float32)), [1, 2, 3])
     assert scale.level(np.array([1.1, 2.4, 3], np.float32)).tolist() == [0, 1, 2]
+    halves = Scale((1.0, 2.0, 4.0))
+    grade = np.concatenate([np.linspace(0, 5, 101), [1.5, 3]]).astype(np.float32)
+    nearest = np.abs(grade[:, None] - np.array(halves.levels)[None, :]).argmin(1)
+    assert halves.level(grade).tolist() == nearest.tolist()
+
+
+def test_grades_that_are_measured_have_a_level_each() -> None:
+    grade = np.random.default_rng(0).permutation(50_000).astype(np.float32)
+    assert Scale.of(grade, where="x").level(grade).tolist() == grade.tolist()
 
 
 def test_ndcg_by_hand() -> None:
