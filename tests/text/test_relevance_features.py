@@ -202,6 +202,10 @@ def test_ndcg_by_hand() -> None:
     assert math.isnan(values[0])
     assert values[1] == pytest.approx((1 / math.log2(3) + 2 / 2) / ideal)
     assert mean_ndcg(scores, gain, query) == pytest.approx(values[1])
+    for rows in ([0, 1, 2, 3, 4], [1, 0, 2, 4, 3], [2, 1, 0, 3, 4]):  # nobody knows which is first
+        at = np.array(rows)
+        same = mean_ndcg(np.ones(5, np.float32), gain[at], query[at])
+        assert same == pytest.approx((1 + 1 / math.log2(3) + 1 / 2) / ideal)
 
 
 @pytest.mark.long
