@@ -146,6 +146,33 @@ def test_items_in_files_of_their_own_are_among_what_a_fit_depends_on(tmp_path: P
     assert rows["text"].str.ends_with(" new").all()
 
 
+@pytest.mark.long
+def test_texts_without_a_label_teach_who_reads_them_and_are_never_judged(tmp_path: Path) -> None:
+    path = texts.write_titles(tmp_path / "a.csv", 300)
+    frame = pl.read_csv(path).with_row_index()
+    bare = pl.col("index") % 3 == 0
+    for name in ("department", "category"):
+        frame = frame.with_columns(pl.when(~bare).then(pl.col(name)).alias(name))
+    frame.drop("index").write_csv(path)
+    workspace = Workspace(tmp_path / "ws")
+    quick = QUICK["tfidf_classifier"]
+    learners_ = {**QUICK, "pseudo_labels": {"settings": quick, "confidence": 0.5}}
+    done = text.run(texts.settings_of("classify", path, learners_), workspace)
+    folder = workspace.text / "text-classify"
+    history = json.loads((folder / "models" / "pseudo_labels" / "history.json").read_text())
+    assert history[-1]["pseudo_labels"] > 20
+    rows = pl.read_parquet(folder / "rows.parquet")
+    assert rows.filter(pl.col("label").is_null())["split"].unique().to_list() == ["train"]
+    assert done.counts["aside"] == 0 and rows.height == 300
+    for name in learners_:
+        said = pl.read_parquet(folder / "predictions" / f"{name}.parquet")
+        assert said["label"].null_count() == 0
+        assert done.counts["validation"] + done.counts["test"] == said.height
+    without = text.run(texts.settings_of("classify", path, QUICK, name="without"), workspace)
+    assert without.counts["aside.label_missing"] == 100
+    assert without.figures["test"]["tfidf_classifier"] == done.figures["test"]["tfidf_classifier"]
+
+
 def test_learners_of_a_killed_run_are_not_fitted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
