@@ -149,6 +149,23 @@ def test_trials_of_hyperband_are_drawn_into_brackets_by_their_numbers():
     ]
 
 
+def test_trials_that_ended_stand_in_the_brackets_of_their_numbers():
+    study = optuna.create_study(direction="maximize")
+    known = {}
+    for number in range(40):
+        if number % 3 == 1:
+            study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+        else:
+            known[number] = number / 100
+            _ended(study, 0.5, {10: number / 100, 100: number / 100})
+    band = Patient(10, 3, brackets=3, seed=5, known=known_values(study.get_trials()))
+    for bracket in band._brackets:
+        mine = sorted(score for at, score in known.items() if band._bracket(at) is bracket)
+        for _, recorded in bracket._rungs[-1:]:
+            assert sorted(recorded.values()) == mine
+    assert sum(len(bracket._rungs[-1][1]) for bracket in band._brackets) == len(known)
+
+
 PBT = {"kind": "pbt", "population": 4, "interval": 10}
 
 
