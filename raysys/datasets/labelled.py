@@ -59,7 +59,7 @@ class Labelled:
     """What was read.
 
     Attributes:
-        rows: `DRAFT`; every row has what its task needs.
+        rows: `DRAFT`; every row has what its task needs, or else no label.
         aside: `QUARANTINE`.
         read: records in the files, aside among them.
         notes: what was mended → how often.
@@ -82,14 +82,17 @@ def find(sources: Sequence[TextSource]) -> list[list[Part]]:
     Raises:
         UserError: a path that names nothing, or a column that no file has.
     """
-    return [_find(source) for source in sources]
+    return [files.find(source.table(), _derived(source)) for source in sources]
 
 
-def _find(source: TextSource) -> list[Part]:
-    parts = files.find(source.table(), _derived(source))
-    if isinstance(source, LabelledFiles) and source.items is not None:
-        files.find(source.items.table())
-    return parts
+def find_items(sources: Sequence[TextSource]) -> list[list[Part]]:
+    """The files in which every source has the texts of its items; none where it has them itself.
+
+    Raises:
+        UserError: see `find`.
+    """
+    items = [getattr(source, "items", None) for source in sources]
+    return [[] if each is None else files.find(each.table()) for each in items]
 
 
 def read(
@@ -98,6 +101,8 @@ def read(
     task: str,
     locate: Locate | None = None,
     advance: Callable[[int], None] = lambda rows: None,
+    *,
+    unlabelled: bool = False,
 ) -> Labelled:
     """All rows that a task can learn from, in the order of the files.
 
@@ -107,6 +112,7 @@ def read(
         task: classify, entities, sentiment or relevance.
         locate: finds the values of attributes, where sources have these instead of spans.
         advance: told how many more records were read.
+        unlabelled: keep texts of which no label is known: a learner puts them to use.
 
     Raises:
         UserError: columns that the task needs and no source names; nothing to learn from.
@@ -115,7 +121,7 @@ def read(
     aside: list[pl.DataFrame] = []
     total = 0
     notes: Counter[str] = Counter()
-    reader = Reader(task, locate, notes)
+    reader = Reader(task, locate, notes, unlabelled)
     for number, (source, parts) in enumerate(zip(sources, found, strict=True)):
         _check(source, task, where=f"sources.{number}")
         texts = _item_texts(source)
@@ -136,6 +142,8 @@ def read(
             where="sources",
             mend="check which column is the text and which the label",
         )
+    if task in ("classify", "sentiment") and rows["label"].is_null().all():
+        raise UserError(f"none of {rows.height:,} texts has a label", where="sources")
     return labelled
 
 
@@ -245,6 +253,7 @@ def _draft(
         text=joined(rows, source.text, source.join) if source.text else pl.lit(None, pl.String),
         label=_label(source, rows),
         rating=number(source.rating),
+        _unrated=unsayable(told(source.rating)),
         query=told(source.query),
         item_id=told(source.item),
         grade=number(source.grade),
@@ -273,21 +282,26 @@ def _draft(
     frame = frame.with_columns(
         pl.Series("spans", spans, dtype=SPANS), pl.Series("_spans", bad_spans, dtype=pl.String)
     )
-    return frame.with_columns(_reason(source, reader.task).alias(_BAD)).select(*DRAFT, _BAD, "_raw")
+    return frame.with_columns(_reason(source, reader).alias(_BAD)).select(*DRAFT, _BAD, "_raw")
 
 
-def _reason(source: TextSource, task: str) -> pl.Expr:
+def _reason(source: TextSource, reader: Reader) -> pl.Expr:
     """The first thing that is wrong with a row of a draft, by name; null: nothing."""
+    task, unlabelled = reader.task, pl.lit(reader.unlabelled)
     unknown = pl.col("item_id").is_not_null() & pl.col("text").is_null()
     wrong: list[tuple[pl.Expr, str]] = []
     if isinstance(source, LabelledFiles) and source.items is not None:
         wrong.append((unknown, "unknown_item"))
     wrong.append((unsayable(pl.col("text")), "empty_text"))
     if task == "sentiment" and not source.label:
-        wrong.append((pl.col("rating").is_null(), "rating_not_a_number"))
-        wrong.append((pl.col("label").is_null(), "rating_above_all_classes"))
+        rated = pl.col("rating").is_not_null()
+        wrong.append((~rated & ~(unlabelled & pl.col("_unrated")), "rating_not_a_number"))
+        wrong.append((rated & pl.col("label").is_null(), "rating_above_all_classes"))
     elif task in ("classify", "sentiment"):
-        wrong.append((unsayable(pl.col("label")), "label_missing"))
+        missing = pl.col("label").is_null() & ~unlabelled
+        if task == "sentiment":  # a rating alone teaches too
+            missing &= pl.col("rating").is_null()
+        wrong.append((missing, "label_missing"))
     elif task == "relevance":
         wrong.append((unsayable(pl.col("query")), "empty_query"))
         wrong.append((pl.col("grade").is_null(), "grade_not_a_number"))
@@ -320,7 +334,7 @@ def _label(source: TextColumns, rows: pl.DataFrame) -> pl.Expr:
             label = pl.when(ended).then(label).otherwise(label + LEVELS + level)
     if source.label_names:
         label = label.replace(source.label_names)
-    return label
+    return pl.when(~unsayable(label)).then(label)
 
 
 def _of_rating(classes: Mapping[str, float]) -> pl.Expr:

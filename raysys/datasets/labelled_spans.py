@@ -23,6 +23,7 @@ class Reader:
     task: str
     locate: Locate | None
     notes: Counter[str]
+    unlabelled: bool = False
 
     def located(self, text: str, values: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
         """Spans of attribute values; counts those that the text does not hold."""

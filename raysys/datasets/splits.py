@@ -2,7 +2,7 @@
 
 Rows that share a group, or a text that differs by case and blanks only, belong together: they are
 dealt as one. For relevance what counts is the query. The outcome depends on what the rows say and
-on the seed, not on their order.
+on the seed, not on their order. Texts without a label can only teach: they are in train or nowhere.
 """
 
 from __future__ import annotations
@@ -78,16 +78,20 @@ def divide(labelled: Labelled, settings: SplitSettings, task: str) -> Divided:
     Raises:
         UserError: a split that is empty, a split column with unknown words, one label only.
     """
-    rows = labelled.rows
+    rows, unit = labelled.rows, components(labelled.rows, task)
+    known = np.ones(rows.height, dtype=bool)
+    if task in ("classify", "sentiment"):
+        known = rows["label"].is_not_null().to_numpy()
+    unlabelled, theirs = rows.filter(~known), unit[~known]
+    rows, unit = rows.filter(known), unit[known]
     by = settings.by or _usual(rows, task)
-    unit = components(rows, task)
     asides: list[pl.DataFrame] = []
     if by == "given":
         side = _given(rows, unit, settings, task)
         kept = _highest(side, unit) == side
         reasons = np.array([f"also_in_{SPLITS[s]}" for s in _highest(side, unit)], dtype=object)
         asides.append(_aside(rows.filter(~kept), reasons[~kept]))
-        rows, side = rows.filter(kept), side[kept]
+        rows, unit, side = rows.filter(kept), unit[kept], side[kept]
     elif by == "time":
         side = _by_time(rows, unit, settings)
     else:
@@ -99,6 +103,18 @@ def divide(labelled: Labelled, settings: SplitSettings, task: str) -> Divided:
         rows, unseen = _without_unseen(rows, notes)
         asides.append(unseen)
         notes += _on_labels(rows)
+    if unlabelled.height:
+        kin = _highest(np.append(side, 0 * theirs), np.append(unit, theirs))[len(side) :]
+        reasons = np.array([f"also_in_{SPLITS[s]}" if s else "" for s in kin], dtype=object)
+        if by == "given":
+            reasons[_told(unlabelled, settings) > 0] = "label_missing"
+        if by == "time":
+            newest = rows.filter(pl.col("split") == "train")["time"].max()
+            reasons[(unlabelled["time"] > newest).fill_null(True).to_numpy()] = "after_train"
+        teaching = unlabelled.filter(reasons == "").with_columns(split=pl.lit("train"))
+        asides.append(_aside(unlabelled.filter(reasons != ""), reasons[reasons != ""]))
+        rows = pl.concat([rows, teaching])
+        notes.append(f"{teaching.height:,} texts of train have no label")
     for name in SPLITS:
         if not (rows["split"] == name).any():
             raise UserError(
@@ -160,17 +176,8 @@ def _usual(rows: pl.DataFrame, task: str) -> str:
 
 
 def _given(rows: pl.DataFrame, unit: Int64, settings: SplitSettings, task: str) -> Int64:
-    """What the sources say, as places in `SPLITS`; what they do not give is drawn from train."""
-    names = {**{name: name for name in SPLITS}, **_ALSO, **settings.names}
-    told = rows["split"].fill_null("train")
-    unknown = sorted({str(word) for word in told.unique()} - names.keys())
-    if unknown:
-        raise UserError(
-            f"unknown splits: {', '.join(map(repr, unknown[:_SHOWN]))}",
-            where="split.names",
-            mend="say what each means: names: {WORD: train, …}",
-        )
-    side = np.array([SPLITS.index(names[word]) for word in told], dtype=np.int64)
+    """What the sources say; what they do not give is drawn from train."""
+    side = _told(rows, settings)
     shares = {2: settings.test, 1: settings.validation}
     wanted = tuple(0.0 if (side == place).any() else shares[place] for place in (2, 1))
     train = side == 0
@@ -181,6 +188,20 @@ def _given(rows: pl.DataFrame, unit: Int64, settings: SplitSettings, task: str) 
         part = rows.filter(free)
         side[free] = _drawn(part, unit[free], strata[free], wanted, settings.seed, task)
     return side
+
+
+def _told(rows: pl.DataFrame, settings: SplitSettings) -> Int64:
+    """What the sources say, as places in `SPLITS`; train where they say nothing."""
+    names = {**{name: name for name in SPLITS}, **_ALSO, **settings.names}
+    told = rows["split"].fill_null("train")
+    unknown = sorted({str(word) for word in told.unique()} - names.keys())
+    if unknown:
+        raise UserError(
+            f"unknown splits: {', '.join(map(repr, unknown[:_SHOWN]))}",
+            where="split.names",
+            mend="say what each means: names: {WORD: train, …}",
+        )
+    return np.array([SPLITS.index(names[word]) for word in told], dtype=np.int64)
 
 
 def _highest(side: Int64, unit: Int64) -> Int64:

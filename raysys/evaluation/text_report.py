@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -245,15 +246,7 @@ def _labels(section: Section, verdict: TextVerdict) -> None:
 def _confusion(section: Section, evaluation: TextEvaluation) -> None:
     said = _test(evaluation.said)
     truth, given = said["label"].to_pylist(), said["predicted_label"].to_pylist()
-    frequent = [name for name, _ in Counter(truth).most_common(_CONFUSED)]
-    columns = [*frequent, *(["others"] if set(truth) - set(frequent) else []), "no label"]
-    place = {name: at for at, name in enumerate(frequent)}
-    other = columns.index("others") if "others" in columns else len(columns) - 1
-    matrix = np.zeros((len(frequent), len(columns)))
-    for true, guess in zip(truth, given, strict=True):
-        if true in place:
-            at = len(columns) - 1 if guess is None else place.get(guess, other)
-            matrix[place[true], at] += 1
+    frequent, columns, matrix = confused(truth, given)
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     figure, axes = new_figure(9, 1.2 + 0.42 * len(frequent))
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -266,6 +259,23 @@ def _confusion(section: Section, evaluation: TextEvaluation) -> None:
             column, row, int(matrix[row, column]), ha="center", va="center", color=dark, fontsize=8
         )
     section.plot(figure, "Rows: what it is; columns: what was said. The most frequent labels.")
+
+
+def confused(
+    truth: Sequence[str], given: Sequence[str | None]
+) -> tuple[list[str], list[str], npt.NDArray[np.float64]]:
+    """The most frequent labels (rows), what was said of them (columns), and how often."""
+    frequent = [name for name, _ in Counter(truth).most_common(_CONFUSED)]
+    others = {*truth, *given} - {*frequent, None}  # train may have labels that the test lacks
+    columns = [*frequent, *(["others"] if others else []), "no label"]
+    place = {name: at for at, name in enumerate(frequent)}
+    other = len(frequent)
+    matrix = np.zeros((len(frequent), len(columns)))
+    for true, guess in zip(truth, given, strict=True):
+        if true in place:
+            at = len(columns) - 1 if guess is None else place.get(guess, other)
+            matrix[place[true], at] += 1
+    return frequent, columns, matrix
 
 
 def _short(name: str) -> str:

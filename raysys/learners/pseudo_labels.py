@@ -107,6 +107,7 @@ class PseudoLabels(TextLearner[PseudoLabelSettings]):
     name: ClassVar[str] = "pseudo_labels"
     tasks: ClassVar[tuple[Task, ...]] = ("classify", "sentiment")
     family: ClassVar[str] = "baseline"
+    unlabelled: ClassVar[bool] = True
     settings_model: ClassVar[type[Settings]] = PseudoLabelSettings
     model_class: ClassVar[type[PseudoLabelModel]] = PseudoLabelModel
 

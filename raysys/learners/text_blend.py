@@ -23,6 +23,7 @@ from raysys.config import Settings
 from raysys.errors import UserError
 from raysys.learners.label_model import Labelling, LabelModel, Scores
 from raysys.learners.lookup import FILE as LEARNER
+from raysys.learners.pseudo_labels import PseudoLabels
 from raysys.learners.text import load_text_model, make_text_learner, save_text_model
 from raysys.learners.text_calibration import ThresholdSettings
 from raysys.learners.text_labels import Float32, LabelledTexts, LabelTask, read_training
@@ -126,6 +127,11 @@ class TextBlend(TextLearner[TextBlendSettings]):
     family: ClassVar[str] = "transformer"
     settings_model: ClassVar[type[Settings]] = TextBlendSettings
     model_class: ClassVar[type[TextBlendModel]] = TextBlendModel
+
+    def __init__(self, settings: TextBlendSettings) -> None:
+        super().__init__(settings)
+        known = {member.learner or name for name, member in settings.members.items()}
+        self.unlabelled = PseudoLabels.name in known  # type: ignore[misc]
 
     def fit(self, train: pa.Table, validation: pa.Table, context: TextContext) -> TextBlendModel:
         """See `TextLearner.fit`."""

@@ -110,8 +110,10 @@ class TextLearner(ABC, Generic[S]):
         family: `transformer` or `baseline`.
         settings_model: its typed settings, as found under `learners.NAME` in YAML.
         model_class: what `fit` returns.
+        unlabelled: whether texts of training that have no label are put to use.
     """
 
+    unlabelled: ClassVar[bool] = False
     name: ClassVar[str]
     tasks: ClassVar[tuple[Task, ...]]
     family: ClassVar[str]

@@ -128,17 +128,24 @@ def join_members(
 def _base_scores(
     ground: Ground, members: Mapping[str, Member], split: str, seed: int
 ) -> tuple[BaseScores, npt.NDArray[np.int64]]:
-    """Base scores with a query as a request, in random order, and the rows of the pairs in them."""
+    """Base scores with a query as a request, in random order, and the rows of the pairs in them.
+
+    Items are numbered at random too: numbers decide between equal scores, and those by first
+    appearance would tell the grades of a file that is sorted by them.
+    """
     pairs = ground.pairs[split]
+    draws = np.random.default_rng(seed)
     lists = pairs.lists()
-    lists = [lists[at] for at in np.random.default_rng(seed).permutation(len(lists))]
+    lists = [lists[at] for at in _drawn(pairs.queries, draws)]
+    number = np.empty(len(pairs.items), dtype=np.int32)
+    number[_drawn(pairs.items, draws)] = np.arange(len(pairs.items), dtype=np.int32)
     order = np.concatenate(lists)
     sizes = np.array([len(rows) for rows in lists])
     gain = pairs.grade - float(ground.pairs["train"].grade.min())
     label = np.maximum(gain, 0.0).astype(np.float32)[order]
     owner = np.repeat(np.arange(len(sizes)), sizes)
     judgements = Judgements(
-        item=pairs.item[order].astype(np.int32),
+        item=number[pairs.item[order]],
         label=label,
         offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         n_relevant=np.bincount(owner, label > 0, len(sizes)).astype(np.int32),
@@ -150,3 +157,9 @@ def _base_scores(
         base={name: member.said[split][order] for name, member in members.items()},
     )
     return scores, order
+
+
+def _drawn(texts: Sequence[str], draws: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Places of the texts in random order, which is the same however they stood."""
+    ordered = np.array(sorted(range(len(texts)), key=texts.__getitem__), dtype=np.int64)
+    return ordered[draws.permutation(len(texts))]

@@ -20,7 +20,7 @@ from raysys.errors import UserError
 from raysys.progress import task
 from raysys.registry import TEXT, Registry
 from raysys.stages.compress_report import Row, cells, headers, write_report
-from raysys.stages.compressible import RankingSubject, Subject, TextSubject
+from raysys.stages.compressible import Quality, RankingSubject, Subject, TextSubject
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
 from raysys.text.compression.distil import HiddenStateDistillation
 from raysys.text.compression.export import VARIANTS, export, missing, write_onnx
@@ -203,6 +203,8 @@ def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> l
     students = {"": whole}
     backbone, _ = open_model(str(whole), where="bundle")
     _require_room(settings, longest_input(backbone))
+    own = subject.quality(subject.learner)  # as it is served now
+    _require_quality(own, subject.measure)
     there = len(layers_of(backbone))
     for layers in settings.distil.layers:
         if layers < there:
@@ -215,7 +217,6 @@ def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> l
                 "(pip install 'raysys[compress]')"
             )
     rows: list[Row] = []
-    own = subject.quality(subject.learner)  # as it is served now
     with task("compress: variants", len(students) * len(able)) as measuring:
         for prefix, folder in students.items():
             backbone, tokenizer = open_model(str(folder), where="bundle")
@@ -240,6 +241,21 @@ def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> l
                 rows.append(Row(prefix + name, quality, loss, cost, cost.disk_mb, place))
                 measuring.advance()
     return rows
+
+
+def _require_quality(whole: Quality, measure: str) -> None:
+    """Look for something that could be lost, before students are taught.
+
+    Raises:
+        UserError: the whole model is right nowhere, or nothing that was drawn can be judged.
+    """
+    if not whole.value > 0:
+        raise UserError(
+            f"nothing tells what compressing would cost: the whole model's {measure} is "
+            f"{whole.value:g} on what was drawn",
+            where="requests",
+            mend="give more requests",
+        )
 
 
 def _require_room(settings: CompressSettings, longest: int | None) -> None:
@@ -290,6 +306,8 @@ def _vectors(settings: CompressSettings, subject: Subject) -> list[Row]:
     with task("compress: vectors", len(kinds)) as measuring:
         for kind in kinds:
             quality, size = subject.vector_quality(kind)
+            if not rows:
+                _require_quality(quality, subject.measure)
             base = rows[0].quality if rows else quality
             rows.append(
                 Row(kind, quality, quality.loss_to(base, settings.seed), None, size / 2**20)

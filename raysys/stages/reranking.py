@@ -119,7 +119,10 @@ def _weighed(
     scores: BaseScores,
     ensemble: Ensemble,
 ) -> tuple[float, dict[str, float]]:
-    """The weight, and what it gains; chosen on one half of the requests, judged on the other."""
+    """The weight, and what it gains; chosen on one half of the requests, judged on the other.
+
+    One that is told is judged on all.
+    """
     batch = last.batch()
     asked = np.flatnonzero([bool(query) for query in batch.queries or ()])
     if not len(asked):
@@ -133,16 +136,18 @@ def _weighed(
     second = _second(model, some, first, told.top)
     judge = NDCG(some)
     values = np.stack([judge.each(_mixed(some, first, second, w)) for w in _WEIGHTS])
-    weight = told.weight
-    if weight is None:
+    if told.weight is not None:  # nothing is chosen, so all requests judge
+        weight = told.weight
+        after = [_mean(judge.each(_mixed(some, first, second, weight)))]
+    else:
         weight = _best(values)
-    halves = np.arange(some.n_requests) % 2
-    at = [_best(values[:, halves == half]) for half in (0, 1)]
-    after = [
-        _mean(values[np.searchsorted(_WEIGHTS, w), halves != half])
-        for half, w in zip((0, 1), at, strict=True)
-        if (halves != half).any()
-    ]
+        halves = np.arange(some.n_requests) % 2
+        at = [_best(values[:, halves == half]) for half in (0, 1)]
+        after = [
+            _mean(values[np.searchsorted(_WEIGHTS, w), halves != half])
+            for half, w in zip((0, 1), at, strict=True)
+            if (halves != half).any()
+        ]
     figures = {
         "requests": float(some.n_requests),
         "ndcg10_before": _mean(values[0]),

@@ -102,7 +102,9 @@ def run(settings: ScoreSettings, workspace: Workspace, *, force: bool = False) -
         settings=settings.model_dump(mode="json"),
     )
     if not todo and (output / MANIFEST).is_file():
-        return read_manifest(output)
+        last = read_manifest(output)
+        if last.inputs == manifest.inputs:  # else of a run before the last, which was cut off
+            return last
     # what has changed since, and parts that a file is no longer cut into
     paths = {part.path for part in parts}
     stale = {key_of(part) for part in todo}

@@ -86,6 +86,11 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
                 for number, parts in enumerate(found)
                 for part in parts
             },
+            **{
+                f"{number}.items/{part.label}": files.fingerprint(part)
+                for number, parts in enumerate(labelled.find_items(settings.sources))
+                for part in parts
+            },
             **_models(settings.learners),
         },
         settings=settings.model_dump(mode="json"),
@@ -98,7 +103,8 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
     started = time.monotonic()
     work = working_folder(folder, planned, force)
     (work / "models").mkdir(exist_ok=True)
-    read, divided = _rows(settings, found)
+    unlabelled = any(learner.unlabelled for learner in learners.values())
+    read, divided = _rows(settings, found, unlabelled)
     tables = tables_of(settings.task, divided.rows)
     with _cluster_if_wanted(settings):
         fits = {
@@ -165,11 +171,14 @@ def _models(settings: object) -> dict[str, str]:
 
 
 def _rows(
-    settings: TextSettings, found: Sequence[Sequence[files.Part]]
+    settings: TextSettings, found: Sequence[Sequence[files.Part]], unlabelled: bool
 ) -> tuple[labelled.Labelled, Divided]:
-    """What the sources say, divided."""
+    """What the sources say, divided; texts without a label too, if a learner puts them to use."""
     with task("text: reading") as reading:
-        read = labelled.read(settings.sources, found, settings.task, locate, reading.advance)
+        read = labelled.read(
+            *(settings.sources, found, settings.task, locate, reading.advance),
+            unlabelled=unlabelled,
+        )
         rows = distinct(read.rows, settings.task) if settings.distinct else read.rows
         rows = sampled(rows, settings.sample, settings.seed)
         reasons = [f"{count:,} {name}" for name, count in read.reasons.items()]

@@ -26,6 +26,7 @@ from raysys.learners.protocol import Context, Learner, Model, Resources, TextEnc
 from raysys.monitoring.reference import Reference
 from raysys.progress import task
 from raysys.registry import Registry, write_reranker, write_search
+from raysys.stages.named_files import named_files
 from raysys.stages.reference import reference_of
 from raysys.stages.reranking import RerankerSettings, SecondStage, fit_reranker
 from raysys.stages.stacking import Stacking, label_window_ms, require_lessons, stack
@@ -34,7 +35,6 @@ from raysys.stages.unseen import require_served
 from raysys.storage import (
     Manifest,
     Workspace,
-    file_digest,
     is_done,
     read_manifest,
     replacing,
@@ -79,7 +79,7 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
         inputs = fitted.inputs
     else:
         told = [chosen, settings.reranker.settings if settings.reranker else None]
-        inputs = {"features": upstream.fingerprint, **_read_files(told)}
+        inputs = {"features": upstream.fingerprint, **named_files(told)}
     planned = Manifest(
         stage="train",
         inputs=inputs,
@@ -194,21 +194,6 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
         }
         planned.write(folder)
     return planned
-
-
-def _read_files(settings: object) -> dict[str, str]:
-    """Fingerprints of weights and tables that settings name: they may be written anew there."""
-    if isinstance(settings, Mapping):
-        settings = list(settings.values())
-    if isinstance(settings, list | tuple):
-        return {name: told for each in settings for name, told in _read_files(each).items()}
-    if not isinstance(settings, str) or not settings.strip():
-        return {}
-    place = Path(settings).expanduser()
-    if place.suffix in (".csv", ".parquet") and place.is_file():
-        return {settings: file_digest(place)[:16]}
-    weights = [path for each in ("*", "*/*") for path in sorted(place.glob(f"{each}.safetensors"))]
-    return {f"{settings}/{path.relative_to(place)}": file_digest(path)[:16] for path in weights}
 
 
 def _cluster(settings: TrainSettings) -> contextlib.AbstractContextManager[Any]:

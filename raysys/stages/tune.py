@@ -20,6 +20,7 @@ from raysys.learners import learner_class, make_learner
 from raysys.learners.protocol import Resources
 from raysys.learners.resources import resources_here
 from raysys.progress import task
+from raysys.stages.named_files import named_files
 from raysys.stages.stacking import beside_of, label_window_ms
 from raysys.stages.tune_rows import FeatureRuns, check_features, features_start
 from raysys.stages.unseen import require_served
@@ -71,7 +72,9 @@ def run(settings: TuneSettings, workspace: Workspace, *, force: bool = False) ->
     """
     upstream = read_manifest(workspace.features)
     start = check(settings, upstream.settings)
-    inputs = {"features": upstream.fingerprint}
+    choices = [getattr(each, "choices", ()) for each in settings.space.values()]
+    named = named_files([settings.settings, choices])
+    inputs = {"features": upstream.fingerprint, **named}
     if settings.learner == ENSEMBLE:
         inputs["train"] = read_manifest(workspace.train).fingerprint
     planned = Manifest(stage="tune", inputs=inputs, settings=settings.model_dump(mode="json"))

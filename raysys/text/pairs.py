@@ -71,9 +71,10 @@ class Scale:
         return (self.low + share.clip(0, 1) * (self.high - self.low)).astype(np.float32)
 
     def level(self, grade: Float32) -> Int64:
-        """The place of each grade among the levels, the nearest: int64[n]."""
+        """The place of each grade among the levels, the nearest, the lower of two: int64[n]."""
         levels = np.array(self.levels)
-        return np.abs(grade[:, None] - levels[None, :]).argmin(1).astype(np.int64)
+        middles = (levels[:-1] + levels[1:]) / 2
+        return np.searchsorted(middles, grade).astype(np.int64)  # a table of all would be too large
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def trainable(table: pa.Table, *, where: str) -> Pairs:
 def mean_ndcg(scores: Float32, gain: Float32, query: Int64, k: int = 10) -> float:
     """Mean NDCG@k over queries that have a gain; gains count as they are; 0 where none has.
 
-    (Järvelin and Kekäläinen 2002.) Equal scores keep the order of rows.
+    (Järvelin and Kekäläinen 2002.) See `ndcg_by_query`.
     """
     values = ndcg_by_query(scores, gain, query, k)[1]
     values = values[~np.isnan(values)]
@@ -169,7 +170,11 @@ def mean_ndcg(scores: Float32, gain: Float32, query: Int64, k: int = 10) -> floa
 def ndcg_by_query(
     scores: Float32, gain: Float32, query: Int64, k: int = 10
 ) -> tuple[Int64, npt.NDArray[np.float64]]:
-    """Sorted distinct queries and NDCG@k of each; NaN without a gain."""
+    """Sorted distinct queries and NDCG@k of each; NaN without a gain.
+
+    Equal scores get the mean gain of their rows (McSherry and Najork, ECIR 2008): the order of a
+    file, which may be sorted by grade, decides nothing.
+    """
     names, code = np.unique(query, return_inverse=True)
     return names, _dcg(scores, gain, code, len(names), k) / _ideal(gain, code, len(names), k)
 
@@ -183,8 +188,12 @@ def _dcg(scores: Float32, gain: Float32, code: Int64, n: int, k: int) -> npt.NDA
     order = np.lexsort((-scores, code))
     sizes = np.bincount(code, minlength=n)
     place = np.arange(len(code)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    worth = np.where(place < k, gain[order] / np.log2(place + 2.0), 0.0)
-    return np.bincount(code[order], weights=worth, minlength=n).astype(np.float64)
+    code, scores = code[order], scores[order]
+    first = (np.diff(code, prepend=-1) != 0) | (np.diff(scores, prepend=np.nan) != 0)
+    tied = np.cumsum(first) - 1
+    mean = np.bincount(tied, weights=gain[order]) / np.bincount(tied)
+    worth = np.where(place < k, mean[tied] / np.log2(place + 2.0), 0.0)
+    return np.bincount(code, weights=worth, minlength=n).astype(np.float64)
 
 
 def by_length(lengths: Int64, tokens: int) -> list[Int64]:

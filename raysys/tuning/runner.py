@@ -147,7 +147,7 @@ class JournalSearch(OptunaSearch):
     def __init__(self, plan: Run) -> None:
         study = open_study(plan.folder, name=plan.study, goal=plan.settings.objective)
         ended = study.get_trials(deepcopy=False)
-        self.known: Sequence[Mapping[int, float]] = samplers.known_values(ended)
+        self.known: Mapping[int, Mapping[int, float]] = samplers.known_values(ended)
         self._plan = plan
         self._interrupted = take_up(study, plan.space)
         self._deadline = time.monotonic() + plan.settings.minutes * 60

@@ -146,7 +146,7 @@ class RungSampler(BaseSampler):
         return None
 
 
-def known_values(trials: list[FrozenTrial]) -> list[Mapping[int, float]]:
-    """Scores by step of trials that ended, for a scheduler that begins anew."""
+def known_values(trials: list[FrozenTrial]) -> dict[int, Mapping[int, float]]:
+    """By number, scores by step of trials that ended, for a scheduler that begins anew."""
     ended = (TrialState.COMPLETE, TrialState.PRUNED)
-    return [trial.intermediate_values for trial in trials if trial.state in ended]
+    return {trial.number: trial.intermediate_values for trial in trials if trial.state in ended}

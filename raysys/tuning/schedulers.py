@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,14 @@ TAIL = "tail_ndcg@10"
 JOB = "trial"
 
 
-def scheduler_of(settings: TuneSettings, known: Sequence[Mapping[int, float]]) -> TrialScheduler:
+def scheduler_of(
+    settings: TuneSettings, known: Mapping[int, Mapping[int, float]]
+) -> TrialScheduler:
     """The scheduler that a YAML names; population-based training stops nobody.
 
     Args:
         settings: of the search.
-        known: scores by step of trials that ended in earlier runs of the search.
+        known: by number, scores by step of trials that ended in earlier runs of the search.
     """
     scheduler = settings.scheduler
     if not isinstance(scheduler, Asha):
@@ -39,7 +41,7 @@ class Patient(ASHAScheduler):
         reduction: one trial in so many goes on past each rung.
         brackets: with more than one, each trial is drawn into one by its number.
         seed: of that draw.
-        known: scores by step of trials that ended before: they stand on the rungs, too.
+        known: by number, scores by step of trials that ended before: they stand on the rungs, too.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Patient(ASHAScheduler):
         reduction: int,
         brackets: int = 1,
         seed: int = 0,
-        known: Sequence[Mapping[int, float]] = (),
+        known: Mapping[int, Mapping[int, float]] | None = None,
     ) -> None:
         super().__init__(
             time_attr=STEP,
@@ -61,8 +63,9 @@ class Patient(ASHAScheduler):
         )
         self._seed = seed
         self._first: set[str] = set()
+        known = known or {}
         self._free = max(0, reduction - len(known))
-        for number, values in enumerate(known):
+        for number, values in known.items():
             for milestone, recorded in self._bracket(number)._rungs:
                 reached = [step for step in values if step >= milestone]
                 if reached:

@@ -23,6 +23,7 @@ from raysys.tuning.study import (
     FAILED,
     FULL,
     INFEASIBLE,
+    QUEUED,
     RANDOM,
     SEARCH,
     STEPS,
@@ -30,6 +31,7 @@ from raysys.tuning.study import (
     Run,
     Trial,
     best_of,
+    never_began,
     open_study,
     ranked,
     trials_of,
@@ -137,10 +139,11 @@ def refit_full(
     if start is not None and dict(start) not in [values for values, _ in chosen]:
         chosen.append((dict(start), {}))
     study = open_study(plan.folder, name=FULL, goal=plan.settings.objective)
-    known = [trial.params for trial in study.get_trials(deepcopy=False, states=_states(True))]
+    there = study.get_trials(deepcopy=False, states=(*_states(True), *_states(False)))
+    known = [trial.system_attrs.get(QUEUED, trial.params) for trial in there]
     for values, attributes in chosen:  # others than before, if the search went on
         if dict(values) not in known:
-            study.enqueue_trial(dict(values), user_attrs=dict(attributes), skip_if_exists=True)
+            study.enqueue_trial(dict(values), user_attrs=dict(attributes))
     waiting = len(study.get_trials(deepcopy=False, states=_states(False)))
     settings = plan.settings.model_copy(
         update={
@@ -168,9 +171,11 @@ def _queue(
         return  # a population begins with `start` by itself
     if plan.study == SEARCH and isinstance(settings.searcher, Grid):
         points = grid(plan.space, settings.searcher.points, settings.seed)
-        there = len(study.get_trials(deepcopy=False))  # of a search that goes on with more trials
-        for point in islice(points, there, settings.trials):
-            study.enqueue_trial(point)
+        there = [trial for trial in study.get_trials(deepcopy=False) if not never_began(trial)]
+        known = [trial.system_attrs.get(QUEUED) for trial in there]
+        for point in islice(points, settings.trials):  # more, if the search goes on with more
+            if point not in known:
+                study.enqueue_trial(point)
         return
     for values, attributes in [*([(start, {})] if start is not None else []), *first]:
         if inside(plan.space, values):

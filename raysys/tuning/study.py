@@ -29,6 +29,7 @@ COMPLETE, STOPPED, FAILED, INFEASIBLE = "complete", "stopped", "failed", "infeas
 ERROR, SPENT, METRICS, PARENT, STEPS, SLOT = (
     "error", "seconds", "metrics", "parent", "steps", "slot",
 )  # fmt: skip
+QUEUED = "fixed_params"  # how Optuna calls the values of a trial that was queued
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ def trials_of(study: optuna.Study) -> list[Trial]:
         attributes = trial.user_attrs
         if trial.state not in states:
             continue
-        if trial.state is TrialState.FAIL and ERROR not in attributes:
-            continue  # cut off while it was being proposed
+        if never_began(trial):
+            continue
         complete = trial.state is TrialState.COMPLETE
         broken = [name for name, over in trial.constraints.items() if over > 0]
         metrics = json.loads(attributes.get(METRICS, "{}"))
@@ -187,10 +188,18 @@ def trials_of(study: optuna.Study) -> list[Trial]:
     return found
 
 
+def never_began(trial: FrozenTrial) -> bool:
+    """Whether it was cut off while it was being proposed, and closed."""
+    from optuna.trial import TrialState
+
+    return trial.state is TrialState.FAIL and ERROR not in trial.user_attrs
+
+
 def take_up(study: optuna.Study, space: Mapping[str, Any]) -> list[FrozenTrial]:
     """The trials that ran when an earlier run was cut off, to be run on from their checkpoints.
 
-    One that was killed while it was being proposed lacks values: it never began, and is closed.
+    One that was killed while it was being proposed lacks values: it never began, and is closed. Its
+    point is queued again where it came from a queue; a population proposes its members anew.
     """
     from optuna.trial import TrialState
 
@@ -200,4 +209,7 @@ def take_up(study: optuna.Study, space: Mapping[str, Any]) -> list[FrozenTrial]:
             found.append(trial)
         else:
             study.tell(trial.number, state=TrialState.FAIL)
+            queued = trial.system_attrs.get(QUEUED)
+            if queued is not None and SLOT not in trial.user_attrs:
+                study.enqueue_trial(queued, user_attrs=trial.user_attrs)
     return found

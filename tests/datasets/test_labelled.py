@@ -212,3 +212,26 @@ def test_no_row_is_lost_and_no_kept_row_is_bad(
     for row in found.rows.iter_rows(named=True):
         assert row["text"].strip() and row["query"].strip() and row["grade"] == row["grade"]
         assert row["text"] == rows[row["row"] - 1][0]
+
+
+def test_texts_without_a_label_are_kept_where_they_are_put_to_use(tmp_path: Path) -> None:
+    path = csv(
+        tmp_path / "a.csv", "t,l,stars", "x,food,5", "y, ,", "z,,4", "w,toys,many", ",,", "v,,9"
+    )
+    told = source(path, text="t", label="l")
+    assert read("classify", told).reasons == {"label_missing": 3, "empty_text": 1}
+    found = read("classify", told, unlabelled=True)
+    assert found.rows["label"].to_list() == ["food", None, None, "toys", None]
+    assert found.reasons == {"empty_text": 1}
+    rated = source(path, text="t", rating="stars")
+    found = read("sentiment", rated, unlabelled=True)
+    assert found.rows["label"].to_list() == ["positive", None, "positive"]
+    assert found.reasons == {
+        **{"rating_not_a_number": 1, "empty_text": 1, "rating_above_all_classes": 1}
+    }
+    # a rating teaches the rating, whether or not a label is known
+    found = read("sentiment", source(path, text="t", label="l", rating="stars"))
+    assert found.rows["text"].to_list() == ["x", "z", "w", "v"]
+    csv(tmp_path / "a.csv", "t,l", "x,", "y,")
+    with pytest.raises(UserError, match="none of 2 texts has a label"):
+        read("classify", told, unlabelled=True)

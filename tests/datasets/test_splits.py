@@ -176,3 +176,26 @@ def test_repeated_rows_count_once_and_samples_keep_order() -> None:
     assert some.height == 20 and some["row"].is_sorted()
     assert some.equals(sampled(data.rows, 20, seed=3))
     assert not some.equals(sampled(data.rows, 20, seed=4))
+
+
+@pytest.mark.parametrize("by", ["stratified", "time", "given"])
+def test_texts_without_a_label_are_in_train_or_nowhere(by: str) -> None:
+    """Those that belong to what is judged, or are newer than what is learned from, go aside."""
+    n = 240
+    labels = [None if at % 3 == 0 else "a" if at % 2 else "b" for at in range(n)]
+    groups = [f"g{at // 6}" for at in range(n)]
+    told = [("train", "validation", "test")[at // 6 % 3] for at in range(n)]
+    more = {"given": {"split": told}, "time": {"time": list(range(n))}}.get(by, {})
+    data = rows(n, label=labels, group=groups, **more)
+    divided = divide(data, split(by=by), "classify")
+    unlabelled = divided.rows.filter(pl.col("label").is_null())
+    assert set(unlabelled["split"]) == {"train"} and unlabelled.height > 20
+    judged = divided.rows.filter(pl.col("split") != "train")
+    assert judged["label"].null_count() == 0
+    assert not set(unlabelled["group"]) & set(judged["group"])
+    assert divided.rows.height + divided.aside.height == n
+    alone = rows(n, label=labels, group=groups, **more)
+    alone.rows = alone.rows.filter(pl.col("label").is_not_null())
+    without = divide(alone, split(by=by), "classify").rows
+    assert divided.rows.filter(pl.col("label").is_not_null()).equals(without)
+    assert divided.notes[-1] == f"{unlabelled.height:,} texts of train have no label"

@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score, ndcg_score
 
 from raysys import schema
 from raysys.evaluation.text_judge import TextJudge, ndcg_by_cluster, reliability_of
-from raysys.evaluation.text_report import conclusion
+from raysys.evaluation.text_report import conclusion, confused
 from raysys.learners.text_protocol import PREDICTIONS
 
 
@@ -60,6 +60,17 @@ def test_no_label_is_wrong_and_counted() -> None:
     assert verdict.figures["accuracy"].value == 0.75 == verdict.figures["answered"].value
     assert verdict.reliability is not None
     assert verdict.reliability.error == pytest.approx(0.1)
+
+
+def test_a_wrong_label_that_the_test_lacks_is_no_abstention() -> None:
+    frequent, columns, counts = confused(["a", "a", "a", "b"], ["a", "of train", None, "b"])
+    assert frequent == ["a", "b"] and columns == ["a", "b", "others", "no label"]
+    assert counts.tolist() == [[1, 0, 1, 1], [0, 1, 0, 0]]
+    assert confused(["a", "b"], ["b", None])[1] == ["a", "b", "no label"]
+    many = [str(at) for at in range(40)]
+    frequent, columns, counts = confused(many, many[::-1])
+    assert columns[-2:] == ["others", "no label"] and counts.sum() == len(frequent) < 40
+    assert not counts[:, -1].any()
 
 
 def test_a_gain_is_paired_and_that_over_oneself_is_nothing() -> None:

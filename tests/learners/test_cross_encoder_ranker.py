@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from raysys.learners.baselines import ColumnModel
 from raysys.learners.cross_encoder_ranker import CrossEncoderRankerModel, judged_pairs
 from raysys.learners.protocol import Context, Learner, Placeable, Reranker
 from raysys.learners.validation import NDCG
-from raysys.stages.reranking import RerankerSettings, fit_reranker
+from raysys.stages.reranking import RerankerSettings, _weighed, fit_reranker
 from raysys.text.items import item_texts
 from raysys.text.pairs import Pairs
 from tests.learners.suite import LearnerSuite
@@ -136,6 +136,27 @@ def test_several_queries_are_read_at_once(model: CrossEncoderRankerModel) -> Non
     assert [len(each) for each in found] == [12, 3, 1, 0] and not found[1].any()
     np.testing.assert_allclose(found[0], model.pairs_of(asked[:1])[0], rtol=1e-5, atol=1e-6)
     assert model.pairs_of([]) == []
+
+
+class Inverting:
+    """A second stage that puts the best last."""
+
+    def pairs_of(self, asked: Sequence[tuple[str, Any]]) -> list[Any]:
+        return [np.arange(len(items), dtype=np.float32) for _, items in asked]
+
+
+def test_a_weight_that_is_told_is_judged_as_it_is(shop: tuple[Examples, Catalogue]) -> None:
+    last = shop[0].with_folds(2)
+    batch = last.batch()
+    popular = ColumnModel("item_purchases_28d", -1.0)
+    scores = BaseScores.of(batch, 2, {"popular": popular.score(batch)})
+    told = EnsembleSettings(methods=("average_standard",), rounds=1)
+    ensemble = fit_ensemble(scores, {"popular": "baseline"}, told)
+    fixed = RerankerSettings(top=20, weight=1.0)
+    weight, figures = _weighed(Inverting(), fixed, last, scores, ensemble)
+    assert weight == 1.0 and figures["ndcg10_after"] < figures["ndcg10_before"] - 0.02
+    chosen = _weighed(Inverting(), RerankerSettings(top=20), last, scores, ensemble)
+    assert chosen[0] < 1 and chosen[1]["ndcg10_after"] > figures["ndcg10_after"]
 
 
 def test_the_second_stage_is_weighed_by_the_validation_fold(

@@ -16,7 +16,7 @@ from raysys.errors import UserError
 from raysys.stages import relevance_members
 from raysys.stages.benchmark_pairs import read_pairs
 from raysys.stages.benchmark_relevance import join_members
-from raysys.stages.relevance_judging import Ground
+from raysys.stages.relevance_judging import Ground, Member, figures_of
 from raysys.stages.relevance_members import fit_encoder
 from tests.text.tiny import write_tiny_bert
 
@@ -132,6 +132,45 @@ def test_a_transformer_is_fitted_as_far_as_its_time_goes(
     assert set(ensembles) == {"weighted_grades", "order"}
     refused = fit_encoder(name, ground, 5, tmp_path / "refused", tiny)
     assert isinstance(refused, str) and "left for it" in refused
+
+
+@pytest.mark.long
+def test_the_order_of_a_files_rows_decides_nothing(tmp_path: Path) -> None:
+    """Members that say the same of many rows are as good on a file that is sorted by grade."""
+    frame = judged(40, 12).unique(["search", "title"], keep="first", maintain_order=True)
+    orders = {
+        "sorted": frame.sort("search", "stars", "title", descending=[False, True, False]),
+        "shuffled": frame.sample(fraction=1.0, shuffle=True, seed=3),
+    }
+    found = []
+    for name, rows in orders.items():
+        rows.write_csv(tmp_path / f"{name}.csv")
+        ground = Ground.of(read(tmp_path / f"{name}.csv"), 0)  # type: ignore[arg-type]
+        members = {
+            "relevance_trees": Member({}, {}, 0.0),
+            "bi_encoder": Member({}, {}, 0.0),
+        }
+        for split, pairs in ground.pairs.items():
+            members["bi_encoder"].said[split] = np.zeros(len(pairs), np.float32)
+            words = [
+                len(set(pairs.queries[query].split()) & set(pairs.items[item].split()[:1]))
+                for query, item in zip(pairs.query, pairs.item, strict=True)
+            ]
+            members["relevance_trees"].said[split] = np.array(words, np.float32)
+        found.append(figures_of(ground, members, join_members(ground, members, 0)))
+    values = [
+        [each["members"][name]["ndcg10"]["value"] for name in members]
+        + [each["ensemble"]["ndcg10"]["value"]]
+        for each in found
+    ]
+    assert values[0] == pytest.approx(values[1], abs=1e-4)
+    constant = found[0]["members"]["bi_encoder"]["ndcg10"]["value"]
+    assert constant < 0.9
+    ensembles = [each["ensemble"] for each in found]
+    assert ensembles[0]["by"] == ensembles[1]["by"]
+    assert ensembles[0]["order"]["method"] == ensembles[1]["order"]["method"]
+    weights = [each["order"]["weights"] for each in ensembles]
+    assert weights[0] == pytest.approx(weights[1], abs=1e-2)
 
 
 @pytest.mark.slow

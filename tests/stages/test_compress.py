@@ -314,6 +314,15 @@ def row(name: str, value: float, ms: float, best: float = 0.5) -> Row:
     return Row(name, quality, loss, Cost({"1x8": ms}, 1.0, ms), ms, Path())
 
 
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+@pytest.mark.parametrize("each", [[0.0, np.nan, 0.0], [np.nan, np.nan]])
+def test_a_whole_model_that_is_right_nowhere_is_told_of(each: list[float]) -> None:
+    """Of it no share can be lost: the search ended in a traceback, or published the whole."""
+    with pytest.raises(UserError, match=r"NDCG@10 is (0|nan) on what was drawn"):
+        compress._require_quality(MeanQuality(np.array(each)), "NDCG@10")
+    compress._require_quality(MeanQuality(np.array([0.0, np.nan, 0.1])), "NDCG@10")
+
+
 def test_the_cheapest_within_the_loss_is_chosen() -> None:
     rows = [
         row("whole", 0.5, 10),

@@ -142,6 +142,24 @@ def test_a_run_that_was_cut_off_goes_on_and_new_or_changed_files_are_scored(
     assert second.counts["rows"] == 74 - 2 + 3 + 1 == predictions(output).height
 
 
+def test_a_run_that_was_cut_off_before_its_manifest_is_told_by_the_next(
+    workspace: Workspace, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, output = settings_of(inputs, tmp_path / "out"), tmp_path / "out"
+    InProcess(monkeypatch)
+    first = score.run(settings, workspace)
+    (inputs / "d.csv").write_text("title\nred apple\n")
+    InProcess(monkeypatch, most=2)  # cut off when all is settled
+    with pytest.raises(KeyboardInterrupt):
+        score.run(settings, workspace)
+    rest = InProcess(monkeypatch)
+    second = score.run(settings, workspace)
+    assert not rest.scored
+    assert second.counts["rows"] == first.counts["rows"] + 1 == predictions(output).height
+    assert score.run(settings, workspace).created == read_manifest(output).created
+    assert read_manifest(output).inputs == second.inputs
+
+
 def test_rows_are_there_once_however_files_come_and_are_cut(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

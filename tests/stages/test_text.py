@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from raysys import schema
-from raysys.config import PRESETS, load_settings
+from raysys.config import PRESETS, load_settings, parse_settings
 from raysys.errors import UserError
 from raysys.evaluation.text_judge import TextJudge
 from raysys.learners import text as learners
@@ -120,6 +120,57 @@ def test_what_a_fit_depends_on_is_all_its_files_and_models(tmp_path: Path) -> No
     (model / "model.safetensors").write_bytes(b"as it was pre-trained again")
     assert text._models(named) != before
     assert text._models({"model": "all-MiniLM-L6-v2", "costs": [3.0], "gone": None}) == {}
+
+
+@pytest.mark.long
+def test_items_in_files_of_their_own_are_among_what_a_fit_depends_on(tmp_path: Path) -> None:
+    told = pl.read_csv(texts.write_judgements(tmp_path / "whole.csv"))
+    numbers = pl.int_range(pl.len()).alias("product")
+    told.select("query", "grade", numbers).write_csv(tmp_path / "judgements.csv")
+    told.select(numbers, "title").write_ndjson(tmp_path / "products.jsonl")
+    source = {
+        **{"kind": "files", "paths": str(tmp_path / "judgements.csv"), "item": "product"},
+        **{"query": "query", "grade": "grade"},
+        "items": {"paths": str(tmp_path / "products.jsonl"), "id": "product", "text": "title"},
+    }
+    learners_ = {"relevance_trees": {"vectors": None}}
+    content = {"task": "relevance", "sources": source, "learners": learners_, "resamples": 100}
+    settings = parse_settings(TextSettings, content, where="test")
+    workspace = Workspace(tmp_path / "ws")
+    first = text.run(settings, workspace)
+    assert text.run(settings, workspace).created == first.created
+    again = pl.col("title") + " new"
+    told.select(numbers, again).write_ndjson(tmp_path / "products.jsonl")
+    assert text.run(settings, workspace).inputs != first.inputs
+    rows = pl.read_parquet(workspace.text / "text-relevance" / "rows.parquet")
+    assert rows["text"].str.ends_with(" new").all()
+
+
+@pytest.mark.long
+def test_texts_without_a_label_teach_who_reads_them_and_are_never_judged(tmp_path: Path) -> None:
+    path = texts.write_titles(tmp_path / "a.csv", 300)
+    frame = pl.read_csv(path).with_row_index()
+    bare = pl.col("index") % 3 == 0
+    for name in ("department", "category"):
+        frame = frame.with_columns(pl.when(~bare).then(pl.col(name)).alias(name))
+    frame.drop("index").write_csv(path)
+    workspace = Workspace(tmp_path / "ws")
+    quick = QUICK["tfidf_classifier"]
+    learners_ = {**QUICK, "pseudo_labels": {"settings": quick, "confidence": 0.5}}
+    done = text.run(texts.settings_of("classify", path, learners_), workspace)
+    folder = workspace.text / "text-classify"
+    history = json.loads((folder / "models" / "pseudo_labels" / "history.json").read_text())
+    assert history[-1]["pseudo_labels"] > 20
+    rows = pl.read_parquet(folder / "rows.parquet")
+    assert rows.filter(pl.col("label").is_null())["split"].unique().to_list() == ["train"]
+    assert done.counts["aside"] == 0 and rows.height == 300
+    for name in learners_:
+        said = pl.read_parquet(folder / "predictions" / f"{name}.parquet")
+        assert said["label"].null_count() == 0
+        assert done.counts["validation"] + done.counts["test"] == said.height
+    without = text.run(texts.settings_of("classify", path, QUICK, name="without"), workspace)
+    assert without.counts["aside.label_missing"] == 100
+    assert without.figures["test"]["tfidf_classifier"] == done.figures["test"]["tfidf_classifier"]
 
 
 def test_learners_of_a_killed_run_are_not_fitted_again(

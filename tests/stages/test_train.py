@@ -28,6 +28,7 @@ from raysys.learners.baselines import ColumnModel, Popular
 from raysys.monitoring.reference import Reference
 from raysys.registry import Registry
 from raysys.stages import train
+from raysys.stages.named_files import named_files
 from raysys.stages.train_settings import TrainSettings, chosen_settings
 from raysys.stages.unseen import require_served
 from raysys.storage import Manifest, Workspace, read_manifest
@@ -210,10 +211,10 @@ def test_files_that_learners_read_are_part_of_what_is_done(
     assert known.inputs == second.inputs
     (tmp_path / "judged.csv").write_text("query,text,grade")
     named = {"ranker": {"judgements": str(tmp_path / "judged.csv"), "text": ("title",), "top": 3}}
-    before = train._read_files(named)
+    before = named_files(named)
     assert list(before) == [str(tmp_path / "judged.csv")]
     (tmp_path / "judged.csv").write_text("query,text,grade,weight")
-    assert train._read_files(named) != before
+    assert named_files(named) != before
 
 
 def test_an_ensemble_needs_base_scores_of_these_features(

@@ -254,4 +254,31 @@ def test_a_search_refits_compares_and_is_not_run_twice(here, workspace):
     assert json.loads((folder / "trials.json").read_text())["search"][:3] == content["search"]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("chosen", [False, True])
+def test_files_that_settings_name_are_among_what_a_search_depends_on(
+    here, workspace, tmp_path, monkeypatch, chosen
+):
+    """Any setting may name a folder of weights: this one costs no transformer."""
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "price" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"as it was pre-trained first")
+    few = {"n_estimators": 4, "early_stopping_rounds": 0, "min_child_samples": 2}
+    asked = settings(
+        settings=few if chosen else {**few, "exclude": ["price"]},
+        space={"exclude": {"kind": "choice", "choices": [[], ["price"]]}} if chosen else SPACE,
+        trials=1,
+        scheduler="none",
+    )
+    first = tune.run(asked, workspace)
+    assert first.inputs.keys() == {"features", "price/model.safetensors"}
+    weights.write_bytes(b"as it was pre-trained again")
+    changed = tune.run(asked, workspace)
+    assert changed.inputs != first.inputs and changed.counts["trials"] == 1
+    causes = [_causes(asked, each) for each in (first, changed)]
+    assert causes[0] != causes[1]
+    assert tune.run(asked, workspace).created == changed.created
+
+
 COUNTS = {"search": 3, "random": 1, "full": 1}

@@ -181,6 +181,15 @@ def test_scale() -> None:
     np.testing.assert_allclose(scale.share(np.array([1, 2, 3, 9], np.float32)), [0, 0.5, 1, 1])
     np.testing.assert_allclose(scale.grade(np.array([0, 0.5, 2], np.float32)), [1, 2, 3])
     assert scale.level(np.array([1.1, 2.4, 3], np.float32)).tolist() == [0, 1, 2]
+    halves = Scale((1.0, 2.0, 4.0))
+    grade = np.concatenate([np.linspace(0, 5, 101), [1.5, 3]]).astype(np.float32)
+    nearest = np.abs(grade[:, None] - np.array(halves.levels)[None, :]).argmin(1)
+    assert halves.level(grade).tolist() == nearest.tolist()
+
+
+def test_grades_that_are_measured_have_a_level_each() -> None:
+    grade = np.random.default_rng(0).permutation(50_000).astype(np.float32)
+    assert Scale.of(grade, where="x").level(grade).tolist() == grade.tolist()
 
 
 def test_ndcg_by_hand() -> None:
@@ -193,6 +202,10 @@ def test_ndcg_by_hand() -> None:
     assert math.isnan(values[0])
     assert values[1] == pytest.approx((1 / math.log2(3) + 2 / 2) / ideal)
     assert mean_ndcg(scores, gain, query) == pytest.approx(values[1])
+    for rows in ([0, 1, 2, 3, 4], [1, 0, 2, 4, 3], [2, 1, 0, 3, 4]):  # nobody knows which is first
+        at = np.array(rows)
+        same = mean_ndcg(np.ones(5, np.float32), gain[at], query[at])
+        assert same == pytest.approx((1 + 1 / math.log2(3) + 1 / 2) / ideal)
 
 
 @pytest.mark.long

@@ -95,6 +95,20 @@ def test_the_journal_keeps_what_ended_and_hands_out_again_what_was_cut_off(tmp_p
     assert len(trials_of(again)) == 2  # the one that never began counts for nothing
 
 
+def test_a_queued_trial_that_was_killed_while_it_was_proposed_is_queued_again(tmp_path):
+    study = open_study(tmp_path, seed=1)
+    point = {"learning_rate": 0.25, "mode": None}
+    study.enqueue_trial(point, user_attrs={"steps": 7})
+    study.enqueue_trial(point, user_attrs={"slot": 1})  # of a population
+    killed = [study.ask(), study.ask()]
+    again = open_study(tmp_path, seed=1)
+    assert take_up(again, SPACE) == []
+    asked = again.ask(distributions(SPACE))
+    assert asked.number == len(killed) and asked.params == point
+    assert asked.user_attrs == {"steps": 7}
+    assert not any(trial.state.name == "WAITING" for trial in again.trials)
+
+
 def test_a_trial_that_was_cut_off_goes_on_under_its_number(tmp_path):
     first = JournalSearch(toy.plan(tmp_path, retries=0))
     cut = first.suggest("cut")

@@ -49,6 +49,17 @@ def test_a_grid_is_tried_once_however_often_the_search_is_cut_off(tmp_path):
     assert sorted(found) == sorted(itertools.product(rates, leaves))
 
 
+def test_a_point_of_a_grid_that_was_killed_while_it_was_proposed_is_tried(tmp_path):
+    for trials in (4, 9):
+        made = plan(tmp_path, searcher={"kind": "grid", "points": 3}, trials=trials)
+        _queue(open_study(tmp_path), made, None, ())
+        drive(made, 2)
+        open_study(tmp_path).ask()  # killed before it had values
+        _queue(open_study(tmp_path), made, None, ())
+        found = drive(made, 20)
+        assert len(found) == len({str(trial.values) for trial in found}) == trials
+
+
 def test_a_grid_goes_on_where_more_trials_are_asked_for(tmp_path):
     for trials in (4, 9):
         made = plan(tmp_path, searcher={"kind": "grid", "points": 3}, trials=trials)
@@ -136,6 +147,23 @@ def test_trials_of_hyperband_are_drawn_into_brackets_by_their_numbers():
     assert graces == [
         min(rung for rung, _ in Patient(10, 3, 3, 5)._bracket(at)._rungs) for at in range(300)
     ]
+
+
+def test_trials_that_ended_stand_in_the_brackets_of_their_numbers():
+    study = optuna.create_study(direction="maximize")
+    known = {}
+    for number in range(40):
+        if number % 3 == 1:
+            study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+        else:
+            known[number] = number / 100
+            _ended(study, 0.5, {10: number / 100, 100: number / 100})
+    band = Patient(10, 3, brackets=3, seed=5, known=known_values(study.get_trials()))
+    for bracket in band._brackets:
+        mine = sorted(score for at, score in known.items() if band._bracket(at) is bracket)
+        for _, recorded in bracket._rungs[-1:]:
+            assert sorted(recorded.values()) == mine
+    assert sum(len(bracket._rungs[-1][1]) for bracket in band._brackets) == len(known)
 
 
 PBT = {"kind": "pbt", "population": 4, "interval": 10}
@@ -274,6 +302,19 @@ def test_the_best_are_refitted_with_the_learners_own(tmp_path, monkeypatch):
     assert [trial.values for trial in more] == [*(trial.values for trial in full), better]
     assert asked == [("full", 3), ("full", 1)]
     trials = drive(made, 0)
+    study = open_study(tmp_path)
+    study.enqueue_trial({"rate": 0.11, "leaves": 20})
+    trials = drive(made, 1)
+    monkeypatch.setattr(
+        runner, "run", lambda *_: open_study(tmp_path, name="full").ask()
+    )  # killed while it is proposed
+    refit_full(None, made, trials, own)
+    monkeypatch.setattr(runner, "run", run)
+    last = refit_full(None, made, trials, own)
+    chosen = [trial.values for trial in sorted(trials, key=lambda trial: -trial.score)[:2]]
+    assert {"rate": 0.11, "leaves": 20} in chosen and all(
+        [trial.values for trial in last].count(values) == 1 for values in chosen
+    )
 
     random = random_search(None, made, trials, own)
     assert random[0].values == own
