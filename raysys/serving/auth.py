@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raysys.serving.access import AccessTable
+from raysys.serving.access import AccessTable, path_of
 from raysys.serving.edge_args import AuthArgs
 from raysys.serving.keys import Key, KeyRing
 from raysys.serving.problems import Problem
@@ -68,12 +68,12 @@ class Auth:
 
     def _operates(self, scope: Scope) -> bool:
         """Whether this changes what is served, or shows it to operators."""
-        path = _path(scope)
+        path = path_of(scope)
         # the console's own login is a key; where there are none it lets in whoever comes
         return "admin" in self.table.methods(path).values() or path.startswith("/console")
 
     def _admit(self, scope: Scope, ring: KeyRing) -> Key | None:
-        methods = self.table.methods(_path(scope))
+        methods = self.table.methods(path_of(scope))
         role = methods.get(scope["method"])
         secret = _secret(scope)
         if role == "open" and secret is None:
@@ -178,11 +178,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _path(scope: Scope) -> str:
-    """The path that routes are matched with: without the prefix that Serve puts before it."""
-    path, root = scope["path"], scope.get("root_path", "")
-    if root and (path == root or path.startswith(f"{root}/")):
-        return str(path[len(root) :])
-    return str(path)
