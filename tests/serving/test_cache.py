@@ -99,6 +99,51 @@ def test_who_has_no_time_does_not_wait_for_who_has() -> None:
         go.set()
 
 
+def test_who_waits_in_vain_still_has_time_to_make_it() -> None:
+    held, _ = cache(fresh_s=1e-9, stale_s=0)
+    go, found = threading.Event(), []
+
+    def slow() -> Ranking:
+        go.wait(10)
+        return ranking()
+
+    def timed() -> Ranking:
+        found.append(until - time.perf_counter())
+        return ranking(9)
+
+    for _ in range(8):
+        held._costs.took("make", 1, 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(held.get, "a", slow)
+        while "a" not in held._flights:
+            threading.Event().wait(0.001)
+        until = time.perf_counter() + 0.2
+        assert held.get("a", timed, until=until)[1] == "miss" and not first.done()
+        go.set()
+    assert found[0] > 0.05
+
+
+def test_nobody_waits_for_what_the_refreshing_thread_has_not_begun() -> None:
+    held, _ = cache(fresh_s=1e-9, stale_s=1e9)
+    go = threading.Event()
+
+    def slow() -> Ranking:
+        go.wait(10)
+        return ranking(5)
+
+    for key in "ab":
+        held.get(key, ranking)
+    assert held.get("a", slow)[1] == held.get("b", slow)[1] == "stale"  # b queues behind a
+    held._held.clear()  # too many other keys came
+    try:
+        found, told = held.get("b", lambda: ranking(9), until=time.perf_counter() + 5)
+        assert told == "miss" and found.pool.items[0] == 9 and not go.is_set()
+    finally:
+        go.set()
+    settled(held)
+    assert held._held["b"].ranking.pool.items[0] == 9  # it was not made once more
+
+
 def test_who_has_time_is_not_answered_by_who_had_none() -> None:
     held, _ = cache()
     begun, go = threading.Event(), threading.Event()
