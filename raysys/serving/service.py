@@ -172,6 +172,8 @@ class Service:
             self.metrics.gauge("raysys_bundle", lambda: 1.0, 0.0, bundle=self.bundle.id, arm=name)
         if self.drift is not None:
             self.drift.stand_beside(name)
+        if self.feedback is not None:
+            self.feedback.stand_down()
 
     def _told_named(self) -> float | None:
         """1 while its name points at it, then 0 once: another service may have the name again."""
