@@ -110,7 +110,8 @@ class Arms:
         """Try what Serve's `user_config` says from now on; blocks while a bundle is loaded.
 
         Raises:
-            UserError: there is no such bundle, or it cannot be loaded.
+            UserError: there is no such bundle as it names, or it cannot be loaded. What else is
+                wrong is logged: replicas that run live with it, so those that start have to.
         """
         self._config = config
         self.look(strict=True)
@@ -119,11 +120,13 @@ class Arms:
         """Read what the replica is told, and do it: another champion, another challenger.
 
         Args:
-            strict: raise what is wrong; else it is logged, and what answers goes on.
+            strict: raise what is wrong with what `user_config` names; all else is logged, and
+                what answers goes on.
         """
         if self.args.bundle is None:
             return
         troubles: list[Exception] = []
+        own: Exception | None = None
         with self._changing:
             if strict:
                 self._resting.clear()
@@ -132,15 +135,29 @@ class Arms:
                 try:
                     step()
                 except Exception as error:
+                    if strict and own is None and self._is_of_config(step):
+                        own = error
+                        continue
                     troubles.append(error)
-                    if not strict and not isinstance(error, (UserError, OSError)):
+                    if not isinstance(error, (UserError, OSError)):
                         log.exception("a fault while looking what is to be served")
-        if strict and troubles:
-            raise troubles[0]
         told = "; ".join(str(error) for error in troubles)
         if told and told != self._trouble:  # said once
             log.error("what is served stays as it is: %s", told)
         self._trouble = told
+        if own is not None:
+            raise own
+
+    def _is_of_config(self, step: Callable[[], None]) -> bool:
+        """Whether `user_config` says what a step does, and no file beside it."""
+        if step == self._experiment:
+            return bool(self._config.experiments)
+        if step != self._canary or self._config.canary is None:
+            return False
+        try:
+            return not self.rollout.read().says
+        except UserError:
+            return False
 
     def _lead(self) -> None:
         if self.args.follow and self.args.bundle is not None:
