@@ -405,6 +405,8 @@ class Service:
             (ask.user, known),
             (ask.session, ask.query, ask.text, ask.place, ask.seeds.tolist()),
             (ask.filters, max(ask.k, self._pool_size(ask))),
+            # they are candidates while they count, which begins and ends by itself
+            sorted(self.ranker.policies[ask.surface].pins(ask.at, ask.text).values()),
         )
         if asked.explain:  # what led to the scores is not kept
             return self.ranker.scored(ask), cache.peek(key)

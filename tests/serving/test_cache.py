@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from shutil import which
 from typing import Any
 
@@ -251,6 +252,21 @@ def test_the_same_request_is_a_hit_and_any_other_is_not(warm: Service) -> None:
     for body in others:
         ask(warm, **body)
     assert told(warm)["miss"] == before["miss"] + len(others)
+
+
+def test_a_pin_shows_from_the_moment_it_counts(registry: Registry) -> None:
+    starts = "2030-01-01T00:00:00Z"
+    pin = {"item_id": "i00199", "position": 1, "starts": starts}
+    args = {"registry": str(registry.root), "clock": "log_end", "cache": {}}
+    args |= {"recommend": {"candidates": 5, "policy": {"pinned": [pin]}}}
+    held = Service(ServeArgs.model_validate(args))
+    moment = round(datetime.fromisoformat(starts).timestamp() * 1000)
+    for at, first in ((moment - 1, False), (moment, True), (moment + 1, True)):
+        context = Context(time.perf_counter(), at=at)
+        answer = held.answer(RecommendRequest(user_id="u4", k=3), context)
+        assert (answer.items[0].item_id == "i00199") == first
+    assert told(held) == {"miss": 2, "hit": 1}
+    held.close()
 
 
 def test_a_short_list_does_not_shorten_a_longer_one(registry: Registry) -> None:
