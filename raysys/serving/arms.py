@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from raysys.errors import UserError
+from raysys.eventlog.entries import LogUnavailable
 from raysys.registry import Registry
 from raysys.serving.args import ServeArgs, TextArgs
 from raysys.serving.asking import Context
@@ -184,6 +185,21 @@ class Arms:
         if weight:
             with tried.lock:
                 tried.guard.outcome(tried.canary.arm_of(who), weight)
+
+    def catch_up(self) -> None:
+        """Have all whom somebody may get count the events that the champion has counted."""
+        events = self.champion.events
+        if events is None or events.follower is None:
+            return
+        until = events.follower.followed.position
+        for service in self.experiments.services():
+            _catch_up(service, until)
+        tried = self._tried
+        if tried is not None and tried.shadow is None and tried.lease.take():
+            try:
+                _catch_up(tried.lease.service, until)
+            finally:
+                tried.lease.give_back()
 
     def status(self) -> dict[str, Any]:
         """What is served and tried here, for people."""
@@ -470,3 +486,12 @@ class Arms:
                     self.look()
                 except Exception:  # the thread must not end
                     log.exception("a fault while looking what is to be served")
+
+
+def _catch_up(service: Service, until: int) -> None:
+    if service.events is None or service.events.follower is None:
+        return
+    try:
+        service.events.follower.catch_up(until)
+    except LogUnavailable as error:  # they are durable, and the follower tries again
+        log.warning("the event log cannot be read: %s", error)
