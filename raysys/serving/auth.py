@@ -153,15 +153,23 @@ def _check_near(scope: Scope, cors_origins: tuple[str, ...]) -> None:
     if not near or (client and _is_address(client[0]) and not _is_loopback(client[0])):
         detail = f"without keys only the machine itself is answered: {mend}, or set auth.open"
         raise Problem(403, "not-local", detail)
-    # a name with a dot can be anybody's, pointed at 127.0.0.1 (DNS rebinding)
-    named = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    origin = headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
-    if ("." in named and not _is_address(named)) or (foreign and origin not in cors_origins):
+    if _is_foreign(headers.get("host", ""), headers.get("origin"), cors_origins):
         detail = (
             f"without keys no page of another site is answered: {mend}, or name it in cors_origins"
         )
         raise Problem(403, "foreign-page", detail)
+
+
+def _is_foreign(host: str, origin: str | None, cors_origins: tuple[str, ...]) -> bool:
+    """Whether a page of another site asks, or one by a name of its own that leads here."""
+    try:
+        named = urlsplit(f"//{host}").hostname or ""
+        site = host if origin is None else urlsplit(origin).netloc
+    except ValueError:  # no browser of anybody's writes that
+        return True
+    if "." in named and not _is_address(named):
+        return True  # it can be anybody's, pointed at 127.0.0.1 (DNS rebinding)
+    return site != host and origin not in cors_origins
 
 
 def _is_loopback(host: str) -> bool:

@@ -57,7 +57,7 @@ class Visit:
         """What the cookies say; None where they are missing or were tampered with."""
         try:
             content = _unpacked(request.cookies[_VISIT])
-            user, session = str(content["user"])[:200], str(content["session"])[:200]
+            user, session = _text(content["user"]), _text(content["session"])
             cart = _ids(content["cart"], _CART)
         except (KeyError, ValueError, TypeError):
             return None
@@ -193,4 +193,15 @@ def _set(response: Response, name: str, value: str) -> None:
 def _ids(found: Any, most: int) -> tuple[str, ...]:
     if not isinstance(found, list):
         raise TypeError("a list of ids is expected")
-    return tuple(str(each)[:200] for each in found[:most])
+    return tuple(_text(each) for each in found[:most])
+
+
+def _text(found: Any) -> str:
+    """An id as it may go into an address.
+
+    Raises:
+        ValueError: JSON can say half a character, which no id holds.
+    """
+    text = str(found)[:200]
+    text.encode()
+    return text

@@ -299,6 +299,8 @@ def near(service: Service, **update: Any) -> FastAPI:
         ("127.0.0.1", {"host": "localhost:8000", "origin": "null"}, 403),
         ("127.0.0.1", {"host": "localhost:8000", "origin": "http://localhost:8000"}, 200),
         ("127.0.0.1", {"host": "localhost:8000", "origin": "https://shop.example"}, 200),
+        ("127.0.0.1", {"host": "localhost:8000", "origin": "http://["}, 403),
+        ("127.0.0.1", {"host": "["}, 403),
     ],
 )
 def test_without_keys_only_this_machine_is_answered(

@@ -234,6 +234,8 @@ def test_what_visitors_type_is_text(visitor: TestClient) -> None:
     [
         *("", "nonsense", "e30=", base64.b64encode(b'{"cart": 3}').decode()),
         base64.b64encode(DEEP.encode()).decode(),
+        base64.b64encode(rb'{"user": "\ud800", "session": "s", "cart": []}').decode(),
+        base64.b64encode(rb'{"user": "u1", "session": "s", "cart": ["\ud800"]}').decode(),
     ],
 )
 def test_a_cookie_that_was_tampered_with_begins_a_visit(pages, cookie: str) -> None:
