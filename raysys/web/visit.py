@@ -132,9 +132,19 @@ class Visit:
             order: id.
             sale: `item_id`, and what it was sold for.
         """
-        told = f"{order} {sale['item_id']}".encode()
-        once = hashlib.blake2b(told, digest_size=12).hexdigest()
+        once = _once(order, sale["item_id"])
         return self.event("purchase", order_id=order, **sale) | {"event_id": once}
+
+    def noticed(self, kind: str, item_id: str, **joined: Any) -> dict[str, Any]:
+        """An item of a list seen or clicked: the same again is the same event.
+
+        Args:
+            kind: impression or click.
+            item_id: which.
+            joined: `request_id` and `position` of the list.
+        """
+        once = _once(self.session, str(joined.get("request_id", "")), item_id, kind)
+        return self.event(kind, item_id=item_id, **joined) | {"event_id": once}
 
 
 def new_order() -> str:
@@ -205,3 +215,9 @@ def _text(found: Any) -> str:
     text = str(found)[:200]
     text.encode()
     return text
+
+
+def _once(*told: str) -> str:
+    """An id of an event: what is told again has the same."""
+    said = " ".join(told).encode("utf-8", "surrogatepass")  # ids of forms may hold anything
+    return hashlib.blake2b(said, digest_size=12).hexdigest()

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysys.serving.args import ServeArgs
+from raysys.serving.events_api import Clock, read_events
 from raysys.serving.pages import ServiceAnswers
 from raysys.serving.service import Service
 from raysys.web import storefront
@@ -213,6 +214,18 @@ DEEP = "[" * 100_000  # Python gives up at some depth
 def test_what_a_script_garbles_is_refused(visitor: TestClient, events: Recorded, body: str) -> None:
     assert visitor.post("/seen", content=body).status_code == 400
     assert not events
+
+
+def test_events_have_legal_ids_however_long_those_of_items_are() -> None:
+    visit = Visit.begin("somebody")
+    clock = Clock(now=2**41, earliest=0, latest=2**42, quarantine=False)
+    for kind in ("impression", "click"):
+        one, again, other = (
+            visit.noticed(kind, "i" * 200, request_id=request, position=1)
+            for request in ("r" * 200, "r" * 200, "s")
+        )
+        assert [outcome.status for outcome in read_events([one], clock)[2]] == ["accepted"]
+        assert one["event_id"] == again["event_id"] != other["event_id"]
 
 
 def test_an_unknown_item_is_a_page_too(visitor: TestClient) -> None:
