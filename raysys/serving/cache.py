@@ -118,8 +118,8 @@ class Cache:
                 self._held.move_to_end(key)
                 told = "hit" if age <= self.args.fresh_s else "stale"
                 if told == "stale" and key not in self._flights:
-                    flight = self._flights[key] = _Flight(begun=False)
-                    self._refresher.submit(self._refresh, key, flight, again or make)
+                    queued = self._flights[key] = _Flight(begun=False)
+                    self._refresher.submit(self._refresh, key, queued, again or make)
                 return entry.ranking, told
             flight = self._flights.get(key)
             ours = flight is None or not flight.begun  # others are before it in the queue
