@@ -17,6 +17,7 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.metrics import Metrics
 from raysys.serving.service import Service
 from raysys.serving.traffic import Traffic, Watched
+from raysys.serving.workers import Workers
 from tests.serving.test_auth import Clothed
 
 
@@ -87,7 +88,7 @@ def test_who_leaves_before_the_answer_is_no_fault_of_ours() -> None:
 
 def test_refusals_are_counted_too_once_and_by_their_route(service: Service) -> None:
     own = Clothed(service, ServeArgs.model_validate(service.args.model_dump()))
-    own.metrics = Metrics()
+    own.metrics, own.workers = Metrics(), Workers(1, 8)
     app = http_app(own)
     here = TestClient(app, raise_server_exceptions=False)
     far = TestClient(app, client=("203.0.113.9", 5), raise_server_exceptions=False)
@@ -100,10 +101,12 @@ def test_refusals_are_counted_too_once_and_by_their_route(service: Service) -> N
     assert here.post("/v1/search", content=b"x", headers={"content-type": "text/plain"}).is_error
     assert here.post("/v1/search", content=chunks()).status_code == 413
     assert here.get("/v1/nothing").status_code == here.get("/v2/rank").status_code == 404
-    assert here.post("/v1/rank", json={"user_id": "u1", "item_ids": ["i00001"]}).is_success
+    answer = here.post("/v1/rank", json={"user_id": "u1", "item_ids": ["i00001"]})
+    assert answer.is_success, answer.text
     assert own.metrics.read()["raysys_requests"] == {
         "/v1/users/{user_id:path}/profile,403": 1,
         "/v1/search,415": 1,
         "/v1/search,413": 1,
         "/v1/rank,200": 1,
     }
+    own.workers.close()
