@@ -53,6 +53,13 @@ def test_equal_content_is_one_bundle_and_other_content_another(registry: Registr
     assert len(registry.list()) == 3
 
 
+def test_the_id_of_a_bundle_names_no_other(registry: Registry) -> None:
+    first, second = registry.publish(writer("1")), registry.publish(writer("2"))
+    with pytest.raises(UserError, match="id of a bundle"):
+        registry.point(first, second)
+    assert registry.resolve(first) == first and registry.pointers() == {}
+
+
 def test_a_writer_that_fails_leaves_nothing(registry: Registry) -> None:
     def write(folder: Path) -> None:
         (folder / "half.json").write_text("{")

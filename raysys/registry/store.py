@@ -127,10 +127,16 @@ class Registry:
                 None: whatever the name means by now.
 
         Raises:
-            UserError: bad name, no such bundle, or a damaged one.
+            UserError: bad name, or a bundle's id; no such bundle, or a damaged one.
             Moved: the name means another bundle than expected.
         """
         _check_name(name, "pointer")
+        if (self.bundles / name).is_dir():
+            raise UserError(
+                f"{name!r} is the id of a bundle, and can mean no other",
+                where=str(self.root),
+                mend="choose a name that no bundle has",
+            )
         self.verify(bundle_id)
         with self._locked():
             pointer = self._pointer(name) or {"history": []}

@@ -6,6 +6,7 @@ import re
 from typing import Any, Final, Literal
 
 from starlette.routing import compile_path
+from starlette.types import Scope
 
 from raysys.serving.keys import Role
 
@@ -59,7 +60,7 @@ class AccessTable:
 
     def __init__(self, access: dict[str, Access] = ACCESS) -> None:
         self._exact: dict[str, dict[str, Access]] = {}
-        self._forms: list[tuple[re.Pattern[str], dict[str, Access]]] = []
+        self._forms: list[tuple[re.Pattern[str], str, dict[str, Access]]] = []
         by_path: dict[str, dict[str, Access]] = {}
         for route, role in access.items():
             method, path = route.split(" ", 1)
@@ -68,18 +69,33 @@ class AccessTable:
             if "GET" in methods:
                 methods.setdefault("HEAD", methods["GET"])
             if "{" in path:
-                self._forms.append((compile_path(path)[0], methods))
+                self._forms.append((compile_path(path)[0], path, methods))
             else:
                 self._exact[path] = methods
 
     def methods(self, path: str) -> dict[str, Access]:
         """Method → role of what lies at a path (decoded, without the route prefix)."""
+        return self._find(path)[1]
+
+    def route(self, path: str) -> str:
+        """The route of a path, as the application declares it; empty where none is."""
+        return self._find(path)[0]
+
+    def _find(self, path: str) -> tuple[str, dict[str, Access]]:
         if (exact := self._exact.get(path)) is not None:
-            return exact
-        for form, methods in self._forms:
+            return path, exact
+        for form, route, methods in self._forms:
             if form.match(path):
-                return methods
-        return {}
+                return route, methods
+        return "", {}
+
+
+def path_of(scope: Scope) -> str:
+    """The path that routes are matched with: without the prefix that Serve puts before it."""
+    path, root = scope["path"], scope.get("root_path", "")
+    if root and (path == root or path.startswith(f"{root}/")):
+        return str(path[len(root) :])
+    return str(path)
 
 
 SCHEMES: Final = {

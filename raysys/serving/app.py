@@ -35,7 +35,7 @@ from raysys.serving.problems import Problem, ProblemBody, handle_problems
 from raysys.serving.profile import Profile
 from raysys.serving.service import Service
 from raysys.serving.text_routes import add_text_routes
-from raysys.serving.traffic import Traffic, Watched
+from raysys.serving.traffic import Traffic
 from raysys.serving.workers import BACKGROUND
 
 if TYPE_CHECKING:
@@ -118,9 +118,8 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     traffic = Traffic()
-    app.add_middleware(Watched, traffic=traffic, metrics=lambda: service.metrics)
     app.add_middleware(Arrival, service=service)
-    protect(app, service.args)
+    protect(app, service.args, traffic, lambda: service.metrics)
     handle_problems(app)
 
     add_list_routes(app, service)
@@ -205,9 +204,7 @@ class Arrival:
                 priority = BACKGROUND
         refused = self.service.workers.refusal(priority)
         if refused is not None:
-            metrics = self.service.metrics
-            metrics.count("raysys_shed", kind=refused.kind)
-            metrics.count("raysys_requests", route=path, status=str(refused.status))
+            self.service.metrics.count("raysys_shed", kind=refused.kind)
         return refused
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from raysys.errors import UserError
+from raysys.eventlog.entries import LogUnavailable
 from raysys.registry import Registry
 from raysys.serving.args import ServeArgs, TextArgs
 from raysys.serving.asking import Context
@@ -110,7 +111,8 @@ class Arms:
         """Try what Serve's `user_config` says from now on; blocks while a bundle is loaded.
 
         Raises:
-            UserError: there is no such bundle, or it cannot be loaded.
+            UserError: there is no such bundle as it names, or it cannot be loaded. What else is
+                wrong is logged: replicas that run live with it, so those that start have to.
         """
         self._config = config
         self.look(strict=True)
@@ -119,11 +121,13 @@ class Arms:
         """Read what the replica is told, and do it: another champion, another challenger.
 
         Args:
-            strict: raise what is wrong; else it is logged, and what answers goes on.
+            strict: raise what is wrong with what `user_config` names; all else is logged, and
+                what answers goes on.
         """
         if self.args.bundle is None:
             return
         troubles: list[Exception] = []
+        own: Exception | None = None
         with self._changing:
             if strict:
                 self._resting.clear()
@@ -132,15 +136,29 @@ class Arms:
                 try:
                     step()
                 except Exception as error:
+                    if strict and own is None and self._is_of_config(step):
+                        own = error
+                        continue
                     troubles.append(error)
-                    if not strict and not isinstance(error, (UserError, OSError)):
+                    if not isinstance(error, (UserError, OSError)):
                         log.exception("a fault while looking what is to be served")
-        if strict and troubles:
-            raise troubles[0]
         told = "; ".join(str(error) for error in troubles)
         if told and told != self._trouble:  # said once
             log.error("what is served stays as it is: %s", told)
         self._trouble = told
+        if own is not None:
+            raise own
+
+    def _is_of_config(self, step: Callable[[], None]) -> bool:
+        """Whether `user_config` says what a step does, and no file beside it."""
+        if step == self._experiment:
+            return bool(self._config.experiments)
+        if step != self._canary or self._config.canary is None:
+            return False
+        try:
+            return not self.rollout.read().says
+        except UserError:
+            return False
 
     def _lead(self) -> None:
         if self.args.follow and self.args.bundle is not None:
@@ -167,6 +185,21 @@ class Arms:
         if weight:
             with tried.lock:
                 tried.guard.outcome(tried.canary.arm_of(who), weight)
+
+    def catch_up(self) -> None:
+        """Have all whom somebody may get count the events that the champion has counted."""
+        events = self.champion.events
+        if events is None or events.follower is None:
+            return
+        until = events.follower.followed.position
+        for service in self.experiments.services():
+            _catch_up(service, until)
+        tried = self._tried
+        if tried is not None and tried.shadow is None and tried.lease.take():
+            try:
+                _catch_up(tried.lease.service, until)
+            finally:
+                tried.lease.give_back()
 
     def status(self) -> dict[str, Any]:
         """What is served and tried here, for people."""
@@ -453,3 +486,12 @@ class Arms:
                     self.look()
                 except Exception:  # the thread must not end
                     log.exception("a fault while looking what is to be served")
+
+
+def _catch_up(service: Service, until: int) -> None:
+    if service.events is None or service.events.follower is None:
+        return
+    try:
+        service.events.follower.catch_up(until)
+    except LogUnavailable as error:  # they are durable, and the follower tries again
+        log.warning("the event log cannot be read: %s", error)

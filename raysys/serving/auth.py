@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raysys.serving.access import AccessTable
+from raysys.serving.access import AccessTable, path_of
 from raysys.serving.edge_args import AuthArgs
 from raysys.serving.keys import Key, KeyRing
 from raysys.serving.problems import Problem
@@ -68,12 +68,12 @@ class Auth:
 
     def _operates(self, scope: Scope) -> bool:
         """Whether this changes what is served, or shows it to operators."""
-        path = _path(scope)
+        path = path_of(scope)
         # the console's own login is a key; where there are none it lets in whoever comes
         return "admin" in self.table.methods(path).values() or path.startswith("/console")
 
     def _admit(self, scope: Scope, ring: KeyRing) -> Key | None:
-        methods = self.table.methods(_path(scope))
+        methods = self.table.methods(path_of(scope))
         role = methods.get(scope["method"])
         secret = _secret(scope)
         if role == "open" and secret is None:
@@ -153,15 +153,23 @@ def _check_near(scope: Scope, cors_origins: tuple[str, ...]) -> None:
     if not near or (client and _is_address(client[0]) and not _is_loopback(client[0])):
         detail = f"without keys only the machine itself is answered: {mend}, or set auth.open"
         raise Problem(403, "not-local", detail)
-    # a name with a dot can be anybody's, pointed at 127.0.0.1 (DNS rebinding)
-    named = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    origin = headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
-    if ("." in named and not _is_address(named)) or (foreign and origin not in cors_origins):
+    if _is_foreign(headers.get("host", ""), headers.get("origin"), cors_origins):
         detail = (
             f"without keys no page of another site is answered: {mend}, or name it in cors_origins"
         )
         raise Problem(403, "foreign-page", detail)
+
+
+def _is_foreign(host: str, origin: str | None, cors_origins: tuple[str, ...]) -> bool:
+    """Whether a page of another site asks, or one by a name of its own that leads here."""
+    try:
+        named = urlsplit(f"//{host}").hostname or ""
+        site = host if origin is None else urlsplit(origin).netloc
+    except ValueError:  # no browser of anybody's writes that
+        return True
+    if "." in named and not _is_address(named):
+        return True  # it can be anybody's, pointed at 127.0.0.1 (DNS rebinding)
+    return site != host and origin not in cors_origins
 
 
 def _is_loopback(host: str) -> bool:
@@ -178,11 +186,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _path(scope: Scope) -> str:
-    """The path that routes are matched with: without the prefix that Serve puts before it."""
-    path, root = scope["path"], scope.get("root_path", "")
-    if root and (path == root or path.startswith(f"{root}/")):
-        return str(path[len(root) :])
-    return str(path)

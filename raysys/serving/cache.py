@@ -26,9 +26,12 @@ from raysys.config import Settings
 from raysys.errors import missing_extra
 from raysys.retrieval.merge import Candidates
 from raysys.serving.asking import Ranking
+from raysys.serving.members import Costs
 from raysys.serving.metrics import Metrics
 
 log = logging.getLogger("raysys")
+
+_MAKE = "make"
 
 Told = Literal["hit", "stale", "miss", "shared", "remote"]
 """In memory; there, but old, and being made anew; made; made for another request; in Redis."""
@@ -65,6 +68,14 @@ class _Entry:
     made: float  # time.monotonic()
 
 
+class _Flight:
+    """A ranking that is being made, or is about to be."""
+
+    def __init__(self, *, begun: bool) -> None:
+        self.future: Future[Ranking] = Future()
+        self.begun = begun  # else it waits for the thread that refreshes
+
+
 class Cache:
     """Rankings by key; safe to use from several threads.
 
@@ -76,7 +87,8 @@ class Cache:
     def __init__(self, args: CacheArgs, metrics: Metrics) -> None:
         self.args, self._metrics = args, metrics
         self._held: OrderedDict[str, _Entry] = OrderedDict()
-        self._flights: dict[str, Future[Ranking]] = {}
+        self._flights: dict[str, _Flight] = {}
+        self._costs = Costs()
         self._lock = threading.Lock()
         self._refresher = ThreadPoolExecutor(1, thread_name_prefix="refresh")
         self._remote = None if args.redis is None else Remote(args, metrics)
@@ -95,7 +107,8 @@ class Cache:
             key: see `key_of`.
             make: a ranking; one that leaves somebody out is not kept, nor shared.
             again: makes it behind the scenes, when nobody waits any more; None: as `make`.
-            until: `time.perf_counter()` at which this caller must go on without who makes it.
+            until: `time.perf_counter()` at which this caller wants it; who makes it is waited for
+                as long as there would still be time to make it afterwards.
         """
         told: Told
         with self._lock:
@@ -105,17 +118,20 @@ class Cache:
                 self._held.move_to_end(key)
                 told = "hit" if age <= self.args.fresh_s else "stale"
                 if told == "stale" and key not in self._flights:
-                    self._flights[key] = Future()
-                    self._refresher.submit(self._fly, key, again or make)
+                    queued = self._flights[key] = _Flight(begun=False)
+                    self._refresher.submit(self._refresh, key, queued, again or make)
                 return entry.ranking, told
             flight = self._flights.get(key)
+            ours = flight is None or not flight.begun  # others are before it in the queue
             if flight is None:
-                self._flights[key] = Future()
-        if flight is None:
-            return self._fly(key, make)
+                flight = self._flights[key] = _Flight(begun=True)
+            flight.begun = True
+        if ours:
+            return self._fly(key, flight, make)
         try:
-            left = None if until == np.inf else max(0.0, until - time.perf_counter())
-            ranking = flight.result(left)
+            # in vain it would have waited if no time were left to make it
+            left = until - time.perf_counter() - self._costs.expected(_MAKE, 1)
+            ranking = flight.future.result(None if until == np.inf else max(0.0, left))
         except TimeoutError:
             return make(), "miss"
         if ranking.reasons:  # the one who made it had less time
@@ -135,25 +151,35 @@ class Cache:
         """End the thread that refreshes."""
         self._refresher.shutdown(wait=False, cancel_futures=True)
 
-    def _fly(self, key: str, make: Callable[[], Ranking]) -> tuple[Ranking, Told]:
+    def _refresh(self, key: str, flight: _Flight, make: Callable[[], Ranking]) -> None:
+        """Make it behind the scenes, unless somebody who waits has taken it over."""
+        with self._lock:
+            if flight.begun:
+                return
+            flight.begun = True
+        self._fly(key, flight, make)
+
+    def _fly(self, key: str, flight: _Flight, make: Callable[[], Ranking]) -> tuple[Ranking, Told]:
         """Find or make it, keep it, and tell all who wait for it."""
-        flight = self._flights[key]
         told: Told = "remote"
         try:
             found = self._remote.get(key) if self._remote is not None else None
             if found is None:
+                began = time.perf_counter()
                 found, told = (make(), 0.0), "miss"
+                if not found[0].reasons:  # whole
+                    self._costs.took(_MAKE, 1, time.perf_counter() - began)
             ranking, age = found
             if not ranking.reasons:
                 self._keep(key, ranking, age)
                 if told == "miss" and self._remote is not None:
                     self._refresher.submit(self._remote.put, key, ranking)
         except BaseException as error:
-            flight.set_exception(error)
-            flight.exception()  # seen: nobody may have waited
+            flight.future.set_exception(error)
+            flight.future.exception()  # seen: nobody may have waited
             raise
         else:
-            flight.set_result(ranking)
+            flight.future.set_result(ranking)
         finally:
             with self._lock:
                 self._flights.pop(key, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Callable
 from functools import lru_cache
 
 from fastapi import FastAPI, Request
@@ -15,7 +16,9 @@ from raysys.serving.api import Readiness
 from raysys.serving.args import ServeArgs
 from raysys.serving.auth import Auth
 from raysys.serving.limits import RateLimits
-from raysys.serving.problems import FieldError, Problem
+from raysys.serving.metrics import Metrics
+from raysys.serving.problems import FieldError, Problem, fault
+from raysys.serving.traffic import Traffic, Watched
 
 PAGE_POLICY = (
     "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
@@ -39,8 +42,16 @@ _JSON = re.compile(rb"application/([\w.-]+[+-])?json")
 _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
-def protect(app: FastAPI, args: ServeArgs) -> None:
-    """Put headers, CORS, keys and rate limits before an application, in this order.
+def protect(
+    app: FastAPI, args: ServeArgs, traffic: Traffic, metrics: Callable[[], Metrics]
+) -> None:
+    """Put headers, CORS, counts, keys and rate limits before an application, in this order.
+
+    Args:
+        app: what answers.
+        args: the deployment's.
+        traffic: where each answer is noted, also one that refuses.
+        metrics: gives the metrics it is counted in.
 
     Raises:
         UserError: the file of keys is missing or damaged.
@@ -48,6 +59,8 @@ def protect(app: FastAPI, args: ServeArgs) -> None:
     app.add_middleware(JsonOnly)
     app.add_middleware(RateLimits, args=args.limits)  # each comes before the one added before it
     app.add_middleware(Auth, args=args.auth, cors_origins=args.cors_origins)
+    app.add_middleware(Faults)
+    app.add_middleware(Watched, traffic=traffic, metrics=metrics)
     if args.cors_origins:  # before keys: a browser asks (OPTIONS) without one, and reads a 401
         app.add_middleware(
             CORSMiddleware,
@@ -96,6 +109,32 @@ class JsonOnly:
                 await problem.response(scope["path"])(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+class Faults:
+    """Answers a fault with the problem that says so.
+
+    Starlette does too, but before everything else: without the headers that all answers have.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception as error:
+            if scope["type"] != "http" or started:
+                raise
+            await fault(scope["path"], error)(scope, receive, send)
 
 
 @lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ it can wait; what is not there by then is left out of the answer, with the reaso
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -23,10 +24,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("raysys")
 
 _FAULTS = 3  # in a row, after which it is left alone for a while
+_LONGER = 1.5  # times as long as others waited in vain: that is worth a try
 
 
 class UnavailableError(Exception):
     """It cannot be had in time; the text says why, as `reasons` of an answer do."""
+
+
+class WaitedError(UnavailableError):
+    """It takes longer than a caller could wait, who did."""
 
 
 class Encoding(Protocol):
@@ -93,36 +99,48 @@ class Here:
 class Rest:
     """Leaves alone what has failed several times in a row; then one try finds out how it is.
 
+    Who gave up early says little to those who can wait longer: for them it is not down.
+
     Args:
         seconds: for how long.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._faults, self._until = 0, 0.0
+        self._waits: list[float] = []  # the longest that came to nothing, the shortest first
+        self._until = 0.0
         self._lock = threading.Lock()
 
-    def admits(self) -> bool:
-        """Whether to try now; while it rests, one try each time the rest is over."""
+    def admits(self, wait_s: float = math.inf) -> bool:
+        """Whether to try now; while it rests, one try each time the rest is over.
+
+        Args:
+            wait_s: that whoever asks would wait; infinity: as long as anybody.
+        """
         with self._lock:
             now = time.monotonic()
-            if self._faults < _FAULTS:
+            vain = self._waits[0] if len(self._waits) == _FAULTS else 0.0
+            if not vain or _LONGER * vain < wait_s:
                 return True
             if now < self._until:
                 return False
             self._until = now + self._seconds
             return True
 
-    def failed(self) -> None:
-        """A try came to nothing."""
+    def failed(self, wait_s: float = math.inf) -> None:
+        """A try came to nothing.
+
+        Args:
+            wait_s: that was waited; infinity: waiting longer would not have helped.
+        """
         with self._lock:
-            self._faults += 1
+            self._waits = sorted([*self._waits, wait_s])[-_FAULTS:]
             self._until = time.monotonic() + self._seconds
 
     def ended(self) -> None:
         """It answers."""
         with self._lock:
-            self._faults = 0
+            self._waits = []
 
 
 class There:
@@ -160,17 +178,20 @@ class There:
             raise UnavailableError(why)
 
     def _ask(self, what: str, given: tuple[Any, ...], wait_s: float) -> object:
-        if not self._rest.admits():
+        most_s = self._args.timeout_ms / 1000
+        own = wait_s < most_s  # a deadline of the request's own: to miss it is no fault yet
+        wait_s = min(wait_s, most_s)
+        patience = wait_s if own else math.inf
+        if not self._rest.admits(patience):
             raise UnavailableError("down")
-        wait_s = min(wait_s, self._args.timeout_ms / 1000)
         until = time.perf_counter() + wait_s
         response = getattr(self._handle, what).remote(self._bundle, *given, wait_s)
         try:
             found = response.result(timeout_s=max(0.0, until - time.perf_counter()))
         except TimeoutError:
             response.cancel()  # nobody waits for it, nor should a queue
-            self._rest.failed()
-            raise UnavailableError("deadline") from None
+            self._rest.failed(patience)
+            raise (WaitedError if own else UnavailableError)("deadline") from None
         except Exception as error:  # a dead replica, a full queue, a fault over there
             log.warning("the transformer does not answer: %s: %.300s", type(error).__name__, error)
             self._rest.failed()

@@ -26,7 +26,7 @@ from raysys.datasets.times import EARLIEST
 from raysys.eventlog.entries import NewEntry
 from raysys.features.incoming import VISITOR, visitor
 from raysys.ingest.currencies import is_code
-from raysys.serving.api import MAX_QUERY, Id
+from raysys.serving.api import Id, Query
 from raysys.serving.problems import FieldError, field_errors
 
 MAX_EVENTS: Final = 1_000
@@ -80,7 +80,6 @@ Moment = Annotated[
 Currency = Annotated[str, BeforeValidator(_currency), Field(description="ISO 4217.")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Price = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
-Query = Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY, strip_whitespace=True)]
 EventId = Annotated[
     Id,
     Field(description="Yours, the same when you send it again: so it counts once. Left out: made."),

@@ -53,8 +53,15 @@ async def keep_events(
     if taken is None:
         detail = "this deployment takes no events: give `events` in the args of its config"
         raise Problem(404, "no-events", detail)
+
+    def take() -> EventsAnswer:
+        answer = taken.take(sent)
+        if arms is not None:
+            arms.catch_up()  # who gets another bundle's answers is answered by what it counted
+        return answer
+
     try:
-        answer = await taken.run(len(sent), lambda: taken.take(sent))
+        answer = await taken.run(len(sent), take)
     except Problem as problem:
         if problem.kind == "invalid-request":  # a client that sends nothing else is to be seen
             service.metrics.count("raysys_events", len(sent), status="rejected")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -122,6 +122,15 @@ class ExperimentArms:
         """The service of a bundle other than the champion's, in use until it is given back."""
         found = self._leases.get(bundle)
         return found if found is not None and found.take() else None
+
+    def services(self) -> Iterator[Service]:
+        """Each that an experiment needs beside the champion, in use while it is looked at."""
+        for lease in list(self._leases.values()):
+            if lease.take():
+                try:
+                    yield lease.service
+                finally:
+                    lease.give_back()
 
     def exposed(self, treatment: Treatment, request_id: str, bundle: str) -> None:
         """A list was answered in these arms."""

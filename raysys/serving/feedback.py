@@ -69,7 +69,8 @@ class FeedbackWatch:
         self._told: set[tuple[str, str, str]] = set()
         self._trouble = ""
         self.latest: Feedback | None = None
-        metrics.gauge("raysys_feedback_age_seconds", self._age)
+        self._silent = False
+        metrics.gauge("raysys_feedback_age_seconds", lambda: None if self._silent else self._age())
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feedback", daemon=True)
         self._thread.start()
@@ -78,6 +79,11 @@ class FeedbackWatch:
         """End; what is being computed is finished."""
         self._ended.set()
         self._thread.join(timeout=30)
+
+    def stand_down(self) -> None:
+        """Another bundle is the champion from now on, and tells what came of all lists."""
+        self._silent = True
+        self._ended.set()
 
     def look(self) -> None:
         """Take the figures that are there; compute them if they are too old and nobody else does.
@@ -97,7 +103,8 @@ class FeedbackWatch:
             return
         try:
             content = json.dumps(self.compute().to_dict(), allow_nan=False)
-            write_atomic(self._folder / FILE, content + "\n")
+            if not self._silent:
+                write_atomic(self._folder / FILE, content + "\n")
         finally:
             (self._folder / _LOCK).unlink(missing_ok=True)
         self._load()
@@ -171,7 +178,7 @@ class FeedbackWatch:
 
     def _value(self, what: str, surface: str, outcome: str) -> float | None:
         found = self.latest
-        if found is None:
+        if found is None or self._silent:
             return None
         if what == "change":
             changes = {(c.surface, c.outcome): c.change for c in found.changes}

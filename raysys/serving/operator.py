@@ -80,7 +80,8 @@ class Operator:
         found = self._ring.named(name)
         if found is None or not until.isdigit() or not until.isascii() or len(until) > 12:
             return False
-        genuine = hmac.compare_digest(_signature(found, int(until)), signature)
+        told = signature.encode("utf-8", "surrogateescape")  # whatever the cookie holds
+        genuine = hmac.compare_digest(_signature(found, int(until)).encode(), told)
         return genuine and time.time() < int(until) and _may(found)
 
     def bundles(self) -> list[BundleFacts]:

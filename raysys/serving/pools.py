@@ -18,7 +18,7 @@ from raysys.retrieval.search import SOURCES, Found
 from raysys.retrieval.segments import Part, Segments, favourites
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import ABOUT_ITEMS, Ask, Int32, Ranking
-from raysys.serving.encoding import Encoding, UnavailableError
+from raysys.serving.encoding import Encoding, UnavailableError, WaitedError
 from raysys.serving.members import FEATURES, FINISH, Clock, Costs
 from raysys.serving.transformer import Encoded
 
@@ -212,6 +212,8 @@ class Pools:
                     made.sessions if several else encoded.sessions,
                 )
             except UnavailableError as why:
+                if isinstance(why, WaitedError):  # it takes as long, or longer
+                    self._costs.took(step, 1, time.perf_counter() - began)
                 found.reasons |= dict.fromkeys(members, str(why))
             except Exception:
                 log.exception("%s failed; answering without it", step)

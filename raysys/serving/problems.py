@@ -89,6 +89,13 @@ def invalid(path: str, message: str, value: object = None) -> Problem:
     return Problem(422, "invalid-request", f"{path}: {message}", [error])
 
 
+def fault(path: str, error: Exception) -> Response:
+    """The 500 for what nobody expected; the log has it whole."""
+    log.exception("a fault while answering %s", path, exc_info=error)
+    detail = "a fault of the server; its log has the details"
+    return Problem(500, "fault", detail).response(path)
+
+
 def handle_problems(app: FastAPI) -> None:
     """Answer every error of the application with problem+json."""
 
@@ -123,9 +130,7 @@ def handle_problems(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def of_fault(request: Request, error: Exception) -> Response:
-        log.exception("a fault while answering %s", request.url.path, exc_info=error)
-        detail = "a fault of the server; its log has the details"
-        return Problem(500, "fault", detail).response(request.url.path)
+        return fault(request.url.path, error)
 
 
 def field_errors(

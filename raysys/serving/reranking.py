@@ -13,7 +13,7 @@ from raysys.config import Settings
 from raysys.learners.protocol import Float32
 from raysys.registry import Bundle, Reranking
 from raysys.serving.asking import Ask, Ranking
-from raysys.serving.encoding import Encoding, UnavailableError
+from raysys.serving.encoding import Encoding, UnavailableError, WaitedError
 from raysys.serving.members import Clock, Costs
 
 log = logging.getLogger("raysys")
@@ -86,7 +86,11 @@ class Reranker:
         if not Clock(until, self._costs, len(best)).allows(RERANK):
             raise UnavailableError("deadline")
         began = time.perf_counter()
-        said = self._encoding.pairs(query, ranking.pool.items[best], until - began)
+        try:
+            said = self._encoding.pairs(query, ranking.pool.items[best], until - began)
+        except WaitedError:  # it takes as long, or longer
+            self._costs.took(RERANK, len(best), time.perf_counter() - began)
+            raise
         self._costs.took(RERANK, len(best), time.perf_counter() - began)
         if not np.isfinite(said).all():
             raise UnavailableError("not finite")

@@ -21,7 +21,7 @@ from raysys.serving.asking import Ask, Context, Ranking, Watch
 from raysys.serving.cache import Cache
 from raysys.serving.drift import DriftWatch
 from raysys.serving.encoding import There, UnavailableError
-from raysys.serving.events import open_events
+from raysys.serving.events import EventService, open_events
 from raysys.serving.experiments import with_arm
 from raysys.serving.feedback import FeedbackWatch
 from raysys.serving.filters import Permissions
@@ -78,6 +78,20 @@ class Service:
     ) -> None:
         self.args = args
         self.metrics = Metrics(on_ray=on_ray)
+        self.workers = Workers(args.threads, args.max_waiting)
+        self._cache: Cache | None = None
+        self._shown: ShownLog | None = None
+        self.events: EventService | None = None
+        self.drift: DriftWatch | None = None
+        self.feedback: FeedbackWatch | None = None
+        try:
+            self._open(args, transformer)
+        except BaseException:
+            self.close()  # or its threads would hold the bundle in memory
+            raise
+
+    def _open(self, args: ServeArgs, transformer: DeploymentHandle[Any] | None) -> None:
+        """Load the bundle, and begin all that goes on beside the answers."""
         self._named: float | None = 1.0
         self.versions = Versions()
         self.heard: Callable[[Sequence[dict[str, Any]]], None] | None = None
@@ -94,8 +108,8 @@ class Service:
             catalogue = self._bundle.features.catalogue
             stock = None if args.stock is None else Stock(args.stock, catalogue)
             self.permissions = Permissions(self._bundle.features, self.ranker.policies, stock)
-        self._cache = None if args.cache is None else Cache(args.cache, self.metrics)
-        self._shown: ShownLog | None = None
+        if args.cache is not None:
+            self._cache = Cache(args.cache, self.metrics)
         self._settings = ""  # hash of the arguments by which shown lists are given again
         if args.shown_lists is not None and self._bundle is not None:
             self._shown = ShownLog(args.shown_lists, args.shown_lists_path, args, self.metrics)
@@ -105,8 +119,6 @@ class Service:
         live, name = (bundle.features, bundle.id) if bundle is not None else (None, "")
         self.events = open_events(args, live, name, self._counted)
         self._watch()
-        self.drift: DriftWatch | None = None
-        self.feedback: FeedbackWatch | None = None
         if bundle is not None and args.monitor is not None:
             place = Registry(args.registry_path).bundles / bundle.id
             self.drift, self.feedback = open_monitor(
@@ -114,7 +126,6 @@ class Service:
             )
         self.loaded_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.ready = False
-        self.workers = Workers(args.threads, args.max_waiting)
 
     @property
     def bundle(self) -> Bundle:
@@ -172,6 +183,8 @@ class Service:
             self.metrics.gauge("raysys_bundle", lambda: 1.0, 0.0, bundle=self.bundle.id, arm=name)
         if self.drift is not None:
             self.drift.stand_beside(name)
+        if self.feedback is not None:
+            self.feedback.stand_down()
 
     def _told_named(self) -> float | None:
         """1 while its name points at it, then 0 once: another service may have the name again."""
@@ -392,6 +405,8 @@ class Service:
             (ask.user, known),
             (ask.session, ask.query, ask.text, ask.place, ask.seeds.tolist()),
             (ask.filters, max(ask.k, self._pool_size(ask))),
+            # they are candidates while they count, which begins and ends by itself
+            sorted(self.ranker.policies[ask.surface].pins(ask.at, ask.text).values()),
         )
         if asked.explain:  # what led to the scores is not kept
             return self.ranker.scored(ask), cache.peek(key)

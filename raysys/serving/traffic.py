@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections import deque
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raysys.serving.access import AccessTable, path_of
 from raysys.serving.metrics import Metrics
 from raysys.web.operations import CallFacts
 
@@ -87,9 +89,10 @@ class Traffic:
 
 
 class Watched:
-    """ASGI middleware that notes every answer of an API call.
+    """ASGI middleware that notes every answer of an API call, refusals among them.
 
-    A route says in `request.state.degraded` that it left something out.
+    A caller who leaves before the answer is a 499, which is no fault of the server. A route says
+    in `request.state.degraded` that it left something out.
 
     Args:
         app: what answers.
@@ -99,13 +102,18 @@ class Watched:
 
     def __init__(self, app: ASGIApp, traffic: Traffic, metrics: Callable[[], Metrics]) -> None:
         self.app, self.traffic, self.metrics = app, traffic, metrics
+        self._table = AccessTable()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        route = self._table.route(path_of(scope))  # never the path: a label is one of a few
+        if not route.startswith("/v1/"):
+            await self.app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 0
 
         async def noted(message: Message) -> None:
             nonlocal status
@@ -115,11 +123,13 @@ class Watched:
 
         try:
             await self.app(scope, receive, noted)
+        except asyncio.CancelledError:
+            status = status or 499
+            raise
         finally:
-            route = getattr(scope.get("route"), "path", "")
-            if route.startswith("/v1/"):
-                degraded = bool(scope.get("state", {}).get("degraded"))
-                spent = (time.perf_counter() - began) * 1000
-                self.traffic.note(route, spent, status, degraded=degraded)
-                self.metrics().count("raysys_requests", route=route, status=str(status))
-                self.metrics().observe("raysys_request_seconds", spent / 1000, route=route)
+            status = status or 500
+            degraded = bool(scope.get("state", {}).get("degraded"))
+            spent = (time.perf_counter() - began) * 1000
+            self.traffic.note(route, spent, status, degraded=degraded)
+            self.metrics().count("raysys_requests", route=route, status=str(status))
+            self.metrics().observe("raysys_request_seconds", spent / 1000, route=route)

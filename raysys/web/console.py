@@ -165,7 +165,10 @@ def _is_foreign(request: Request) -> bool:
     origin = request.headers.get("origin")
     if origin is None:
         return False
-    return urlsplit(origin).netloc != request.headers.get("host")
+    try:
+        return urlsplit(origin).netloc != request.headers.get("host")
+    except ValueError:  # no page of ours is there
+        return True
 
 
 def _beside(

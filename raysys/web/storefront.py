@@ -118,8 +118,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
         came = _joined(request.query_params)
         events = [visit.event("view", item_id=item_id, **came)]
         if came:  # a link in a list; its own id, so that a page loaded again is not a second click
-            once = f"{visit.session}-{came.get('request_id', '')}-{item_id}-click"
-            events.append(visit.event("click", item_id=item_id, **came) | {"event_id": once})
+            events.append(visit.noticed("click", item_id, **came))
         await shop.record(events)
         facts = [
             (name, row[name])
@@ -289,6 +288,4 @@ def _joined(said: Mapping[str, str]) -> dict[str, Any]:
 def _impression(visit: Visit, said: Mapping[str, Any]) -> dict[str, Any]:
     """One item of a list that came into view; the same one, told twice, has one id."""
     fields = _joined({name: str(said.get(name, "")) for name in ("request", "position")})
-    item_id = str(said["item"])[:200]
-    once = f"{visit.session}-{fields.get('request_id', '')}-{item_id}-impression"
-    return visit.event("impression", item_id=item_id, **fields) | {"event_id": once}
+    return visit.noticed("impression", str(said["item"])[:200], **fields)

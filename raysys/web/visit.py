@@ -57,7 +57,7 @@ class Visit:
         """What the cookies say; None where they are missing or were tampered with."""
         try:
             content = _unpacked(request.cookies[_VISIT])
-            user, session = str(content["user"])[:200], str(content["session"])[:200]
+            user, session = _text(content["user"]), _text(content["session"])
             cart = _ids(content["cart"], _CART)
         except (KeyError, ValueError, TypeError):
             return None
@@ -132,9 +132,19 @@ class Visit:
             order: id.
             sale: `item_id`, and what it was sold for.
         """
-        told = f"{order} {sale['item_id']}".encode()
-        once = hashlib.blake2b(told, digest_size=12).hexdigest()
+        once = _once(order, sale["item_id"])
         return self.event("purchase", order_id=order, **sale) | {"event_id": once}
+
+    def noticed(self, kind: str, item_id: str, **joined: Any) -> dict[str, Any]:
+        """An item of a list seen or clicked: the same again is the same event.
+
+        Args:
+            kind: impression or click.
+            item_id: which.
+            joined: `request_id` and `position` of the list.
+        """
+        once = _once(self.session, str(joined.get("request_id", "")), item_id, kind)
+        return self.event(kind, item_id=item_id, **joined) | {"event_id": once}
 
 
 def new_order() -> str:
@@ -193,4 +203,21 @@ def _set(response: Response, name: str, value: str) -> None:
 def _ids(found: Any, most: int) -> tuple[str, ...]:
     if not isinstance(found, list):
         raise TypeError("a list of ids is expected")
-    return tuple(str(each)[:200] for each in found[:most])
+    return tuple(_text(each) for each in found[:most])
+
+
+def _text(found: Any) -> str:
+    """An id as it may go into an address.
+
+    Raises:
+        ValueError: JSON can say half a character, which no id holds.
+    """
+    text = str(found)[:200]
+    text.encode()
+    return text
+
+
+def _once(*told: str) -> str:
+    """An id of an event: what is told again has the same."""
+    said = " ".join(told).encode("utf-8", "surrogatepass")  # ids of forms may hold anything
+    return hashlib.blake2b(said, digest_size=12).hexdigest()

@@ -25,7 +25,9 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.arms import Arms
 from raysys.serving.edge import protect
 from raysys.serving.keys import ROLES, KeyFile
+from raysys.serving.metrics import Metrics
 from raysys.serving.service import Service
+from raysys.serving.traffic import Traffic
 from raysys.stages.deploy_plan import DeploySettings, plan
 
 WRONG = ("missing", "unknown", "expired", "revoked", "malformed", "twice", "basic", "hash")
@@ -145,7 +147,7 @@ def test_what_became_of_a_key_is_told_to_its_holder_only(keyed: Keyed) -> None:
 
 def test_what_is_not_declared_is_not_there(keyed: Keyed) -> None:
     app = FastAPI()
-    protect(app, keyed.args)
+    protect(app, keyed.args, Traffic(), Metrics)
 
     @app.get("/v1/secret")
     @app.delete("/v1/search")
@@ -297,6 +299,8 @@ def near(service: Service, **update: Any) -> FastAPI:
         ("127.0.0.1", {"host": "localhost:8000", "origin": "null"}, 403),
         ("127.0.0.1", {"host": "localhost:8000", "origin": "http://localhost:8000"}, 200),
         ("127.0.0.1", {"host": "localhost:8000", "origin": "https://shop.example"}, 200),
+        ("127.0.0.1", {"host": "localhost:8000", "origin": "http://["}, 403),
+        ("127.0.0.1", {"host": "["}, 403),
     ],
 )
 def test_without_keys_only_this_machine_is_answered(

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from shutil import which
 from typing import Any
 
@@ -97,6 +98,51 @@ def test_who_has_no_time_does_not_wait_for_who_has() -> None:
         found, told = held.get("a", lambda: ranking(9), until=time.perf_counter() + 0.01)
         assert told == "miss" and found.pool.items[0] == 9 and not first.done()
         go.set()
+
+
+def test_who_waits_in_vain_still_has_time_to_make_it() -> None:
+    held, _ = cache(fresh_s=1e-9, stale_s=0)
+    go, found = threading.Event(), []
+
+    def slow() -> Ranking:
+        go.wait(10)
+        return ranking()
+
+    def timed() -> Ranking:
+        found.append(until - time.perf_counter())
+        return ranking(9)
+
+    for _ in range(8):
+        held._costs.took("make", 1, 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(held.get, "a", slow)
+        while "a" not in held._flights:
+            threading.Event().wait(0.001)
+        until = time.perf_counter() + 0.2
+        assert held.get("a", timed, until=until)[1] == "miss" and not first.done()
+        go.set()
+    assert found[0] > 0.05
+
+
+def test_nobody_waits_for_what_the_refreshing_thread_has_not_begun() -> None:
+    held, _ = cache(fresh_s=1e-9, stale_s=1e9)
+    go = threading.Event()
+
+    def slow() -> Ranking:
+        go.wait(10)
+        return ranking(5)
+
+    for key in "ab":
+        held.get(key, ranking)
+    assert held.get("a", slow)[1] == held.get("b", slow)[1] == "stale"  # b queues behind a
+    held._held.clear()  # too many other keys came
+    try:
+        found, told = held.get("b", lambda: ranking(9), until=time.perf_counter() + 5)
+        assert told == "miss" and found.pool.items[0] == 9 and not go.is_set()
+    finally:
+        go.set()
+    settled(held)
+    assert held._held["b"].ranking.pool.items[0] == 9  # it was not made once more
 
 
 def test_who_has_time_is_not_answered_by_who_had_none() -> None:
@@ -206,6 +252,21 @@ def test_the_same_request_is_a_hit_and_any_other_is_not(warm: Service) -> None:
     for body in others:
         ask(warm, **body)
     assert told(warm)["miss"] == before["miss"] + len(others)
+
+
+def test_a_pin_shows_from_the_moment_it_counts(registry: Registry) -> None:
+    starts = "2030-01-01T00:00:00Z"
+    pin = {"item_id": "i00199", "position": 1, "starts": starts}
+    args = {"registry": str(registry.root), "clock": "log_end", "cache": {}}
+    args |= {"recommend": {"candidates": 5, "policy": {"pinned": [pin]}}}
+    held = Service(ServeArgs.model_validate(args))
+    moment = round(datetime.fromisoformat(starts).timestamp() * 1000)
+    for at, first in ((moment - 1, False), (moment, True), (moment + 1, True)):
+        context = Context(time.perf_counter(), at=at)
+        answer = held.answer(RecommendRequest(user_id="u4", k=3), context)
+        assert (answer.items[0].item_id == "i00199") == first
+    assert told(held) == {"miss": 2, "hit": 1}
+    held.close()
 
 
 def test_a_short_list_does_not_shorten_a_longer_one(registry: Registry) -> None:

@@ -182,6 +182,21 @@ def test_headers_come_with_every_answer(client: TestClient) -> None:
     assert response.headers["cache-control"] == "no-store"
 
 
+def test_a_fault_has_the_headers_too(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = "https://shop.example"
+    client = served(service, cors_origins=[origin])
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(Service, "content", broken)
+    response = client.post("/v1/search", json={"query": "milk"}, headers={"Origin": origin})
+    assert response.status_code == 500 and response.json()["type"].endswith("fault")
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["access-control-allow-origin"] == origin
+
+
 def test_the_api_page_runs_its_own_scripts_only(client: TestClient) -> None:
     page = client.get("/docs")
     policy = page.headers["content-security-policy"]

@@ -78,6 +78,7 @@ def test_a_batch_may_be_half_bad(start: Start) -> None:
         {"event_type": "user", "user_id": "u1", "attributes": {"user_id": "u2"}},
         click(user_id="session:x"),
         click("x" * 201),
+        click(query="rye\x00bread"),
     )
     assert [i for i, status in enumerate(statuses(answer)) if status == "accepted"] == [0, 2]
     paths = {
@@ -99,6 +100,7 @@ def test_a_batch_may_be_half_bad(start: Start) -> None:
         11: {f"{at}.11"},
         12: {f"{at}.12"},
         13: {f"{at}.13.event_id"},
+        14: {f"{at}.14.query"},
     }
     assert all(error["message"] for o in answer["events"] for error in o.get("errors", []))
     assert [entry.body["event_id"] for entry in kept(service)] == ["good", "also good"]

@@ -25,6 +25,7 @@ from tests.serving.eventing import (
     send,
     statuses,
 )
+from tests.serving.test_arms import Shop
 
 
 def test_an_event_is_in_the_users_next_answer(start: Start) -> None:
@@ -45,6 +46,24 @@ def test_an_event_is_in_the_users_next_answer(start: Start) -> None:
         time.sleep(0.01)
     theirs = client_of(two).post("/v1/recommend", json=ask).json()["items"]
     assert [item["item_id"] for item in theirs] == [item["item_id"] for item in after]
+
+
+def test_an_event_is_in_the_next_answer_of_another_bundle_too(bundle: Path, tmp_path: Path) -> None:
+    events = {"path": str(tmp_path / "eventlog"), "roll_events": 0}
+    tried = Shop(tmp_path / "registry", bundle, events=events)
+    try:
+        tried.tries(share=1.0)
+        challenger = tried.arms.challenger
+        assert challenger is not None and challenger.events is not None
+        assert challenger.events.follower is not None
+        challenger.events.follower.stop()  # it does not come to look by itself
+        sent = [click(event_type="purchase", user_id="a stranger", item_id="i00077")]
+        send(tried.client, *sent)
+        answer = tried.ask("a stranger")
+        assert answer["arm"] == "challenger" and not answer["cold_start"]
+        assert answer["items"][0]["item_id"] == "i00077"
+    finally:
+        tried.arms.close()
 
 
 @pytest.mark.parametrize("who", [{"user_id": "a stranger"}, {"session_id": "only a session"}])

@@ -294,10 +294,11 @@ def test_a_champion_that_an_experiment_keeps_is_one_no_more(
 ) -> None:
     folder = tmp_path / "monitor"
     monitor = {
-        "folder": str(folder), "share": 1, "refresh_s": 0.05, "feedback_s": 0,
+        "folder": str(folder), "share": 1, "refresh_s": 0.05, "feedback_s": 0.05,
         "thresholds": {"least_requests": 1},
     }  # fmt: skip
-    lab = Lab(tmp_path, watched.path("champion"), follow=True, monitor=monitor)
+    shown: dict[str, Any] = {"folder": str(tmp_path / "shown")}
+    lab = Lab(tmp_path, watched.path("champion"), follow=True, monitor=monitor, shown_lists=shown)
     try:
         lab.runs(experiment(arms=by_bundle()))
         old = lab.arms.champion
@@ -306,6 +307,7 @@ def test_a_champion_that_an_experiment_keeps_is_one_no_more(
         first, drift = lab.first, old.drift
         assert drift is not None
         eventually(lambda: drift.figures is not None and (folder / "drift.json").exists())
+        eventually((folder / "feedback.json").exists)
         lab.registry.point("champion", lab.second)
         lab.arms.look()
         assert lab.arms.champion is not old
@@ -314,10 +316,14 @@ def test_a_champion_that_an_experiment_keeps_is_one_no_more(
         assert {(each["bundle"], each["arm"]) for each in answers} == {(first, "control")}
         assert lab.arms.champion.drift is not None
         lab.arms.champion.drift.close()
-        (folder / "drift.json").unlink(missing_ok=True)
+        assert lab.arms.champion.feedback is not None
+        lab.arms.champion.feedback.close()
+        for told_by_one in ("drift.json", "feedback.json"):
+            (folder / told_by_one).unlink(missing_ok=True)
         looked = drift.looked_at
         eventually(lambda: drift.looked_at > looked + 100)
-        assert not (folder / "drift.json").exists()
+        assert not (folder / "drift.json").exists() and not (folder / "feedback.json").exists()
+        assert not [key for key in old.metrics.gauges() if key[0].startswith("raysys_feedback")]
         told = {(name, dict(tags)["arm"]): value for (name, tags), value in gauges_of(old)}
         assert told["raysys_drift_window_answers", "control"] > 0
         assert told["raysys_bundle", "control"] == 1

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysys.serving.traffic import Traffic
+from raysys.serving.app import MAX_BODY, http_app
+from raysys.serving.args import ServeArgs
+from raysys.serving.metrics import Metrics
+from raysys.serving.service import Service
+from raysys.serving.traffic import Traffic, Watched
+from raysys.serving.workers import Workers
+from tests.serving.test_auth import Clothed
 
 
 class Clock:
@@ -53,3 +64,49 @@ def test_a_young_replica_does_not_understate_its_rate() -> None:
     for _ in range(50):
         traffic.note("/v1/rank", 1, 200, degraded=False)
     assert traffic.facts()[0].per_second == pytest.approx(10)
+
+
+def test_who_leaves_before_the_answer_is_no_fault_of_ours() -> None:
+    traffic, metrics = Traffic(Clock()), Metrics()
+
+    async def never(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def leave() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/v1/rank", "headers": []}
+        watched = Watched(never, traffic, lambda: metrics)
+        call = asyncio.ensure_future(watched(scope, never, never))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    asyncio.run(leave())
+    assert metrics.read()["raysys_requests"] == {"/v1/rank,499": 1}
+    assert traffic.facts()[0].failed == 0
+
+
+def test_refusals_are_counted_too_once_and_by_their_route(service: Service) -> None:
+    own = Clothed(service, ServeArgs.model_validate(service.args.model_dump()))
+    own.metrics, own.workers = Metrics(), Workers(1, 8)
+    app = http_app(own)
+    here = TestClient(app, raise_server_exceptions=False)
+    far = TestClient(app, client=("203.0.113.9", 5), raise_server_exceptions=False)
+
+    def chunks() -> Iterator[bytes]:  # no content-length
+        for _ in range(40):
+            yield b"x" * (MAX_BODY // 20)
+
+    assert far.get("/v1/users/u1/profile").status_code == 403
+    assert here.post("/v1/search", content=b"x", headers={"content-type": "text/plain"}).is_error
+    assert here.post("/v1/search", content=chunks()).status_code == 413
+    assert here.get("/v1/nothing").status_code == here.get("/v2/rank").status_code == 404
+    answer = here.post("/v1/rank", json={"user_id": "u1", "item_ids": ["i00001"]})
+    assert answer.is_success, answer.text
+    assert own.metrics.read()["raysys_requests"] == {
+        "/v1/users/{user_id:path}/profile,403": 1,
+        "/v1/search,415": 1,
+        "/v1/search,413": 1,
+        "/v1/rank,200": 1,
+    }
+    own.workers.close()

@@ -301,6 +301,31 @@ def test_after_faults_in_a_row_it_rests_and_one_try_ends_that() -> None:
     assert rest.admits()
 
 
+def test_who_gives_up_early_switches_it_off_for_nobody_who_can_wait(
+    args: ServeArgs, handle: Handle
+) -> None:
+    handle.fault, handle.silent = None, True
+    one = There(handle, args.pinned or "", ARGS)  # type: ignore[arg-type]
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="deadline"):
+            one.encode(["milk"], [], 0.02)
+    with pytest.raises(UnavailableError, match="down"):
+        one.encode(["milk"], [], 0.02)
+    handle.silent = False
+    assert one.encode(["milk"], [], float("inf")).queries is not None
+    handle.silent = True
+    with pytest.raises(UnavailableError, match="deadline"):  # it answers, so it is tried again
+        one.encode(["milk"], [], 0.02)
+    short = ARGS.model_copy(update={"timeout_ms": 10})
+    one = There(handle, args.pinned or "", short)  # type: ignore[arg-type]
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="deadline"):
+            one.encode(["milk"], [], float("inf"))
+    with pytest.raises(UnavailableError, match="down"):  # nobody waits longer than that
+        one.encode(["milk"], [], float("inf"))
+    handle.silent = False
+
+
 def test_a_replica_starts_without_it_when_it_does_not_come(args: ServeArgs, handle: Handle) -> None:
     handle.fault = RuntimeError("no GPU")
     service = Service(args, transformer=handle)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysys.serving.args import ServeArgs
+from raysys.serving.events_api import Clock, read_events
 from raysys.serving.pages import ServiceAnswers
 from raysys.serving.service import Service
 from raysys.web import storefront
@@ -215,6 +216,18 @@ def test_what_a_script_garbles_is_refused(visitor: TestClient, events: Recorded,
     assert not events
 
 
+def test_events_have_legal_ids_however_long_those_of_items_are() -> None:
+    visit = Visit.begin("somebody")
+    clock = Clock(now=2**41, earliest=0, latest=2**42, quarantine=False)
+    for kind in ("impression", "click"):
+        one, again, other = (
+            visit.noticed(kind, "i" * 200, request_id=request, position=1)
+            for request in ("r" * 200, "r" * 200, "s")
+        )
+        assert [outcome.status for outcome in read_events([one], clock)[2]] == ["accepted"]
+        assert one["event_id"] == again["event_id"] != other["event_id"]
+
+
 def test_an_unknown_item_is_a_page_too(visitor: TestClient) -> None:
     for name in ("nothing", "a/b", "<script>alert(1)</script>", "%00"):
         page = visitor.get(f"/item/{name}")
@@ -234,6 +247,8 @@ def test_what_visitors_type_is_text(visitor: TestClient) -> None:
     [
         *("", "nonsense", "e30=", base64.b64encode(b'{"cart": 3}').decode()),
         base64.b64encode(DEEP.encode()).decode(),
+        base64.b64encode(rb'{"user": "\ud800", "session": "s", "cart": []}').decode(),
+        base64.b64encode(rb'{"user": "u1", "session": "s", "cart": ["\ud800"]}').decode(),
     ],
 )
 def test_a_cookie_that_was_tampered_with_begins_a_visit(pages, cookie: str) -> None:
