@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raysys.ensemble import BaseScores, EnsembleSettings, Judgements, fit_ensemble
+from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings, Judgements, fit_ensemble
 from raysys.learners.relevance_blend import fit_weights
 from raysys.progress import task
 from raysys.stages.benchmark_pairs import read_pairs
@@ -31,6 +31,8 @@ FAMILY = {
     "bi_encoder": "transformer",
     "cross_encoder": "transformer",
 }
+SERVED_FROM = 100
+"""Validation queries from which an ensemble may be fitted on them."""
 
 
 def run(
@@ -105,24 +107,56 @@ def join_members(
             {"weights": dict(zip(names, weights[:-1].round(4).tolist(), strict=True))},
         )
     }
-    scores = _base_scores(ground, members, "train", seed)
+    placed = {split: _base_scores(ground, members, split, seed) for split in SPLITS}
     try:
-        ensemble = fit_ensemble(
-            scores[0], {name: FAMILY[name] for name in names}, EnsembleSettings()
-        )
+        ensemble = _fitted(placed["train"][0])
     except ValueError as error:  # every query has grades of one kind: there is no order to learn
         log.warning("relevance: no ensemble by order: %s", error)
         return found
-    ordered = {}
-    for split in SPLITS:
-        base, order = _base_scores(ground, members, split, seed)
-        said = np.empty(len(order), dtype=np.float32)
-        said[order] = ensemble.score(base.base, base.offsets).score
-        ordered[split] = said
+    ordered = {split: _in_place(*placed[split], ensemble) for split in SPLITS}
+    found["order"] = (ordered, _told(ensemble))
+    if placed["validation"][0].n_requests >= SERVED_FROM:
+        try:
+            found["order_as_served"] = _as_served(placed)
+        except ValueError as error:
+            log.warning("relevance: no ensemble by the order of validation: %s", error)
+    return found
+
+
+def _as_served(
+    placed: Mapping[str, tuple[BaseScores, npt.NDArray[np.int64]]],
+) -> tuple[dict[str, Float32], dict[str, Any]]:
+    """An ensemble fitted on validation queries, and judged there half by half.
+
+    Of a query to come members say the mean of their folds' models, which is better than what one
+    of them said out of fold, by far where each saw a half. Only validation knows by how much.
+    """
+    base, order = placed["validation"]
+    held = np.empty(len(order), dtype=np.float32)
+    halves = [np.arange(half, base.n_requests, 2) for half in (0, 1)]
+    for fitted, judged in (halves, halves[::-1]):
+        part = base.take(judged)
+        said = _fitted(base.take(fitted)).score(part.base, part.offsets).score
+        held[order[base.judgements.rows(judged)]] = said
+    ensemble = _fitted(base)
+    return {"validation": held, "test": _in_place(*placed["test"], ensemble)}, _told(ensemble)
+
+
+def _fitted(scores: BaseScores) -> Ensemble:
+    return fit_ensemble(scores, {name: FAMILY[name] for name in scores.base}, EnsembleSettings())
+
+
+def _in_place(base: BaseScores, order: npt.NDArray[np.int64], ensemble: Ensemble) -> Float32:
+    """Scores of the pairs in their own order, float32[n]."""
+    said = np.empty(len(order), dtype=np.float32)
+    said[order] = ensemble.score(base.base, base.offsets).score
+    return said
+
+
+def _told(ensemble: Ensemble) -> dict[str, Any]:
     full = ensemble.fallbacks["full"]
     share = {name: round(value, 4) for name, value in full.share.items()}
-    found["order"] = (ordered, {"method": full.method, "weights": share})
-    return found
+    return {"method": full.method, "weights": share}
 
 
 def _base_scores(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -16,8 +17,9 @@ from raysys.errors import UserError
 from raysys.stages import relevance_members
 from raysys.stages.benchmark_pairs import read_pairs
 from raysys.stages.benchmark_relevance import join_members
-from raysys.stages.relevance_judging import Ground, Member, figures_of
+from raysys.stages.relevance_judging import Ground, Judge, Member, figures_of
 from raysys.stages.relevance_members import fit_encoder
+from raysys.text.pairs import Pairs
 from tests.text.tiny import write_tiny_bert
 
 COLOURS = ("red", "green", "blue", "black", "white")
@@ -132,6 +134,41 @@ def test_a_transformer_is_fitted_as_far_as_its_time_goes(
     assert set(ensembles) == {"weighted_grades", "order"}
     refused = fit_encoder(name, ground, 5, tmp_path / "refused", tiny)
     assert isinstance(refused, str) and "left for it" in refused
+
+
+def test_members_that_are_better_than_they_were_out_of_fold_count_for_more() -> None:
+    """A member that saw half of train in each fold, and whose folds' mean answers."""
+    rng = np.random.default_rng(0)
+    tables, noise = {}, {}
+    for split, queries in (("train", 400), ("validation", 160), ("test", 300)):
+        query = np.repeat(np.arange(queries), 8)
+        grade = rng.integers(0, 4, len(query)).astype(np.float64)
+        tables[split] = pa.table(
+            {
+                "query": [f"{split} {number}" for number in query],
+                "text": [f"text {at}" for at in range(len(query))],
+                "grade": grade,
+            }
+        )
+        noise[split] = rng.normal(size=(2, len(query)))
+    pairs = {split: Pairs.of(table) for split, table in tables.items()}
+    members = {"relevance_trees": Member({}, {}, 0.0), "cross_encoder": Member({}, {}, 0.0)}
+    for split, each in pairs.items():
+        spread = 3.0 if split == "train" else 0.7
+        members["relevance_trees"].said[split] = np.float32(each.grade + 1.2 * noise[split][0])
+        members["cross_encoder"].said[split] = np.float32(each.grade + spread * noise[split][1])
+    ground = Ground(tables, pairs, 0)
+    ensembles = join_members(ground, members, 0)
+    found = figures_of(ground, members, ensembles)
+    assert found["ensemble"]["by"] == "order_as_served"
+    assert found["best_member"] == "cross_encoder"
+    assert found["gain"]["low"] > 0
+    judge = Judge(pairs["test"], 5, 0.0)
+    by = {name: np.nanmean(judge.ndcg(said["test"])) for name, (said, _) in ensembles.items()}
+    assert by["order_as_served"] > by["order"] + 0.01
+    # what validation says of it was said by halves that did not see it
+    whole = Judge(pairs["validation"], 5, 0.0).ndcg(ensembles["order_as_served"][0]["validation"])
+    assert np.nanmean(whole) == pytest.approx(by["order_as_served"], abs=0.02)
 
 
 @pytest.mark.long
