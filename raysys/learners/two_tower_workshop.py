@@ -131,6 +131,7 @@ class Workshop:
             checkpoint=checkpoint and checkpoint.of("towers"),
         )
         model = placed()
+        encoder.settle()  # from here on it is as one that was loaded
         if rows is None:
             return model
         n_requests = replace(examples, shard=(0, 1)).requests().num_rows

@@ -355,8 +355,9 @@ class TestTrees(RelevanceSuite):
         texts = ["dairy milk", "frozen pizza"]
         found = Remembered(str(folder), 16)(texts)
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
-        known = Encoder.open(tiny, 16, 1).encode(texts)
-        np.testing.assert_array_equal(Remembered(tiny, 16)(texts), known)
+        known = Encoder.open(tiny, 16, 1)
+        known.settle()
+        np.testing.assert_array_equal(Remembered(tiny, 16)(texts), known.encode(texts))
         with pytest.raises(UserError, match=r"relevance_trees\.vectors"):
             Remembered(str(tmp_path / "nowhere"), 16)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from raysys.errors import UserError
 from raysys.text.compression.export import VARIANTS, export, variants_here, write_onnx
 from raysys.text.compression.runtime import RUNTIME, is_compressed, open_compressed
 from raysys.text.encoder import Encoder
+from raysys.text.half_weights import halve
 from raysys.text.models import open_model, open_with_head
 from tests.text.tiny import write_tiny_bert
 
@@ -45,6 +47,14 @@ def compressed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     }
 
 
+def whole_for(variant: str, model: Path) -> tuple[Any, Any]:
+    """The whole model and its tokenizer; read in halves where PyTorch reads the variant so."""
+    whole, tokenizer = open_model(str(model), where="model")
+    if variant == "torch_fp32":
+        halve(whole)
+    return whole, tokenizer
+
+
 def test_every_variant_can_be_tried_where_tests_run() -> None:
     assert variants_here() == list(VARIANTS)
 
@@ -54,7 +64,7 @@ def test_every_variant_can_be_tried_where_tests_run() -> None:
 def test_hidden_states_are_those_of_the_whole_model(
     variant: str, model: Path, compressed: dict[str, Path]
 ) -> None:
-    whole, tokenizer = open_model(str(model), where="model")
+    whole, tokenizer = whole_for(variant, model)
     backbone, _ = open_model(str(compressed[variant]), where="model")
     for texts in (TEXTS, TEXTS[:1]):  # other numbers of texts and tokens than were exported
         given = tokenizer(texts, padding=True, return_tensors="pt")
@@ -71,7 +81,7 @@ def test_hidden_states_are_those_of_the_whole_model(
 def test_the_two_texts_of_a_pair_are_told_apart(
     variant: str, model: Path, compressed: dict[str, Path]
 ) -> None:
-    whole, tokenizer = open_model(str(model), where="model")
+    whole, tokenizer = whole_for(variant, model)
     backbone, _ = open_model(str(compressed[variant]), where="model")
     given = tokenizer(TEXTS, TEXTS[::-1], padding=True, return_tensors="pt")
     assert given["token_type_ids"].any()
