@@ -1,4 +1,4 @@
-"""Weights in half precision, for a model that is only read from: few texts take half the time.
+"""Weights in half precision, for a model that is only read from: few texts take less time.
 
 A short text, such as a query, is not limited by arithmetic: its time is that of reading all
 weights from memory once. FBGEMM keeps them as float16 and computes in float32, so there is half as
