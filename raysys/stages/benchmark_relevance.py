@@ -1,7 +1,8 @@
 """`raysys benchmark relevance`: rank any file of judged pairs, within a budget of time.
 
 Settings are chosen by what this machine does in a second (`relevance_members`). Members are fitted
-on folds of the training queries; the ensemble on what each said of the fold that it did not see.
+on folds of the training queries; ensembles on what each said of the fold that it did not see, and
+on validation queries, of which all folds' models speak as they will of queries to come.
 """
 
 from __future__ import annotations

@@ -35,12 +35,12 @@ from raysys.learners.text_blend import blend
 from raysys.learners.text_protocol import Task, TextContext, TextLearner
 from raysys.progress import task
 from raysys.registry import TEXT, Registry, write_text
+from raysys.stages.named_files import named_files
 from raysys.stages.text_judging import Fit, Outcome, judge
 from raysys.stages.text_settings import TextSettings
 from raysys.storage import (
     Manifest,
     Workspace,
-    file_digest,
     is_done,
     read_manifest,
     replacing,
@@ -91,7 +91,7 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
                 for number, parts in enumerate(labelled.find_items(settings.sources))
                 for part in parts
             },
-            **_models(settings.learners),
+            **named_files(settings.learners),
         },
         settings=settings.model_dump(mode="json"),
     )
@@ -156,18 +156,6 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
         planned.write(fresh)
     shutil.rmtree(work.parent, ignore_errors=True)
     return planned
-
-
-def _models(settings: object) -> dict[str, str]:
-    """Fingerprints of weights in folders that settings name: a model may be trained anew there."""
-    if isinstance(settings, Mapping):
-        settings = list(settings.values())
-    if isinstance(settings, list | tuple):
-        return {name: told for each in settings for name, told in _models(each).items()}
-    if not isinstance(settings, str) or not Path(settings).is_dir():
-        return {}
-    weights = sorted(Path(settings).glob("*.safetensors"))
-    return {f"{settings}/{path.name}": file_digest(path)[:16] for path in weights}
 
 
 def _rows(

@@ -25,6 +25,7 @@ from raysys.learners.text_blend import TextBlendModel
 from raysys.learners.text_protocol import PREDICTIONS, TextContext
 from raysys.registry import Registry, TextBundle
 from raysys.stages import text, text_judging
+from raysys.stages.named_files import named_files
 from raysys.stages.text import show
 from raysys.stages.text_settings import TextSettings
 from raysys.storage import Workspace, read_manifest
@@ -115,11 +116,11 @@ def test_what_a_fit_depends_on_is_all_its_files_and_models(tmp_path: Path) -> No
     second = text.run(both, workspace)
     assert second.created != first.created or second.inputs != first.inputs
     named = {"text_classifier": {"model": str(model)}, "blend": [{"teacher": str(model)}]}
-    before = text._models(named)
+    before = named_files(named)
     assert list(before) == [f"{model}/model.safetensors"]
     (model / "model.safetensors").write_bytes(b"as it was pre-trained again")
-    assert text._models(named) != before
-    assert text._models({"model": "all-MiniLM-L6-v2", "costs": [3.0], "gone": None}) == {}
+    assert named_files(named) != before
+    assert named_files({"model": "all-MiniLM-L6-v2", "costs": [3.0], "gone": None}) == {}
 
 
 @pytest.mark.long
