@@ -15,24 +15,26 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from raysys.errors import UserError
 from raysys.eventlog.entries import LogUnavailable
 from raysys.registry import Registry
-from raysys.serving.args import ServeArgs, TextArgs
+from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Context
 from raysys.serving.experiment_arms import ExperimentArms
 from raysys.serving.guard import Arm, Guard
 from raysys.serving.intake import SURFACES
-from raysys.serving.lease import Lease, Rest
+from raysys.serving.lease import Lease
+from raysys.serving.loading import Loading
 from raysys.serving.outcomes import NO_EXPERIMENT, Outcomes
 from raysys.serving.problems import Problem
 from raysys.serving.rollout import CanaryArgs, Rollout, RolloutState, UserConfig, effective, plain
 from raysys.serving.service import Service
 from raysys.serving.shadow import Shadow
 from raysys.serving.treatments import Treatment
-from raysys.serving.tried import Tried, afresh, degraded, treated
+from raysys.serving.tried import Asked, Tried, either
 
 log = logging.getLogger("raysys")
 
@@ -59,9 +61,9 @@ class Arms:
         watch: bool = True,
     ) -> None:
         self.args = args
-        self._make = make
         self._lease = Lease(make(args))
         self.text = self._lease.service.text
+        self._loading = Loading(lambda: self.args, make, self.text)
         self._tried: Tried | None = None
         self._config = UserConfig()
         self._registry = Registry(args.registry_path)
@@ -71,8 +73,7 @@ class Arms:
         self._halting: list[tuple[str, str]] = []
         self._watch = watch and args.bundle is not None
         self._trouble = ""
-        self._resting: dict[str, Rest] = {}
-        self.experiments = ExperimentArms(args, self._beside, lambda: self.champion.metrics)
+        self.experiments = ExperimentArms(args, self._loading.beside, lambda: self.champion.metrics)
         self.outcomes = Outcomes(lambda: self.champion.metrics)
         self._hear(self._lease)
 
@@ -130,7 +131,7 @@ class Arms:
         own: Exception | None = None
         with self._changing:
             if strict:
-                self._resting.clear()
+                self._loading.at_once()
             # a champion that cannot be loaded must not keep a canary from being stopped
             for step in (self._write_halts, self._lead, self._experiment, self._canary):
                 try:
@@ -276,7 +277,7 @@ class Arms:
                 answer = self._untreated(name, asked, *rest, treatment=treatment)
             else:
                 with self._service_of(treatment.bundle) as service:
-                    answer = getattr(treated(treatment, service), name)(asked, *rest)
+                    answer = Asked(treatment, name, asked, rest).of(service)
         except Exception as error:
             # the user's own mistakes fail on both, and then say nothing of the arm
             answer = self._untreated(name, asked, *rest)
@@ -306,62 +307,15 @@ class Arms:
         self, name: str, asked: Any, *rest: Any, treatment: Treatment | None = None
     ) -> Any:
         """The answer of the champion or of what is tried beside it."""
-        tried = self._tried
+        tried, call = self._tried, Asked(treatment, name, asked, rest)
         if tried is None or not tried.lease.take():
             with self._held() as service:
-                return getattr(treated(treatment, service), name)(asked, *rest)
+                return call.of(service)
         try:
             with self._held() as service:
-                return self._either(tried, service, treatment, name, asked, *rest)
+                return either(tried, service, call, partial(self._count, tried))
         finally:
             tried.lease.give_back()
-
-    def _either(
-        self,
-        tried: Tried,
-        champion: Service,
-        treatment: Treatment | None,
-        name: str,
-        asked: Any,
-        *rest: Any,
-    ) -> Any:
-        champion = treated(treatment, champion)
-        arm = tried.canary.arm_of(asked.user_id or asked.session_id)
-        began, failed = time.perf_counter(), False
-        if arm == "challenger":
-            try:
-                answer = getattr(treated(treatment, tried.lease.service), name)(asked, *rest)
-            except Exception as error:
-                # the user's own mistakes fail on both, and then say nothing of the challenger
-                answer = getattr(champion, name)(asked, *rest)
-                failed = True
-                if not isinstance(error, Problem):
-                    log.exception("the challenger failed; the champion answers")
-            self._count(tried, arm, began, failed=failed or degraded(answer))
-            return answer
-        try:
-            answer = getattr(champion, name)(asked, *rest)
-        except Problem:
-            raise
-        except Exception:
-            self._count(tried, arm, began, failed=True)
-            raise
-        self._count(tried, arm, began, failed=degraded(answer))
-        if tried.shadow is not None and tried.lease.take():
-            challenger = treated(treatment, tried.lease.service)
-
-            def again() -> Any:
-                began = time.perf_counter()
-                shadowed, failed = None, True
-                try:
-                    shadowed = getattr(challenger, name)(asked, *afresh(rest))
-                    failed = degraded(shadowed)
-                finally:
-                    self._count(tried, "challenger", began, failed=failed)
-                return shadowed
-
-            tried.shadow.offer(name, asked, answer, again, tried.lease.give_back)
-        return answer
 
     def _count(self, tried: Tried, arm: Arm, began: float, *, failed: bool) -> None:
         why = tried.count(arm, began, failed=failed)
@@ -385,7 +339,7 @@ class Arms:
     def _follow(self, bundle: str) -> None:
         if bundle == self.champion.bundle.id:
             return
-        fresh = Lease(self._load(self.args.bundle or "", bundle))
+        fresh = Lease(self._loading.load(self.args.bundle or "", bundle))
         old = self._lease
         kept = self.experiments.keep(old)  # before: its arm is never without it
         self._lease, self.args = fresh, fresh.service.args
@@ -410,7 +364,7 @@ class Arms:
             lease = now.lease
             lease.give_back()
         else:
-            lease = Lease(self._challenger(canary))
+            lease = Lease(self._loading.challenger(canary))
         shadow = None
         if canary.shadow:
             shadow = Shadow(self._registry.root / "serving" / "shadow", canary.bundle)
@@ -430,52 +384,9 @@ class Arms:
         if tried.lease is not keep:
             tried.lease.retire()
 
-    def _challenger(self, canary: CanaryArgs) -> Service:
-        # nobody is shown what a shadow says
-        update = {"shown_lists": None, "monitor": None} if canary.shadow else {}
-        service = self._beside("challenger", canary.bundle, **update)
-        if canary.shadow:
-            service.metrics.close()  # nor does it count
-        return service
-
     def _hear(self, lease: Lease) -> None:
         """Have events joined as the champion counts them."""
         lease.service.heard = self.outcomes.heard
-
-    def _beside(self, name: str, bundle: str, **update: Any) -> Service:
-        """A warm service beside the champion: it leaves the event log's files to that."""
-        if self.args.events is not None:
-            update["events"] = self.args.events.model_copy(update={"roll_events": 0})
-        if self.args.monitor is not None:  # the champion tells what came of all lists
-            beside = self.args.monitor.model_copy(update={"beside": True})
-            update = {"monitor": beside, **update}
-        return self._load(name, bundle, **update)
-
-    def _load(self, name: str, bundle: str, **update: Any) -> Service:
-        """A warm service of another bundle, which shares the text tasks of the first.
-
-        Raises:
-            UserError: it cannot be loaded; for a while nobody tries again.
-        """
-        rest = self._resting.get(bundle)
-        if rest is not None and time.monotonic() < rest.until:
-            raise UserError(rest.why)
-        update = {"bundle": name, "pinned": bundle, **update}
-        alone = {"text": TextArgs(), "pinned_text": {}}
-        try:
-            service = self._make(self.args.model_copy(update={**update, **alone}))
-            try:
-                service.args = self.args.model_copy(update=update)
-                service.warm_up()
-            except BaseException:
-                service.close()  # or its threads would hold the bundle in memory
-                raise
-        except Exception as error:
-            self._resting[bundle] = Rest.after(rest, f"{bundle} cannot be loaded: {error}")
-            raise
-        self._resting.pop(bundle, None)
-        service.text = self.text
-        return service
 
     def _keep_looking(self) -> None:
         while not self._ended.is_set():

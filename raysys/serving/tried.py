@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import dataclass, field, is_dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from raysys.serving.guard import Arm, Guard
 from raysys.serving.lease import Lease
+from raysys.serving.problems import Problem
 from raysys.serving.rollout import CanaryArgs
 from raysys.serving.service import Service
 from raysys.serving.shadow import Shadow
 from raysys.serving.treatments import Treatment
+
+log = logging.getLogger("raysys")
 
 _VERDICT_EVERY = 20  # answers
 
@@ -42,6 +46,84 @@ class Tried:
             self.guard.answer(arm, milliseconds, failed=failed)
             self.counted += 1
             return self.guard.verdict() if self.counted % _VERDICT_EVERY == 0 else None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call for a list.
+
+    Attributes:
+        treatment: by an experiment's arms; None: there is none.
+        name: of the service's method.
+        request: its first argument.
+        rest: the others.
+    """
+
+    treatment: Treatment | None
+    name: str
+    request: Any
+    rest: tuple[Any, ...]
+
+    def of(self, service: Service) -> Any:
+        """What a service answers."""
+        return getattr(treated(self.treatment, service), self.name)(self.request, *self.rest)
+
+    def again(self, service: Service) -> Any:
+        """The same as if it was asked now."""
+        return replace(self, rest=afresh(self.rest)).of(service)
+
+
+class Count(Protocol):
+    """Counts an answer of an arm that began at `time.perf_counter()`."""
+
+    def __call__(self, arm: Arm, began: float, *, failed: bool) -> None:
+        """See above."""
+
+
+def either(tried: Tried, champion: Service, asked: Asked, count: Count) -> Any:
+    """The answer of the arm of whoever asks; the champion's where the challenger fails.
+
+    Args:
+        tried: the challenger, in use while this lasts.
+        champion: the same.
+        asked: the call.
+        count: is told how each arm did.
+    """
+    arm = tried.canary.arm_of(asked.request.user_id or asked.request.session_id)
+    began, failed = time.perf_counter(), False
+    if arm == "challenger":
+        try:
+            answer = asked.of(tried.lease.service)
+        except Exception as error:
+            # the user's own mistakes fail on both, and then say nothing of the challenger
+            answer = asked.of(champion)
+            failed = True
+            if not isinstance(error, Problem):
+                log.exception("the challenger failed; the champion answers")
+        count(arm, began, failed=failed or degraded(answer))
+        return answer
+    try:
+        answer = asked.of(champion)
+    except Problem:
+        raise
+    except Exception:
+        count(arm, began, failed=True)
+        raise
+    count(arm, began, failed=degraded(answer))
+    if tried.shadow is not None and tried.lease.take():
+
+        def again() -> Any:
+            began = time.perf_counter()
+            shadowed, failed = None, True
+            try:
+                shadowed = asked.again(tried.lease.service)
+                failed = degraded(shadowed)
+            finally:
+                count("challenger", began, failed=failed)
+            return shadowed
+
+        tried.shadow.offer(asked.name, asked.request, answer, again, tried.lease.give_back)
+    return answer
 
 
 def treated(treatment: Treatment | None, service: Service) -> Service:
