@@ -194,6 +194,10 @@ class Rolled:
         """The newest word on each item, `schema.ITEMS`; None: nothing was said of any."""
         return pq.read_table(self.items) if self.items.exists() else None
 
+    def told_users(self) -> pa.Table | None:
+        """The newest word on each user: `user_id`, a column of texts an attribute; None: none."""
+        return pq.read_table(self.users) if self.users.exists() else None
+
     def ids(
         self, remember_days: int, today: int
     ) -> Iterator[tuple[list[bytes], npt.NDArray[np.int64]]]:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from scipy import stats
 
 from raysys.errors import UserError
-from raysys.features.plan import FeaturePlan, Static
+from raysys.features.plan import FeaturePlan, Static, UserAttribute
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -276,11 +276,12 @@ def kolmogorov_smirnov(
 
 
 def categorical_features(plan: FeaturePlan) -> frozenset[str]:
-    """Features whose values are codes of a text column of the catalogue."""
+    """Features whose values are codes of labels: of a column of the catalogue, or of users."""
     return frozenset(
         feature.name
         for feature in plan.features
-        if isinstance(feature, Static) and feature.column != "price"
+        if (isinstance(feature, Static) and feature.column != "price")
+        or (isinstance(feature, UserAttribute) and feature.read_as == "label")
     )
 
 

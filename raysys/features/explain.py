@@ -24,12 +24,17 @@ from raysys.features.plan import (
     Similarity,
     Static,
     TableSpec,
+    UserAttribute,
 )
 
 _EARLIER = (
     "state counts only events strictly before the request; those of its own moment come after it"
 )
 _CATALOGUE = "not made of events; the catalogue is taken to have been the same at all times"
+_USERS = (
+    "not made of events; what the shop tells of a user is taken to have been the same at all "
+    "times: name nothing that follows from what users buy"
+)
 _VECTORS = "as safe as the vectors: make them of texts, or of events before the first request"
 
 
@@ -253,6 +258,21 @@ def _static(feature: Static, plan: FeaturePlan, known: dict[str, Explanation]) -
     return Explanation(feature.name, feature.kind, what, (), (), "", unknown, _CATALOGUE)
 
 
+def _user_attribute(
+    feature: UserAttribute, plan: FeaturePlan, known: dict[str, Explanation]
+) -> Explanation:
+    if feature.read_as == "number":
+        what, unknown = f"the user's {feature.attribute}", "where it is not told, or no number"
+    else:
+        what = f"code of the user's {feature.attribute} in a vocabulary that is frozen with the "
+        what += "features"
+        if feature.min_count > 1:
+            what += f"; labels of fewer than {feature.min_count} users count as unseen"
+        what += "; unseen ones have the highest code" if feature.unseen == "own" else ""
+        unknown = "where it is not told" + (", or unseen" if feature.unseen == "nan" else "")
+    return Explanation(feature.name, feature.kind, what, (), ("user",), "", unknown, _USERS)
+
+
 def _promotion(feature: Promotion, plan: FeaturePlan, known: dict[str, Explanation]) -> Explanation:
     what = (
         "1 if on display, 0 if not"
@@ -334,6 +354,7 @@ _EXPLAINERS: dict[type, Callable[..., Explanation]] = {
     Similarity: _similarity,
     Component: _component,
     Static: _static,
+    UserAttribute: _user_attribute,
     Promotion: _promotion,
     Moment: _moment,
     CoVisitation: _covisitation,

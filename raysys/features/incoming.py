@@ -67,7 +67,7 @@ class Incoming:
 
     def _columns(self, events: Sequence[Mapping[str, Any]]) -> EventColumns:
         live = self.live
-        user = [self._user(event["user_id"]) for event in events]
+        user = [self.number(event["user_id"]) for event in events]
         items = [live.catalogue.number(event.get("item_id", "")) for event in events]
         return EventColumns(
             user=np.array(user, dtype=np.int32),
@@ -85,7 +85,8 @@ class Incoming:
             position=np.array([event.get("position", 0) for event in events], dtype=np.int32),
         )
 
-    def _user(self, user_id: str) -> int:
+    def number(self, user_id: str) -> int:
+        """The number of a user, a new one's while there are some; -1 beyond."""
         if self.live.n_users < self._most:
             return self.live.open_user(user_id)
         return self.live.user_number(user_id)

@@ -40,6 +40,7 @@ from raysys.features.resources import Resources, check_resources
 from raysys.features.sessions import Sessions
 from raysys.features.state import Feed, States
 from raysys.features.table import Table
+from raysys.features.user_attributes import UserAttributes, attributes_read
 from raysys.features.vocabulary import Vocabulary
 from raysys.retrieval.allowed import Allowed
 from raysys.retrieval.covisitation import CoVisitation
@@ -78,6 +79,7 @@ class LiveFeatures:
         resources: vectors and position bias, where the plan names any (`load_resources`).
         vocabularies: labels by column of the catalogue, and of static features that have a
             vocabulary of their own; None: taken from the catalogue.
+        attributes: what the shop tells of users; None: nothing.
 
     Attributes:
         state: all state by key; `tables` are its tables.
@@ -101,6 +103,7 @@ class LiveFeatures:
         queries: Sequence[str] = (),
         resources: Resources | None = None,
         vocabularies: Mapping[str, Vocabulary] | None = None,
+        attributes: UserAttributes | None = None,
     ) -> None:
         self.plan = plan
         self.names = plan.names
@@ -125,6 +128,7 @@ class LiveFeatures:
         self.state = States(plan, KeySpace(self.codes, sizes), self.resources.examination)
         self.read_states = read_states(plan)
         self.lock = threading.RLock()
+        self.attributes = attributes or UserAttributes(attributes_read(plan), len(self.users))
         self._by_user = OfUsers(len(self.users))
         self._most_users = self.state.most_users()
         self._user_numbers = {user_id: number for number, user_id in enumerate(self.users)}
@@ -165,10 +169,19 @@ class LiveFeatures:
         number = self.user_number(user_id)
         if number < 0 and len(self.users) < self._most_users:
             number = len(self.users)
+            self._by_user.grow(number + 1)  # before anybody can ask by the number
+            self.attributes.grow(number + 1)
             self.users.append(user_id)
             self._user_numbers[user_id] = number
-            self._by_user.grow(len(self.users))
         return number
+
+    def met(self, user: int) -> bool:
+        """Whether the log has an event of a user; of others the shop may tell something."""
+        return self._by_user.met(user)
+
+    def attributes_of(self, user_id: str | None) -> bytes:
+        """What the shop tells of somebody, see `UserAttributes.of`."""
+        return self.attributes.of(-1 if user_id is None else self.user_number(user_id))
 
     def store_number(self, store_id: str | None) -> int:
         """The number of a store, -1 when unknown or None."""
@@ -392,6 +405,18 @@ class LiveFeatures:
         self.users = users["user_id"].to_pylist()
         self._user_numbers = {user_id: number for number, user_id in enumerate(self.users)}
         self._by_user, self.sessions, self.as_of = by_user, sessions, facts["as_of"]
+        self.attributes.grow(len(self.users))
+        self._proposing.forget()
+
+    def go_on_from(self, other: LiveFeatures, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take over all that events have changed of a state that is used no more.
+
+        Args:
+            other: what it keeps of users and sessions, and how far it has come.
+            states: its states by kind and name, under the keys of this one.
+        """
+        self.state.take(states)
+        self._by_user, self.sessions, self.as_of = other._by_user, other.sessions, other.as_of
         self._proposing.forget()
 
     @_alone
@@ -408,6 +433,7 @@ class LiveFeatures:
         pq.write_table(queries, folder / "queries.parquet", compression="zstd")
         labels = {name: list(words.labels) for name, words in self.of_items.vocabularies.items()}
         (folder / "vocabularies.json").write_text(json.dumps(labels) + "\n")
+        self.attributes.save(folder, len(self.users))
         self.covisitation.save(folder / "covisitation.safetensors")
         self.promotions.save(folder / "promotions.safetensors")
 
@@ -417,8 +443,9 @@ class LiveFeatures:
         users = pq.read_table(folder / "users.parquet")
         facts = json.loads((folder / "state.json").read_text())
         labels = json.loads((folder / "vocabularies.json").read_text())
+        plan = load_settings(FeaturePlan, folder / "plan.yaml")
         live = cls(
-            load_settings(FeaturePlan, folder / "plan.yaml"),
+            plan,
             Catalogue.load(folder / "catalogue.parquet"),
             users["user_id"].to_pylist(),
             facts["stores"],
@@ -426,6 +453,7 @@ class LiveFeatures:
             queries=pq.read_table(folder / "queries.parquet")["query"].to_pylist(),
             resources=Resources.load(folder / "resources"),
             vocabularies={name: Vocabulary(tuple(words)) for name, words in labels.items()},
+            attributes=UserAttributes.load(folder, plan, len(users)),
         )
         live.restore(folder)
         live.covisitation = CoVisitation.load(folder / "covisitation.safetensors")

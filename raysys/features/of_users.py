@@ -52,15 +52,19 @@ class OfUsers:
         """See above."""
         return self._arrays["session"]
 
+    def met(self, user: int) -> bool:
+        """Whether there was an event of a user."""
+        return 0 <= user < self._n and bool(self.seen[user] > _NEVER)
+
     def grow(self, n: int) -> None:
         """Make room for so many users."""
-        self._n = n
         held = len(self.store)
         if n > held:
             for name, (dtype, empty) in _EMPTY.items():
                 room: npt.NDArray[Any] = np.full(max(n, 2 * held, 64), empty, dtype=dtype)
                 room[:held] = self._arrays[name]
                 self._arrays[name] = room
+        self._n = n
 
     def note(self, events: EventColumns) -> None:
         """Take note of events; of one moment, the one that came later counts."""

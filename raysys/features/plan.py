@@ -29,6 +29,7 @@ from raysys.features.plan_features import (
     ShownPosition,
     Similarity,
     Static,
+    UserAttribute,
 )
 from raysys.features.plan_tables import (
     CategoryColumn,
@@ -65,6 +66,7 @@ __all__ = [
     "Similarity",
     "Static",
     "TableSpec",
+    "UserAttribute",
     "VectorSpec",
     "WindowSpec",
 ]

@@ -169,6 +169,35 @@ class Static(Settings):
         return self
 
 
+class UserAttribute(Settings):
+    """What the shop tells of the user who asks: a number, or the code of a label.
+
+    Codes are fixed when the features are made: the place of the label among the sorted ones. It is
+    taken to have been the same at all times.
+
+    Attributes:
+        attribute: its name, in the users' files of `raysys ingest` and in `user` updates.
+        read_as: `number`: what does not read as one is NaN.
+        min_count: labels of fewer users are treated like those that come up later.
+        unseen: a later or rare label is NaN (`nan`), or has a code of its own, the highest (`own`).
+    """
+
+    name: Name
+    kind: Literal["user_attribute"]
+    attribute: Annotated[str, Field(min_length=1)]
+    read_as: Literal["label", "number"] = "label"
+    min_count: Annotated[int, Field(ge=1)] = 1
+    unseen: Literal["nan", "own"] = "nan"
+
+    @model_validator(mode="after")
+    def _labels(self) -> UserAttribute:
+        if self.attribute == "user_id":
+            raise ValueError("user_id is what users go by, not one of their attributes")
+        if self.read_as == "number" and (self.min_count > 1 or self.unseen == "own"):
+            raise ValueError("numbers have no labels: min_count and unseen are for read_as: label")
+        return self
+
+
 class Promotion(Settings):
     """1 if the candidate is promoted in the request's store and week, 0 if not, NaN unknown."""
 
@@ -213,6 +242,7 @@ FeatureSpec = Annotated[
     | Similarity
     | Component
     | Static
+    | UserAttribute
     | Promotion
     | Moment
     | CoVisitation

@@ -24,6 +24,7 @@ from raysys.features.plan import (
     ShownPosition,
     Similarity,
     Static,
+    UserAttribute,
 )
 from raysys.features.promotions import DISPLAY, MAILER
 from raysys.features.table import Stats
@@ -182,6 +183,8 @@ def _of_state(
         return _of_last(feature, stats[feature.last], live, rows)
     if isinstance(feature, Static):
         return live.of_items.static(feature)[rows.item]
+    if isinstance(feature, UserAttribute):
+        return live.attributes.read(feature, rows.user)
     if isinstance(feature, Component):
         return live.of_items.component(feature)[rows.item]
     assert not isinstance(feature, FromTable | OfTwo | Similarity | OfRequest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -222,8 +222,12 @@ class States:
                 name: makers[kind].from_arrays(load_file(folder / kind / f"{name}.safetensors"))
                 for name in states
             }
-        for kind, states in self._kinds().items():
-            states.update(read[kind])
+        self.take(read)
+
+    def take(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Put states in the place of those there are, by kind and name."""
+        for kind, mine in self._kinds().items():
+            mine.update(states[kind])
 
     def _kinds(self) -> dict[str, dict[str, Any]]:
         return {"tables": self.tables, "windows": self.windows, "last": self.last}

@@ -5,7 +5,7 @@ killed goes on where it was. A piece's file appears whole or not at all; where i
 done.
 
     log/                     the numbered log (`numbered`)
-    catalogue.parquet, promotions.safetensors, weeks.npy
+    catalogue.parquet, promotions.safetensors, weeks.npy, attributes/
     baskets/, near/          orders as sets of items; neighbourhoods as of each period
     popular/                 what sells, day by day; and how much, where negatives are drawn by it
     chosen/, blocks/         what becomes an example (`chosen`)
@@ -21,13 +21,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raysys import schema
 from raysys.catalogue import Catalogue
 from raysys.features.chosen import Block, gather, is_chosen
 from raysys.features.columns import Family, is_replayed, replay_family
@@ -45,11 +48,20 @@ from raysys.features.resources import Resources, load_resources
 from raysys.features.sessions import with_last
 from raysys.features.shown import LabelRows, choose_shown
 from raysys.features.stitching import Stitcher, join_state
+from raysys.features.user_attributes import (
+    UserAttributes,
+    attributes_read,
+    require_attributes,
+    texts_of,
+)
+from raysys.features.user_updates import UserUpdates
 from raysys.features.weeks import KnownWeeks
 from raysys.retrieval.baskets import Baskets, BasketWriter
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.retrieval.popular import Popular
 from raysys.storage import write_atomic
+
+_REGISTERED: Final = "registered.parquet"  # of whom the shop tells and the log does not
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,28 @@ class Work:
             *(plan, catalogue, log.users, log.stores, self.candidates),
             queries=log.queries,
             resources=resources,
+            attributes=UserAttributes.load(self.root / "attributes", plan, len(log.users)),
         )
+
+    def write_attributes(self, users: Path) -> None:
+        """What the shop tells of users, once.
+
+        Raises:
+            UserError: an attribute that no user has.
+        """
+        folder = self.root / "attributes"
+        if folder.exists() or not attributes_read(self.plan):
+            return
+        told = pq.read_table(users) if users.exists() else schema.USERS.empty_table()
+        require_attributes(self.plan, told)
+        texts, active = texts_of(self.plan, told), pa.array(self.log.users, pa.string())
+        fresh = self.root / ".attributes"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        UserAttributes.fit(self.plan, texts, self.log.users).save(fresh)
+        known = pc.is_in(texts["user_id"], value_set=active)
+        pq.write_table(texts.filter(pc.invert(known)), fresh / _REGISTERED)
+        fresh.rename(folder)
 
     def write_resources(self, root: Path) -> None:
         """What the plan reads from files, whose paths start from `root`."""
@@ -303,6 +336,9 @@ class Work:
             known = each.events.session >= 0
             last[each.events.session[known]] = each.events.time[known]  # in time order
         state.sessions.name(with_last(sessions, last, self.log.users))
+        registered = self.root / "attributes" / _REGISTERED
+        if registered.exists():  # numbered after those of the log
+            UserUpdates(state, state.open_user).take_rows(pq.read_table(registered))
         folder.mkdir()
         state.save(folder)
         kinds = [(kind, getattr(self.plan, kind)) for kind in ("tables", "windows", "last")]

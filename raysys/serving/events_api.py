@@ -195,7 +195,7 @@ class ItemUpdate(_Sent):
 
 
 class UserUpdate(_Sent):
-    """What the shop says anew of a user: takes the place of what it said. From the next ingest."""
+    """What the shop says anew of a user: takes the place of what it said."""
 
     event_type: Literal["user"]
     user_id: Id

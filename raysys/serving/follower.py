@@ -20,6 +20,7 @@ from raysys.eventlog.rolled import Rolled
 from raysys.features.incoming import Incoming
 from raysys.features.item_updates import ItemUpdates
 from raysys.features.live import LiveFeatures
+from raysys.features.user_updates import UserUpdates
 from raysys.serving.snapshots import Snapshots
 
 log = logging.getLogger("raysys")
@@ -42,6 +43,7 @@ class Followed:
             ahead than `ahead_ms`.
         lag_ms: of the last entries when they were counted, since they were received.
         items: how often an item's price or texts changed since the start.
+        users: how often a user's attributes did, of those that features read.
     """
 
     position: int = 0
@@ -50,6 +52,7 @@ class Followed:
     skipped: int = 0
     lag_ms: int = 0
     items: int = 0
+    users: int = 0
 
 
 class Follower:
@@ -64,8 +67,8 @@ class Follower:
         poll_s: how long one look at the log waits for something new.
         ahead_ms: leave out what is further ahead of the state; None: count all. For a state whose
             clock is the log's, which one event of today would put years ahead.
-        counted: told the events that the state has just counted (none, if only items changed), and
-            the newest one's offset.
+        counted: told the events that the state has just counted (none, if only items or users
+            changed), and the newest one's offset.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Follower:
         self._log, self._rolled = events, rolled
         self._incoming = Incoming(live, gap_minutes, new_users)
         self._items = ItemUpdates(live)
+        self._users = UserUpdates(live, self._incoming.number)
         self._live, self._ahead_ms = live, ahead_ms
         self._since = live.as_of
         self._snapshots = snapshots
@@ -107,7 +111,7 @@ class Follower:
             if self._snapshots is not None:
                 at = self._snapshots.restore(self._live, self._log.end())
                 self.followed.position = self.followed.copied = self.restored = at
-            self._take_items_so_far()
+            self._take_updates_so_far()
             first = self._log.first()
             if first > self.followed.position + 1:
                 self._count_rolled(first)
@@ -161,34 +165,42 @@ class Follower:
         if self._thread is not None:
             self._thread.join()
 
-    def _take_items_so_far(self) -> None:
-        """What was said of items up to where the state stands: neither bundle nor copy has it.
+    def _take_updates_so_far(self) -> None:
+        """What was said of items and users up to where the state stands: neither bundle nor copy
+        has it.
 
         The files may say more; what they say too early comes again when it is its turn.
         """
         at = self._rolled.last()
-        self._take_rolled_items()
+        self._take_rolled_updates()
         while at < self.followed.position:
             entries = self._log.read(at, _AT_ONCE)
             if not entries:
                 return
-            self._take_items([e for e in entries if e.offset <= self.followed.position])
+            self._take_updates([e for e in entries if e.offset <= self.followed.position])
             at = entries[-1].offset
 
-    def _take_rolled_items(self) -> None:
-        rows = self._rolled.told_items()
-        if rows is not None:
+    def _take_rolled_updates(self) -> None:
+        if (rows := self._rolled.told_items()) is not None:
             self.followed.items += self._items.take_rows(rows)
+        if (rows := self._rolled.told_users()) is not None:
+            self.followed.users += self._users.take_rows(rows)
 
-    def _take_items(self, entries: Sequence[Entry]) -> int:
-        told = [e.body for e in entries if e.kind == "item" and e.quarantined is None]
-        changed = self._items.take(told) if told else 0
-        self.followed.items += changed
-        return changed
+    def _take_updates(self, entries: Sequence[Entry]) -> int:
+        """How many items and users changed."""
+        told: dict[str, list[dict[str, Any]]] = {"item": [], "user": []}
+        for entry in entries:
+            if entry.kind in told and entry.quarantined is None:
+                told[entry.kind].append(entry.body)
+        items = self._items.take(told["item"]) if told["item"] else 0
+        users = self._users.take(told["user"]) if told["user"] else 0
+        self.followed.items += items
+        self.followed.users += users
+        return items + users
 
     def _count_rolled(self, before: int) -> None:
         """Count what the log does not hold, up to an offset; half of it is not counted again."""
-        self._take_rolled_items()
+        self._take_rolled_updates()
         for read in self._rolled.read(self.followed.position, self._since):
             if missed := [entry for entry in read if entry.offset < before]:
                 self._count(missed)
@@ -200,7 +212,7 @@ class Follower:
         if self._ahead_ms is not None:
             fresh = self._near(fresh, self._ahead_ms)
         self.followed.skipped += len(used) - len(fresh)
-        changed = self._take_items(entries)
+        changed = self._take_updates(entries)
         if fresh:
             self._incoming.apply(fresh)
             self.followed.events += len(fresh)

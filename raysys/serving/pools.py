@@ -139,7 +139,7 @@ class Pools:
         if not len(ask.seeds) or ask.surface not in ("recommend", "similar"):
             return [own] if len(own) else []
         about = np.concatenate([ask.seeds, own[~np.isin(own, ask.seeds)]])[:_HISTORY]
-        return [about, own if ask.user >= 0 else ask.seeds]
+        return [about, own if self._features.met(ask.user) else ask.seeds]
 
     def _next_items(
         self, ask: Ask, histories: list[Int32], encoded: Encoded, size: int, found: Ranking

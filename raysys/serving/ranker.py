@@ -118,7 +118,8 @@ class Ranker:
                 ask.user, items, ranking.timestamp, session=ask.session, query=ask.query
             )
             about = ask.seeds if ask.surface in ("recommend", "similar") else ()
-            if ask.user < 0 and len(about):  # all that is known of a stranger is what they look at
+            if len(about) and not self.features.met(ask.user):
+                # all that is known of a stranger is what they look at
                 batch = replace(batch, history=[ask.seeds])
             if ranking.encoded is not None:
                 batch = replace(batch, encoded=ranking.encoded)

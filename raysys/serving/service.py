@@ -207,7 +207,8 @@ class Service:
             self.events.start()  # answers begin with what happened since the bundle was trained
             if (follower := self.events.follower) is not None:
                 self.versions.base = f"log {follower.restored}"
-                if not self.versions.state and (follower.restored or follower.followed.items):
+                changed = follower.followed.items or follower.followed.users
+                if not self.versions.state and (follower.restored or changed):
                     self.versions.state = f"log {follower.followed.position}"
         if self._bundle is not None:
             self._warm_up_ranking()
@@ -341,7 +342,7 @@ class Service:
             "degraded": bool(ranking.reasons),
             "left_out": list(ranking.reasons),
             "reasons": dict(ranking.reasons),
-            "cold_start": ask.user < 0,
+            "cold_start": not self.bundle.features.met(ask.user),
             "unknown_item_ids": unknown,
             "took_ms": round(took, 2),
             **explained,
@@ -390,7 +391,8 @@ class Service:
         if self._cache is None or self._bundle is None:
             return ()
         who = who_asks(asked.user_id, asked.session_id)
-        return self.versions.of(who, asked.session_id), self.permissions.version
+        told = self._bundle.features.attributes_of(who)
+        return self.versions.of(who, asked.session_id), told, self.permissions.version
 
     def _ranking(
         self, ask: Ask, asked: ListRequest, known: tuple[object, ...]
@@ -402,7 +404,8 @@ class Service:
         key = caching.key_of(
             f"{self.bundle.id} {self._variant}",
             ask.surface,
-            (ask.user, known),
+            # by name: a replica numbers new users as it hears of them
+            (self.bundle.features.users[ask.user] if ask.user >= 0 else None, known),
             (ask.session, ask.query, ask.text, ask.place, ask.seeds.tolist()),
             (ask.filters, max(ask.k, self._pool_size(ask))),
             # they are candidates while they count, which begins and ends by itself
@@ -473,6 +476,7 @@ class Service:
             state=self.versions.state,
             cache=told,
             took_ms=took,
+            cold_start=not self.bundle.features.met(ask.user),
         )
         inputs = ranking.batch if shown.wants_inputs(ask) else None
         ids = self.catalogue.ids

@@ -26,6 +26,7 @@ class Facts:
     state: str
     cache: str
     took_ms: float
+    cold_start: bool
 
 
 def row_of(
@@ -66,7 +67,6 @@ def row_of(
         "propensities": arranged.propensities,
         "fallback": ranking.fallback,
         "left_out": list(left_out),
-        "cold_start": ask.user < 0,
         "request": asked.model_dump_json(exclude_none=True),
         "pool": pool_bytes(ranking),
         "inputs": None if inputs is None else inputs_bytes(inputs),

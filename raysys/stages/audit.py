@@ -260,6 +260,7 @@ def _subject(
         seed=settings.seed,
     )
     work.write_resources(workspace.root)
+    work.write_attributes(workspace.ingest / "users.parquet")
     with task("audit: reading the log") as reading:
         events = EventColumns.concat([each.events for each in log.slices()])
         reading.note = f"{len(events):,} events"

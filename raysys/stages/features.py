@@ -121,6 +121,7 @@ def _work(
     if bias is not None:  # the plan may read it
         write_atomic(ingest.parent / CURVE, json.dumps(bias, indent=2) + "\n")
     work.write_resources(ingest.parent)
+    work.write_attributes(ingest / "users.parquet")
     step = int(settings.covisitation.refit_days * DAY_MS)
     needed = _asks_neighbours(settings)
     periods = range(folds[0], folds[-1], step) if needed else ()  # serving needs the last alone

@@ -219,6 +219,7 @@ def _told(made: Round, figures: dict[str, Any] | None) -> dict[str, Any]:
         "events": events["events"],
         "users": events["users"],
         "new_users": relived.get("new_users", 0),
+        "new_items": relived.get("new_items", 0),
         "window": {"starts": starts, "end": _moment(relived["bounds"][-1])},
         "requests": relived["requests"],
         "found": relived.get("found", [0, 0, 0]),

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+from raysys.catalogue import Catalogue
 from raysys.ensemble import BaseScores
 from raysys.errors import UserError
-from raysys.registry import RERANKER_FOLDER, Moved, Registry
+from raysys.learners import load_model
+from raysys.registry import RERANKER_FOLDER, Moved, Registry, write_search
 from raysys.serving.rollout import CanaryArgs, Rollout, RolloutState, UserConfig, effective
 from raysys.stages.learn_events import GATE
 from raysys.stages.learn_gate import verdict
 from raysys.stages.learn_replay import AFTER
 from raysys.stages.learn_round import SCORES, Round
 from raysys.stages.reference import reference_of
-from raysys.storage import Workspace
+from raysys.storage import Workspace, replacing
+
+if TYPE_CHECKING:
+    from raysys.learners.protocol import TextEncoder
 
 
 def publish(
@@ -116,14 +122,39 @@ def _write(made: Round, workspace: Workspace, fresh: Path) -> None:
         source = own if made.tuned(name) is not None else made.bundle / "learners" / name
         shutil.copytree(source, fresh / "learners" / name)
     ensemble.save(fresh / "ensemble.json")
-    shutil.copytree(made.bundle / "search", fresh / "search")
+    catalogue = made.champion.features.catalogue
+    if made.told["relived"].get("new_items"):
+        catalogue = Catalogue.load(fresh / "features" / "catalogue.parquet")
+        encoder = _place_items(fresh / "learners", ensemble.families, catalogue)
+        write_search(fresh / "search", catalogue, encoder)
+    else:
+        shutil.copytree(made.bundle / "search", fresh / "search")
     # what it will be watched by: the newest that its learners have not seen
     examples = made.examples(AFTER, GATE)
     reference = reference_of(
         *(workspace, made.champion.manifest.surface, examples),
         *(BaseScores.read(made.folder / "gate" / SCORES, examples), ensemble),
-        *(made.champion.features.catalogue, made.settings.seed),
+        *(catalogue, made.settings.seed),
     )
     reference.save(fresh)
     if (made.bundle / RERANKER_FOLDER).is_dir():  # reads queries and items, which stay as they are
         shutil.copytree(made.bundle / RERANKER_FOLDER, fresh / RERANKER_FOLDER)
+
+
+def _place_items(folder: Path, names: Iterable[str], catalogue: Catalogue) -> TextEncoder | None:
+    """Give new items their place in the space of each encoder, once and for all.
+
+    Returns:
+        the encoder that search goes by; None: there is none.
+    """
+    first: TextEncoder | None = None
+    for name in names:
+        place = folder / name
+        model = load_model(name, place, catalogue)
+        # by name: `isinstance` would read `item_vectors`, which may be made anew at each look
+        if not hasattr(model, "encode"):
+            continue
+        with replacing(place) as fresh:
+            model.save(fresh)
+        first = first or cast("TextEncoder", model)
+    return first

@@ -61,6 +61,8 @@ def _facts(page: Report, told: Mapping[str, Any]) -> None:
     section = page.section("In short")
     gate = told["gate"]
     facts: list[tuple[str, object]] = [("new events", f"{told['events']:,}")]
+    if told["new_items"]:
+        facts.append(("new items", f"{told['new_items']:,}"))
     if gate:
         metric = gate["metric"]
         gap = gate["difference"][metric]

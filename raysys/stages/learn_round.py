@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from raysys.cluster import Resources
 from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings, Judgements, ndcg
@@ -37,13 +38,16 @@ from raysys.ensemble.fit import bench_of, fit_on
 from raysys.ensemble.folds import base_score, unsound
 from raysys.errors import UserError
 from raysys.features.examples import Examples
+from raysys.features.grown import grown
 from raysys.features.live import LiveFeatures
 from raysys.learners import load_model, make_learner
 from raysys.learners.protocol import Context, Model
 from raysys.progress import task
 from raysys.registry import Bundle
 from raysys.retrieval.advance import advance
+from raysys.retrieval.covisitation import CoVisitation
 from raysys.stages.features_settings import FeaturesSettings, FromLog
+from raysys.stages.learn_catalogue import tell_users, told_items
 from raysys.stages.learn_events import (
     BLEND,
     TUNE,
@@ -200,7 +204,7 @@ class Round:
         if not len(frame):
             return facts
         group_by = self.features.group_by
-        live = LiveFeatures.load(self.bundle / "features")
+        live = self._state()
         known_users = live.n_users
         events = numbered(frame, live, group_by)
         if isinstance(self.features.examples, FromLog):
@@ -229,21 +233,49 @@ class Round:
                 history=self.features.history,
                 advance=reliving.advance,
             )
+        facts["as_of"] = live.as_of if settings.steps.state else told["since"]
+        facts["new_items"] = 0
+        if settings.steps.items and len(items := told_items(self.ingest, live.catalogue)):
+            facts["new_items"] = len(items)
+            live, last = self._grown(frame, items, window)
         live.covisitation = last
         state = out / "features"
-        if settings.steps.state:
+        if settings.steps.state or facts["new_items"]:
             state.mkdir()
             live.save(state)
         else:
             shutil.copytree(self.bundle / "features", state)
             (state / "covisitation.safetensors").unlink()
             last.save(state / "covisitation.safetensors")
-        facts["as_of"] = live.as_of if settings.steps.state else told["since"]
         return facts
+
+    def _state(self) -> LiveFeatures:
+        """The state of the champion's bundle, with what the shop tells of users by now."""
+        live = LiveFeatures.load(self.bundle / "features")
+        if self.settings.steps.state:
+            tell_users(self.ingest, live)
+        return live
+
+    def _grown(
+        self, frame: pl.DataFrame, items: pa.Table, window: Window
+    ) -> tuple[LiveFeatures, CoVisitation]:
+        """The state that is published, with new items from the first of the new events on.
+
+        The one that was lived through does not know them: champion and challenger are compared on
+        items that both have.
+        """
+        with task("learn: new items") as growing:
+            live = grown(self._state(), items)
+            events = numbered(frame, live, self.features.group_by)
+            _, last = self._neighbourhoods(live, events, window)
+            if self.settings.steps.state:
+                live.apply(events)
+            growing.note = f"{len(items):,}"
+        return live, last
 
     def _neighbourhoods(
         self, live: LiveFeatures, events: Any, window: Window
-    ) -> tuple[Neighbourhoods, Any]:
+    ) -> tuple[Neighbourhoods, CoVisitation]:
         """As they were, before each part, and after all: see `advance`."""
         champion = live.covisitation
         if not self.settings.steps.covisitation:

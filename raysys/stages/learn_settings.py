@@ -74,6 +74,8 @@ class StepSettings(Settings):
     """What is warmed up; each step may be left out.
 
     Attributes:
+        items: items that the shop has got since get numbers, words and vectors: from then on they
+            are found and counted.
         state: item and user state go on with the new events; else the state of the champion's
             bundle is published again.
         covisitation: items bought together go on with the new orders.
@@ -81,6 +83,7 @@ class StepSettings(Settings):
         ensemble: weights are fitted anew on the blend part; null: they stay.
     """
 
+    items: bool = True
     state: bool = True
     covisitation: bool = True
     learners: dict[str, TuneSettings] = Field(default_factory=dict)

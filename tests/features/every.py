@@ -13,11 +13,19 @@ from raysys.features.log import EventColumns
 from raysys.features.plan import FeaturePlan
 from raysys.features.read import CandidateRows, feature_columns
 from raysys.features.resources import Resources, Vectors
+from raysys.features.user_attributes import UserAttributes, texts_of
 from raysys.schema import EVENT_TYPES
 
 DAY = 86_400_000
 HOUR = DAY // 24
 N_ITEMS, N_USERS, N_QUERIES = 12, 4, 3
+TOLD = {
+    "u0": {"tier": "gold", "age": "40"},
+    "u1": {"tier": "silver", "age": "not told"},
+    "u3": {"tier": "gold", "town": "Ulm"},
+    "registered": {"tier": "silver", "age": "7.5"},
+}
+"""What the shop tells of its users."""
 KINDS = [EVENT_TYPES.index(kind) for kind in ("impression", "click", "purchase")]
 
 
@@ -115,6 +123,12 @@ PLAN = FeaturePlan.model_validate(
                 **{"name": "brand", "kind": "static", "column": "brand"},
                 **{"min_count": 3, "unseen": "own"},
             },
+            {"name": "tier", "kind": "user_attribute", "attribute": "tier"},
+            {
+                **{"name": "often", "kind": "user_attribute", "attribute": "tier"},
+                **{"min_count": 2, "unseen": "own"},
+            },
+            {"name": "age", "kind": "user_attribute", "attribute": "age", "read_as": "number"},
             {"name": "covisitation", "kind": "covisitation"},
             {"name": "on_display", "kind": "promotion", "medium": "display"},
             {"name": "weekday", "kind": "moment", "unit": "weekday"},
@@ -147,14 +161,21 @@ def resources() -> Resources:
     return Resources({"title": Vectors(items, rng.normal(size=(N_QUERIES, 8)).astype(np.float32))})
 
 
+def told_of_users(told: dict[str, dict[str, str]] = TOLD) -> pa.Table:
+    maps = pa.array([list(each.items()) for each in told.values()], schema.USERS.types[1])
+    return pa.table({"user_id": pa.array(list(told)), "attributes": maps}, schema=schema.USERS)
+
+
 def live(plan: FeaturePlan = PLAN) -> LiveFeatures:
+    users = [f"u{number}" for number in range(N_USERS)]
     return LiveFeatures(
         plan,
         catalogue(),
-        [f"u{number}" for number in range(N_USERS)],
+        users,
         ["s0", "s1"],
         queries=[f"q{number}" for number in range(N_QUERIES)],
         resources=resources() if plan.vectors else None,
+        attributes=UserAttributes.fit(plan, texts_of(plan, told_of_users()), users),
     )
 
 

@@ -61,6 +61,7 @@ def workspace(root: Path, rows: list[dict[str, Any]]) -> Workspace:
     made = Workspace(root)
     write_events(made.ingest / "events", rows)
     every.catalogue().save(made.ingest / "items.parquet")
+    pq.write_table(every.told_of_users(), made.ingest / "users.parquet")
     Manifest(stage="ingest", inputs={"log": str(len(rows))}).write(made.ingest)
     every.resources().save(made.root)
     (made.root / "vectors-title.safetensors").rename(made.root / "title.safetensors")

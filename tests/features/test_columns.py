@@ -169,7 +169,7 @@ def test_the_outcome_does_not_depend_on_how_the_work_is_cut(tmp_path, monkeypatc
     ]
     assert sizes[0] == sizes[1]
     assert set(sizes[0]["tables"]) == set(PLAN.states)
-    assert sizes[0]["entities"]["user"]["known"] == N_USERS
+    assert sizes[0]["entities"]["user"]["known"] == N_USERS + 1  # and one registered
     states = [LiveFeatures.load(tmp_path / name / "features" / "state") for name in ("one", "many")]
     whole = every.live()
     whole.apply(log(1, 500))
@@ -212,6 +212,27 @@ def test_the_state_knows_each_users_last_session_without_a_name(tmp_path) -> Non
         number = state.user_number(user)
         session = state.sessions.number(number, row["session_id"])
         assert state.sessions.last_made(number) == (row["timestamp"], session)
+
+
+@pytest.mark.long
+def test_who_is_registered_alone_is_known_by_attributes(tmp_path) -> None:
+    shop = workspace(tmp_path, as_rows(log(1, 300)))
+    run(settings(**LOGGED), shop, spread=InProcess())
+    state = LiveFeatures.load(shop.features / "state")
+    number = state.user_number("registered")
+    assert number == N_USERS and not state.met(number) and state.met(0)
+    batch = state.batch(number, np.array([0], np.int32), state.as_of + 1)
+    told = dict(zip(state.names, batch.features[0].tolist(), strict=True))
+    assert (told["tier"], told["often"], told["age"]) == (1, 1, 7.5)
+    assert told["bought"] == 0 and len(batch.history[0]) == 0
+
+
+@pytest.mark.long
+def test_an_attribute_that_nobody_has_ends_the_stage(tmp_path) -> None:
+    shop = workspace(tmp_path, as_rows(log(1, 300)))
+    (shop.ingest / "users.parquet").unlink()
+    with pytest.raises(UserError, match="no user has the attribute 'tier'"):
+        run(settings(**LOGGED), shop, spread=InProcess())
 
 
 class KilledError(Exception):

@@ -20,7 +20,9 @@ from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
 from raysys.features.plan import FeaturePlan
 from raysys.features.resources import load_resources
+from raysys.features.user_attributes import UserAttributes, texts_of
 from raysys.schema import EVENT_TYPES
+from tests.features.every import told_of_users
 from tests.features.test_every_kind import kinds
 
 PAGE = Path(__file__).parents[2] / "docs" / "feature-kinds.md"
@@ -94,8 +96,10 @@ def computed(fragment: dict[str, Any], folder: Path) -> str:
     save_file(
         {"items": np.array(vectors, np.float32), "queries": queries}, folder / "title.safetensors"
     )
+    told = told_of_users({"u1": {"tier": "silver", "household_size": "3"}, "u2": {"tier": "gold"}})
     live = LiveFeatures(
         *(plan, catalogue, numbers["user"]),
+        attributes=UserAttributes.fit(plan, texts_of(plan, told), numbers["user"]),
         queries=numbers["query"],
         resources=load_resources(plan, folder),
     )

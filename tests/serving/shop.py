@@ -86,7 +86,10 @@ class HashedWords(Model):
 
     @classmethod
     def load(cls, folder: Path, catalogue: Catalogue) -> HashedWords:
-        return cls(np.load(folder / "vectors.npy", allow_pickle=False))
+        model = cls(np.load(folder / "vectors.npy", allow_pickle=False))
+        if len(model.item_vectors) != len(catalogue):  # it has got items since
+            model.item_vectors = model.encode(catalogue.texts)
+        return model
 
 
 class HashedWordsLearner(Learner):

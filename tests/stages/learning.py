@@ -24,7 +24,7 @@ from raysys.stages.learn import LearnSettings
 from raysys.stages.train import write_bundle
 from raysys.storage import Manifest, Workspace, read_manifest
 from tests.features.logs import write_events
-from tests.serving.shop import DAY, PLAN, START, simulate
+from tests.serving.shop import DAY, PLAN, START, HashedWords, simulate
 from tests.synthetic import make_catalogue
 
 TRAINED_DAYS = 150
@@ -106,8 +106,11 @@ def with_impressions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(told, key=lambda row: row["timestamp"])
 
 
-def shop(root: Path) -> Workspace:
-    """Half a year of baskets, and a champion that knows the first five months."""
+def shop(root: Path, *, with_encoder: bool = False) -> Workspace:
+    """Half a year of baskets, and a champion that knows the first five months.
+
+    `with_encoder`: one of its learners is that of `tests.serving.shop`, which encodes texts.
+    """
     workspace = Workspace(root)
     rows = rows_of_the_shop()
     cut = START + TRAINED_DAYS * DAY
@@ -126,12 +129,12 @@ def shop(root: Path) -> Workspace:
     }
     made = parse_settings(FeaturesSettings, told, where="features.yaml")
     features.run(made, workspace, spread=InProcess())
-    publish(workspace)
+    publish(workspace, with_encoder=with_encoder)
     write_log(workspace, rows)
     return workspace
 
 
-def publish(workspace: Workspace) -> str:
+def publish(workspace: Workspace, *, with_encoder: bool = False) -> str:
     """Learners fitted on the train fold, an ensemble on the validation fold; the champion."""
     catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
     context = Context(catalogue, workspace.root)
@@ -141,6 +144,10 @@ def publish(workspace: Workspace) -> str:
         learner = make_learner(name, values)
         models[name] = learner.fit_local(Examples(workspace.features, (0,)), context)
         families[name] = learner.family
+    if with_encoder:
+        encoder = HashedWords(np.empty((0, 64), np.float32))
+        encoder.item_vectors = encoder.encode(catalogue.texts)
+        models["hashed_words"], families["hashed_words"] = encoder, "transformer"
     batch = Examples(workspace.features, (1,)).batch()
     base = {name: base_score(name, model, batch) for name, model in models.items()}
     quick = EnsembleSettings(**QUICK)
