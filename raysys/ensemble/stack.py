@@ -39,7 +39,7 @@ def fit_listwise(
     """
     from scipy.optimize import minimize
 
-    rows = np.ascontiguousarray(inputs.T)
+    columns = np.ascontiguousarray(inputs)
     target = _targets(judgements)
     taught = max(1, len(np.unique(judgements.owner)))
     if not target.any():
@@ -49,7 +49,7 @@ def fit_listwise(
     parts = [judgements.offsets[piece[0] : piece[-1] + 2] for piece in pieces if len(piece)]
 
     def loss(weights: Float64) -> tuple[float, Float64]:
-        found = list(pool.map(lambda offsets: _loss(weights, rows, target, offsets), parts))
+        found = list(pool.map(lambda offsets: _loss(weights, columns, target, offsets), parts))
         value, slope = sum(v for v, _ in found), np.sum([s for _, s in found], axis=0)
         penalty = ridge * float(weights @ weights)
         return value / taught + penalty, slope / taught + 2 * ridge * weights
@@ -72,35 +72,43 @@ def _targets(judgements: Judgements) -> npt.NDArray[np.float32]:
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _loss(weights, rows, target, offsets):  # type: ignore[no-untyped-def]
-    """Summed loss and its gradient, one pass over the rows."""
-    p = rows.shape[1]
+def _loss(weights, columns, target, offsets):  # type: ignore[no-untyped-def]
+    """Summed loss and its gradient; a request at a time, whose columns stay in the cache."""
+    p = len(columns)
     slope = np.zeros(p)
     loss = 0.0
+    longest = 0
+    for request in range(len(offsets) - 1):
+        longest = max(longest, offsets[request + 1] - offsets[request])
+    logit = np.empty(longest)
     for request in range(len(offsets) - 1):
         start, stop = offsets[request], offsets[request + 1]
+        wanted, n = target[start:stop], stop - start
         share = 0.0
-        for row in range(start, stop):
-            share += target[row]
+        for row in range(n):
+            share += wanted[row]
         if share == 0.0:
             continue
-        logit = np.empty(stop - start)
+        logit[:n] = 0.0
+        for j in range(p):  # loops over the rows of a column are vectorised, over a row's are not
+            column = columns[j, start:stop]
+            for row in range(n):
+                logit[row] += weights[j] * column[row]
         top = -np.inf
-        for row in range(start, stop):
-            value = 0.0
-            for j in range(p):
-                value += weights[j] * rows[row, j]
-            logit[row - start] = value
-            top = max(top, value)
+        for row in range(n):
+            top = max(top, logit[row])
         mass = 0.0
-        for row in range(start, stop):
-            ahead = logit[row - start] - top
-            loss -= target[row] * ahead
-            logit[row - start] = np.exp(ahead)
-            mass += logit[row - start]
+        for row in range(n):
+            ahead = logit[row] - top
+            loss -= wanted[row] * ahead
+            logit[row] = np.exp(ahead)
+            mass += logit[row]
         loss += np.log(mass)
-        for row in range(start, stop):
-            excess = logit[row - start] / mass - target[row]
-            for j in range(p):
-                slope[j] += excess * rows[row, j]
+        for row in range(n):
+            logit[row] = logit[row] / mass - wanted[row]
+        for j in range(p):
+            column, total = columns[j, start:stop], 0.0
+            for row in range(n):
+                total += logit[row] * column[row]
+            slope[j] += total
     return loss, slope

@@ -37,7 +37,8 @@ class Incoming:
     Args:
         live: the state; unknown users get numbers in it, other unknown things do not.
         gap_minutes: a session ends when its user does nothing for longer than this.
-        new_users: most users that get numbers; beyond these a user stays unknown.
+        new_users: most users that get numbers; beyond these a user stays unknown. As many others
+            get one by what is told of them before they do anything.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Incoming:
         self.live = live
         self.gap_ms = round(gap_minutes * 60_000)
         self._most = live.n_users + new_users
+        self._new_users, self._told_of = new_users, 0
 
     def apply(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Count events, in the order given.
@@ -87,9 +89,17 @@ class Incoming:
 
     def number(self, user_id: str) -> int:
         """The number of a user, a new one's while there are some; -1 beyond."""
-        if self.live.n_users < self._most:
+        if self.live.n_users - self._told_of < self._most:
             return self.live.open_user(user_id)
         return self.live.user_number(user_id)
+
+    def number_told(self, user_id: str) -> int:
+        """The same for somebody of whom the shop tells; it leaves events their numbers."""
+        number = self.live.user_number(user_id)
+        if number < 0 and self._told_of < self._new_users:
+            number = self.live.open_user(user_id)
+            self._told_of += number >= 0
+        return number
 
     def _sessions(self, users: Sequence[int], events: Sequence[Mapping[str, Any]]) -> list[int]:
         """Number of each event's session, -1 of users without a number."""

@@ -179,6 +179,7 @@ class LiveFeatures:
         """Whether the log has an event of a user; of others the shop may tell something."""
         return self._by_user.met(user)
 
+    @_alone
     def attributes_of(self, user_id: str | None) -> bytes:
         """What the shop tells of somebody, see `UserAttributes.of`."""
         return self.attributes.of(-1 if user_id is None else self.user_number(user_id))

@@ -83,6 +83,26 @@ class UserAttributes:
             return b""
         return b"".join(values[user].tobytes() for values in self._values.values())
 
+    def recoded(self, feature: UserAttribute, values: Float32, other: UserAttributes) -> Float32:
+        """What another state says by a feature of that name, in this one's codes: float32[n].
+
+        Args:
+            feature: of this plan.
+            values: float32[n], as `other` has them.
+            other: whose labels may be others, or numbered otherwise.
+        """
+        theirs = other._vocabularies.get(feature.name)
+        if feature.read_as == "number" or theirs is None:
+            return values
+        unseen = np.nan
+        if feature.unseen == "own":
+            unseen = float(len(self._vocabularies[feature.name].labels))
+        codes = np.append(self._numbers(feature, pa.array(theirs.labels, pa.string())), unseen)
+        found = np.full(len(values), np.nan, np.float32)
+        known = ~np.isnan(values)
+        found[known] = codes[np.minimum(values[known].astype(np.int64), len(theirs.labels))]
+        return found
+
     def grow(self, n: int) -> None:
         """Make room for so many users."""
         for name, values in self._values.items():

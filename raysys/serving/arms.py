@@ -277,7 +277,8 @@ class Arms:
                 answer = self._untreated(name, asked, *rest, treatment=treatment)
             else:
                 with self._service_of(treatment.bundle) as service:
-                    answer = Asked(treatment, name, asked, rest).of(service)
+                    call = Asked(treatment, name, asked, rest)
+                    answer = call.of(call.treated(service))
         except Exception as error:
             # the user's own mistakes fail on both, and then say nothing of the arm
             answer = self._untreated(name, asked, *rest)
@@ -310,7 +311,7 @@ class Arms:
         tried, call = self._tried, Asked(treatment, name, asked, rest)
         if tried is None or not tried.lease.take():
             with self._held() as service:
-                return call.of(service)
+                return call.of(call.treated(service))
         try:
             with self._held() as service:
                 return either(tried, service, call, partial(self._count, tried))

@@ -19,7 +19,8 @@ class EventsArgs(LogSettings):
             is kept. `quarantine`: kept in the log and put aside, never counted.
         session_gap_minutes: a session ends when nothing happens for longer than this; the same
             as `sessions.gap_minutes` of the ingest.
-        new_users: users that may become known between two trainings.
+        new_users: users that may become known between two trainings by their events; and as many
+            by what `user` updates tell of them.
         snapshot_events: after so many a replica leaves a copy of its state, for the next one that
             starts to go on from; 0: never.
         poll_ms: how often a replica looks at what others appended.

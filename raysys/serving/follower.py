@@ -88,7 +88,7 @@ class Follower:
         self._log, self._rolled = events, rolled
         self._incoming = Incoming(live, gap_minutes, new_users)
         self._items = ItemUpdates(live)
-        self._users = UserUpdates(live, self._incoming.number)
+        self._users = UserUpdates(live, self._incoming.number_told)
         self._live, self._ahead_ms = live, ahead_ms
         self._since = live.as_of
         self._snapshots = snapshots

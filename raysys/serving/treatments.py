@@ -172,10 +172,10 @@ def attributes_of(
             "surface": place[0],
             "place": place[1],
             "signed_in": user_id is not None,
-            "known": number >= 0,
+            "known": features.met(number),
         }
         found: dict[str, Any] = {}
-        if number >= 0 and any(n.startswith("favourite_") or n in _PROFILE for n in names):
+        if ours["known"] and any(n.startswith("favourite_") or n in _PROFILE for n in names):
             facts = features.profile(number, now)
             found = {name: facts[column] for name, column in _PROFILE.items()}
             for column, favourites in facts["favourites"].items():

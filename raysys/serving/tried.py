@@ -64,13 +64,19 @@ class Asked:
     request: Any
     rest: tuple[Any, ...]
 
-    def of(self, service: Service) -> Any:
-        """What a service answers."""
-        return getattr(treated(self.treatment, service), self.name)(self.request, *self.rest)
+    def treated(self, service: Service) -> Service:
+        """The service as the experiment's arms want it."""
+        if self.treatment is None or not self.treatment.decided:
+            return service
+        return service.variant(self.treatment.surface, self.treatment.decided)
 
-    def again(self, service: Service) -> Any:
+    def of(self, treated: Service) -> Any:
+        """What such a service answers."""
+        return getattr(treated, self.name)(self.request, *self.rest)
+
+    def again(self, treated: Service) -> Any:
         """The same as if it was asked now."""
-        return replace(self, rest=afresh(self.rest)).of(service)
+        return replace(self, rest=afresh(self.rest)).of(treated)
 
 
 class Count(Protocol):
@@ -89,11 +95,12 @@ def either(tried: Tried, champion: Service, asked: Asked, count: Count) -> Any:
         asked: the call.
         count: is told how each arm did.
     """
+    champion = asked.treated(champion)
     arm = tried.canary.arm_of(asked.request.user_id or asked.request.session_id)
     began, failed = time.perf_counter(), False
     if arm == "challenger":
         try:
-            answer = asked.of(tried.lease.service)
+            answer = asked.of(asked.treated(tried.lease.service))
         except Exception as error:
             # the user's own mistakes fail on both, and then say nothing of the challenger
             answer = asked.of(champion)
@@ -111,12 +118,13 @@ def either(tried: Tried, champion: Service, asked: Asked, count: Count) -> Any:
         raise
     count(arm, began, failed=degraded(answer))
     if tried.shadow is not None and tried.lease.take():
+        challenger = asked.treated(tried.lease.service)
 
         def again() -> Any:
             began = time.perf_counter()
             shadowed, failed = None, True
             try:
-                shadowed = asked.again(tried.lease.service)
+                shadowed = asked.again(challenger)
                 failed = degraded(shadowed)
             finally:
                 count("challenger", began, failed=failed)
@@ -124,13 +132,6 @@ def either(tried: Tried, champion: Service, asked: Asked, count: Count) -> Any:
 
         tried.shadow.offer(asked.name, asked.request, answer, again, tried.lease.give_back)
     return answer
-
-
-def treated(treatment: Treatment | None, service: Service) -> Service:
-    """The service as an experiment's arms want it."""
-    if treatment is None or not treatment.decided:
-        return service
-    return service.variant(treatment.surface, treatment.decided)
 
 
 def degraded(answer: Any) -> bool:

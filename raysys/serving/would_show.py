@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from raysys.errors import UserError
 from raysys.features.batch import Batch
 from raysys.features.plan import Static
+from raysys.features.user_attributes import attributes_read
 from raysys.registry import Bundle, Registry
 from raysys.retrieval.merge import Candidates
 from raysys.serving.asking import Ranking
@@ -186,6 +187,10 @@ class _Judge:
         features = {name: told.features[kept, at] for at, name in enumerate(told.names)}
         mine = self.service.bundle.features
         features |= {each.name: mine.of_items.static(each)[items] for each in self._statics}
+        for each in attributes_read(mine.plan):  # their labels, too
+            if each.name in features:
+                said = features[each.name]
+                features[each.name] = mine.attributes.recoded(each, said, shown_by.attributes)
         history = self._number[told.history[0]]
         batch = Batch(
             names=tuple(features),

@@ -204,7 +204,7 @@ class Round:
         if not len(frame):
             return facts
         group_by = self.features.group_by
-        live = self._state()
+        live = LiveFeatures.load(self.bundle / "features")
         known_users = live.n_users
         events = numbered(frame, live, group_by)
         if isinstance(self.features.examples, FromLog):
@@ -240,6 +240,8 @@ class Round:
             live, last = self._grown(frame, items, window)
         live.covisitation = last
         state = out / "features"
+        if settings.steps.state:  # after the window, of which what is told now says too much
+            tell_users(self.ingest, live)
         if settings.steps.state or facts["new_items"]:
             state.mkdir()
             live.save(state)
@@ -248,13 +250,6 @@ class Round:
             (state / "covisitation.safetensors").unlink()
             last.save(state / "covisitation.safetensors")
         return facts
-
-    def _state(self) -> LiveFeatures:
-        """The state of the champion's bundle, with what the shop tells of users by now."""
-        live = LiveFeatures.load(self.bundle / "features")
-        if self.settings.steps.state:
-            tell_users(self.ingest, live)
-        return live
 
     def _grown(
         self, frame: pl.DataFrame, items: pa.Table, window: Window
@@ -265,11 +260,13 @@ class Round:
         items that both have.
         """
         with task("learn: new items") as growing:
-            live = grown(self._state(), items)
+            live = grown(LiveFeatures.load(self.bundle / "features"), items)
             events = numbered(frame, live, self.features.group_by)
             _, last = self._neighbourhoods(live, events, window)
             if self.settings.steps.state:
                 live.apply(events)
+            else:  # that one has met the users and sessions of events that it does not count
+                live = grown(LiveFeatures.load(self.bundle / "features"), items)
             growing.note = f"{len(items):,}"
         return live, last
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from raysys.config import parse_settings
 from raysys.errors import UserError
+from raysys.features.incoming import Incoming
 from raysys.features.live import LiveFeatures
 from raysys.features.plan import FeaturePlan
 from raysys.features.user_attributes import (
@@ -176,3 +177,29 @@ def test_what_makes_no_sense_is_refused(more: dict[str, Any]) -> None:
     feature = {"name": "f", "kind": "user_attribute", "attribute": "tier", **more}
     with pytest.raises(UserError, match="feature"):
         parse_settings(FeaturePlan, {"tables": TABLES, "features": [feature]}, where="plan")
+
+
+def test_codes_of_other_labels_are_told_anew() -> None:
+    """As off-policy evaluation reads what was recorded under another bundle's labels."""
+    here, there = live(), live()
+    told = told_of_users({**TOLD, "u9": {"tier": "bronze"}, "u8": {"tier": "bronze"}})
+    there.attributes = UserAttributes.fit(PLAN, texts_of(PLAN, told), USERS)
+    tier, often, age = there.attributes.features
+    said = np.float32([2, 1, 0, NAN])  # silver, gold, bronze, nothing
+    expected = {tier.name: [1, 0, NAN, NAN], often.name: [1, 0, 1, NAN]}
+    for feature in (tier, often):
+        # `often` of the other plan: bronze 0, gold 1; silver is too rare, and has the highest
+        found = here.attributes.recoded(feature, said, there.attributes)
+        np.testing.assert_array_equal(found, np.float32(expected[feature.name]))
+    np.testing.assert_array_equal(here.attributes.recoded(age, said, there.attributes), said)
+
+
+def test_who_is_told_of_takes_no_number_from_who_comes() -> None:
+    state = live()
+    incoming = Incoming(state, new_users=2)
+    told = [{"user_id": f"n{n}", "attributes": {"tier": "gold"}} for n in range(5)]
+    UserUpdates(state, incoming.number_told).take(told)
+    assert state.n_users == len(USERS) + 2
+    assert [incoming.number(name) >= 0 for name in ("x", "y", "z", "n0", "n4")] == [
+        *(True, True, False, True, False)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from raysys import learners, schema
 from raysys.registry import Registry
 from raysys.stages import learn
-from raysys.storage import Workspace, read_manifest
+from raysys.storage import Workspace
 from tests.serving.shop import DAY
 from tests.stages import learning
 
@@ -70,6 +71,8 @@ def test_new_items_are_found_counted_and_proposed(shop: Workspace) -> None:
     np.testing.assert_array_equal(
         encoder.item_vectors[place], champion.learners["hashed_words"].item_vectors
     )
+    kept = np.load(registry.path("challenger") / "learners" / "hashed_words" / "vectors.npy")
+    assert len(kept) == len(catalogue)  # nobody places it anew when they load
     scored = {name: model.score(sold) for name, model in challenger.learners.items()}
     assert all(np.isfinite(each).all() for each in scored.values())
     page = (learn.folder_of(settings, shop) / "report.html").read_text()
@@ -78,14 +81,36 @@ def test_new_items_are_found_counted_and_proposed(shop: Workspace) -> None:
 
 @pytest.mark.long
 def test_the_next_round_begins_with_them(shop: Workspace) -> None:
+    """A shop that goes on selling for as long again, the lamp among what it sells."""
     settings = learning.settings(steps=LITTLE)
     learn.run(settings, shop)
     registry = Registry(shop.registry)
-    registry.point("champion", registry.resolve("challenger"))
-    learn.run(settings, shop, force=True)
-    told = read_manifest(learn.folder_of(settings, shop))
-    assert told.figures["outcome"] in ("published", "too_few")
-    assert NEW in registry.load("challenger").features.catalogue.ids
+    first = registry.resolve("challenger")
+    registry.point("champion", first)
+    rows = learning.rows_of_the_shop()
+    span = rows[-1]["timestamp"] - rows[0]["timestamp"] + DAY
+    more = [
+        {
+            **{**row, "timestamp": row["timestamp"] + span},
+            **{name: f"{row[name]}-again" for name in ("event_id", "session_id", "order_id")},
+            **({"item_id": NEW} if not at % 40 else {}),
+        }
+        for at, row in enumerate(rows)
+    ]
+    items = pq.read_table(shop.ingest / "items.parquet")
+    learning.write_log(shop, [*rows, *more])
+    pq.write_table(items, shop.ingest / "items.parquet")
+    manifest = learn.run(settings, shop)
+    assert manifest.figures["outcome"] == "published"
+    second = registry.resolve("challenger")
+    assert second != first
+    before, after = (registry.load(each).features for each in (first, second))
+    assert len(after.catalogue) == len(before.catalogue)
+    items_of = np.array([after.catalogue.number(NEW)], np.int32)
+    sold = [each.batch(0, items_of, each.as_of + 1) for each in (before, after)]
+    assert sold[1].column("item_purchases_28d")[0] != sold[0].column("item_purchases_28d")[0] > 0
+    told = json.loads((learn.folder_of(settings, shop) / "report.json").read_text())
+    assert told["new_items"] == 0
 
 
 @pytest.mark.long
@@ -101,8 +126,9 @@ def test_without_state_they_come_with_nothing_counted(shop: Workspace) -> None:
     settings = learning.settings(steps={**LITTLE, "state": False})
     learn.run(settings, shop)
     registry = Registry(shop.registry)
-    live = registry.load("challenger").features
+    live, champion = (registry.load(name).features for name in ("challenger", "champion"))
     number = live.catalogue.number(NEW)
-    assert number is not None and live.as_of == registry.load("champion").features.as_of
+    assert number is not None and live.as_of == champion.as_of
+    assert live.users == champion.users and live.sessions.count == champion.sessions.count
     batch = live.batch(0, np.array([number], np.int32), live.as_of + 1)
     assert batch.column("item_purchases_28d")[0] == 0

@@ -67,6 +67,7 @@ def test_a_gate_without_anything_relevant_refuses_and_is_told(tmp_path: Path) ->
         "challenger": "",
         "promoted": "",
         "against": "live",
+        "new_items": 0,
         "unchanged": {},
         "weights": {},
         "times": {},
