@@ -67,7 +67,7 @@ def profile_of(features: LiveFeatures, user_id: str, timestamp: int, bundle: str
         KeyError: nothing is known of this user.
     """
     user = features.user_number(user_id)
-    if not features.met(user):
+    if user < 0:
         raise KeyError(user_id)
     facts = features.profile(user, timestamp)
     recency, interval = facts["recency_days"], facts["order_interval_days"]
