@@ -294,7 +294,7 @@ class Service:
             return profile_of(self.bundle.features, user_id, self.ranker.now(), self.bundle.id)
         except KeyError:
             error = FieldError(path="path.user_id", message="no such user", value=user_id[:80])
-            detail = "nothing is known of this user: no event of theirs is in the log, no word of the shop"
+            detail = "nothing is known of this user: neither an event nor a word of the shop"
             raise Problem(404, "unknown-user", detail, [error]) from None
 
     def answer(self, asked: ListRequest, context: Context) -> ListAnswer:
