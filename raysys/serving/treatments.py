@@ -162,8 +162,9 @@ def attributes_of(
 ) -> Callable[[frozenset[str]], Attributes]:
     """Reads what eligibility and segments may ask for, and nothing that they do not.
 
-    `surface`, `place`, `signed_in` (a user, not a session alone), `known` (anything is), `orders`,
-    `recency_days`, `favourite_COLUMN` as the profile has them, and what the caller said.
+    `surface`, `place`, `signed_in` (a user, not a session alone), `known` (an event of theirs is in
+    the log), `orders`, `recency_days`, `favourite_COLUMN` as the profile has them, and what the
+    caller said.
     """
 
     def read(names: frozenset[str]) -> Attributes:
