@@ -105,24 +105,28 @@ def _figure(name: str, values: list[float], reference: str) -> Figure:
 
 def kill(workspace: Workspace, requests: int, times: int) -> list[Figure]:
     """Kill a search's driver in the midst of trials, run it again, and count what is missing."""
-    made = content(10_000, requests, 99) | {"trials": 2 * times + 2, "compare_random": False}
+    made = content(10_000, requests, 99) | {
+        "trials": 2 * times + 2,
+        "compare_random": False,
+        "settings": {"n_estimators": 400, "early_stopping_rounds": 400},  # time to be killed in
+        "checkpoint_steps": 10,
+    }
     config = workspace.root / "killed.yaml"
     config.write_text(yaml.safe_dump(made))
     folder = workspace.tune / "seed99"
     command = [sys.executable, "-m", "raysys", "tune", "-c", str(config), "-w", str(workspace.root)]
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "PYTHONPATH": str(Path.cwd())}
     lost = resumed = 0
+    said = workspace.root / "said.log"
     for blow in range(times):
         before = ended(folder)
-        running = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        running = _begun(command, environment, said)
         while running.poll() is None and not (
             len(ended(folder)) > len(before) + blow % 2 and in_midst(folder)
         ):
             time.sleep(0.1)
         if running.poll() is not None:
-            raise RuntimeError("the search ended before it could be killed")
+            raise RuntimeError(f"it ended before it could be killed:\n{said.read_text()[-2000:]}")
         children = psutil.Process(running.pid).children(recursive=True)
         running.send_signal(signal.SIGKILL)
         running.wait()
@@ -130,9 +134,7 @@ def kill(workspace: Workspace, requests: int, times: int) -> list[Figure]:
         lost += sum(ended(folder).get(number) != score for number, score in before.items())
         resumed += in_midst(folder)
     before = ended(folder)
-    running = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    running = _begun(command, environment, said)
     workers = 0
     while running.poll() is None:  # once a worker, too
         time.sleep(0.1)
@@ -143,7 +145,7 @@ def kill(workspace: Workspace, requests: int, times: int) -> list[Figure]:
                         process.kill()
                         workers += 1
     if running.returncode:
-        raise RuntimeError("the search failed after it was killed")
+        raise RuntimeError(f"it failed after it was killed:\n{said.read_text()[-2000:]}")
     after = {trial.number: trial for trial in trials_of(open_study(folder))}
     lost += sum(after[number].score != score for number, score in before.items())
     lost += 2 * times + 2 - len(after) + sum(trial.state == FAILED for trial in after.values())
@@ -155,6 +157,11 @@ def kill(workspace: Workspace, requests: int, times: int) -> list[Figure]:
         Figure("resumed_after_kill", resumed, "trials",
                reference="that had a checkpoint when the driver was killed"),
     ]  # fmt: skip
+
+
+def _begun(command: list[str], environment: dict[str, str], said: Path) -> subprocess.Popen[bytes]:
+    with said.open("w") as out:
+        return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
 
 
 def ended(folder: Path) -> dict[int, float | None]:
