@@ -113,7 +113,6 @@ def _promotions(promotions: Promotions, place: Int32, n: int) -> Promotions:
     """Their keys stay sorted, as the items keep their order."""
     if not len(promotions.keys):
         return promotions
-    item = promotions.keys % promotions.n_items
-    keys = promotions.keys - item + place[item]
-    keys += promotions.keys // promotions.n_items * (n - promotions.n_items)
+    week_and_store, item = np.divmod(promotions.keys, promotions.n_items)
+    keys = np.asarray(week_and_store * n + place[item], dtype=np.int64)
     return Promotions(keys, promotions.flags, promotions.n_stores, n)

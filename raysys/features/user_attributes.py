@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors.numpy import load_file, save_file
@@ -174,14 +175,11 @@ def attributes_read(plan: FeaturePlan) -> list[UserAttribute]:
 
 def as_numbers(column: pa.ChunkedArray) -> Float32:
     """Texts that read as a finite number, as that; NaN for all else: float32[n]."""
-    plain = pc.utf8_trim_whitespace(column)
-    good = pc.match_substring_regex(plain, r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?$")
-    texts = pc.if_else(pc.fill_null(good, False), pc.utf8_ltrim(plain, "+"), None)
-    values = pc.fill_null(pc.cast(texts, pa.float64()), np.nan).to_numpy()
+    texts = pl.Series(column, dtype=pl.String).str.strip_chars()
+    values = texts.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
     with np.errstate(over="ignore"):
         found = values.astype(np.float32)
-    found[~np.isfinite(found)] = np.nan
-    return found
+    return np.where(np.isfinite(found), found, np.float32(np.nan))
 
 
 def texts_of(plan: FeaturePlan, told: pa.Table) -> pa.Table:

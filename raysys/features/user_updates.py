@@ -42,10 +42,11 @@ class UserUpdates:
 
     def take_rows(self, rows: pa.Table) -> int:
         """The same of a table: `user_id`, once each, and a column of texts for each attribute."""
-        names = [name for name in self._live.attributes.names if name in rows.column_names]
-        if not self._live.attributes.names:
+        names = self._live.attributes.names
+        if not names:
             return 0
-        return self._take(rows["user_id"].to_pylist(), {name: rows[name] for name in names})
+        columns = {name: rows[name] for name in names if name in rows.column_names}
+        return self._take(rows["user_id"].to_pylist(), columns)
 
     def _take(self, ids: Sequence[str], columns: Mapping[str, Any]) -> int:
         said = np.zeros(len(ids), dtype=np.bool_)

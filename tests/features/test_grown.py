@@ -56,6 +56,7 @@ def moved(events: EventColumns, place: np.ndarray) -> EventColumns:
 
 def same(old: LiveFeatures, new: LiveFeatures, place: np.ndarray, time: int) -> None:
     """Both say the same of the items that both have."""
+    assert old.settings == new.settings
     there = np.arange(N_ITEMS, dtype=np.int32)
     for user in range(-1, N_USERS):
         for week in (3, 4):
@@ -67,8 +68,6 @@ def same(old: LiveFeatures, new: LiveFeatures, place: np.ndarray, time: int) -> 
             np.testing.assert_array_equal(place[before.history[0]], after.history[0])
         assert old.profile(user, time) == new.profile(user, time)
         assert old.orders(user) == new.orders(user)
-        for sizes in (old, new):
-            assert sizes.settings == old.settings
         proposed = set(place[old.candidates(user, time).items].tolist())
         assert proposed <= set(new.candidates(user, time).items.tolist())
     np.testing.assert_array_equal(old.popularity_at(time), new.popularity_at(time)[place])

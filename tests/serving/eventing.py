@@ -56,3 +56,12 @@ def refused(response: Any, status: int) -> dict[str, Any]:
 def kept(service: Service) -> list[Entry]:
     assert service.events is not None
     return service.events.log.read(0)
+
+
+def followed(service: Service, until: Service) -> None:
+    """Wait until a replica has come as far in the log as another."""
+    deadline = time.monotonic() + 30
+    end = until.events.follower.followed.position
+    while service.events.follower.followed.position < end:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

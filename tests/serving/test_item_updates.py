@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from raysys.eventlog.tidying import forget
 from raysys.serving.cache import CacheArgs
 from raysys.serving.service import Service
 from raysys.web.shelf import card_of
-from tests.serving.eventing import Start, click, client_of, now, send
+from tests.serving.eventing import Start, click, client_of, followed, now, send
 
 DEAR, ITEM = 900.0, "i00007"
 
@@ -27,14 +26,6 @@ def above(service: Service, price: float) -> list[str]:
     body = {"user_id": "u1", "k": 10, "filters": {"min_price": price}}
     answer = client_of(service).post("/v1/recommend", json=body).json()
     return [item["item_id"] for item in answer["items"]]
-
-
-def followed(service: Service, until: Service) -> None:
-    deadline = time.monotonic() + 30
-    end = until.events.follower.followed.position
-    while service.events.follower.followed.position < end:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_price_counts_in_filters_and_on_pages_at_once_and_everywhere(start: Start) -> None:

@@ -12,9 +12,8 @@ from raysys.eventlog.rolled import roll
 from raysys.serving.args import ServeArgs
 from raysys.serving.cache import CacheArgs
 from raysys.serving.service import Service
-from tests.serving.eventing import Start, click, client_of, send
+from tests.serving.eventing import Start, click, client_of, followed, send
 from tests.serving.shop import PLAN, publish_shop
-from tests.serving.test_item_updates import followed
 
 WITH_AGE = {
     **PLAN,
