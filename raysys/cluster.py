@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -30,6 +32,8 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+_CLIENT_PORT: Final = 10001  # of Ray's client, where an address names none
 
 
 @dataclass(frozen=True)
@@ -148,15 +152,29 @@ def ray_session(*, dashboard: bool = False, log_to_driver: bool = False) -> Iter
         ray.shutdown()
 
 
+def reach(address: str, seconds: float) -> None:
+    """Try whether something listens where `HOST:PORT` or `SCHEME://HOST:PORT` says.
+
+    Raises:
+        OSError, ValueError: nothing does, or that is no address.
+    """
+    parts = urlsplit(address if "//" in address else f"//{address}")
+    place = (parts.hostname or "", parts.port or _CLIENT_PORT)
+    socket.create_connection(place, timeout=seconds).close()
+
+
 def _connect(log_to_driver: bool) -> None:
     """Connect to the cluster that RAY_ADDRESS names."""
     import ray
 
+    address = os.environ["RAY_ADDRESS"]
     try:
+        if address not in ("auto", "local"):
+            reach(address, seconds=10)  # `ray.init` would try for minutes
         ray.init(log_to_driver=log_to_driver)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{os.environ['RAY_ADDRESS']}: no cluster to work on: {str(error).splitlines()[0]}",
+            f"{address}: no cluster to work on: {str(error).splitlines()[0]}",
             where="RAY_ADDRESS",
             mend="start that cluster, give HOST:6379, or unset it",
         ) from None

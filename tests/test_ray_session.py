@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -48,6 +49,20 @@ def test_a_named_cluster_that_cannot_be_is_said(
         pass
     assert caught.value.where == "RAY_ADDRESS" and address in caught.value.what
     assert "HOST:6379" in caught.value.mend
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_is_gone_is_said_before_ray_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{probe.getsockname()[1]}"  # nobody listens
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was asked, which waits"))
+        with pytest.raises(UserError, match="refused") as caught, ray_session():
+            pass
+    assert caught.value.where == "RAY_ADDRESS" and address in caught.value.what
 
 
 class Here(BaseHTTPRequestHandler):

@@ -6,8 +6,9 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,14 @@ from raysys.config import parse_settings
 from raysys.errors import UserError
 from raysys.progress import task
 from raysys.serving.args import ServeArgs
-from raysys.stages.deploy_plan import LOOPBACK, OURS, DeploySettings, listens_on, plan
+from raysys.stages.deploy_plan import (
+    LOOPBACK,
+    OURS,
+    DeploySettings,
+    listens_on,
+    plan,
+    tls_files,
+)
 from raysys.storage import Manifest, Workspace
 
 DASHBOARD = "http://127.0.0.1:8265"
@@ -28,6 +36,7 @@ PATIENCE_S = 300
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """What answers on this machine where all its addresses are listened on."""
 _LOCAL = (*LOOPBACK, *_HERE)
+_ANYBODY = ssl._create_unverified_context()  # a port of this machine: its name need not be on it
 
 
 @dataclass(frozen=True)
@@ -148,10 +157,10 @@ class _Application:
     args: ServeArgs
 
 
-def _root(host: str, port: int) -> str:
+def _root(host: str, port: int, *, tls: bool = False) -> str:
     """URL of what listens there, as this machine asks it."""
     name = _HERE.get(host, host)
-    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+    return f"{'https' if tls else 'http'}://{f'[{name}]' if ':' in name else name}:{port}"
 
 
 def _ours(config: dict[str, Any], root: str) -> list[_Application]:
@@ -180,12 +189,15 @@ def deploy(
         details = client.get_serve_details()
         host, port = listens_on(config)
         _check_port(host, port, details, dashboard)
+        files = tls_files(config)
+        if _is_local(dashboard):
+            _check_readable(files)
         if force and details.get("applications"):
             client.delete_applications()
         client.deploy_applications(config)
         with task("deploy: starting replicas", None) as progress:
             progress.note = _wait_running(client, config, progress.reach)
-    root = _root(host, port)
+    root = _root(host, port, tls=bool(files))
     ours = _ours(config, root)
     if _is_local(dashboard):
         for app in ours:
@@ -238,7 +250,10 @@ def _wait_ready(app: _Application) -> None:
     url, bundle, texts = f"{app.address}/readyz", app.args.pinned or "", app.args.pinned_text
     deadline = time.monotonic() + 60
     while True:
-        with contextlib.suppress(URLError, OSError, ValueError), urlopen(url, timeout=3) as answer:
+        with (
+            contextlib.suppress(URLError, OSError, ValueError),
+            urlopen(url, timeout=3, context=_ANYBODY) as answer,
+        ):
             ready = json.load(answer)
             if (ready["bundle"] or "") == bundle and ready["text"] == texts:
                 return
@@ -274,6 +289,21 @@ def _check_port(host: str, port: int, details: dict[str, Any], dashboard: str) -
             where="http_options.port",
             mend="stop what holds the port (`raysys doctor` names it), or choose another",
         ) from None
+
+
+def _check_readable(files: Mapping[str, Path]) -> None:
+    """Refuse certificates and keys that the proxy of this machine would look for in vain.
+
+    Raises:
+        UserError: naming the first that cannot be read.
+    """
+    for key, path in files.items():
+        if not os.access(path, os.R_OK) or not path.is_file():
+            raise UserError(
+                f"{path} cannot be read",
+                where=f"http_options.{key}",
+                mend="give the whole path of a PEM file that the proxy's user may read",
+            )
 
 
 def listen(host: str, port: int) -> None:

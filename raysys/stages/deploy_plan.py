@@ -131,6 +131,7 @@ def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[st
             where="http_options.port",
             mend="give one from 1 to 65535",
         )
+    _check_tls(config)
     return config, ours[0][1]["args"]["pinned"] or ""
 
 
@@ -138,6 +139,35 @@ def listens_on(config: dict[str, Any]) -> tuple[str, int]:
     """Host and port of a config that Ray takes, as Ray reads them."""
     options = ServeDeploySchema.model_validate(config).http_options
     return options.host, options.port
+
+
+def tls_files(config: dict[str, Any]) -> dict[str, Path]:
+    """The files that a config's TLS needs, by key of `http_options`; none where it speaks HTTP."""
+    options = config.get("http_options") or {}
+    keys = ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs")
+    return {key: Path(str(options[key])) for key in keys if options.get(key)}
+
+
+def _check_tls(config: dict[str, Any]) -> None:
+    """Refuse what asks for TLS and would be answered in plain HTTP.
+
+    Raises:
+        UserError: a key without a certificate; or HAProxy, which Serve gives none.
+    """
+    files = tls_files(config)
+    if files and "ssl_certfile" not in files:
+        raise UserError(
+            "without a certificate Serve speaks plain HTTP",
+            where="http_options.ssl_certfile",
+            mend="name the certificate that belongs to the key",
+        )
+    if files and behind_haproxy():
+        raise UserError(
+            "HAProxy, as Serve sets it up, speaks plain HTTP whatever certificate is named",
+            where="http_options.ssl_certfile",
+            mend="end TLS in the load balancer before it, or take Ray's own proxy: unset "
+            "RAY_SERVE_ENABLE_HA_PROXY",
+        )
 
 
 def _settle_tried(args: ServeArgs, content: Any, where: str) -> dict[str, Any]:

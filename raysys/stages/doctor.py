@@ -21,7 +21,6 @@ from http.client import HTTPException
 from importlib import metadata, util
 from pathlib import Path
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import psutil
@@ -29,6 +28,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from raysys.cluster import reach
 from raysys.errors import UserError
 from raysys.serving.keys import KeyFile
 from raysys.stages.keys import FILE as KEYS
@@ -169,12 +169,12 @@ def ray_state(processes: list[psutil.Process], address: str) -> Iterator[Finding
     if address in ("", "auto", "local"):
         yield Finding("ray", "RAY_ADDRESS", OK, address or "not set")
         return
-    parts = urlsplit(address if "//" in address else f"//{address}")
     try:
-        with socket.create_connection((parts.hostname or "", parts.port or 10001), timeout=3):
-            yield Finding("ray", "RAY_ADDRESS", OK, f"{address} answers")
+        reach(address, seconds=3)
     except (OSError, ValueError) as error:
         yield Finding("ray", "RAY_ADDRESS", FAIL, f"{address}: {error}", mend)
+    else:
+        yield Finding("ray", "RAY_ADDRESS", OK, f"{address} answers")
 
 
 def gpu() -> Iterator[Finding]:

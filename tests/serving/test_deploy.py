@@ -24,8 +24,15 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.experiments import AcceptedFile, load_experiments
 from raysys.serving.keys import KeyFile
 from raysys.stages import deploy
-from raysys.stages.deploy import _check_port, _ours, _root, _wait_ready, cluster
-from raysys.stages.deploy_plan import OURS, DeploySettings, listens_on, plan
+from raysys.stages.deploy import (
+    _check_port,
+    _check_readable,
+    _ours,
+    _root,
+    _wait_ready,
+    cluster,
+)
+from raysys.stages.deploy_plan import OURS, DeploySettings, listens_on, plan, tls_files
 from raysys.storage import Manifest, Workspace
 from tests.serving.test_arms import copy
 
@@ -239,6 +246,7 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
 )
 def test_a_host_of_either_family_can_be_listened_on(host: str, name: str) -> None:
     assert _root(host, 8000) == f"http://{name}:8000"
+    assert _root(host, 8443, tls=True) == f"https://{name}:8443"
     if host in ("::1", "::") and not has_ipv6():
         pytest.skip("this machine has no IPv6")
     _check_port(host, 0, {}, "http://127.0.0.1:8265")
@@ -265,6 +273,43 @@ def test_a_port_is_read_as_ray_reads_it(registry: Registry) -> None:
         with pytest.raises(UserError, match=f"{port} is no port") as caught:
             planned(port)
         assert caught.value.where == "http_options.port"
+
+
+def with_tls(registry: Registry, **options: str) -> dict[str, Any]:
+    content = config(args={"registry": str(registry.root)})
+    content["http_options"] |= options
+    return plan(parse_settings(DeploySettings, content, where="x.yaml"), None)[0]
+
+
+def test_what_would_not_be_tls_is_refused(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = {"ssl_certfile": str(tmp_path / "tls.crt"), "ssl_keyfile": str(tmp_path / "tls.key")}
+    planned = with_tls(registry, **both)
+    assert {key: str(path) for key, path in tls_files(planned).items()} == both
+    assert tls_files(with_tls(registry)) == {}
+    with pytest.raises(UserError, match="plain HTTP") as caught:
+        with_tls(registry, ssl_keyfile=both["ssl_keyfile"])
+    assert caught.value.where == "http_options.ssl_certfile" and caught.value.mend
+    with pytest.raises(UserError, match="ssl_keyfile"):
+        with_tls(registry, ssl_certfile=both["ssl_certfile"])
+    content = config(
+        args={"registry": str(registry.root), "auth": {"open": True}}  # HAProxy is on all addresses
+    )
+    content["http_options"] |= both
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(UserError, match="HAProxy") as caught:
+        plan(parse_settings(DeploySettings, content, where="x.yaml"), None)
+    assert "RAY_SERVE_ENABLE_HA_PROXY" in caught.value.mend
+
+
+def test_a_certificate_that_is_not_there_is_said_before_anything_starts(tmp_path: Path) -> None:
+    there = tmp_path / "tls.crt"
+    there.write_text("-----BEGIN CERTIFICATE-----")
+    _check_readable({"ssl_certfile": there})
+    with pytest.raises(UserError, match=r"tls\.key cannot be read") as caught:
+        _check_readable({"ssl_certfile": there, "ssl_keyfile": tmp_path / "tls.key"})
+    assert caught.value.where == "http_options.ssl_keyfile"
 
 
 class TwoShops(BaseHTTPRequestHandler):
