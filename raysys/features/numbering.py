@@ -84,7 +84,10 @@ def number_log(
             len(groups), lambda n: _note(groups[n], n, group_by, folder, seed), "users and orders"
         ):
             noting.advance()
-        _fix_vocabularies(folder)
+        for _ in spread.each(
+            len(_VOCABULARIES), lambda n: _VOCABULARIES[n](folder), "numbers for names"
+        ):
+            pass
         noting.note = f"{len(log.users):,} users"
     with task("features: numbering the log", len(groups)) as numbering:
         written = []
@@ -151,25 +154,50 @@ def _note(
         _write(coded.names.alias("name").to_frame().unique(), folder / kind / f"{number:05d}.arrow")
 
 
-def _fix_vocabularies(folder: Path) -> None:
-    """Numbers for all names that the first pass met."""
+def _number_names(folder: Path) -> None:
+    """Users, stores and queries: a name's number is its place among the sorted ones."""
+    for kind in ("users", "stores", "queries"):
+        done = folder / f"{kind}.parquet"
+        if not done.exists():
+            names = pl.scan_ipc(folder / kind / "*.arrow").unique().sort("name").collect()
+            fresh = folder / f"{kind}.tmp"
+            names.write_parquet(fresh)
+            fresh.replace(done)
+
+
+def _number_orders(folder: Path) -> None:
+    """Orders by a hash of their names."""
+    if not (folder / "orders.npy").exists():
+        _save(np.unique(_met(folder / "orders", "hash")), folder / "orders.npy")
+
+
+def _number_sessions(folder: Path) -> None:
+    """Sessions in the order in which they begin."""
     done = folder / "session_numbers.npy"  # written last
     if done.exists():
         return
-    for kind in ("users", "stores", "queries"):
-        names = pl.scan_ipc(folder / kind / "*.arrow").unique().sort("name").collect()
-        names.write_parquet(folder / f"{kind}.parquet")
-    orders = [pl.read_ipc(path)["hash"] for path in sorted((folder / "orders").glob("*.arrow"))]
-    np.save(folder / "orders.npy", np.unique(pl.concat(orders).to_numpy()))
-    paths = sorted((folder / "sessions").glob("*.arrow"))
-    begun = pl.concat([pl.read_ipc(path)["session"] for path in paths]).to_numpy()
-    sessions, first = np.unique(begun, return_index=True)
+    sessions, first = np.unique(_met(folder / "sessions", "session"), return_index=True)
     numbers = np.empty(len(first), dtype=np.int32)
     numbers[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
-    np.save(folder / "sessions.npy", sessions)
-    fresh = folder / "session_numbers.tmp.npy"
+    _save(sessions, folder / "sessions.npy")
+    _save(numbers, done)
+
+
+_VOCABULARIES: Final = (_number_sessions, _number_orders, _number_names)  # the longest first
+
+
+def _met(folder: Path, column: str) -> npt.NDArray[np.uint64]:
+    """What the first pass met, date by date."""
+    met = [pl.read_ipc(path)[column] for path in sorted(folder.glob("*.arrow"))]
+    hashes: npt.NDArray[np.uint64] = pl.concat(met).to_numpy()
+    return hashes
+
+
+def _save(numbers: npt.NDArray[Any], path: Path) -> None:
+    """There whole or not at all."""
+    fresh = path.with_suffix(".tmp.npy")
     np.save(fresh, numbers)
-    fresh.replace(done)
+    fresh.replace(path)
 
 
 def _number(

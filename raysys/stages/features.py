@@ -148,11 +148,11 @@ def _work(
     groups = np.array_split(np.arange(len(blocks)), min(len(blocks), 4 * spread.cpus))
 
     def write(number: int) -> None:
-        if number == len(groups):
+        if number == 0:  # it takes longest, and nothing can share it: first
             _state(work, kinds)
             return
         stitcher = work.stitcher()
-        for at in groups[number]:
+        for at in groups[number - 1]:
             stitcher.stitch(blocks[at], splits[blocks[at].fold], int(first[at]))
 
     _each(spread, "features: writing examples and state", len(groups) + 1, write)
