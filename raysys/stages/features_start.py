@@ -11,7 +11,7 @@ from raysys.features.resources import files_of
 from raysys.stages.features_settings import FeaturesSettings
 from raysys.storage import Manifest, Workspace, file_digest, read_manifest, write_atomic
 
-PART_EVENTS: Final = 4_000_000  # every part reads past the events of all others
+PART_EVENTS: Final = 2_000_000
 
 
 def planned_features(settings: FeaturesSettings, workspace: Workspace) -> Manifest:
