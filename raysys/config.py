@@ -62,13 +62,25 @@ def find_config(name: str | Path, kind: str) -> Path:
 
 
 _BOOL: Final = "tag:yaml.org,2002:bool"
+_INT: Final = "tag:yaml.org,2002:int"
+_FLOAT: Final = "tag:yaml.org,2002:float"
+_WORDS: Final = {
+    # as in YAML 1.2, but that digits behind a zero are an id and no number
+    _BOOL: ("^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    _INT: ("^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$", "-+0123456789"),
+    _FLOAT: (
+        r"^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        "-+0123456789.",
+    ),
+}
 
 
 class _Loader(yaml.SafeLoader):
     """Refuses what YAML's own loader takes silently, or fails at without a line.
 
     Bare `off`, `on`, `yes` and `no` are words, as in YAML 1.2; settings that are true or false
-    still take them.
+    still take them. So are `12:30` and `00123`, which were 750 and 83, and `1e-4` is a number.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -93,12 +105,18 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [one for one in tried if one[0] != _BOOL]
+    first: [one for one in tried if one[0] not in _WORDS]
     for first, tried in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    _BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that this loader or another would take for something else."""
+
+
+for _meaning, (_pattern, _first) in _WORDS.items():
+    _Loader.add_implicit_resolver(_meaning, re.compile(_pattern), list(_first))
+    _Dumper.add_implicit_resolver(_meaning, re.compile(_pattern), list(_first))
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -121,6 +139,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"a mapping is expected, found {type(content).__name__}", where=str(path))
     return content
+
+
+def dump_yaml(content: dict[str, Any]) -> str:
+    """A mapping as `load_yaml` reads it again, keys in their order."""
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+    return text
 
 
 def load_settings(model: type[S], path: Path) -> S:

@@ -5,9 +5,18 @@ from typing import Annotated, Literal
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import Field
 
-from raysys.config import Settings, find_config, load_settings, load_yaml, parse_settings
+from raysys.config import (
+    Settings,
+    dump_yaml,
+    find_config,
+    load_settings,
+    load_yaml,
+    parse_settings,
+)
 from raysys.errors import UserError, missing_extra
 from raysys.ingest.rule_settings import RuleSettings
 
@@ -145,6 +154,44 @@ def test_off_is_a_word_and_true_is_none(tmp_path):
     file.write_text("rules: {bots: {action: off}}")
     rules = parse_settings(RuleSettings, load_yaml(file)["rules"], where="ingest.yaml")
     assert rules.bots.action == "off"
+
+
+def test_ids_and_times_of_day_are_no_numbers(tmp_path):
+    file = tmp_path / "numbers.yaml"
+    file.write_text(
+        "words: [12:30, 1:2:3.5, 00123, -01, 1_2e3, 0b11, 0o17, e5, 1e, '7']\n"
+        "wholes: [0, -7, +7, 1_000, 0x1F]\n"
+        "parts: [0.5, .5, 1., 1e-4, 2E+3, -1.5e3, -.inf]\n"
+    )
+    content = load_yaml(file)
+    assert content["words"] == [
+        "12:30",
+        "1:2:3.5",
+        "00123",
+        "-01",
+        "1_2e3",
+        "0b11",
+        "0o17",
+        "e5",
+        "1e",
+        "7",
+    ]
+    assert content["wholes"] == [0, -7, 7, 1000, 31]
+    assert all(isinstance(each, int) for each in content["wholes"])
+    assert content["parts"] == [0.5, 0.5, 1.0, 1e-4, 2e3, -1500.0, float("-inf")]
+    assert all(isinstance(each, float) for each in content["parts"])
+
+
+WORDS = st.text("0123456789_:.eExXaAfFnoyNOY+-~ ", max_size=8)
+
+
+@given(st.dictionaries(WORDS, WORDS | st.integers() | st.floats(allow_nan=False) | st.booleans()))
+def test_what_is_written_is_read_again_here_and_elsewhere(tmp_path_factory, content):
+    file = tmp_path_factory.getbasetemp() / "written.yaml"
+    file.write_text(dump_yaml(content), encoding="utf-8")
+    for read in (load_yaml(file), yaml.safe_load(file.read_text(encoding="utf-8")) or {}):
+        assert read == content
+        assert {k: type(v) for k, v in read.items()} == {k: type(v) for k, v in content.items()}
 
 
 def test_what_is_not_utf8_is_refused_with_its_place(tmp_path):

@@ -23,6 +23,7 @@ import polars as pl
 
 from raysys.errors import UserError
 from raysys.experiments.definition import Experiment, Measure, Metric
+from raysys.segments import read_once
 
 _MANY_CROSSED = 0.005
 _WHEN = pl.Datetime("ms", "UTC")
@@ -57,11 +58,11 @@ def scan(path: Path, columns: Sequence[str], what: str) -> pl.LazyFrame:
     """
     if not path.exists():
         raise UserError(f"no such file or folder of {what}", where=str(path))
-    pattern = path / "**" / "*.parquet" if path.is_dir() else path
-    if path.is_dir() and not any(path.glob("**/*.parquet")):
+    files = read_once(sorted(path.glob("**/*.parquet"))) if path.is_dir() else [path]
+    if not files:
         raise UserError(f"no Parquet file of {what} in this folder", where=str(path))
     try:
-        frame = pl.scan_parquet(pattern, hive_partitioning=False)
+        frame = pl.scan_parquet(files, hive_partitioning=False)
         names = frame.collect_schema().names()
     except (pl.exceptions.PolarsError, OSError) as error:
         told = str(error).partition("\n")[0]

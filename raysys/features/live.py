@@ -19,10 +19,9 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from raysys.catalogue import Catalogue
-from raysys.config import load_settings
+from raysys.config import dump_yaml, load_settings
 from raysys.features.batch import Batch
 from raysys.features.changing import Changing
 from raysys.features.evidence import evidence_of
@@ -428,7 +427,7 @@ class LiveFeatures:
         self.resources.save(folder / "resources")
         for name, model in (("plan", self.plan), ("candidates", self.settings)):
             content = model.model_dump(mode="json")
-            (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+            (folder / f"{name}.yaml").write_text(dump_yaml(content))
         self.catalogue.save(folder / "catalogue.parquet")
         queries = pa.table({"query": pa.array(self.queries, pa.string())})
         pq.write_table(queries, folder / "queries.parquet", compression="zstd")

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from raysys.errors import UserError
 from raysys.eventlog.entries import EventLog
 from raysys.eventlog.rolled import Rolled
+from raysys.segments import segments
 
 _NEEDED: Final = ("request_id", "timestamp", "surface", "item_ids", "took_ms")
 _WANTED: Final = (*_NEEDED, "place", "user_id", "session_id", "query", "bundle", "arm")
@@ -157,11 +158,7 @@ def follow_log(log: EventLog, rolled: Rolled) -> Reactions:
 
 def _paths(folder: Path, since: int, until: int) -> list[Path]:
     """Files that overlap a time, in an order drawn by their names."""
-    found = []
-    for path in folder.glob("date=*/[0-9]*.parquet"):
-        first, last = (int(part) for part in path.name.split("-")[:2])
-        if last >= since and first < until:
-            found.append(path)
+    found = [each.path for each in segments(folder, since, until - 1)]
     return sorted(found, key=lambda path: hashlib.blake2b(path.name.encode()).digest())
 
 

@@ -1,9 +1,9 @@
 """Records written as Parquet behind an answer: a bounded queue, and a thread that empties it.
 
-Segments are `date=2026-11-26/FIRST-LAST-REPLICA-N.parquet` (first and last moment in UTC ms), each
-written beside its place, synced, and renamed into it. Answers never wait: what the queue has no
-room for is dropped, and counted. What is queued when a process is killed is lost: at most the
-seconds of one segment; a replica that ends writes all it has.
+Each segment (see `raysys.segments`) is written beside its place, synced, and renamed into it.
+Answers never wait: what the queue has no room for is dropped, and counted. What is queued when a
+process is killed is lost: at most the seconds of one segment; a replica that ends writes all it
+has. Every hour, and when it ends, it makes one of its little segments; what is too old goes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import contextlib
 import logging
 import os
 import queue
+import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -26,6 +28,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from raysys.config import Settings
+from raysys.segments import MERGED_BYTES, Segment, merge, name_of, tidy
 from raysys.storage import sync_folder
 
 log = logging.getLogger("raysys")
@@ -33,6 +36,7 @@ log = logging.getLogger("raysys")
 Record = Callable[[], dict[str, Any]]
 Count = Callable[[int, Literal["written", "dropped", "failed"]], None]
 _NOBODY_WAITS_S: Final = 30  # for a disk, when a replica ends
+_UPKEEP_S: Final = 3600.0
 
 
 class SegmentArgs(Settings):
@@ -42,11 +46,13 @@ class SegmentArgs(Settings):
         segment_s: a segment is written so often,
         segment_rows: or when so many records are waiting.
         max_waiting: beyond this many unwritten ones, records are dropped and counted.
+        keep_days: what is older is removed, users' ids and queries with it; null: nothing is.
     """
 
     segment_s: Annotated[float, Field(gt=0)] = 10
     segment_rows: Annotated[int, Field(ge=1)] = 5000
     max_waiting: Annotated[int, Field(ge=1)] = 20_000
+    keep_days: Annotated[float, Field(gt=0)] | None = None
 
 
 class SegmentWriter:
@@ -74,6 +80,8 @@ class SegmentWriter:
         self._replica = uuid.uuid4().hex[:8]
         self._queue: queue.Queue[Record | None] = queue.Queue(args.max_waiting)
         self._written = 0
+        self._alone: list[Segment] = []  # written since the last merge
+        self._upkeep_due = time.monotonic() + _UPKEEP_S * random.uniform(0.5, 1)  # not all at once
         self._thread = threading.Thread(target=self._run, name=what, daemon=True)
         self._thread.start()
 
@@ -113,8 +121,21 @@ class SegmentWriter:
                 if rows:
                     self._write(rows)
                 rows, due = [], time.monotonic() + self.args.segment_s
+            if ended or time.monotonic() >= self._upkeep_due:
+                self._upkeep()
             if ended:
                 return
+
+    def _upkeep(self) -> None:
+        """Make one of many little segments, and remove what nobody needs any more."""
+        self._upkeep_due = time.monotonic() + _UPKEEP_S
+        try:
+            for parts in _mergeable(self._alone):
+                merge(parts)
+            tidy(self._folder, self.args.keep_days)
+        except Exception:  # they can be read as they are
+            log.exception("the segments of the %s could not be put in order", self._what)
+        self._alone = []
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         fresh: Path | None = None
@@ -125,7 +146,8 @@ class SegmentWriter:
             folder = self._folder / f"date={day}"
             folder.mkdir(exist_ok=True)
             self._written += 1
-            name = f"{first}-{last}-{self._replica}-{self._written}.parquet"
+            numbers = range(self._written, self._written + 1)
+            name = name_of(first, last, self._replica, numbers)
             fresh = folder / f".{name}.new"  # no reader takes it for a segment
             with fresh.open("wb") as file:
                 pq.write_table(table, file, compression="zstd")
@@ -133,6 +155,7 @@ class SegmentWriter:
                 os.fsync(file.fileno())
             fresh.replace(folder / name)
             sync_folder(folder)
+            self._alone.append(Segment(folder / name, first, last, self._replica, numbers))
             self._count(len(rows), "written")
         except Exception:  # a full disk must not end the writing, nor be filled further
             if fresh is not None:
@@ -142,12 +165,21 @@ class SegmentWriter:
             self._count(len(rows), "failed")
 
 
-def segments(folder: Path, moment: int | None = None) -> Iterator[Path]:
-    """Segments that may hold a moment (UTC ms), None: all of them, the newest first."""
-    for path in sorted(folder.glob("date=*/[0-9]*.parquet"), reverse=True):
-        first, last = (int(part) for part in path.name.split("-")[:2])
-        if moment is None or first - 1000 <= moment <= last + 1000:
-            yield path
+def _mergeable(alone: list[Segment]) -> list[list[Segment]]:
+    """Segments of a date that make one of no more than `MERGED_BYTES`; none by itself."""
+    groups: list[list[Segment]] = []
+    room: dict[Path, int] = {}
+    open_groups: dict[Path, list[Segment]] = defaultdict(list)
+    for each in alone:
+        folder = each.path.parent
+        with contextlib.suppress(FileNotFoundError):  # too old by now
+            size = each.path.stat().st_size
+            if size > room.get(folder, MERGED_BYTES):
+                groups.append(open_groups.pop(folder, []))
+                room[folder] = MERGED_BYTES
+            room[folder] = room.get(folder, MERGED_BYTES) - size
+            open_groups[folder].append(each)
+    return [each for each in (*groups, *open_groups.values()) if len(each) > 1]
 
 
 def _nothing() -> dict[str, Any]:

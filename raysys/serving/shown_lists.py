@@ -21,9 +21,10 @@ from raysys.config import Settings
 from raysys.errors import UserError
 from raysys.features.batch import Batch
 from raysys.retrieval.merge import Candidates
+from raysys.segments import segments
 from raysys.serving.asking import Ask, Ranking, moment_of
 from raysys.serving.metrics import Metrics
-from raysys.serving.segment_writer import SegmentArgs, SegmentWriter, segments
+from raysys.serving.segment_writer import SegmentArgs, SegmentWriter
 from raysys.storage import digest, write_atomic
 
 SHOWN_LISTS: Final = pa.schema(
@@ -55,6 +56,8 @@ SHOWN_LISTS: Final = pa.schema(
     ]
 )
 """One row a list that was answered."""
+
+_NEAR_MS: Final = 1000  # between the moment of a request and that in its id, at most
 
 
 class ShownArgs(SegmentArgs):
@@ -173,8 +176,14 @@ def find_shown(folder: Path, request_id: str) -> dict[str, Any]:
         UserError: it is not there.
     """
     moment = moment_of(request_id)
-    for path in segments(folder, moment):
-        table = pq.read_table(path, filters=[("request_id", "=", request_id)], partitioning=None)
+    near = (None, None) if moment is None else (moment - _NEAR_MS, moment + _NEAR_MS)
+    for each in segments(folder, *near):
+        try:
+            table = pq.read_table(
+                each.path, filters=[("request_id", "=", request_id)], partitioning=None
+            )
+        except FileNotFoundError:  # too old by now
+            continue
         if len(table):
             row: dict[str, Any] = table.slice(0, 1).to_pylist()[0]
             return row

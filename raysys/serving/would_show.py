@@ -8,8 +8,9 @@ were there: what the other bundle would have retrieved beside them, nobody can k
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +27,10 @@ from raysys.features.plan import Static
 from raysys.features.user_attributes import attributes_read
 from raysys.registry import Bundle, Registry
 from raysys.retrieval.merge import Candidates
+from raysys.segments import segments
 from raysys.serving.asking import Ranking
 from raysys.serving.problems import Problem
 from raysys.serving.replay import ask_again, open_service
-from raysys.serving.segment_writer import segments
 from raysys.serving.service import Service
 from raysys.serving.shown_lists import batch_of, ranking_of
 
@@ -40,6 +41,8 @@ POLICY: Final = {
     "probability": pl.Float64,
 }
 """A row for whom the policy might put into a place of a list; positions count from 1."""
+
+_ROWS: Final = 1000  # read at a time
 
 
 @dataclass
@@ -80,21 +83,19 @@ def would_show(
     left_out: Counter[str] = Counter()
     judges: dict[tuple[str, str], _Judge] = {}
     lists = 0
-    for path in segments(folder):
-        for record in pq.read_table(path, partitioning=None).to_pylist():
-            if record["inputs"] is None:
-                left_out["without recorded features"] += 1
-                continue
-            key = (record["bundle"], record["settings"])
-            if key not in judges:
-                judges[key] = _Judge(record, folder, bundle, registry)
-            try:
-                rows += judges[key].rows(record)
-            except Problem:  # it asked for what the other bundle has never heard of
-                left_out["unanswerable by this bundle"] += 1
-                continue
-            lists += 1
-        advance()
+    for record in _records(folder, advance):
+        if record["inputs"] is None:
+            left_out["without recorded features"] += 1
+            continue
+        key = (record["bundle"], record["settings"])
+        if key not in judges:
+            judges[key] = _Judge(record, folder, bundle, registry)
+        try:
+            rows += judges[key].rows(record)
+        except Problem:  # it asked for what the other bundle has never heard of
+            left_out["unanswerable by this bundle"] += 1
+            continue
+        lists += 1
     for judge in judges.values():
         judge.service.close()
     if not lists:
@@ -105,6 +106,15 @@ def would_show(
             mend="record features: `shown_lists: {folder: …, inputs_share: 1}` in the serve config",
         )
     return WouldShow(pl.DataFrame(rows, schema=POLICY), lists, left_out)
+
+
+def _records(folder: Path, advance: Callable[[], None]) -> Iterator[dict[str, Any]]:
+    """Rows of the shown lists, the newest segment first."""
+    for each in segments(folder):
+        with contextlib.suppress(FileNotFoundError), pq.ParquetFile(each.path) as file:
+            for batch in file.iter_batches(batch_size=_ROWS):
+                yield from batch.to_pylist()
+        advance()
 
 
 class _Judge:

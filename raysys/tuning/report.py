@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from raysys.config import dump_yaml
 from raysys.learners import learner_class
 from raysys.report import Report
 from raysys.storage import write_atomic
@@ -82,7 +81,7 @@ def write_best(path: Path, found: Found) -> None:
         f"# {among[0].upper()}{among[1:]}: {settings.objective.metric} {best.score:.4f} on the "
         f"validation fold\n# (trial {best.number}). Written by `raysys tune`.\n"
     )
-    write_atomic(path, head + yaml.safe_dump(content, sort_keys=False))
+    write_atomic(path, head + dump_yaml(content))
 
 
 def write_report(path: Path, found: Found) -> None:

@@ -181,7 +181,8 @@ def write_lists(folder: Path, rows: pl.DataFrame) -> None:
         session_id=pl.lit(None, pl.String), query="query", bundle="bundle", arm="arm",
         item_ids="item_ids", took_ms=pl.col("took_ms").cast(pl.Float32),
     ).to_arrow()  # fmt: skip
-    path = folder / "date=2026-01-01" / f"{rows['at'].min()}-{rows['at'].max()}-r-1.parquet"
+    day = table["timestamp"][0].as_py().date()
+    path = folder / f"date={day}" / f"{rows['at'].min()}-{rows['at'].max()}-r-1.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from raysys.segments import merge, segments
 from raysys.serving import segment_writer
-from raysys.serving.segment_writer import SegmentArgs, SegmentWriter, segments
+from raysys.serving.segment_writer import SegmentArgs, SegmentWriter
 
 SCHEMA = pa.schema([("timestamp", pa.timestamp("ms", "UTC")), ("n", pa.int64())])
 
@@ -61,3 +64,80 @@ def test_a_disk_that_hangs_does_not_keep_a_replica_from_ending(
     ended.join(30)
     assert not ended.is_alive()
     goes_on.set()
+
+
+def test_a_replica_leaves_one_segment_where_it_wrote_many(tmp_path: Path) -> None:
+    writer = SegmentWriter(
+        SegmentArgs(segment_rows=1), tmp_path, SCHEMA, lambda *_: None, "records"
+    )
+    for n in range(20):
+        writer.note(lambda n=n: {"timestamp": 1_700_000_000_000 + n, "n": n})
+    writer.close()
+    (merged,) = segments(tmp_path)
+    assert merged.numbers == range(1, 21)
+    assert (merged.first, merged.last) == (1_700_000_000_000, 1_700_000_000_019)
+    assert pq.read_table(merged.path, partitioning=None)["n"].to_pylist() == list(range(20))
+
+
+def test_large_segments_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_writer, "MERGED_BYTES", 1500)  # two of some 700
+    writer = SegmentWriter(
+        SegmentArgs(segment_rows=1), tmp_path, SCHEMA, lambda *_: None, "records"
+    )
+    for n in range(5):
+        writer.note(lambda n=n: {"timestamp": 1_700_000_000_000 + n, "n": n})
+    writer.close()
+    found = segments(tmp_path)
+    assert all(len(each.numbers) <= 2 for each in found)
+    assert sorted(n for each in found for n in each.numbers) == [1, 2, 3, 4, 5]
+
+
+def test_while_it_runs_it_merges_and_forgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = int(time.time() * 1000)
+    args = SegmentArgs(segment_rows=1, segment_s=0.02, keep_days=2)
+    old = SegmentWriter(args, tmp_path, SCHEMA, lambda *_: None, "records")
+    old.note(lambda: {"timestamp": now - 3 * 86_400_000, "n": 0})
+    monkeypatch.setattr(segment_writer, "tidy", lambda *_: 0)
+    old.close()
+    monkeypatch.undo()
+    assert len(segments(tmp_path)) == 1
+    merged = threading.Event()
+
+    def told(parts: list) -> object:
+        found = merge(parts)
+        merged.set()
+        return found
+
+    monkeypatch.setattr(segment_writer, "merge", told)
+    monkeypatch.setattr(segment_writer, "_UPKEEP_S", 0.2)
+    writer = SegmentWriter(args, tmp_path, SCHEMA, lambda *_: None, "records")
+    n = 0
+    until = time.monotonic() + 30
+    while not merged.is_set() and time.monotonic() < until:
+        n += 1
+        writer.note(lambda n=n: {"timestamp": now + n, "n": n})
+        merged.wait(0.01)
+    assert merged.is_set()
+    writer.close()
+    rows = [
+        row
+        for each in segments(tmp_path)
+        for row in pq.read_table(each.path, partitioning=None)["n"].to_pylist()
+    ]
+    assert sorted(rows) == list(range(1, n + 1))  # what was three days old is gone
+
+
+def test_an_upkeep_that_fails_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(segment_writer, "merge", full)
+    writer = SegmentWriter(
+        SegmentArgs(segment_rows=1), tmp_path, SCHEMA, lambda *_: None, "records"
+    )
+    for n in range(3):
+        writer.note(lambda n=n: {"timestamp": 1_700_000_000_000 + n, "n": n})
+    writer.close()
+    assert len(segments(tmp_path)) == 3

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from raysys.cli import app as cli
 from raysys.errors import UserError
 from raysys.registry import Registry
+from raysys.segments import segments
 from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Context, moment_of, new_request_id
@@ -177,8 +178,10 @@ def test_segments_are_cut_by_rows_and_found_by_moment(tmp_path: Path) -> None:
     for row in made:
         log.note(lambda row=row: row)
     log.close()
-    segments = sorted(tmp_path.glob("date=*/*.parquet"))
-    assert [pq.read_metadata(path).num_rows for path in segments] == [10, 10, 5]
+    written = sorted(tmp_path.glob("date=*/*.parquet"), key=lambda path: path.stat().st_mtime_ns)
+    assert [pq.read_metadata(path).num_rows for path in written] == [10, 10, 5, 25]
+    (merged,) = segments(tmp_path)
+    assert merged.path == written[-1] and merged.numbers == range(1, 4)
     assert metrics.read()["raysys_shown_lists"] == {"written": 25}
     for row in made:
         assert find_shown(tmp_path, row["request_id"])["request_id"] == row["request_id"]

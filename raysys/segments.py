@@ -1,0 +1,220 @@
+"""Segments: Parquet files that processes write beside each other, one every few seconds.
+
+`date=2026-11-26/FIRST-LAST-WRITER-N.parquet`: first and last moment of its rows (UTC ms), whose it
+is, and the writer's number N of it, or `N_M` where one holds what those from N to M held. A writer
+merges its own little ones, so that a year has not a million files. What a merged one covers stays
+for an hour, for those who listed it before; names say what is covered, so nobody reads rows twice,
+whenever a writer is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysys.storage import sync_folder
+
+GRACE_S: Final = 3600.0
+"""How long what a merged segment covers is left for those who listed it."""
+MERGED_BYTES: Final = 64 << 20
+_GROUP_ROWS: Final = 10_000  # of a merged one, about
+_DAY: Final = timedelta(days=1)
+_ABANDONED_S: Final = 86_400.0
+_NAME: Final = re.compile(r"(\d+)-(\d+)-([0-9a-z]+)-(\d+)(?:_(\d+))?\.parquet")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A file of a folder of segments.
+
+    Attributes:
+        path: of the file.
+        first, last: moments between which its rows lie, UTC ms.
+        writer: whose it is.
+        numbers: of the segments that it holds: one, or those that were merged.
+    """
+
+    path: Path
+    first: int
+    last: int
+    writer: str
+    numbers: range
+
+    @classmethod
+    def of(cls, path: Path) -> Segment | None:
+        """What a file's name says; None: it is no segment."""
+        found = _NAME.fullmatch(path.name)
+        if found is None:
+            return None
+        first, last, writer, number, until = found.groups()
+        numbers = range(int(number), int(until or number) + 1)
+        return cls(path, int(first), int(last), writer, numbers)
+
+
+def name_of(first: int, last: int, writer: str, numbers: range) -> str:
+    """The name of a segment's file; see `Segment`."""
+    held = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]}_{numbers[-1]}"
+    return f"{first}-{last}-{writer}-{held}.parquet"
+
+
+def segments(folder: Path, since: int | None = None, until: int | None = None) -> list[Segment]:
+    """Segments that may have rows from `since` to `until` (UTC ms; None: all), the newest first.
+
+    A row is in one of them only. They may be gone when they are opened (`keep_days`).
+    """
+    found: list[Segment] = []
+    for place in folder.glob("date=*"):
+        day = _day_of(place)
+        if day is None:
+            continue
+        if since is not None and day < datetime.fromtimestamp(since / 1000, UTC).date() - _DAY:
+            continue  # a segment lies under the day of its first row
+        if until is not None and day > datetime.fromtimestamp(until / 1000, UTC).date():
+            continue
+        there = [each for path in place.iterdir() if (each := Segment.of(path)) is not None]
+        found += [
+            each
+            for each in _held_once(there)
+            if (since is None or each.last >= since) and (until is None or each.first <= until)
+        ]
+    return sorted(found, key=lambda each: (each.first, each.path.name), reverse=True)
+
+
+def read_once(paths: Iterable[Path]) -> list[Path]:
+    """Files without those whose rows a merged segment among them holds too; in their order."""
+    paths = list(paths)
+    known = {path: Segment.of(path) for path in paths}
+    by_folder: dict[Path, list[Segment]] = defaultdict(list)
+    for path, each in known.items():
+        if each is not None:
+            by_folder[path.parent].append(each)
+    kept = {each.path for there in by_folder.values() for each in _held_once(there)}
+    return [path for path in paths if known[path] is None or path in kept]
+
+
+def merge(parts: Sequence[Segment]) -> Segment:
+    """One segment with the rows of several of one writer, of one date, in their order.
+
+    It appears whole or not at all; the parts stay (see `tidy`). Memory holds some thousand rows.
+    """
+    numbers = range(parts[0].numbers[0], parts[-1].numbers[-1] + 1)
+    first, last = min(each.first for each in parts), max(each.last for each in parts)
+    folder = parts[0].path.parent
+    name = name_of(first, last, parts[0].writer, numbers)
+    fresh = folder / f".{name}.new"
+    try:
+        with fresh.open("wb") as file:
+            _copy(parts, file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(folder / name)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
+    sync_folder(folder)
+    return Segment(folder / name, first, last, parts[0].writer, numbers)
+
+
+def tidy(folder: Path, keep_days: float | None = None) -> int:
+    """Remove what merged segments have covered for an hour, and what is too old; how many files.
+
+    Any number of processes may do so at the same time.
+
+    Args:
+        folder: of segments.
+        keep_days: segments all of whose rows are older are removed; None: none is.
+    """
+    now = time.time()
+    oldest = None if keep_days is None else round((now - keep_days * 86_400) * 1000)
+    removed = 0
+    for place in folder.glob("date=*"):
+        if _day_of(place) is None:
+            continue
+        for path in _outdated(place, now, oldest):
+            with contextlib.suppress(FileNotFoundError):  # another process did it
+                path.unlink()
+                removed += 1
+        if oldest is not None:
+            with contextlib.suppress(OSError):  # there is something in it
+                place.rmdir()
+    return removed
+
+
+def _outdated(place: Path, now: float, oldest: int | None) -> Iterator[Path]:
+    """Files of a date that nobody needs any more."""
+    there = []
+    for path in place.iterdir():
+        if path.name.startswith(".") and path.name.endswith(".new"):  # who wrote it was killed
+            if _age(path, now) > _ABANDONED_S:
+                yield path
+        elif (each := Segment.of(path)) is not None:
+            there.append(each)
+    kept = []
+    for each in there:
+        if oldest is not None and each.last < oldest:
+            yield each.path
+        else:
+            kept.append(each)
+    settled = [m for m in kept if len(m.numbers) > 1 and _age(m.path, now) > GRACE_S]
+    for each in kept:
+        if any(_covers(merged, each) for merged in settled):
+            yield each.path
+
+
+def _copy(parts: Sequence[Segment], file: object) -> None:
+    """The rows of segments into one file, some thousand at a time."""
+    waiting: list[pa.Table] = []
+    schema = pq.read_schema(parts[0].path)
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for each in parts:
+            waiting.append(pq.read_table(each.path, partitioning=None))
+            if sum(len(table) for table in waiting) >= _GROUP_ROWS:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+
+
+def _held_once(there: Sequence[Segment]) -> list[Segment]:
+    """Segments of a date without those that another of their writer covers."""
+    merged: dict[str, list[Segment]] = defaultdict(list)
+    for each in there:
+        if len(each.numbers) > 1:
+            merged[each.writer].append(each)
+    return [each for each in there if not any(_covers(m, each) for m in merged[each.writer])]
+
+
+def _covers(merged: Segment, other: Segment) -> bool:
+    """Whether a segment holds all rows of another one, which is not itself."""
+    return (
+        merged.writer == other.writer
+        and len(merged.numbers) > len(other.numbers)
+        and merged.numbers[0] <= other.numbers[0]
+        and other.numbers[-1] <= merged.numbers[-1]
+    )
+
+
+def _day_of(place: Path) -> date | None:
+    try:
+        return date.fromisoformat(place.name.removeprefix("date="))
+    except ValueError:
+        return None
+
+
+def _age(path: Path, now: float) -> float:
+    try:
+        return now - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
