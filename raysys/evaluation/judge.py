@@ -6,7 +6,9 @@ draws of users, so that differences are paired.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,7 +124,8 @@ def judge(period: Period, scorer: Scorer) -> Verdict:
     ranks = judgements.ranks(scorer.score)
     values = ranking_metrics(judgements, ranks)
     metrics = {name: bootstrap.mean(value) for name, value in values.items()}
-    metrics |= _probabilities(period, scorer)
+    bins = quantile_bins(scorer.probability, BINS)
+    metrics |= _probabilities(period, scorer, bins)
     metrics |= _lists(period, scorer)
     ten = {}
     for part in period.slices:
@@ -134,11 +137,20 @@ def judge(period: Period, scorer: Scorer) -> Verdict:
         metrics=metrics,
         ndcg=values["ndcg@10"],
         recall_curve=[float(np.nanmean(recall(judgements, ranks, k))) for k in RECALL_AT],
-        reliability=reliability(
-            quantile_bins(scorer.probability, BINS), scorer.probability, judgements.label
-        ),
+        reliability=reliability(bins, scorer.probability, judgements.label),
         slices=ten,
     )
+
+
+def score_all(scorers: Sequence[Callable[[], Scorer]]) -> list[Scorer]:
+    """What makes scorers done, some at a time; in the given order."""
+    with ThreadPoolExecutor(_at_once()) as pool:
+        return list(pool.map(lambda make: make(), scorers))
+
+
+def _at_once() -> int:
+    """Each holds a few numbers a row; beyond some there is nothing to gain."""
+    return min(4, os.cpu_count() or 1)
 
 
 def judge_all(
@@ -152,9 +164,10 @@ def judge_all(
         judged: called after each.
     """
     verdicts = {}
-    for scorer in scorers:
-        verdicts[scorer.name] = judge(period, scorer)
-        judged()
+    with ThreadPoolExecutor(_at_once()) as pool:
+        for verdict in pool.map(lambda scorer: judge(period, scorer), scorers):
+            verdicts[verdict.name] = verdict
+            judged()
     return verdicts
 
 
@@ -168,13 +181,14 @@ def differences(bootstrap: Bootstrap, verdicts: dict[str, Verdict], of: str) -> 
     }
 
 
-def _probabilities(period: Period, scorer: Scorer) -> dict[str, Interval]:
-    """Metrics of the probabilities over all rows of the period."""
+def _probabilities(
+    period: Period, scorer: Scorer, bins: npt.NDArray[np.int64]
+) -> dict[str, Interval]:
+    """Metrics of the probabilities over all rows of the period, which lie in these bins."""
     bootstrap, label = period.bootstrap, period.judgements.label
     p = scorer.probability
     sizes = np.diff(period.judgements.offsets)
     request = np.repeat(np.arange(period.judgements.n_requests), sizes)
-    bins = quantile_bins(p, BINS)
     return {
         "auc": bootstrap.auc(_fine_cells(p), label, request, auc(p, label)),
         "log_loss": bootstrap.row_mean(log_losses(p, label), request),

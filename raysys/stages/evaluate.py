@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from raysys.errors import UserError
 from raysys.evaluation.diversity import error_overlap, rank_correlation
 from raysys.evaluation.figures import Evaluation, Loss
 from raysys.evaluation.intervals import Bootstrap
-from raysys.evaluation.judge import Period, Scorer, differences, judge_all
+from raysys.evaluation.judge import Period, Scorer, differences, judge_all, score_all
 from raysys.evaluation.metrics import recall
 from raysys.evaluation.report import write_report
 from raysys.evaluation.slices import by_department, by_newness, by_price, read_missed
@@ -110,7 +111,7 @@ def run(settings: EvaluateSettings, workspace: Workspace, *, force: bool = False
             where=str(workspace.features),
             mend="more report_days in the YAML of `raysys features`, and run it again",
         )
-    scorers = list(_scorers(bundle.ensemble, bundle.families, base, batch))
+    scorers = score_all(list(_scorers(bundle.ensemble, bundle.families, base, batch)))
     with task("evaluate: judging", len(scorers)) as judging:
         verdicts = judge_all(period, scorers, judging.advance)
     gaps = differences(period.bootstrap, verdicts, "ensemble")
@@ -178,9 +179,22 @@ def _scorers(
     families: dict[str, str],
     base: dict[str, npt.NDArray[np.float32]],
     batch: Batch,
-) -> Iterator[Scorer]:
-    """The ensemble, the fallbacks that differ from it, then every member alone."""
+) -> Iterator[Callable[[], Scorer]]:
+    """What makes the ensemble, the fallbacks that differ from it, then every member alone."""
     seen: list[Combination] = []
+
+    def combined(name: str, combination: Combination) -> Scorer:
+        score, probability = combination.answer(base, batch.offsets, batch)
+        full = name == "full"
+        return Scorer(
+            "ensemble" if full else name, "ensemble" if full else "fallback", score, probability
+        )
+
+    def alone(name: str, combination: Combination) -> Scorer:
+        kind = "baseline" if families[name] == "baseline" else "learner"
+        _, probability = combination.answer(base, batch.offsets)
+        return Scorer(name, kind, base[name], probability)
+
     for name, combination in ensemble.fallbacks.items():
         full = name == "full"
         if any(combination.to_dict() == other.to_dict() for other in seen):
@@ -188,15 +202,10 @@ def _scorers(
         if not full and not combination.needed <= base.keys():
             continue
         seen.append(combination)
-        score, probability = combination.answer(base, batch.offsets, batch)
-        yield Scorer(
-            "ensemble" if full else name, "ensemble" if full else "fallback", score, probability
-        )
+        yield partial(combined, name, combination)
     for name, combination in ensemble.alone.items():
         if name in base:
-            kind = "baseline" if families[name] == "baseline" else "learner"
-            _, probability = combination.answer(base, batch.offsets)
-            yield Scorer(name, kind, base[name], probability)
+            yield partial(alone, name, combination)
 
 
 def _losses(
