@@ -97,6 +97,10 @@ class Catalogue:
         columns = [self.table[name].to_pylist() for name in _TEXT]
         return [_join(row) for row in zip(*columns, strict=True)]
 
+    def text(self, number: int) -> str:
+        """One of `texts`; they need not be made for it."""
+        return _join([self.table[name][number].as_py() for name in _TEXT])
+
     def save(self, path: Path) -> None:
         """Write as one Parquet file."""
         pq.write_table(self.table, path, compression="zstd")

@@ -263,7 +263,7 @@ class Pools:
         args, features = self._args.similar, self._features
         near = features.covisitation.near(ask.seeds, args.candidates)[0]
         limit = max(args.candidates, ask.k)
-        text = features.catalogue.texts[item]
+        text = features.catalogue.text(item)
         told = Ranking(_NONE, ask.now)
         self._encode(ask, [], self._elsewhere(ask), limit, told)
         return self._found(self._search.similar(item, text, near, limit, ask.allowed), told)

@@ -33,7 +33,8 @@ def warming_requests(
         users: known ones; a few will do.
         catalogue: gives words to search for, and items.
     """
-    texts = (text.split(",")[0][:90] for text in catalogue.texts if text)
+    every = map(catalogue.text, range(len(catalogue)))
+    texts = (text.split(",")[0][:90] for text in every if text)
     some = dict.fromkeys(itertools.islice(texts, 100))
     queries = [query for query in some if query.strip() and _fits(_QUERY, query)][: _USERS + 1]
     items = [item for item in map(str, catalogue.ids[:100]) if _fits(_ID, item)]

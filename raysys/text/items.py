@@ -61,13 +61,17 @@ def item_texts(catalogue: Catalogue, columns: Sequence[str] = ()) -> ItemTexts:
                 f"no text column {name!r} of items", mend=f"choose among {', '.join(COLUMNS)}"
             )
     if columns:
-        parts = [catalogue.table[name].to_pylist() for name in columns]
-        lines = [join_parts(row) for row in zip(*parts, strict=True)]
+        made: dict[tuple[str | None, ...], str] = {}  # what many share is joined once
+        parts = zip(*(catalogue.table[name].to_pylist() for name in columns), strict=True)
+        lines = [
+            made[row] if row in made else made.setdefault(row, join_parts(row)) for row in parts
+        ]
     else:
         lines = [line[:MAX_CHARACTERS] for line in catalogue.texts]
     lines = [line or "unknown item" for line in lines]
-    distinct, codes = np.unique(np.array(lines, dtype=object), return_inverse=True)
-    return ItemTexts(tuple(distinct.tolist()), codes.astype(np.int32))
+    distinct = sorted(set(lines))
+    place = {line: at for at, line in enumerate(distinct)}
+    return ItemTexts(tuple(distinct), np.array([place[line] for line in lines], dtype=np.int32))
 
 
 def join_parts(parts: Sequence[str | None]) -> str:
