@@ -190,6 +190,7 @@ class CanaryAnswer(_Answer):
     """What the replica that answered serves and tries."""
 
     champion: str | None
+    asked_by: str = "user_config"
     canary: dict[str, Any] | None
     arms: dict[str, dict[str, Any]]
     halted: list[dict[str, Any]]

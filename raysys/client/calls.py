@@ -101,6 +101,7 @@ def of_texts(task: str, answer: type[A], texts: Sequence[str], **asked: Any) -> 
 READY = Call("GET", "/readyz", answers.Readiness)
 BUNDLES = Call("GET", "/v1/admin/bundles", answers.BundlesAnswer)
 CANARY = Call("GET", "/v1/admin/canary", answers.CanaryAnswer)
+LEAVE_CANARY = Call("DELETE", "/v1/admin/canary", answers.CanaryAnswer)
 
 
 def promote(bundle: str, name: str | None, force: bool) -> Call[answers.PointerAnswer]:

@@ -52,6 +52,7 @@ class Client:
         options = settings(base_url, key, timeout_s, verify)
         self._http = httpx.Client(**options, transport=transport)
         self._retries, self._sleep = retries or Retries(), sleep
+        self._met = False  # the server has answered before
 
     def __enter__(self) -> Self:
         self._http.__enter__()
@@ -154,8 +155,12 @@ class Client:
         """Try a bundle beside the champion, such as {"bundle": …, "share": 0.1}; None: stop."""
         return self._send(calls.canary(canary))
 
+    def leave_canary(self) -> answers.CanaryAnswer:
+        """Leave it to the deployment's `user_config` again, whatever was asked for."""
+        return self._send(calls.LEAVE_CANARY)
+
     def _send(self, call: Call[A]) -> A:
-        attempts = Attempts(call, self._retries)
+        attempts = Attempts(call, self._retries, self._met)
         while True:
             try:
                 response = self._http.request(
@@ -164,6 +169,7 @@ class Client:
             except httpx.TransportError as error:
                 wait: float | None = attempts.after_failure(error)
             else:
+                self._met = True
                 wait = attempts.after_response(response)
                 if wait is None:
                     return read(call, response)
@@ -187,6 +193,7 @@ class AsyncClient:
         options = settings(base_url, key, timeout_s, verify)
         self._http = httpx.AsyncClient(**options, transport=transport)
         self._retries, self._sleep = retries or Retries(), sleep
+        self._met = False  # the server has answered before
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -281,8 +288,12 @@ class AsyncClient:
         """See `Client.try_canary`."""
         return await self._send(calls.canary(canary))
 
+    async def leave_canary(self) -> answers.CanaryAnswer:
+        """See `Client.leave_canary`."""
+        return await self._send(calls.LEAVE_CANARY)
+
     async def _send(self, call: Call[A]) -> A:
-        attempts = Attempts(call, self._retries)
+        attempts = Attempts(call, self._retries, self._met)
         while True:
             try:
                 response = await self._http.request(
@@ -291,6 +302,7 @@ class AsyncClient:
             except httpx.TransportError as error:
                 wait: float | None = attempts.after_failure(error)
             else:
+                self._met = True
                 wait = attempts.after_response(response)
                 if wait is None:
                     return read(call, response)

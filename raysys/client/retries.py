@@ -13,6 +13,8 @@ BUSY = frozenset({429, 503})
 PROXY = frozenset({500, 502, 504})
 """Tried again only when no problem+json comes with them: then a proxy answered, not raysys."""
 
+_DOWN_LONGEST_S = 1.0
+
 
 @dataclass(frozen=True)
 class Retries:
@@ -26,6 +28,8 @@ class Retries:
         first_s: the longest first wait.
         longest_s: the longest wait; a server that asks for more is not waited for.
         total_s: no try begins later than this after the call did.
+        down_s: a server that answered before and now refuses connections restarts: it is asked
+            again for so long, every second or more often, whatever `attempts` says.
         rng: of the waits.
     """
 
@@ -33,11 +37,19 @@ class Retries:
     first_s: float = 0.1
     longest_s: float = 5.0
     total_s: float = 15.0
+    down_s: float = 15.0
     rng: random.Random = field(default_factory=random.Random, compare=False)
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or min(self.first_s, self.longest_s, self.total_s) < 0:
+        times = (self.first_s, self.longest_s, self.total_s, self.down_s)
+        if self.attempts < 1 or min(times) < 0:
             raise ValueError("attempts must be 1 or more, and no time below 0")
+
+    def wait_while_down(self, attempt: int, spent_s: float) -> float | None:
+        """`wait`, where the server answered before and refuses connections now."""
+        most = min(_DOWN_LONGEST_S, self.first_s * 2 ** min(attempt - 1, 20))
+        seconds = self.rng.uniform(0, most)
+        return seconds if spent_s + seconds <= self.down_s else None
 
     def wait(self, attempt: int, spent_s: float, asked_s: float | None) -> float | None:
         """Seconds to wait before the next try; None: give up.

@@ -44,13 +44,16 @@ class Attempts:
     Args:
         call: what is sent.
         retries: how often at most.
+        met: whether the server has answered this client before.
     """
 
     call: Call[Any]
     retries: Retries
+    met: bool = False
 
     def __post_init__(self) -> None:
         self.made = 0
+        self.waited = 0.0
         self.began = time.monotonic()
 
     def after_response(self, response: httpx.Response) -> float | None:
@@ -60,6 +63,7 @@ class Attempts:
             ApiError: the server refuses, and will again.
         """
         self.made += 1
+        self.met = True
         if response.is_success:
             return None
         asked = retry_after(response)
@@ -68,6 +72,7 @@ class Attempts:
             wait = self._wait(asked)
         if wait is None:
             raise ApiError(response.status_code, _problem(response), asked, self.made)
+        self.waited += wait
         return wait
 
     def after_failure(self, error: httpx.TransportError) -> float:
@@ -79,13 +84,20 @@ class Attempts:
         self.made += 1
         untouched = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
         wait = self._wait(None) if self.call.safe or untouched else None
+        if wait is None and self.met and isinstance(error, httpx.ConnectError):
+            wait = self.retries.wait_while_down(self.made, self._spent())
         if wait is None:
             said = str(error) or type(error).__name__
             raise Unreachable(f"no answer: {said}", self.made) from error
+        self.waited += wait
         return wait
 
     def _wait(self, asked_s: float | None) -> float | None:
-        return self.retries.wait(self.made, time.monotonic() - self.began, asked_s)
+        return self.retries.wait(self.made, self._spent(), asked_s)
+
+    def _spent(self) -> float:
+        """Seconds since the call began, by the clock or by what was waited for."""
+        return max(time.monotonic() - self.began, self.waited)
 
 
 def read(call: Call[A], response: httpx.Response) -> A:

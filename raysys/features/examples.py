@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ import pyarrow.parquet as pq
 from raysys import schema
 from raysys.errors import UserError
 from raysys.features.batch import Batch
+
+_BLOCK_ROWS: Final = 8192  # written at a time, all columns of them
 
 
 @dataclass(frozen=True)
@@ -177,9 +180,12 @@ class Examples:
         for path, chosen in zip(self.files("examples"), kept, strict=True):
             table = pq.read_table(path, columns=list(self.names), partitioning=None)
             table = table.filter(chosen)
-            rows = place[at : at + table.num_rows]
-            for column, name in enumerate(self.names):
-                features[rows, column] = table[name].to_numpy()
+            columns = [table[name].to_numpy() for name in self.names]
+            for start in range(0, table.num_rows, _BLOCK_ROWS):  # what is written stays in cache
+                stop = min(start + _BLOCK_ROWS, table.num_rows)
+                rows = place[at + start : at + stop]
+                for column, values in enumerate(columns):
+                    features[rows, column] = values[start:stop]
             at += table.num_rows
         return features
 

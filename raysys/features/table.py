@@ -188,7 +188,9 @@ class Table:
         if first < 0 or first >= len(self.head):
             return np.empty(0, dtype=np.int64)
         records = _members(first, self.head, self.next)
-        return records if time is None else records[self.alive(records, time)]
+        if time is None or self.idle_ms >= _FOREVER:
+            return records
+        return records[self.alive(records, time)]
 
     def second(self, records: Int64) -> Int64:
         """The second part of the records' keys: int64[m]."""

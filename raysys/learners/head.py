@@ -48,7 +48,7 @@ class HeadSettings(Settings):
     width: int = Field(128, ge=1, le=4096)
     vector_size: int = Field(48, ge=1, le=1024)
     dropout: float = Field(0.2, ge=0, lt=1)
-    epochs: float = Field(4, gt=0)
+    epochs: float = Field(6, gt=0)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(4e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)

@@ -45,6 +45,7 @@ ACCESS: Final[dict[str, Access]] = {
     "POST /v1/admin/rollback": "admin",
     "GET /v1/admin/canary": "admin",
     "POST /v1/admin/canary": "admin",
+    "DELETE /v1/admin/canary": "admin",
     "GET /v1/admin/experiments": "admin",
     **dict.fromkeys(PAGES, "open"),
 }

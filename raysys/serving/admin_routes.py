@@ -69,6 +69,9 @@ class CanaryAnswer(BaseModel):
     champion: str | None
     follow: bool
     asked: dict[str, Any] | None = Field(description="What should be tried.")
+    asked_by: Literal["admin", "user_config"] = Field(
+        description="Who says so: `user_config` counts until an admin asks for anything."
+    )
     canary: dict[str, Any] | None = Field(description="What is: a bundle takes time to load.")
     arms: dict[Literal["champion", "challenger"], dict[str, Any]] = Field(
         description="Answers, errors, milliseconds and outcomes that this replica counted."
@@ -188,6 +191,17 @@ def add_admin_routes(app: FastAPI, arms: Arms) -> None:
                     raise invalid("body.canary.bundle", "a text task ranks nothing", bundle)
                 wanted = wanted.model_copy(update={"bundle": bundle})
             arms.rollout.ask(wanted)
+            arms.wake()
+            return CanaryAnswer.model_validate(arms.status())
+
+        return await asyncio.to_thread(work)
+
+    @app.delete("/v1/admin/canary", tags=["admin"], summary="Leave it to user_config again")
+    async def leave_canary() -> CanaryAnswer:
+        """What an admin asked for is forgotten; what a guard ended stays ended."""
+
+        def work() -> CanaryAnswer:
+            arms.rollout.clear()
             arms.wake()
             return CanaryAnswer.model_validate(arms.status())
 

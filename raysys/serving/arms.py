@@ -213,6 +213,7 @@ class Arms:
             "champion": self.champion.bundle.id if self.args.bundle else None,
             "follow": self.args.follow,
             "asked": plain(state.canary if state.says else self._config.canary),
+            "asked_by": "admin" if state.says else "user_config",
             "canary": None if tried is None else plain(tried.canary),
             "arms": {},
             "shadow": None,

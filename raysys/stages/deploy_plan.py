@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +21,12 @@ from raysys.serving.auth import behind_haproxy
 from raysys.serving.edge_args import under_home
 from raysys.serving.experiments import AcceptedFile, check_served, load_experiments, places_of
 from raysys.serving.keys import KeyFile
-from raysys.serving.rollout import UserConfig
+from raysys.serving.rollout import Rollout, UserConfig
 from raysys.storage import Workspace
 
 OURS = "raysys.serving.app:build"
 
+log = logging.getLogger("raysys")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -180,7 +182,12 @@ def _settle_tried(args: ServeArgs, content: Any, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"a mapping is expected, found {content!r}", where=where)
     asked = parse_settings(UserConfig, content, where=where)
-    canary = asked.canary
+    canary, rollout = asked.canary, Rollout(Path(args.registry))
+    if "canary" in content and rollout.read().says:
+        log.warning(
+            "%s.canary does not count: what an admin asked for does (%s); leave it to user_config "
+            "with DELETE /v1/admin/canary, or `Client.leave_canary()`", where, rollout.path,
+        )  # fmt: skip
     if canary is not None:
         bundle = Registry(args.registry).verify(canary.bundle).id
         canary = canary.model_copy(update={"bundle": bundle})

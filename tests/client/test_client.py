@@ -162,6 +162,52 @@ def test_a_broken_connection_is_tried_again(error: Exception) -> None:
     assert isinstance(caught.value.__cause__, httpx.TransportError)
 
 
+@pytest.mark.parametrize("call", ["recommend", "rollback"])
+def test_a_server_that_restarts_is_waited_for(call: str) -> None:
+    told = {"name": "champion", "bundle": "b", "before": None, "reason": "", "live": True}
+    done = httpx.Response(200, json=EMPTY | told)
+    refused = [httpx.ConnectError("refused")] * 9
+    server = Server(OK, *refused, done)
+    waits: list[float] = []
+    with Client(transport=httpx.MockTransport(server), sleep=waits.append) as client:
+        client.recommend("u1")
+        answer = client.recommend("u1") if call == "recommend" else client.rollback()
+    assert answer.bundle == "b" and len(server.requests) == 11
+    assert len(waits) == 9 and max(waits) <= 1.0
+
+    async def asynchronous() -> int:
+        async def sleep(seconds: float) -> None:
+            waits.append(seconds)
+
+        again = Server(OK, *refused, done)
+        transport = httpx.MockTransport(again)
+        async with AsyncClient(transport=transport, sleep=sleep) as client:
+            await client.recommend("u1")
+            await getattr(client, call)(*(["u1"] if call == "recommend" else []))
+        return len(again.requests)
+
+    assert asyncio.run(asynchronous()) == 11
+
+
+def test_but_not_for_ever_and_not_where_nobody_ever_was() -> None:
+    gone = Server(OK, httpx.ConnectError("refused"))
+    waits: list[float] = []
+    retries = Retries(down_s=6.0, rng=random.Random(0))
+    transport = httpx.MockTransport(gone)
+    with Client(transport=transport, retries=retries, sleep=waits.append) as client:
+        client.recommend("u1")
+        with pytest.raises(Unreachable, match="refused"):
+            client.recommend("u1")
+    assert 5.0 < sum(waits) <= 6.0
+    with pytest.raises(Unreachable, match="tried 4 times"):
+        Server(httpx.ConnectError("refused")).ask("recommend", "u1")
+    late = Server(OK, httpx.ReadTimeout("late"))  # it is there, but does not answer
+    with Client(transport=httpx.MockTransport(late), sleep=waits.append) as client:
+        client.recommend("u1")
+        with pytest.raises(Unreachable, match="tried 4 times"):
+            client.recommend("u1")
+
+
 def test_a_rollback_is_never_sent_twice() -> None:
     for reply in (problem(503), httpx.Response(502), httpx.ReadTimeout("late")):
         server = Server(reply)
@@ -312,7 +358,7 @@ def test_importing_raysys_stays_cheap() -> None:
 
 
 def test_odd_retries_are_refused() -> None:
-    for odd in ({"attempts": 0}, {"first_s": -1.0}):
+    for odd in ({"attempts": 0}, {"first_s": -1.0}, {"down_s": -1.0}):
         with pytest.raises(ValueError, match="must be"):
             Retries(**odd)
     assert isinstance(iter([]), Iterator)

@@ -404,6 +404,25 @@ def test_two_things_may_say_what_is_tried() -> None:
     assert tried(halted=halted) is None and tried(halted=halted, says=True, canary=other) == "B"
 
 
+def trying(share: float) -> dict[str, Any]:
+    return {"canary": {"bundle": "challenger", "share": share}}
+
+
+def test_an_admin_may_leave_it_to_user_config_again(shop: Shop) -> None:
+    shop.arms.reconfigure(parse_settings(UserConfig, trying(0.3), where="x"))
+    told = shop.client.get("/v1/admin/canary").json()
+    assert told["asked_by"] == "user_config" and told["asked"]["share"] == 0.3
+    told = shop.client.post("/v1/admin/canary", json={"canary": None}).json()
+    assert told["asked_by"] == "admin" and told["asked"] is None
+    shop.arms.reconfigure(parse_settings(UserConfig, trying(0.5), where="x"))  # deployed later
+    assert shop.client.get("/v1/admin/canary").json()["asked"] is None
+    told = shop.client.delete("/v1/admin/canary").json()
+    assert told["asked_by"] == "user_config" and told["asked"]["share"] == 0.5
+    shop.arms.rollout.halt(shop.second, "it failed")
+    shop.client.delete("/v1/admin/canary")
+    assert [halt.bundle for halt in shop.arms.rollout.read().halted] == [shop.second]
+
+
 def test_a_damaged_rollout_changes_nothing(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     shop.tries(share=1.0)
     for content in ("{", "[]", '{"canary": {"bundle": "x"}}'):

@@ -23,6 +23,7 @@ from raysys.serving.app import build, settle
 from raysys.serving.args import ServeArgs
 from raysys.serving.experiments import AcceptedFile, load_experiments
 from raysys.serving.keys import KeyFile
+from raysys.serving.rollout import Rollout
 from raysys.stages import deploy
 from raysys.stages.deploy import (
     _check_port,
@@ -175,6 +176,25 @@ def test_experiments_are_checked_before_anything_starts(registry: Registry, tmp_
     told = config(args={"registry": str(own.root)}, deployments=[ranker])
     with pytest.raises(UserError, match="no such file of experiments"):
         plan(parse_settings(DeploySettings, told, where="x"), None)
+
+
+def test_a_canary_that_would_not_count_is_warned_of(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = config(args={"registry": str(registry.root)})
+    content["applications"][0]["deployments"] = [
+        {"name": "Ranker", "user_config": {"canary": {"bundle": "champion", "share": 0.1}}}
+    ]
+    settings = parse_settings(DeploySettings, content, where="x.yaml")
+    rollout = Rollout(registry.root)
+    try:
+        for says in (False, True):
+            rollout.ask(None) if says else rollout.clear()
+            caplog.clear()
+            plan(settings, None)
+            assert ("user_config.canary does not count" in caplog.text) is says
+    finally:
+        rollout.path.unlink()
 
 
 def test_the_router_of_sticky_users_is_there() -> None:
