@@ -3,16 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raysys.client import AsyncClient, Client
+    from raysys.client import ApiError, AsyncClient, Client, Retries, Unreachable
 
 __version__ = "0.1.0"
 
-__all__ = ["AsyncClient", "Client", "__version__"]
+__all__ = ["ApiError", "AsyncClient", "Client", "Retries", "Unreachable", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """The clients when they are asked for: importing raysys itself costs nothing."""
-    if name in ("AsyncClient", "Client"):
+    """What is the client's, when it is asked for: importing raysys itself costs nothing."""
+    if name in __all__:
         from raysys import client
 
         return getattr(client, name)

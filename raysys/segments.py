@@ -28,7 +28,8 @@ from raysys.storage import sync_folder
 GRACE_S: Final = 3600.0
 """How long what a merged segment covers is left for those who listed it."""
 MERGED_BYTES: Final = 64 << 20
-_GROUP_ROWS: Final = 10_000  # of a merged one, about
+_GROUP_ROWS: Final = 2000  # of a merged one, about: who wants a share of the rows reads some
+_RECENT_S: Final = 7 * 86_400.0
 _DAY: Final = timedelta(days=1)
 _ABANDONED_S: Final = 86_400.0
 _NAME: Final = re.compile(r"(\d+)-(\d+)-([0-9a-z]+)-(\d+)(?:_(\d+))?\.parquet")
@@ -74,15 +75,12 @@ def segments(folder: Path, since: int | None = None, until: int | None = None) -
     A row is in one of them only. They may be gone when they are opened (`keep_days`).
     """
     found: list[Segment] = []
-    for place in folder.glob("date=*"):
-        day = _day_of(place)
-        if day is None:
-            continue
+    for place, day in _places(folder):
         if since is not None and day < datetime.fromtimestamp(since / 1000, UTC).date() - _DAY:
             continue  # a segment lies under the day of its first row
         if until is not None and day > datetime.fromtimestamp(until / 1000, UTC).date():
             continue
-        there = [each for path in place.iterdir() if (each := Segment.of(path)) is not None]
+        there = [each for path in _listed(place) if (each := Segment.of(path)) is not None]
         found += [
             each
             for each in _held_once(there)
@@ -130,23 +128,27 @@ def merge(parts: Sequence[Segment]) -> Segment:
 def tidy(folder: Path, keep_days: float | None = None) -> int:
     """Remove what merged segments have covered for an hour, and what is too old; how many files.
 
-    Any number of processes may do so at the same time.
+    Any number of processes may do so at the same time. What is looked at are the last days, where
+    segments are merged, and those that are too old.
 
     Args:
         folder: of segments.
         keep_days: segments all of whose rows are older are removed; None: none is.
     """
     now = time.time()
-    oldest = None if keep_days is None else round((now - keep_days * 86_400) * 1000)
+    oldest = None if keep_days is None else now - keep_days * 86_400
     removed = 0
-    for place in folder.glob("date=*"):
-        if _day_of(place) is None:
+    for place, day in _places(folder):
+        ended = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() + 86_400
+        begins_old = oldest is not None and ended - 86_400 < oldest
+        if not begins_old and ended < now - _RECENT_S:
             continue
-        for path in _outdated(place, now, oldest):
+        limit = None if oldest is None else round(oldest * 1000)
+        for path in _outdated(place, now, limit):
             with contextlib.suppress(FileNotFoundError):  # another process did it
                 path.unlink()
                 removed += 1
-        if oldest is not None:
+        if oldest is not None and ended < oldest - 86_400:  # nobody writes there any more
             with contextlib.suppress(OSError):  # there is something in it
                 place.rmdir()
     return removed
@@ -154,23 +156,37 @@ def tidy(folder: Path, keep_days: float | None = None) -> int:
 
 def _outdated(place: Path, now: float, oldest: int | None) -> Iterator[Path]:
     """Files of a date that nobody needs any more."""
-    there = []
-    for path in place.iterdir():
+    kept = []
+    for path in _listed(place):
         if path.name.startswith(".") and path.name.endswith(".new"):  # who wrote it was killed
             if _age(path, now) > _ABANDONED_S:
                 yield path
         elif (each := Segment.of(path)) is not None:
-            there.append(each)
-    kept = []
-    for each in there:
-        if oldest is not None and each.last < oldest:
+            if oldest is not None and each.last < oldest:
+                yield path
+            else:
+                kept.append(each)
+    ages: dict[Path, float] = {}
+    for each, merged in _covered(kept):
+        if merged.path not in ages:
+            ages[merged.path] = _age(merged.path, now)
+        if ages[merged.path] > GRACE_S:
             yield each.path
-        else:
-            kept.append(each)
-    settled = [m for m in kept if len(m.numbers) > 1 and _age(m.path, now) > GRACE_S]
-    for each in kept:
-        if any(_covers(merged, each) for merged in settled):
-            yield each.path
+
+
+def _places(folder: Path) -> Iterator[tuple[Path, date]]:
+    """The folders by date, and their dates."""
+    for place in folder.glob("date=*"):
+        with contextlib.suppress(ValueError):
+            yield place, date.fromisoformat(place.name.removeprefix("date="))
+
+
+def _listed(place: Path) -> list[Path]:
+    """What lies in a folder; nothing where it is gone, as dates that are too old are."""
+    try:
+        return list(place.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _copy(parts: Sequence[Segment], file: object) -> None:
@@ -189,28 +205,22 @@ def _copy(parts: Sequence[Segment], file: object) -> None:
 
 def _held_once(there: Sequence[Segment]) -> list[Segment]:
     """Segments of a date without those that another of their writer covers."""
-    merged: dict[str, list[Segment]] = defaultdict(list)
+    hidden = {each.path for each, _ in _covered(there)}
+    return [each for each in there if each.path not in hidden]
+
+
+def _covered(there: Sequence[Segment]) -> Iterator[tuple[Segment, Segment]]:
+    """Segments of a date all of whose rows another one of their writer holds too, and which."""
+    by_writer: dict[str, list[Segment]] = defaultdict(list)
     for each in there:
-        if len(each.numbers) > 1:
-            merged[each.writer].append(each)
-    return [each for each in there if not any(_covers(m, each) for m in merged[each.writer])]
-
-
-def _covers(merged: Segment, other: Segment) -> bool:
-    """Whether a segment holds all rows of another one, which is not itself."""
-    return (
-        merged.writer == other.writer
-        and len(merged.numbers) > len(other.numbers)
-        and merged.numbers[0] <= other.numbers[0]
-        and other.numbers[-1] <= merged.numbers[-1]
-    )
-
-
-def _day_of(place: Path) -> date | None:
-    try:
-        return date.fromisoformat(place.name.removeprefix("date="))
-    except ValueError:
-        return None
+        by_writer[each.writer].append(each)
+    for mine in by_writer.values():
+        widest: Segment | None = None
+        for each in sorted(mine, key=lambda one: (one.numbers[0], -len(one.numbers))):
+            if widest is None or each.numbers[-1] > widest.numbers[-1]:
+                widest = each
+            elif len(widest.numbers) > len(each.numbers):
+                yield each, widest
 
 
 def _age(path: Path, now: float) -> float:

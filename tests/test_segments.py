@@ -17,8 +17,8 @@ from raysys import segments as module
 from raysys.segments import Segment, merge, name_of, read_once, segments, tidy
 
 SCHEMA = pa.schema([("timestamp", pa.timestamp("ms", "UTC")), ("n", pa.int64())])
-NOON = 1_767_268_800_000  # 2026-01-01T12:00Z
 DAY = 86_400_000
+NOON = int(time.time() * 1000) // DAY * DAY - DAY // 2  # of yesterday
 
 
 def write(root: Path, writer: str, number: int, moments: list[int]) -> Segment:

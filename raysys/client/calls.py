@@ -13,6 +13,9 @@ from raysys.client import answers
 
 A = TypeVar("A", bound=BaseModel)
 
+_WHO = "X-Session-Id"
+_LONGEST = 256
+
 Filters = Mapping[str, Any]
 Event = Mapping[str, Any]
 
@@ -80,6 +83,15 @@ def listed(path: str, **asked: Any) -> Call[answers.ListAnswer]:
         headers["X-Priority"] = str(priority)
     if arms := asked.pop("arms", None):
         headers["X-Experiment-Arm"] = ",".join(f"{name}={arm}" for name, arm in arms.items())
+    who = asked.get("user_id") or asked.get("session_id") or ""
+    if (
+        isinstance(who, str)
+        and who[:1].strip()
+        and who.isascii()
+        and who.isprintable()
+        and len(who) <= _LONGEST
+    ):
+        headers[_WHO] = who.rstrip()  # by which a router may keep a user on one replica
     body = {
         name: list(value) if name == "item_ids" else value
         for name, value in asked.items()

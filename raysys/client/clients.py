@@ -52,7 +52,7 @@ class Client:
         options = settings(base_url, key, timeout_s, verify)
         self._http = httpx.Client(**options, transport=transport)
         self._retries, self._sleep = retries or Retries(), sleep
-        self._met = False  # the server has answered before
+        self._met: set[str] = set()  # calls that raysys has answered
 
     def __enter__(self) -> Self:
         self._http.__enter__()
@@ -169,7 +169,6 @@ class Client:
             except httpx.TransportError as error:
                 wait: float | None = attempts.after_failure(error)
             else:
-                self._met = True
                 wait = attempts.after_response(response)
                 if wait is None:
                     return read(call, response)
@@ -193,7 +192,7 @@ class AsyncClient:
         options = settings(base_url, key, timeout_s, verify)
         self._http = httpx.AsyncClient(**options, transport=transport)
         self._retries, self._sleep = retries or Retries(), sleep
-        self._met = False  # the server has answered before
+        self._met: set[str] = set()  # calls that raysys has answered
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -302,7 +301,6 @@ class AsyncClient:
             except httpx.TransportError as error:
                 wait: float | None = attempts.after_failure(error)
             else:
-                self._met = True
                 wait = attempts.after_response(response)
                 if wait is None:
                     return read(call, response)

@@ -13,6 +13,10 @@ BUSY = frozenset({429, 503})
 PROXY = frozenset({500, 502, 504})
 """Tried again only when no problem+json comes with them: then a proxy answered, not raysys."""
 
+UNTOUCHED = 404
+"""Of a proxy: it has just started, and has not heard yet where requests go."""
+
+_DOWN_LEAST_S = 0.02
 _DOWN_LONGEST_S = 1.0
 
 
@@ -28,8 +32,9 @@ class Retries:
         first_s: the longest first wait.
         longest_s: the longest wait; a server that asks for more is not waited for.
         total_s: no try begins later than this after the call did.
-        down_s: a server that answered before and now refuses connections restarts: it is asked
-            again for so long, every second or more often, whatever `attempts` says.
+        down_s: a server that answered before and now refuses connections, or whose proxy knows no
+            way to it (404), restarts: it is asked again for so long, every second or more often,
+            however many tries that takes, unless `attempts` is 1; never beyond `total_s`.
         rng: of the waits.
     """
 
@@ -47,9 +52,11 @@ class Retries:
 
     def wait_while_down(self, attempt: int, spent_s: float) -> float | None:
         """`wait`, where the server answered before and refuses connections now."""
+        if self.attempts == 1:
+            return None
         most = min(_DOWN_LONGEST_S, self.first_s * 2 ** min(attempt - 1, 20))
-        seconds = self.rng.uniform(0, most)
-        return seconds if spent_s + seconds <= self.down_s else None
+        seconds = max(_DOWN_LEAST_S, self.rng.uniform(0, most))
+        return seconds if spent_s + seconds <= min(self.down_s, self.total_s) else None
 
     def wait(self, attempt: int, spent_s: float, asked_s: float | None) -> float | None:
         """Seconds to wait before the next try; None: give up.
@@ -77,6 +84,12 @@ def retry_after(response: httpx.Response) -> float | None:
         return None
 
 
+def by_proxy(response: httpx.Response) -> bool:
+    """Whether an error was not told by raysys, whose errors are problem+json."""
+    said = response.headers.get("content-type", "")
+    return not response.is_success and "problem+json" not in said
+
+
 def worth_another_try(response: httpx.Response, *, safe: bool) -> bool:
     """Whether the same request may succeed later.
 
@@ -84,9 +97,13 @@ def worth_another_try(response: httpx.Response, *, safe: bool) -> bool:
         response: an error.
         safe: whether sending it twice does no harm.
     """
-    if response.status_code == 429:  # nothing was done
+    if response.status_code == 429 or not_routed(response):  # nothing was done
         return True
     if not safe:
         return False
-    by_proxy = "problem+json" not in response.headers.get("content-type", "")
-    return response.status_code in BUSY or (response.status_code in PROXY and by_proxy)
+    return response.status_code in BUSY or (response.status_code in PROXY and by_proxy(response))
+
+
+def not_routed(response: httpx.Response) -> bool:
+    """Whether a proxy answered that knows no way to raysys, or not yet."""
+    return response.status_code == UNTOUCHED and by_proxy(response)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
@@ -13,7 +13,13 @@ from pydantic import BaseModel, ValidationError
 
 from raysys.client.calls import Call
 from raysys.client.failures import ApiError, Unreachable
-from raysys.client.retries import Retries, retry_after, worth_another_try
+from raysys.client.retries import (
+    Retries,
+    by_proxy,
+    not_routed,
+    retry_after,
+    worth_another_try,
+)
 
 A = TypeVar("A", bound=BaseModel)
 
@@ -44,12 +50,12 @@ class Attempts:
     Args:
         call: what is sent.
         retries: how often at most.
-        met: whether the server has answered this client before.
+        met: what raysys has answered this client before, by the beginning of the path; grows.
     """
 
     call: Call[Any]
     retries: Retries
-    met: bool = False
+    met: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.made = 0
@@ -63,13 +69,16 @@ class Attempts:
             ApiError: the server refuses, and will again.
         """
         self.made += 1
-        self.met = True
+        if not by_proxy(response):
+            self.met.add(self._call_kind)
         if response.is_success:
             return None
         asked = retry_after(response)
         wait = None
         if worth_another_try(response, safe=self.call.safe):
             wait = self._wait(asked)
+        if wait is None and self._call_kind in self.met and not_routed(response):
+            wait = self.retries.wait_while_down(self.made, self._spent())
         if wait is None:
             raise ApiError(response.status_code, _problem(response), asked, self.made)
         self.waited += wait
@@ -84,7 +93,7 @@ class Attempts:
         self.made += 1
         untouched = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
         wait = self._wait(None) if self.call.safe or untouched else None
-        if wait is None and self.met and isinstance(error, httpx.ConnectError):
+        if wait is None and self.met and _refused(error):
             wait = self.retries.wait_while_down(self.made, self._spent())
         if wait is None:
             said = str(error) or type(error).__name__
@@ -94,6 +103,11 @@ class Attempts:
 
     def _wait(self, asked_s: float | None) -> float | None:
         return self.retries.wait(self.made, self._spent(), asked_s)
+
+    @property
+    def _call_kind(self) -> str:
+        """The beginning of the path: a user's id is in no call's kind."""
+        return "/".join(self.call.path.split("/")[:3])
 
     def _spent(self) -> float:
         """Seconds since the call began, by the clock or by what was waited for."""
@@ -111,6 +125,16 @@ def read(call: Call[A], response: httpx.Response) -> A:
     except ValidationError as error:
         said = f"what came is no answer of raysys: {error.errors()[0]['msg']}"
         raise ApiError(response.status_code, {"detail": said}) from None
+
+
+def _refused(error: BaseException | None) -> bool:
+    """Whether a connection was refused: a name or a certificate that is wrong stays wrong."""
+    if isinstance(error, ConnectionRefusedError):
+        return True
+    inner = getattr(error, "exceptions", ())  # asyncio tries several addresses
+    if inner:
+        return all(_refused(each) for each in inner)
+    return error is not None and _refused(error.__cause__ or error.__context__)
 
 
 def _problem(response: httpx.Response) -> dict[str, Any]:

@@ -58,10 +58,10 @@ def scan(path: Path, columns: Sequence[str], what: str) -> pl.LazyFrame:
     """
     if not path.exists():
         raise UserError(f"no such file or folder of {what}", where=str(path))
-    files = read_once(sorted(path.glob("**/*.parquet"))) if path.is_dir() else [path]
-    if not files:
-        raise UserError(f"no Parquet file of {what} in this folder", where=str(path))
     try:
+        files = _files(path) if path.is_dir() else [path]
+        if not files:
+            raise UserError(f"no Parquet file of {what} in this folder", where=str(path))
         frame = pl.scan_parquet(files, hive_partitioning=False)
         names = frame.collect_schema().names()
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -75,6 +75,12 @@ def scan(path: Path, columns: Sequence[str], what: str) -> pl.LazyFrame:
             mend=f"there are: {', '.join(names)}",
         )
     return frame
+
+
+def _files(folder: Path) -> list[Path]:
+    """Its Parquet files, each row in one of them; those without a byte were never finished."""
+    found = sorted(folder.glob("**/*.parquet"))
+    return [path for path in read_once(found) if path.is_file() and path.stat().st_size]
 
 
 def read_exposures(path: Path) -> pl.LazyFrame:

@@ -1,11 +1,13 @@
 """What a deployment recorded of its answers, and the events that they got, as tables.
 
-Read are the columns that are needed, of the files that overlap the time; of many files some, and
-of many lists a share, drawn by name and request id: what a look costs is bounded.
+Read are the columns that are needed, of the rows that overlap the time: of many groups of them
+some, and of many lists a share, drawn by name and request id: what a look costs is bounded.
 """
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,32 +77,34 @@ def read_lists(folder: Path, since: int, until: int, most: int) -> Lists:
             mend="give the folder that the serve config names (`shown_lists.folder`)",
         )
     paths = _paths(folder, since, until)
-    chosen: list[Path] = []
-    rows = 0
+    opened = 0
+    groups: list[_Group] = []
     for path in paths[:_FILES]:
-        if rows >= _SPARE * most:
+        with contextlib.suppress(FileNotFoundError), pq.ParquetFile(path) as file:
+            groups += _groups(path, file, since, until)  # one at a time: a process may open 1000
+            opened += 1
+    groups.sort(key=lambda each: each.draw)
+    inside = sum(each.inside for each in groups)
+    total = round(inside * len(paths) / max(1, opened))
+    chosen: dict[Path, list[int]] = {}
+    taken = expected = 0.0
+    for each in groups:
+        if taken >= _SPARE * most:
             break
-        try:
-            with pq.ParquetFile(path) as file:  # one at a time: a process may open a thousand
-                rows += file.metadata.num_rows
-            chosen.append(path)
-        except FileNotFoundError:  # removed meanwhile
-            continue
-    total = round(rows * len(paths) / max(1, len(chosen)))
-    limit = _DRAW if rows <= most else round(_DRAW * most / rows)
+        chosen.setdefault(each.path, []).append(each.number)
+        taken += each.rows
+        expected += each.inside
+    limit = _DRAW if expected <= most else round(_DRAW * most / expected)
     parts = []
-    for path in chosen:
-        try:
-            with pq.ParquetFile(path) as file:
-                part = _read(file, since, until, limit)
-        except FileNotFoundError:
-            continue
-        if len(part):
-            parts.append(part)
+    for path, numbers in sorted(chosen.items()):
+        with contextlib.suppress(FileNotFoundError), pq.ParquetFile(path) as file:
+            part = _read(file, sorted(numbers), since, until, limit)
+            if len(part):
+                parts.append(part)
     if not parts:
         return Lists(_rows(pl.DataFrame({name: [] for name in _NEEDED})), 0)
     found = _rows(pl.concat(parts, how="diagonal_relaxed")).sort("at", "request_id")
-    drawn = limit < _DRAW or len(chosen) < len(paths)
+    drawn = limit < _DRAW or expected < inside or opened < len(paths)
     return Lists(found, total if drawn else len(found))
 
 
@@ -162,13 +166,59 @@ def _paths(folder: Path, since: int, until: int) -> list[Path]:
     return sorted(found, key=lambda path: hashlib.blake2b(path.name.encode()).digest())
 
 
-def _read(file: pq.ParquetFile, since: int, until: int, limit: int) -> pl.DataFrame:
+@dataclass(frozen=True)
+class _Group:
+    """Some rows of a file that are read together.
+
+    Attributes:
+        path, number: the file, and which of its row groups.
+        rows: of it; inside: of these so many lie in the time that is asked for, about.
+        draw: its place in a random order that stays the same.
+    """
+
+    path: Path
+    number: int
+    rows: int
+    inside: float
+    draw: bytes
+
+
+def _groups(path: Path, file: pq.ParquetFile, since: int, until: int) -> list[_Group]:
+    """The row groups of a file that overlap a time."""
+    found = []
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        first, last = _span(group, path)
+        if group.num_rows and last >= since and first < until:
+            share = (min(last, until) - max(first, since)) / (last - first) if last > first else 1.0
+            draw = hashlib.blake2b(f"{path.name} {number}".encode()).digest()
+            found.append(_Group(path, number, group.num_rows, group.num_rows * share, draw))
+    return found
+
+
+def _span(group: Any, path: Path) -> tuple[int, int]:
+    """First and last moment of a row group, UTC ms; those of its file where it says none."""
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.path_in_schema == "timestamp" and column.is_stats_set:
+            ends = column.statistics.min, column.statistics.max
+            if all(isinstance(each, dt.datetime) for each in ends):
+                first, last = (round(each.timestamp() * 1000) for each in ends)
+                return first, last
+    first, last = (int(part) for part in path.name.split("-")[:2])
+    return first, last
+
+
+def _read(
+    file: pq.ParquetFile, groups: list[int], since: int, until: int, limit: int
+) -> pl.DataFrame:
     names = file.schema_arrow.names
     lacking = [name for name in _NEEDED if name not in names]
     if lacking:
         raise UserError(f"shown lists lack the columns {', '.join(lacking)}")
     wanted = [name for name in _WANTED if name in names]
-    frame = pl.DataFrame(pl.from_arrow(file.read(columns=wanted, use_threads=False)))
+    table = file.read_row_groups(groups, columns=wanted, use_threads=False)
+    frame = pl.DataFrame(pl.from_arrow(table))
     at = pl.col("timestamp").dt.epoch("ms")
     frame = frame.filter(at >= since, at < until)
     if limit < _DRAW:

@@ -184,6 +184,8 @@ def add_admin_routes(app: FastAPI, arms: Arms) -> None:
         def work() -> CanaryAnswer:
             wanted = asked.canary
             if wanted is not None:
+                if wanted.guard.silent:
+                    raise invalid("body.canary.guard", wanted.guard.silent, "")
                 with _named("body.canary.bundle", wanted.bundle):
                     manifest = registry.verify(wanted.bundle)
                     bundle = manifest.id

@@ -73,6 +73,8 @@ def protect(
                 "X-Deadline-Ms",
                 "X-Experiment-Arm",
                 "X-Priority",
+                "X-Request-Id",
+                "X-Session-Id",
             ],
             expose_headers=["Retry-After"],
             max_age=600,

@@ -10,6 +10,7 @@ from typing import Any
 
 from raysys.errors import UserError
 from raysys.registry import Registry
+from raysys.segments import tidy
 from raysys.serving.api import RecommendRequest
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Context
@@ -56,6 +57,16 @@ class ExperimentArms:
         self.served: Served | None = None
         self.trouble: dict[str, str] = {}
         self._stamp: tuple[Any, ...] = ()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Remove exposures that are too old, though nobody writes any."""
+        days, folder = self._args.experiments.keep_days, self._args.exposures_path
+        if days is not None and folder.is_dir():
+            try:
+                tidy(folder, days)
+            except OSError as error:
+                log.warning("old exposures could not be removed: %s", error)
 
     def look(self, patterns: Sequence[str], champion: Lease) -> None:
         """Serve what the files say, as far as it may change; blocks while bundles are loaded.

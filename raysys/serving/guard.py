@@ -50,6 +50,19 @@ class GuardArgs(Settings):
     latency_ratio: Annotated[float, Field(ge=1, le=100)] = 1.5
     metric_drop: Annotated[float, Field(ge=0, lt=1)] | None = 0.05
 
+    @property
+    def silent(self) -> str:
+        """Why it would never say anything; empty: it may.
+
+        To be asked where somebody writes it down; what is stored already has to be read.
+        """
+        if self.min_answers <= self.window:
+            return ""
+        return (
+            f"min_answers ({self.min_answers}) of the last {self.window} (window) never are: "
+            "the guard would say nothing, whatever happens"
+        )
+
 
 @dataclass
 class ArmCounts:

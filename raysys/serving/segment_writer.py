@@ -3,7 +3,8 @@
 Each segment (see `raysys.segments`) is written beside its place, synced, and renamed into it.
 Answers never wait: what the queue has no room for is dropped, and counted. What is queued when a
 process is killed is lost: at most the seconds of one segment; a replica that ends writes all it
-has. Every hour, and when it ends, it makes one of its little segments; what is too old goes.
+has. Every hour, and when it ends, it makes one of its little segments; every hour what is too old
+goes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import random
 import threading
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ log = logging.getLogger("raysys")
 Record = Callable[[], dict[str, Any]]
 Count = Callable[[int, Literal["written", "dropped", "failed"]], None]
 _NOBODY_WAITS_S: Final = 30  # for a disk, when a replica ends
+_MERGE_WAITS_S: Final = 2  # for the last merge; what it does not get to stays in parts
 _UPKEEP_S: Final = 3600.0
 
 
@@ -82,6 +83,7 @@ class SegmentWriter:
         self._written = 0
         self._alone: list[Segment] = []  # written since the last merge
         self._upkeep_due = time.monotonic() + _UPKEEP_S * random.uniform(0.5, 1)  # not all at once
+        self._flushed = threading.Event()
         self._thread = threading.Thread(target=self._run, name=what, daemon=True)
         self._thread.start()
 
@@ -97,10 +99,14 @@ class SegmentWriter:
             self._count(1, "dropped")
 
     def close(self) -> None:
-        """Write what is there, and end; not where the disk hangs for long."""
+        """Write what is there, and end; not where the disk hangs for long.
+
+        The segments are merged after that: others of the replica have yet to be written.
+        """
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=_NOBODY_WAITS_S)
-            self._thread.join(timeout=_NOBODY_WAITS_S)
+            self._flushed.wait(timeout=_NOBODY_WAITS_S)
+            self._thread.join(timeout=_MERGE_WAITS_S)
 
     def _run(self) -> None:
         rows: list[dict[str, Any]] = []
@@ -121,20 +127,29 @@ class SegmentWriter:
                 if rows:
                     self._write(rows)
                 rows, due = [], time.monotonic() + self.args.segment_s
-            if ended or time.monotonic() >= self._upkeep_due:
-                self._upkeep()
             if ended:
+                self._flushed.set()
+                self._merge()
                 return
+            if time.monotonic() >= self._upkeep_due:
+                self._upkeep_due = time.monotonic() + _UPKEEP_S
+                self._tidy()  # first: it may be what a merge needs room for
+                self._merge()
 
-    def _upkeep(self) -> None:
-        """Make one of many little segments, and remove what nobody needs any more."""
-        self._upkeep_due = time.monotonic() + _UPKEEP_S
+    def _tidy(self) -> None:
+        """Remove what nobody needs any more."""
         try:
-            for parts in _mergeable(self._alone):
-                merge(parts)
             tidy(self._folder, self.args.keep_days)
-        except Exception:  # they can be read as they are
-            log.exception("the segments of the %s could not be put in order", self._what)
+        except Exception:
+            log.exception("old segments of the %s could not be removed", self._what)
+
+    def _merge(self) -> None:
+        """Make one of many little segments."""
+        for parts in _mergeable(self._alone):
+            try:
+                merge(parts)
+            except Exception:  # they can be read as they are
+                log.exception("segments of the %s could not be made one", self._what)
         self._alone = []
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
@@ -154,8 +169,8 @@ class SegmentWriter:
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(folder / name)
-            sync_folder(folder)
             self._alone.append(Segment(folder / name, first, last, self._replica, numbers))
+            sync_folder(folder)
             self._count(len(rows), "written")
         except Exception:  # a full disk must not end the writing, nor be filled further
             if fresh is not None:
@@ -166,20 +181,23 @@ class SegmentWriter:
 
 
 def _mergeable(alone: list[Segment]) -> list[list[Segment]]:
-    """Segments of a date that make one of no more than `MERGED_BYTES`; none by itself."""
+    """Segments of a date that follow each other and make one of no more than `MERGED_BYTES`."""
     groups: list[list[Segment]] = []
-    room: dict[Path, int] = {}
-    open_groups: dict[Path, list[Segment]] = defaultdict(list)
+    room = 0
     for each in alone:
-        folder = each.path.parent
-        with contextlib.suppress(FileNotFoundError):  # too old by now
+        try:
             size = each.path.stat().st_size
-            if size > room.get(folder, MERGED_BYTES):
-                groups.append(open_groups.pop(folder, []))
-                room[folder] = MERGED_BYTES
-            room[folder] = room.get(folder, MERGED_BYTES) - size
-            open_groups[folder].append(each)
-    return [each for each in (*groups, *open_groups.values()) if len(each) > 1]
+        except OSError:  # too old by now
+            continue
+        last = groups[-1][-1] if groups else None
+        follows = last is not None and last.numbers[-1] + 1 == each.numbers[0]
+        if follows and last is not None and last.path.parent == each.path.parent and size <= room:
+            groups[-1].append(each)
+        else:
+            groups.append([each])
+            room = MERGED_BYTES
+        room -= size
+    return [each for each in groups if len(each) > 1]
 
 
 def _nothing() -> dict[str, Any]:

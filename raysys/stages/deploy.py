@@ -188,8 +188,8 @@ def deploy(
         client = ServeSubmissionClient(dashboard)
         details = client.get_serve_details()
         host, port = listens_on(config)
-        _check_port(host, port, details, dashboard)
         files = tls_files(config)
+        _check_port(host, port, details, dashboard, tls=bool(files))
         if _is_local(dashboard):
             _check_readable(files)
         if force and details.get("applications"):
@@ -267,11 +267,19 @@ def _wait_ready(app: _Application) -> None:
         time.sleep(0.1)
 
 
-def _check_port(host: str, port: int, details: dict[str, Any], dashboard: str) -> None:
+def _check_port(
+    host: str, port: int, details: dict[str, Any], dashboard: str, *, tls: bool = False
+) -> None:
     """Refuse a port that another process holds, and options that a running Serve cannot change."""
     running = details.get("http_options") or {}
     if details.get("proxies") and running:
         now = (running.get("host"), running.get("port"))
+        if bool(running.get("ssl_certfile")) != tls:
+            raise UserError(
+                f"Serve speaks {'plain HTTP' if tls else 'TLS'} in this cluster already",
+                where="http_options.ssl_certfile",
+                mend="`serve shutdown -y`, then deploy again: it cannot change that",
+            )
         if now != (host, port):
             raise UserError(
                 f"Serve already listens on {now[0]}:{now[1]} in this cluster and cannot move",

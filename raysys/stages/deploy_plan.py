@@ -163,6 +163,13 @@ def _check_tls(config: dict[str, Any]) -> None:
             where="http_options.ssl_certfile",
             mend="name the certificate that belongs to the key",
         )
+    for key, path in files.items():
+        if not path.is_absolute():
+            raise UserError(
+                f"{path} is not a whole path, and the proxy runs in a folder of its own",
+                where=f"http_options.{key}",
+                mend="begin with /",
+            )
     if files and behind_haproxy():
         raise UserError(
             "HAProxy, as Serve sets it up, speaks plain HTTP whatever certificate is named",
@@ -189,6 +196,8 @@ def _settle_tried(args: ServeArgs, content: Any, where: str) -> dict[str, Any]:
             "with DELETE /v1/admin/canary, or `Client.leave_canary()`", where, rollout.path,
         )  # fmt: skip
     if canary is not None:
+        if canary.guard.silent:
+            raise UserError(canary.guard.silent, where=f"{where}.canary.guard")
         bundle = Registry(args.registry).verify(canary.bundle).id
         canary = canary.model_copy(update={"bundle": bundle})
     files = tuple(str(under_home(each).resolve()) for each in asked.experiments)

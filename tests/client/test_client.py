@@ -7,6 +7,7 @@ import inspect
 import json
 import pickle
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 import raysys
 from raysys.client import ApiError, AsyncClient, Client, Retries, Unreachable
 from raysys.client.batches import MAX_BYTES, MAX_EVENTS
+from raysys.client.sending import _refused
 
 PROBLEM = {"type": "urn:raysys:problem:overloaded", "detail": "too many", "errors": []}
 EMPTY = {
@@ -162,11 +164,18 @@ def test_a_broken_connection_is_tried_again(error: Exception) -> None:
     assert isinstance(caught.value.__cause__, httpx.TransportError)
 
 
+def refusal() -> httpx.ConnectError:
+    """As httpx has it."""
+    error = httpx.ConnectError("refused")
+    error.__cause__ = ConnectionRefusedError(111, "Connection refused")
+    return error
+
+
 @pytest.mark.parametrize("call", ["recommend", "rollback"])
 def test_a_server_that_restarts_is_waited_for(call: str) -> None:
     told = {"name": "champion", "bundle": "b", "before": None, "reason": "", "live": True}
     done = httpx.Response(200, json=EMPTY | told)
-    refused = [httpx.ConnectError("refused")] * 9
+    refused = [refusal()] * 9
     server = Server(OK, *refused, done)
     waits: list[float] = []
     with Client(transport=httpx.MockTransport(server), sleep=waits.append) as client:
@@ -189,8 +198,24 @@ def test_a_server_that_restarts_is_waited_for(call: str) -> None:
     assert asyncio.run(asynchronous()) == 11
 
 
+def test_a_proxy_that_has_just_started_is_asked_again() -> None:
+    lost = httpx.Response(404, text="Path '/v1/recommend' not found.")
+    server = Server(OK, *[refusal()] * 5, *[lost] * 5, OK)
+    waits: list[float] = []
+    with Client(transport=httpx.MockTransport(server), sleep=waits.append) as client:
+        client.recommend("u1")
+        assert client.recommend("u1").bundle == "b"
+    assert len(server.requests) == 12
+    with pytest.raises(ApiError, match="not found"):  # nobody was ever there: a wrong address
+        Server(lost).ask("recommend", "u1")
+    server = Server(problem(404))
+    with pytest.raises(ApiError):
+        server.ask("recommend", "u1")
+    assert len(server.requests) == 1  # raysys says so itself
+
+
 def test_but_not_for_ever_and_not_where_nobody_ever_was() -> None:
-    gone = Server(OK, httpx.ConnectError("refused"))
+    gone = Server(OK, refusal())
     waits: list[float] = []
     retries = Retries(down_s=6.0, rng=random.Random(0))
     transport = httpx.MockTransport(gone)
@@ -201,11 +226,39 @@ def test_but_not_for_ever_and_not_where_nobody_ever_was() -> None:
     assert 5.0 < sum(waits) <= 6.0
     with pytest.raises(Unreachable, match="tried 4 times"):
         Server(httpx.ConnectError("refused")).ask("recommend", "u1")
-    late = Server(OK, httpx.ReadTimeout("late"))  # it is there, but does not answer
-    with Client(transport=httpx.MockTransport(late), sleep=waits.append) as client:
-        client.recommend("u1")
-        with pytest.raises(Unreachable, match="tried 4 times"):
+    for other in (httpx.ReadTimeout("late"), httpx.ConnectError("no such name")):
+        there = Server(OK, other)
+        with Client(transport=httpx.MockTransport(there), sleep=waits.append) as client:
             client.recommend("u1")
+            with pytest.raises(Unreachable, match="tried 4 times"):
+                client.recommend("u1")
+    for few in (Retries(attempts=1), Retries(total_s=0.0)):  # who wants to know at once
+        gone = Server(OK, refusal())
+        with Client(transport=httpx.MockTransport(gone), retries=few, sleep=waits.append) as client:
+            client.recommend("u1")
+            with pytest.raises(Unreachable, match="tried 1 times"):
+                client.recommend("u1")
+
+
+def test_a_refused_connection_is_known_as_one() -> None:
+    """By both transports, over the network."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"  # nobody listens
+        with pytest.raises(httpx.ConnectError) as caught:
+            httpx.get(url)
+        assert _refused(caught.value)
+
+        async def asynchronous() -> None:
+            async with httpx.AsyncClient() as client:
+                await client.get(url)
+
+        with pytest.raises(httpx.ConnectError) as caught:
+            asyncio.run(asynchronous())
+        assert _refused(caught.value)
+    with pytest.raises(httpx.ConnectError) as caught:
+        httpx.get("http://nobody.invalid")
+    assert not _refused(caught.value)
 
 
 def test_a_rollback_is_never_sent_twice() -> None:
@@ -312,6 +365,26 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert request.headers["x-deadline-ms"] == "50"
     assert request.headers["x-priority"] == "background"
     assert request.read() == b'{"query":"milk","k":3}'
+    assert "x-session-id" not in request.headers
+
+
+@pytest.mark.parametrize(
+    ("asked", "who"),
+    [
+        ({"user_id": "u1", "session_id": "s1"}, "u1"),
+        ({"session_id": "s1"}, "s1"),
+        ({"user_id": "Ü"}, None),  # no header can say it
+        ({"user_id": " u"}, None),
+        ({"user_id": "u\n"}, None),
+        ({"user_id": "u" * 300}, None),
+        ({}, None),
+    ],
+)
+def test_a_router_is_told_who_asks(asked: dict[str, Any], who: str | None) -> None:
+    server = Server(OK)
+    server.ask("recommend", **asked)
+    (request,) = server.requests
+    assert request.headers.get("x-session-id") == who
 
 
 @given(

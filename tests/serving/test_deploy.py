@@ -313,6 +313,16 @@ def test_what_would_not_be_tls_is_refused(
     assert caught.value.where == "http_options.ssl_certfile" and caught.value.mend
     with pytest.raises(UserError, match="ssl_keyfile"):
         with_tls(registry, ssl_certfile=both["ssl_certfile"])
+    with pytest.raises(UserError, match="not a whole path") as caught:
+        with_tls(registry, ssl_certfile="tls.crt", ssl_keyfile=both["ssl_keyfile"])
+    assert caught.value.where == "http_options.ssl_certfile"
+    running = {"host": "127.0.0.1", "port": 8000}
+    for has, wants in ((False, True), (True, False)):
+        now = running | ({"ssl_certfile": both["ssl_certfile"]} if has else {})
+        details = {"proxies": {"a": {}}, "http_options": now}
+        with pytest.raises(UserError, match="in this cluster already"):
+            _check_port("127.0.0.1", 8000, details, "http://127.0.0.1:8265", tls=wants)
+        _check_port("127.0.0.1", 8000, details, "http://127.0.0.1:8265", tls=has)
     content = config(
         args={"registry": str(registry.root), "auth": {"open": True}}  # HAProxy is on all addresses
     )

@@ -135,3 +135,8 @@ def test_a_worse_canary_is_never_safer(n: int, failed: tuple[int, int], more: in
     if verdict(min(failed[0], n), min(failed[1], n)):
         assert verdict(min(failed[0], n), min(failed[1] + more, n))
     assert not verdict(min(failed[0], n), min(failed[0], n))
+
+
+def test_a_guard_that_could_never_speak_says_so() -> None:
+    assert "would say nothing" in GuardArgs(window=100, min_answers=200).silent
+    assert not GuardArgs(window=200, min_answers=200).silent and not GuardArgs().silent

@@ -80,7 +80,12 @@ def test_a_replica_leaves_one_segment_where_it_wrote_many(tmp_path: Path) -> Non
 
 
 def test_large_segments_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment_writer, "MERGED_BYTES", 1500)  # two of some 700
+    alone = SegmentWriter(SegmentArgs(), tmp_path / "one", SCHEMA, lambda *_: None, "records")
+    alone.note(lambda: {"timestamp": 1_700_000_000_000, "n": 1})
+    alone.close()
+    (one,) = segments(tmp_path / "one")
+    monkeypatch.setattr(segment_writer, "MERGED_BYTES", one.path.stat().st_size * 5 // 2)
+    tmp_path = tmp_path / "many"
     writer = SegmentWriter(
         SegmentArgs(segment_rows=1), tmp_path, SCHEMA, lambda *_: None, "records"
     )
@@ -88,7 +93,7 @@ def test_large_segments_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         writer.note(lambda n=n: {"timestamp": 1_700_000_000_000 + n, "n": n})
     writer.close()
     found = segments(tmp_path)
-    assert all(len(each.numbers) <= 2 for each in found)
+    assert sorted(len(each.numbers) for each in found) == [1, 2, 2]
     assert sorted(n for each in found for n in each.numbers) == [1, 2, 3, 4, 5]
 
 
@@ -134,10 +139,50 @@ def test_an_upkeep_that_fails_is_no_loss(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(segment_writer, "merge", full)
+    tidied: list[Path] = []
+    monkeypatch.setattr(segment_writer, "tidy", lambda folder, _: tidied.append(folder))
+    monkeypatch.setattr(segment_writer, "_UPKEEP_S", 0.0)
     writer = SegmentWriter(
         SegmentArgs(segment_rows=1), tmp_path, SCHEMA, lambda *_: None, "records"
     )
     for n in range(3):
         writer.note(lambda n=n: {"timestamp": 1_700_000_000_000 + n, "n": n})
     writer.close()
-    assert len(segments(tmp_path)) == 3
+    assert len(segments(tmp_path)) == 3 and tidied  # a full disk is what it is for
+
+
+@pytest.mark.parametrize(
+    ("fails", "numbers", "rows"),
+    [
+        (2, [[1], [3, 4]], [0, 2, 3]),  # the second file: its number is in no name
+        (1, [[1, 2, 3, 4]], [0, 1, 2, 3]),  # the folder, after the first is in its place
+    ],
+)
+def test_what_a_name_claims_it_holds(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: int,
+    numbers: list[list[int]],
+    rows: list[int],
+) -> None:
+    counts: Counter[str] = Counter()
+    sync, calls = os.fsync, iter(range(100))
+
+    def once(file: int) -> None:
+        if next(calls) == fails:
+            raise OSError(5, "Input/output error")
+        sync(file)
+
+    def count(rows: int, what: str) -> None:
+        counts[what] += rows
+
+    monkeypatch.setattr(os, "fsync", once)
+    writer = SegmentWriter(SegmentArgs(segment_rows=1), tmp_path, SCHEMA, count, "records")
+    for n in range(4):
+        writer.note(lambda n=n: {"timestamp": 1_700_000_000_000 + n, "n": n})
+    writer.close()
+    assert counts == {"written": 3, "failed": 1}
+    found = segments(tmp_path)
+    assert sorted(list(each.numbers) for each in found) == numbers
+    held = [pq.read_table(each.path, partitioning=None)["n"].to_pylist() for each in found]
+    assert sorted(n for each in held for n in each) == rows
