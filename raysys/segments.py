@@ -29,7 +29,7 @@ GRACE_S: Final = 3600.0
 """How long what a merged segment covers is left for those who listed it."""
 MERGED_BYTES: Final = 64 << 20
 _GROUP_ROWS: Final = 2000  # of a merged one, about: who wants a share of the rows reads some
-_RECENT_S: Final = 7 * 86_400.0
+_RECENT_S: Final = 7 * 86_400.0  # since something was written into a folder
 _DAY: Final = timedelta(days=1)
 _ABANDONED_S: Final = 86_400.0
 _NAME: Final = re.compile(r"(\d+)-(\d+)-([0-9a-z]+)-(\d+)(?:_(\d+))?\.parquet")
@@ -128,41 +128,49 @@ def merge(parts: Sequence[Segment]) -> Segment:
 def tidy(folder: Path, keep_days: float | None = None) -> int:
     """Remove what merged segments have covered for an hour, and what is too old; how many files.
 
-    Any number of processes may do so at the same time. What is looked at are the last days, where
-    segments are merged, and those that are too old.
+    Any number of processes may do so at the same time. What is looked at are folders in which
+    something changed lately, and dates that are too old.
 
     Args:
         folder: of segments.
-        keep_days: segments all of whose rows are older are removed; None: none is.
+        keep_days: segments are removed all of whose rows are older, and which are so themselves:
+            where `clock` stands at a log's end, rows that are written now say so long ago. None:
+            none is.
     """
     now = time.time()
-    oldest = None if keep_days is None else now - keep_days * 86_400
+    longest = None if keep_days is None else keep_days * 86_400
     removed = 0
     for place, day in _places(folder):
-        ended = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() + 86_400
-        begins_old = oldest is not None and ended - 86_400 < oldest
-        if not begins_old and ended < now - _RECENT_S:
+        began = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
+        quiet = _age(place, now)
+        old = longest is not None and began < now - longest
+        if not old and quiet > _RECENT_S:
             continue
-        limit = None if oldest is None else round(oldest * 1000)
-        for path in _outdated(place, now, limit):
+        for path in _outdated(place, now, longest):
             with contextlib.suppress(FileNotFoundError):  # another process did it
                 path.unlink()
                 removed += 1
-        if oldest is not None and ended < oldest - 86_400:  # nobody writes there any more
+        if old and quiet > _ABANDONED_S:  # nobody writes there
             with contextlib.suppress(OSError):  # there is something in it
                 place.rmdir()
     return removed
 
 
-def _outdated(place: Path, now: float, oldest: int | None) -> Iterator[Path]:
+def _outdated(place: Path, now: float, longest: float | None) -> Iterator[Path]:
     """Files of a date that nobody needs any more."""
+    oldest = None if longest is None else round((now - longest) * 1000)
     kept = []
     for path in _listed(place):
         if path.name.startswith(".") and path.name.endswith(".new"):  # who wrote it was killed
             if _age(path, now) > _ABANDONED_S:
                 yield path
         elif (each := Segment.of(path)) is not None:
-            if oldest is not None and each.last < oldest:
+            if (
+                longest is not None
+                and oldest is not None
+                and each.last < oldest
+                and _age(path, now) > longest
+            ):
                 yield path
             else:
                 kept.append(each)

@@ -76,6 +76,15 @@ def test_what_is_covered_goes_after_an_hour(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted([merged.path.name, alone.path.name])
 
 
+def test_what_is_covered_goes_also_where_the_clock_stands_in_the_past(tmp_path: Path) -> None:
+    long_ago = NOON - 2000 * DAY
+    merged = merge([write(tmp_path, "a", n, [long_ago + n]) for n in range(1, 4)])
+    past = time.time() - module.GRACE_S - 1
+    os.utime(merged.path, (past, past))
+    assert tidy(tmp_path) == 3 and names(tmp_path) == [merged.path.name]
+    assert tidy(tmp_path, keep_days=30) == 0 and merged.path.parent.is_dir()
+
+
 @pytest.mark.parametrize("at", ["written", "renamed"])
 def test_a_merge_that_is_cut_off_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
@@ -111,6 +120,10 @@ def test_what_is_too_old_goes_with_its_folder_and_nothing_else_does(tmp_path: Pa
     mine.write_text("of somebody")
     (tmp_path / "settings-abc.json").write_text("{}")
     assert tidy(tmp_path) == 0
+    assert tidy(tmp_path, keep_days=7) == 0  # they were written just now, by another clock
+    for back, each in days.items():
+        for path in (each.path, each.path.parent):
+            os.utime(path, (time.time() - back * 86_400,) * 2)
     assert tidy(tmp_path, keep_days=7) == 2
     assert {each.path for each in segments(tmp_path)} == {days[0].path, days[6].path}
     assert mine.exists() and not days[30].path.parent.exists()

@@ -93,7 +93,7 @@ class Attempts:
         self.made += 1
         untouched = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
         wait = self._wait(None) if self.call.safe or untouched else None
-        if wait is None and self.met and _refused(error):
+        if wait is None and self.met and isinstance(error, httpx.ConnectError) and _refused(error):
             wait = self.retries.wait_while_down(self.made, self._spent())
         if wait is None:
             said = str(error) or type(error).__name__
@@ -131,10 +131,14 @@ def _refused(error: BaseException | None) -> bool:
     """Whether a connection was refused: a name or a certificate that is wrong stays wrong."""
     if isinstance(error, ConnectionRefusedError):
         return True
-    inner = getattr(error, "exceptions", ())  # asyncio tries several addresses
+    inner = getattr(error, "exceptions", ())  # asyncio tries several addresses: one was right
     if inner:
-        return all(_refused(each) for each in inner)
-    return error is not None and _refused(error.__cause__ or error.__context__)
+        return any(_refused(each) for each in inner)
+    if error is None:
+        return False
+    if isinstance(error, OSError):  # the system's: its context may be what the caller handles
+        return _refused(error.__cause__)
+    return _refused(error.__cause__ or error.__context__)
 
 
 def _problem(response: httpx.Response) -> dict[str, Any]:

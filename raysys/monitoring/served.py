@@ -87,10 +87,12 @@ def read_lists(folder: Path, since: int, until: int, most: int) -> Lists:
     inside = sum(each.inside for each in groups)
     total = round(inside * len(paths) / max(1, opened))
     chosen: dict[Path, list[int]] = {}
-    taken = expected = 0.0
+    taken = read = 0
+    expected = 0.0
     for each in groups:
         if taken >= _SPARE * most:
             break
+        read += 1
         chosen.setdefault(each.path, []).append(each.number)
         taken += each.rows
         expected += each.inside
@@ -104,7 +106,7 @@ def read_lists(folder: Path, since: int, until: int, most: int) -> Lists:
     if not parts:
         return Lists(_rows(pl.DataFrame({name: [] for name in _NEEDED})), 0)
     found = _rows(pl.concat(parts, how="diagonal_relaxed")).sort("at", "request_id")
-    drawn = limit < _DRAW or expected < inside or opened < len(paths)
+    drawn = limit < _DRAW or read < len(groups) or opened < len(paths)
     return Lists(found, total if drawn else len(found))
 
 

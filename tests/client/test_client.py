@@ -240,6 +240,20 @@ def test_but_not_for_ever_and_not_where_nobody_ever_was() -> None:
                 client.recommend("u1")
 
 
+def test_what_the_caller_is_handling_says_nothing_of_a_call() -> None:
+    late = httpx.ReadTimeout("late")
+    server = Server(OK, late)
+    with Client(transport=httpx.MockTransport(server), sleep=lambda _: None) as client:
+        client.recommend("u1")
+        try:
+            raise Unreachable("gone") from refusal()
+        except Unreachable as handled:
+            late.__context__ = handled
+            with pytest.raises(Unreachable, match="tried 1 times"):
+                client.rollback()
+    assert len(server.requests) == 2  # it may have been done
+
+
 def test_a_refused_connection_is_known_as_one() -> None:
     """By both transports, over the network."""
     with socket.socket() as probe:
@@ -258,6 +272,12 @@ def test_a_refused_connection_is_known_as_one() -> None:
         assert _refused(caught.value)
     with pytest.raises(httpx.ConnectError) as caught:
         httpx.get("http://nobody.invalid")
+    assert not _refused(caught.value)
+    try:
+        raise refusal()
+    except httpx.ConnectError:  # what the caller is handling
+        with pytest.raises(httpx.ConnectError) as caught:
+            httpx.get("http://nobody.invalid")
     assert not _refused(caught.value)
 
 

@@ -133,6 +133,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "rollback": (),
     "canary": (),
     "try_canary": (None,),
+    "leave_canary": (),
 }
 
 
@@ -143,7 +144,8 @@ def test_every_call_is_of_a_route_that_declares_its_role() -> None:
 
     def note(request: httpx.Request) -> httpx.Response:
         sent.append(request)
-        return httpx.Response(404, json={"detail": ""})
+        told = {"content-type": "application/problem+json"}  # no proxy's, which is asked again
+        return httpx.Response(404, json={"detail": ""}, headers=told)
 
     table = AccessTable()
     with Client(transport=httpx.MockTransport(note)) as api:
