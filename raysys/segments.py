@@ -158,22 +158,16 @@ def tidy(folder: Path, keep_days: float | None = None) -> int:
 
 def _outdated(place: Path, now: float, longest: float | None) -> Iterator[Path]:
     """Files of a date that nobody needs any more."""
-    oldest = None if longest is None else round((now - longest) * 1000)
     kept = []
     for path in _listed(place):
         if path.name.startswith(".") and path.name.endswith(".new"):  # who wrote it was killed
             if _age(path, now) > _ABANDONED_S:
                 yield path
         elif (each := Segment.of(path)) is not None:
-            if (
-                longest is not None
-                and oldest is not None
-                and each.last < oldest
-                and _age(path, now) > longest
-            ):
-                yield path
-            else:
+            if longest is None or now - each.last / 1000 <= longest or _age(path, now) <= longest:
                 kept.append(each)
+            else:
+                yield path
     ages: dict[Path, float] = {}
     for each, merged in _covered(kept):
         if merged.path not in ages:

@@ -13,9 +13,6 @@ BUSY = frozenset({429, 503})
 PROXY = frozenset({500, 502, 504})
 """Tried again only when no problem+json comes with them: then a proxy answered, not raysys."""
 
-UNTOUCHED = 404
-"""Of a proxy: it has just started, and has not heard yet where requests go."""
-
 _DOWN_LEAST_S = 0.02
 _DOWN_LONGEST_S = 1.0
 
@@ -105,5 +102,5 @@ def worth_another_try(response: httpx.Response, *, safe: bool) -> bool:
 
 
 def not_routed(response: httpx.Response) -> bool:
-    """Whether a proxy answered that knows no way to raysys, or not yet."""
-    return response.status_code == UNTOUCHED and by_proxy(response)
+    """Whether a proxy answered that knows no way to raysys, or not yet: it has just started."""
+    return response.status_code == 404 and by_proxy(response)
