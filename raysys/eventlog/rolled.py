@@ -245,6 +245,18 @@ class Rolled:
         )
 
 
+def last_received(log: EventLog, rolled: Rolled) -> int:
+    """UTC ms at which the newest entry came in, by the clock of then; 0: there is none.
+
+    Raises:
+        LogUnavailable: the log cannot be asked.
+    """
+    if entries := log.read(log.end() - 1, 1):
+        return entries[-1].received
+    stretches = rolled.stretches()
+    return stretches[-1].received if stretches else 0
+
+
 def roll(
     log: EventLog, rolled: Rolled, *, at_least: int = 1, older_than: int | None = None
 ) -> list[Stretch]:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import polars as pl
 
 from raysys.errors import UserError
-from raysys.experiments.definition import Experiment, ExperimentsSettings, Metric
+from raysys.experiments.definition import Experiment, ExperimentsSettings
+from raysys.experiments.parts import Metric
 from raysys.experiments.statistics import (
     SRM_ALPHA,
     Cuped,

@@ -14,7 +14,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from raysys.experiments.definition import Arm, Attributes, Experiment
+from raysys.experiments.definition import Experiment
+from raysys.experiments.parts import Arm, Attributes
 
 _NOTHING: Mapping[str, str] = {}
 

@@ -17,7 +17,8 @@ from statsmodels.stats.power import TTestIndPower
 
 from raysys.errors import UserError
 from raysys.experiments.analysis import limited, samples_of
-from raysys.experiments.definition import Experiment, Metric
+from raysys.experiments.definition import Experiment
+from raysys.experiments.parts import Metric
 from raysys.experiments.statistics import sequential_width
 from raysys.experiments.users import user_table
 

@@ -22,7 +22,8 @@ from pathlib import Path
 import polars as pl
 
 from raysys.errors import UserError
-from raysys.experiments.definition import Experiment, Measure, Metric
+from raysys.experiments.definition import Experiment
+from raysys.experiments.parts import Measure, Metric
 from raysys.segments import read_once
 
 _MANY_CROSSED = 0.005

@@ -136,7 +136,7 @@ class Faults:
         except Exception as error:
             if scope["type"] != "http" or started:
                 raise
-            await fault(scope["path"], error)(scope, receive, send)
+            await fault(scope, error)(scope, receive, send)
 
 
 @lru_cache(maxsize=64)

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from raysys.errors import UserError
 from raysys.eventlog.entries import EventLog, LogBusy, LogUnavailable, NewEntry
 from raysys.eventlog.opening import open_log
-from raysys.eventlog.rolled import Rolled, roll
+from raysys.eventlog.rolled import Rolled, last_received, roll
 from raysys.eventlog.tidying import forget
 from raysys.features.live import LiveFeatures
 from raysys.serving.args import ServeArgs
@@ -99,6 +99,7 @@ class EventService:
         """
         if self.follower is not None:
             self.follower.start()
+        self._newest = max(self._newest, last_received(self.log, self.rolled))
         if self.args.roll_events or self.args.snapshot_events:
             self._roller = threading.Thread(target=self._tend, name="event log", daemon=True)
             self._roller.start()
@@ -106,12 +107,13 @@ class EventService:
     def clock(self) -> Clock:
         """Between which moments events are taken now.
 
-        A clock that was set back makes nobody's events come from the future: what it said before
-        still counts as the latest.
+        A clock that was set back makes nobody's events come from the future: what it said before,
+        here or where another replica took events in, still counts as the latest.
         """
         if self._wall:
             now = time.time_ns() // 1_000_000
-            self._newest = latest = max(self._newest, now)
+            followed = 0 if self.follower is None else self.follower.followed.received
+            self._newest = latest = max(self._newest, now, followed)
         else:
             assert self._live is not None
             now = latest = self._live.as_of + 1

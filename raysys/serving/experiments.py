@@ -19,7 +19,8 @@ from raysys.config import Settings, load_settings, parse_settings
 from raysys.errors import UserError
 from raysys.experiments import Experiment, ExperimentsSettings
 from raysys.experiments.change import check_change
-from raysys.experiments.definition import Arm, refuse_conflicts
+from raysys.experiments.definition import refuse_conflicts
+from raysys.experiments.parts import Arm
 from raysys.serving.args import ListArgs, ServeArgs
 from raysys.serving.edge_args import under_home
 from raysys.storage import write_atomic

@@ -44,6 +44,7 @@ class Followed:
         lag_ms: of the last entries when they were counted, since they were received.
         items: how often an item's price or texts changed since the start.
         users: how often a user's attributes did, of those that features read.
+        received: UTC ms at which the newest of them came in, by the clock that was ahead most.
     """
 
     position: int = 0
@@ -53,6 +54,7 @@ class Followed:
     lag_ms: int = 0
     items: int = 0
     users: int = 0
+    received: int = 0
 
 
 class Follower:
@@ -219,7 +221,9 @@ class Follower:
         if (fresh or changed) and self._counted is not None:
             self._counted(fresh, entries[-1].offset)
         if entries:
-            self.followed.lag_ms = max(0, time.time_ns() // 1_000_000 - entries[-1].received)
+            came = entries[-1].received
+            self.followed.lag_ms = max(0, time.time_ns() // 1_000_000 - came)
+            self.followed.received = max(self.followed.received, came)
 
     def _near(self, events: Sequence[dict[str, Any]], ahead_ms: int) -> list[dict[str, Any]]:
         """Events that are not too far ahead of the state as it is when their turn comes."""

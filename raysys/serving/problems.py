@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from raysys.errors import UserError
 
@@ -89,11 +90,17 @@ def invalid(path: str, message: str, value: object = None) -> Problem:
     return Problem(422, "invalid-request", f"{path}: {message}", [error])
 
 
-def fault(path: str, error: Exception) -> Response:
-    """The 500 for what nobody expected; the log has it whole."""
-    log.exception("a fault while answering %s", path, exc_info=error)
+def fault(scope: Scope, error: Exception) -> Response:
+    """The 500 for what nobody expected; the log has it whole, but for who asked.
+
+    Args:
+        scope: of the request. The log names its route as a pattern, as ids of users stand in paths.
+        error: what happened.
+    """
+    route = getattr(scope.get("route"), "path", "a path without a route")
+    log.exception("a fault while answering %s %s", scope["method"], route, exc_info=error)
     detail = "a fault of the server; its log has the details"
-    return Problem(500, "fault", detail).response(path)
+    return Problem(500, "fault", detail).response(scope["path"])
 
 
 def handle_problems(app: FastAPI) -> None:
@@ -130,7 +137,7 @@ def handle_problems(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def of_fault(request: Request, error: Exception) -> Response:
-        return fault(request.url.path, error)
+        return fault(request.scope, error)
 
 
 def field_errors(

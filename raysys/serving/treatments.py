@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from raysys.experiments import Assignment, Experiment, ExperimentsSettings, assign
-from raysys.experiments.definition import Attributes
+from raysys.experiments.parts import Attributes
 from raysys.features.live import LiveFeatures
 from raysys.serving.args import ServeArgs
 from raysys.serving.experiments import Place, decides, places_of

@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 
 from raysys.errors import UserError
-from raysys.experiments.definition import Condition
+from raysys.experiments.parts import Condition
 from tests.experiments.settings import METRICS, arms, home, one, shop
 
 LAYERED = {"layer": {"name": "ranking", "from": 0.5, "to": 1}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import logging
 import re
 import socket
 import ssl
@@ -195,6 +196,21 @@ def test_a_fault_has_the_headers_too(service: Service, monkeypatch: pytest.Monke
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["access-control-allow-origin"] == origin
+
+
+def test_a_fault_is_logged_by_its_route_and_names_nobody(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(Service, "profile", broken)
+    caplog.set_level(logging.DEBUG, logger="raysys")
+    response = served(service).get("/v1/users/anna@example.com/profile")
+    assert response.status_code == 500
+    assert response.json()["instance"] == "/v1/users/anna@example.com/profile"
+    told = "\n".join(record.getMessage() for record in caplog.records)
+    assert "GET /v1/users/{user_id}/profile" in told and "anna" not in caplog.text
 
 
 def test_the_api_page_runs_its_own_scripts_only(client: TestClient) -> None:

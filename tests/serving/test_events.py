@@ -24,6 +24,7 @@ from tests.serving.eventing import (
     Start,
     click,
     client_of,
+    followed,
     kept,
     now,
     refused,
@@ -226,6 +227,20 @@ def test_a_clock_that_jumps_backwards_puts_nobody_into_the_future(
     assert [e.offset for e in kept(service)] == [1, 2, 3]
     received = [e.received for e in kept(service)]
     assert received[0] > received[1]  # said as the clock said it; the order is the offsets'
+
+
+def test_a_replica_that_starts_after_the_clock_was_set_back_knows_what_it_said_before(
+    start: Start, monkeypatch
+) -> None:
+    real = time.time_ns
+    first, beside = start(), start()
+    send(client_of(first), click("before", timestamp=now()))
+    monkeypatch.setattr(time, "time_ns", lambda: real() - 3 * HOUR * 1_000_000)
+    later = start()
+    for service in (first, beside, later):
+        followed(service, first)
+        answer = send(client_of(service), click(timestamp=real() // 1_000_000))
+        assert statuses(answer) == ["accepted"]
 
 
 def test_where_no_events_are_taken_it_says_how(client: TestClient) -> None:
