@@ -97,7 +97,7 @@ def fault(scope: Scope, error: Exception) -> Response:
         scope: of the request. The log names its route as a pattern, as ids of users stand in paths.
         error: what happened.
     """
-    route = getattr(scope.get("route"), "path", "a path without a route")
+    route = getattr(scope.get("route"), "path_format", "a path without a route")
     log.exception("a fault while answering %s %s", scope["method"], route, exc_info=error)
     detail = "a fault of the server; its log has the details"
     return Problem(500, "fault", detail).response(scope["path"])
