@@ -37,6 +37,8 @@ class Context:
         forced: experiment → arm, as a tester wants it whatever the draw says.
         shown: whether somebody is shown the list; one that is made for its figures alone is neither
             recorded, nor counted for drift or an experiment.
+        counted: whether its answer counts in the metrics; of the rankings that one list is drafted
+            from, one does.
     """
 
     arrived: float
@@ -46,6 +48,7 @@ class Context:
     at: int | None = None
     forced: Mapping[str, str] = field(default_factory=dict)
     shown: bool = True
+    counted: bool = True
 
 
 @dataclass(frozen=True)
