@@ -29,6 +29,7 @@ from raysys.experiments.parts import (
 )
 
 _HASH_SPACE = 1 << 64
+_INTERLEAVED_USERS = 500  # that have clicked: every one judges both arms
 
 
 class Experiment(Settings):
@@ -57,7 +58,8 @@ class Experiment(Settings):
         power: with which the minimum effect is found.
         analysis: `sequential` (intervals hold however often one looks) or `fixed` (narrower, for
             one look at the end).
-        expected_users: in all arms at the end; sequential intervals are narrowest there.
+        expected_users: in all arms at the end; sequential intervals are narrowest there. With
+            `interleave` 500 where it is left out.
         window_days: of events after a user's first exposure that count; null: all until the end.
         covariate_days: before the first exposure, for CUPED; 0: none.
         start: UTC; users are drawn from here on.
@@ -90,9 +92,11 @@ class Experiment(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _effect(cls, value: object) -> object:
+    def _by_kind(cls, value: object) -> object:
         if isinstance(value, dict) and value.get("bandit"):
             return {"minimum_effect": 0.05, **value}  # nobody reads it
+        if isinstance(value, dict) and value.get("interleave"):
+            return {"expected_users": _INTERLEAVED_USERS, **value}
         return value
 
     @field_validator("start", "end")

@@ -142,7 +142,7 @@ def _draw_preference(section: Section, found: Preference, first: str, second: st
     reach = max(0.05, 1.15 * float(np.nanmax(np.abs([found.low, found.high]))))
     axes.set_xlim(-reach, reach)
     axes.set_yticks([])
-    axes.set_xlabel(f"← {first}    lead, of lists with events    {second} →")
+    axes.set_xlabel(f"← {first}  ·  lead, of lists with events  ·  {second} →")
     section.plot(figure, "By how many lists the second arm leads, with its interval.")
 
 
