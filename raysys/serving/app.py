@@ -36,6 +36,7 @@ from raysys.serving.profile import Profile
 from raysys.serving.service import Service
 from raysys.serving.text_routes import add_text_routes
 from raysys.serving.traffic import Traffic
+from raysys.serving.traffic_board import TrafficBoard
 from raysys.serving.workers import BACKGROUND
 
 if TYPE_CHECKING:
@@ -106,7 +107,11 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if board is not None:
+            board.start()
         yield
+        if board is not None:
+            board.close()
         service.close()
 
     app = FastAPI(
@@ -118,6 +123,10 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     traffic = Traffic()
+    board = None
+    if service.args.pages.console and service.args.bundle is not None:
+        place = service.args.registry_path
+        board = TrafficBoard(place, traffic, lambda: service.metrics.read())
     app.add_middleware(Arrival, service=service)
     protect(app, service.args, traffic, lambda: service.metrics)
     handle_problems(app)
@@ -147,7 +156,7 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
         """Whether it answers well, and from which bundle; 503 until it is warm."""
         return minimal(service.readiness(), request)
 
-    add_pages(app, service, arms, traffic)
+    add_pages(app, service, arms, board)
     _serve_docs(app, service.args)
     return app
 
