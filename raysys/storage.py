@@ -137,7 +137,10 @@ class Workspace:
 
 @dataclass
 class Manifest:
-    """What a stage did: what went in (by fingerprint), settings, counts, figures, versions."""
+    """What a stage did: what went in (by fingerprint), settings, counts, figures, versions.
+
+    `variant` tells it from other outcomes of the same plan: the same files may be read again.
+    """
 
     stage: str
     inputs: dict[str, str] = field(default_factory=dict)
@@ -147,12 +150,18 @@ class Manifest:
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
+    variant: str = ""
 
     @property
     def fingerprint(self) -> str:
-        """Names the outcome by its causes (hex): stage, inputs, settings and code version."""
+        """Names the plan (hex) by stage, inputs, settings and code version."""
         cause = [self.stage, self.inputs, self.settings, self.versions.get("raysys", "")]
         return digest(cause)
+
+    @property
+    def outcome(self) -> str:
+        """Names what came of the plan (hex), for those whose input it is."""
+        return digest([self.fingerprint, self.variant]) if self.variant else self.fingerprint
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into `folder`."""

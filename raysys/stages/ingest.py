@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
+import uuid
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -24,6 +26,8 @@ from raysys.ingest.spread import OnRay, Spread
 from raysys.ingest.store import Store
 from raysys.progress import task
 from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
+
+logger = logging.getLogger("raysys")
 
 
 class CompleteJourneySource(Settings):
@@ -78,7 +82,8 @@ def run(
     Args:
         settings: the YAML.
         workspace: of the shop.
-        force: run although the outcome is there.
+        force: run although the outcome is there, and read everything anew: nothing that is kept
+            of earlier runs stands.
         spread: who does the pieces; None: tasks on Ray.
 
     Raises:
@@ -102,15 +107,13 @@ def run(
         settings.limits, settings.rules, settings.sessions, settings.impressions
     )
     session = ray_session() if spread is None else contextlib.nullcontext()
+    store = Store(workspace.pieces)
     with session, replacing(workspace.ingest) as folder:
-        outcome = pipeline.ingest(
-            source,
-            inputs,
-            treatment,
-            folder,
-            spread or OnRay(),
-            Store(workspace.pieces),
-        )
+        if force:
+            store.clear()  # the old outcome has names of its own for what it is made of
+        outcome = pipeline.ingest(source, inputs, treatment, folder, spread or OnRay(), store)
+        manifest.variant = _variant(outcome, force)
+        manifest.inputs = inputs.named(outcome.unread)
         manifest.counts = counts(outcome)
         manifest.figures = figures(outcome)
         with task("quality report"):
@@ -118,7 +121,30 @@ def run(
             quality.write_report(outcome, source.title, settings.limits, page, settings.rules)
         manifest.seconds = round(time.monotonic() - began, 2)
         manifest.write(folder)
+    _warn_of_unread(outcome)
     return manifest
+
+
+def _variant(outcome: pipeline.Outcome, force: bool) -> str:
+    """What tells an outcome from others of the same files, by which later stages know it.
+
+    A forced run was asked for because fingerprints do not tell all; and rows that lay in the
+    future come in without any file's change.
+    """
+    if force:
+        return uuid.uuid4().hex
+    return "" if outcome.ahead is None else f"without what is later than {outcome.ahead}"
+
+
+def _warn_of_unread(outcome: pipeline.Outcome) -> None:
+    """Say which files storage did not give: the outcome is without them, and not done."""
+    if outcome.unread:
+        named = sorted(outcome.unread)
+        more = f" and {len(named) - 5:,} more" if len(named) > 5 else ""
+        logger.warning(
+            "%d files could not be read, and the next run tries them again: %s%s",
+            *(len(named), ", ".join(named[:5]), more),
+        )
 
 
 def counts(outcome: pipeline.Outcome) -> dict[str, int]:
