@@ -26,6 +26,9 @@ from raysys.errors import UserError
 
 MANIFEST = "manifest.json"
 _DAY_S = 86_400
+_FULL = re.compile(
+    rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)$|^\d+ requested and \d+ written$"
+)
 _PACKAGES = ("raysys", "ray", "torch", "transformers", "lightgbm", "pyarrow", "polars", "numpy")
 
 
@@ -239,6 +242,38 @@ def working_folder(outcome: Path, planned: Manifest, force: bool) -> Path:
                 shutil.rmtree(leftover, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     return work
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a write failed because its disk, or somebody's share of it, is full.
+
+    What is written in Rust (polars, safetensors) tells it in words alone, numpy in how many values
+    there was room for.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return _FULL.search(str(error)) is not None
+
+
+@contextlib.contextmanager
+def naming_full_disk(folder: Path) -> Iterator[None]:
+    """Say of a full disk where it is: in the file that the error names, else below `folder`.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise UserError(
+            "the disk is full",
+            where=str(getattr(error, "filename", None) or folder),
+            mend="free some space, or give another --workspace",
+        ) from None
 
 
 @contextlib.contextmanager

@@ -22,10 +22,10 @@ from raysys.ingest.reading import has_come
 from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import Limits
 from raysys.ingest.sessions import SessionSettings
-from raysys.ingest.spread import OnRay, Spread
+from raysys.ingest.spread import Below, OnRay, Spread
 from raysys.ingest.store import Store
 from raysys.progress import task
-from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
+from raysys.storage import Manifest, Workspace, is_done, naming_full_disk, read_manifest, replacing
 
 logger = logging.getLogger("raysys")
 
@@ -87,7 +87,8 @@ def run(
         spread: who does the pieces; None: tasks on Ray.
 
     Raises:
-        UserError: files that are not there, a mapping that does not fit them, nothing left.
+        UserError: files that are not there, a mapping that does not fit them, nothing left, a full
+            disk.
     """
     began = time.monotonic()
     source = _source(settings)
@@ -108,10 +109,11 @@ def run(
     )
     session = ray_session() if spread is None else contextlib.nullcontext()
     store = Store(workspace.pieces)
-    with session, replacing(workspace.ingest) as folder:
+    work = Below(store.root, spread or OnRay())
+    with naming_full_disk(workspace.root), session, replacing(workspace.ingest) as folder:
         if force:
             store.clear()  # the old outcome has names of its own for what it is made of
-        outcome = pipeline.ingest(source, inputs, treatment, folder, spread or OnRay(), store)
+        outcome = pipeline.ingest(source, inputs, treatment, folder, work, store)
         manifest.variant = _variant(outcome, force)
         manifest.inputs = inputs.named(outcome.unread)
         manifest.counts = counts(outcome)
