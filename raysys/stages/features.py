@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -35,7 +36,7 @@ from raysys.features.shown import LabelRows
 from raysys.features.sizes import saved_state_size
 from raysys.features.weeks import span_of_weeks
 from raysys.features.work import Work
-from raysys.ingest.spread import OnRay, Spread
+from raysys.ingest.spread import Below, OnRay, Spread
 from raysys.progress import task
 from raysys.stages.features_settings import FeaturesSettings, FromLog, FromRetrieval
 from raysys.stages.features_start import parts_of, planned_features
@@ -43,6 +44,7 @@ from raysys.storage import (
     Manifest,
     Workspace,
     is_done,
+    naming_full_disk,
     read_manifest,
     replacing,
     working_folder,
@@ -74,7 +76,7 @@ def run(
         spread: who does the pieces; None: tasks on Ray.
 
     Raises:
-        UserError: no ingested log, or folds that the log cannot fill.
+        UserError: no ingested log, folds that the log cannot fill, or a full disk.
     """
     upstream = read_manifest(workspace.ingest)
     planned = planned_features(settings, workspace)
@@ -85,12 +87,21 @@ def run(
     types = [name.removeprefix(marker) for name in upstream.counts if name.startswith(marker)]
     for warning in settings.plan.idle(types):
         logger.warning(warning)
-    root = working_folder(workspace.features, planned, force)
-    if spread is None:
-        with ray_session():
-            outcome = _work(settings, workspace.ingest, root, OnRay())
-    else:
-        outcome = _work(settings, workspace.ingest, root, spread)
+    session = ray_session() if spread is None else contextlib.nullcontext()
+    with naming_full_disk(workspace.root):
+        root = working_folder(workspace.features, planned, force)
+        with session:
+            work = Below(root, spread or OnRay())
+            planned.counts, planned.figures = _work(settings, workspace.ingest, root, work)
+        _publish(settings, workspace, root, planned, started)
+    shutil.rmtree(root.parent)
+    return planned
+
+
+def _publish(
+    settings: FeaturesSettings, workspace: Workspace, root: Path, planned: Manifest, started: float
+) -> None:
+    """Put what was made in the place of the last outcome; `started` is of `time.monotonic`."""
     with replacing(workspace.features) as folder:
         for kind in ("examples", "requests"):
             (root / "out" / kind).rename(folder / kind)
@@ -99,10 +110,7 @@ def run(
         if settings.position_bias is not None:
             shutil.copyfile(root / "position_bias" / PAGE, folder / PAGE)  # written but once
         planned.seconds = time.monotonic() - started
-        planned.counts, planned.figures = outcome
         planned.write(folder)
-    shutil.rmtree(root.parent)
-    return planned
 
 
 def _work(

@@ -20,7 +20,7 @@ def planned_features(settings: FeaturesSettings, workspace: Workspace) -> Manife
     Raises:
         UserError: no ingested log.
     """
-    inputs = {"ingest": read_manifest(workspace.ingest).fingerprint}
+    inputs = {"ingest": read_manifest(workspace.ingest).outcome}
     for name, file in files_of(settings.plan).items():
         path = workspace.root / file
         ours = name == "examination" and file == CURVE and settings.position_bias is not None
