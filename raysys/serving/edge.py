@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raysys.serving.api import Readiness
 from raysys.serving.args import ServeArgs
+from raysys.serving.arrival import Arrival
 from raysys.serving.auth import Auth
 from raysys.serving.limits import RateLimits
 from raysys.serving.metrics import Metrics
@@ -45,7 +46,8 @@ _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 def protect(
     app: FastAPI, args: ServeArgs, traffic: Traffic, metrics: Callable[[], Metrics]
 ) -> None:
-    """Put headers, CORS, counts, keys and rate limits before an application, in this order.
+    """Put the moment of arrival, headers, CORS, counts, keys and rate limits before an application,
+    in this order.
 
     Args:
         app: what answers.
@@ -57,7 +59,8 @@ def protect(
         UserError: the file of keys is missing or damaged.
     """
     app.add_middleware(JsonOnly)
-    app.add_middleware(RateLimits, args=args.limits)  # each comes before the one added before it
+    limits = {"args": args.limits, "deadline_ms": args.deadline_ms}
+    app.add_middleware(RateLimits, **limits)  # each comes before the one added before it
     app.add_middleware(Auth, args=args.auth, cors_origins=args.cors_origins)
     app.add_middleware(Faults)
     app.add_middleware(Watched, traffic=traffic, metrics=metrics)
@@ -80,6 +83,7 @@ def protect(
             max_age=600,
         )
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(Arrival)
 
 
 def minimal(ready: Readiness, request: Request) -> Readiness:
