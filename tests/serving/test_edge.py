@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gzip
 import hashlib
 import logging
 import re
@@ -393,6 +394,67 @@ def test_json_is_taken(client: TestClient, kind: str) -> None:
         "/v1/search", content=b'{"query": "milk"}', headers={"content-type": kind}
     )
     assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "telling"),
+    [
+        (b'{"query": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"filters": ' * 5000 + b"1" + b"}" * 5000, "nested too deeply"),
+        (b'{"query": "\xff"}', "not UTF-8"),
+        (b'{"query": "milk", "k": ' + b"9" * 5000 + b"}", "4300 digits"),
+    ],
+)
+@pytest.mark.parametrize("call", ["search", "events", "text/classify"])
+def test_a_body_that_cannot_be_read_is_named(
+    client: TestClient, call: str, content: bytes, telling: str
+) -> None:
+    response = client.post(
+        f"/v1/{call}", content=content, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    (error,) = response.json()["errors"]
+    assert error["path"] == "body" and telling in error["message"]
+    assert telling in response.json()["detail"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "GZIP", "identity, gzip", "x"])
+def test_a_compressed_body_is_named(client: TestClient, coding: str) -> None:
+    content = gzip.compress(b'{"query": "milk"}')
+    said = {"content-type": "application/json", "content-encoding": coding}
+    response = client.post("/v1/search", content=content, headers=said)
+    assert response.status_code == 415
+    (error,) = response.json()["errors"]
+    assert error["path"] == "header.content-encoding" and error["value"] == coding
+    assert "send it uncompressed" in error["message"]
+    assert response.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", ""])
+def test_a_body_may_say_that_it_is_not_compressed(client: TestClient, coding: str) -> None:
+    response = client.post(
+        "/v1/search", json={"query": "milk"}, headers={"content-encoding": coding}
+    )
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_of_no_said_type_is_named(client: TestClient, chunked: bool) -> None:
+    whole = b'{"query": "milk"}'
+    response = client.post("/v1/search", content=iter([whole]) if chunked else whole)
+    assert response.status_code == 415
+    (error,) = response.json()["errors"]
+    assert error["path"] == "header.content-type" and error["value"] is None
+    assert "send Content-Type: application/json" in error["message"]
+
+
+def test_a_call_without_a_body_needs_no_type(client: TestClient) -> None:
+    response = client.post("/v1/search")
+    assert response.status_code == 422
+    assert response.json()["errors"] == [
+        {"path": "body", "message": "required, but missing", "value": None}
+    ]
 
 
 def test_a_self_signed_certificate_by_uvicorn(service: Service, tmp_path: Path) -> None:
