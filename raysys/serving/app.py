@@ -127,7 +127,7 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
     if service.args.pages.console and service.args.bundle is not None:
         place = service.args.registry_path
         board = TrafficBoard(place, traffic, lambda: service.metrics.read())
-    app.add_middleware(Arrival, service=service)
+    app.add_middleware(Admission, service=service)
     protect(app, service.args, traffic, lambda: service.metrics)
     handle_problems(app)
 
@@ -161,9 +161,9 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
     return app
 
 
-class Arrival:
-    """Notes when a request arrived, refuses a body larger than `MAX_BODY`, and, before anything is
-    read, a list for which there is no room.
+class Admission:
+    """Refuses a body larger than `MAX_BODY` and, before anything is read, a list for which there is
+    no room.
 
     Args:
         app: what answers.
@@ -178,7 +178,6 @@ class Arrival:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope.setdefault("state", {})["arrived"] = time.perf_counter()
         if scope["method"] == "POST" and (refused := self._no_room(scope)) is not None:
             await refused.response(scope["path"])(scope, receive, send)
             return
