@@ -37,6 +37,7 @@ class Context:
         forced: experiment → arm, as a tester wants it whatever the draw says.
         shown: whether somebody is shown the list; one that is made for its figures alone is neither
             recorded, nor counted for drift or an experiment.
+        http_request_id: by which Serve's log lines name the call; None: it came by none.
     """
 
     arrived: float
@@ -46,6 +47,7 @@ class Context:
     at: int | None = None
     forced: Mapping[str, str] = field(default_factory=dict)
     shown: bool = True
+    http_request_id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -333,7 +333,7 @@ class Service:
         took = max(0.0, (time.perf_counter() - context.arrived) * 1000)
         self._count(ask, ranking)
         if context.shown and not asked.explain:  # to look at is not to be shown
-            self._note(ask, asked, ranking, arranged, told, took)
+            self._note(ask, asked, ranking, arranged, told, took, context.http_request_id)
         return {
             "request_id": ask.request_id,
             "items": items,
@@ -462,6 +462,7 @@ class Service:
         arranged: Arrangement,
         told: str,
         took: float,
+        http_request_id: str | None,
     ) -> None:
         """Have it counted for drift, and recorded who was shown what."""
         if self.drift is not None:
@@ -477,6 +478,7 @@ class Service:
             cache=told,
             took_ms=took,
             cold_start=not self.bundle.features.met(ask.user),
+            http_request_id=http_request_id,
         )
         inputs = ranking.batch if shown.wants_inputs(ask) else None
         ids = self.catalogue.ids
