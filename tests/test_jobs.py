@@ -88,9 +88,9 @@ def test_a_stage_runs_as_a_job(cluster, tmp_path):
     workspace = tmp_path / "run"
     submit = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", "."]
 
-    def job(*words: str) -> subprocess.CompletedProcess:
+    def job(name: str, *words: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [*submit, "--", "raysys", *words],
+            [*submit, "--submission-id", name, "--", "raysys", *words],
             cwd=folder,
             env=environment,
             capture_output=True,
@@ -98,14 +98,17 @@ def test_a_stage_runs_as_a_job(cluster, tmp_path):
             timeout=240,
         )
 
-    done = job("ingest", "--config", "shop.yaml", "--workspace", str(workspace))
+    done = job("shop-ingest", "ingest", "--config", "shop.yaml", "--workspace", str(workspace))
     assert done.returncode == 0, done.stdout + done.stderr
     manifest = json.loads((workspace / "ingest" / "manifest.json").read_text())
     assert manifest["counts"]["events.out"] == 200
     assert manifest["counts"]["events.quarantined"] == 1
     assert "report.html" in done.stdout
 
-    wrong = job("ingest", "--config", "shop.yml", "--workspace", str(workspace))
+    again = job("shop-ingest", "ingest", "--config", "shop.yaml", "--workspace", str(workspace))
+    assert again.returncode != 0 and "already exists" in again.stdout + again.stderr
+
+    wrong = job("shop-ingest-2", "ingest", "--config", "shop.yml", "--workspace", str(workspace))
     assert wrong.returncode != 0
     assert "no such configuration: 'shop.yml'" in wrong.stdout
     assert "Traceback" not in wrong.stdout

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import string
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -120,3 +122,67 @@ def test_drift_is_told_and_quiet_days_are_not(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(content))
     done = subprocess.run(["promtool", "test", "rules", str(path)], capture_output=True)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool: apt install prometheus")
+def test_a_gauge_that_is_reported_late_makes_no_alert_begin_anew(tmp_path: Path) -> None:
+    """Ray leaves a gauge out of a scrape (`stale`) when its replica reports late."""
+    series = 'ray_raysys_drift_missing_rise_max{arm="champion"}'
+    firing = 'count(ALERTS{alertname="RaysysFeaturesAreMissing",alertstate="firing"})'
+    content = {
+        "rule_files": [str(FOLDER / "alerts.yaml")],
+        "evaluation_interval": "10s",
+        "tests": [
+            {
+                "interval": "10s",
+                "input_series": [{"series": series, "values": " ".join(["0.9x9 stale"] * 20)}],
+                "promql_expr_test": [
+                    {
+                        "expr": f"{firing} or vector(0)",
+                        "eval_time": at,
+                        "exp_samples": [{"labels": "{}", "value": value}],
+                    }
+                    for at, value in (("10m", 0.0), ("20m", 1.0), ("30m", 1.0))
+                ],
+            }
+        ],
+    }
+    path = tmp_path / "late.yaml"
+    path.write_text(yaml.safe_dump(content))
+    done = subprocess.run(["promtool", "test", "rules", str(path)], capture_output=True)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+
+
+def expanded(value: str) -> str:
+    """As Grafana reads its provisioning: with what the environment says."""
+    return string.Template(value).substitute(RAYSYS_MONITORING=str(FOLDER))
+
+
+def test_grafana_finds_the_dashboard_and_its_source_of_data() -> None:
+    (places,) = (FOLDER / "grafana" / "dashboards").glob("*.yaml")
+    content = yaml.safe_load(places.read_text())
+    assert content["apiVersion"] == 1
+    (provider,) = content["providers"]
+    assert provider["type"] == "file"
+    folder = Path(expanded(provider["options"]["path"]))
+    found = sorted(folder.rglob("*.json"))
+    assert [json.loads(path.read_text())["uid"] for path in found] == [dashboard()["uid"]]
+
+    (sources,) = (FOLDER / "grafana" / "datasources").glob("*.yaml")
+    content = yaml.safe_load(sources.read_text())
+    assert content["apiVersion"] == 1
+    (source,) = content["datasources"]
+    assert source["type"] == "prometheus" and source["access"] == "proxy" and source["isDefault"]
+    assert urlsplit(source["url"]).scheme == "http"
+    every = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == every  # or $__rate_interval holds one sample
+
+    (choice,) = dashboard()["templating"]["list"]
+    assert choice["type"] == "datasource" and choice["query"] == source["type"]
+    assert choice["current"] == {"text": source["name"], "value": source["uid"]}
+    used = {
+        (panel["datasource"]["type"], panel["datasource"]["uid"])
+        for panel in dashboard()["panels"]
+        if panel["type"] != "row"
+    }
+    assert used == {(source["type"], f"${{{choice['name']}}}")}

@@ -151,6 +151,10 @@ class DriftFigures:
         """The largest rise of a feature's share of missing values; 0 if none rose."""
         return max((e.missing[1] - e.missing[0] for e in self.of("feature")), default=0.0)
 
+    def missing_of(self, feature: str) -> float | None:
+        """A feature's share of missing values in the window; None: none was counted."""
+        return next((e.missing[1] for e in self.of("feature") if e.name == feature), None)
+
     def psi_of(self, kind: Kind) -> float:
         """The largest PSI of the features, or of the scores; 0 if there is none."""
         return max((each.psi for each in self.of(kind)), default=0.0)

@@ -39,6 +39,7 @@ class Context:
             recorded, nor counted for drift or an experiment.
         counted: whether its answer counts in the metrics; of the rankings that one list is drafted
             from, one does.
+        http_request_id: by which Serve's log lines name the call; None: it came by none.
     """
 
     arrived: float
@@ -49,6 +50,7 @@ class Context:
     forced: Mapping[str, str] = field(default_factory=dict)
     shown: bool = True
     counted: bool = True
+    http_request_id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -236,6 +236,10 @@ class DriftWatch:
             figures = self._enough()
             return None if figures is None else figures.missing_rise
 
+        def missing(feature: str) -> float | None:
+            figures = self._enough()
+            return None if figures is None else figures.missing_of(feature)
+
         def over() -> float | None:
             figures = self._enough()
             return None if figures is None else figures.share_over
@@ -250,6 +254,9 @@ class DriftWatch:
         for kind in KINDS:
             self._gauge("raysys_drift_psi_max", partial(largest, kind), kind=kind)
         self._gauge("raysys_drift_missing_rise_max", rise)
+        features = [each.name for each in self._reference.variables if each.kind == "feature"]
+        for name in features[:_NAMES_MOST]:
+            self._gauge("raysys_drift_missing", partial(missing, name), variable=name)
         self._gauge("raysys_drift_features_over", over)
         self._gauge("raysys_drift", drifted)
         self._gauge("raysys_drift_window_answers", requests)

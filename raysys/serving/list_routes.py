@@ -43,6 +43,8 @@ LISTS: Final = {
 }
 """How urgent each is, unless a caller says that it is background."""
 
+_ID_LENGTH: Final = 200
+
 
 def add_list_routes(app: FastAPI, service: Service) -> None:
     """Add `/v1/recommend`, `/v1/search`, `/v1/similar` and `/v1/rank`."""
@@ -57,7 +59,13 @@ def add_list_routes(app: FastAPI, service: Service) -> None:
         own = LISTS[request.scope["route"].path]
         priority = BACKGROUND if urgency == "background" else own
         arms = _forced(forced, request, service.args.auth)
-        context = Context(request.state.arrived, deadline_ms, priority, forced=arms)
+        context = Context(
+            request.state.arrived,
+            deadline_ms,
+            priority,
+            forced=arms,
+            http_request_id=http_request_id(request.headers.get("x-request-id")),
+        )
 
         def work() -> bytes:
             # the answer is our own: serialised in the thread, and not checked once more by FastAPI
@@ -139,6 +147,20 @@ def add_list_routes(app: FastAPI, service: Service) -> None:
         Items that the catalogue lacks come last with `score: null`, and in `unknown_item_ids`.
         """
         return await answer(asked, request, deadline_ms, priority, forced)
+
+
+def http_request_id(said: str | None) -> str | None:
+    """The id by which Serve's log lines name a call, as records keep it.
+
+    Serve's proxy puts one into the header where the caller sent none; a caller's may be anything.
+
+    Args:
+        said: the header `X-Request-Id`; None: there is none.
+
+    Returns:
+        Its first 200 printable characters; None: it has none.
+    """
+    return "".join(filter(str.isprintable, said or ""))[:_ID_LENGTH] or None
 
 
 def _forced(said: str | None, request: Request, auth: AuthArgs) -> dict[str, str]:

@@ -55,6 +55,7 @@ GAUGES: Final = {
     "raysys_drift_psi_max": "The largest of all features, and of all scores.",
     "raysys_drift_features_over": "Share of the features whose index is over the threshold.",
     "raysys_drift_missing_rise_max": "Largest rise of a feature's share of missing values.",
+    "raysys_drift_missing": "Share of a feature's values that are missing, in the window.",
     "raysys_drift_window_answers": "Answers of all replicas in the window that drift is told of.",
     "raysys_outcome_rate": "Rate of an outcome, such as clicks of what was shown, by surface.",
     "raysys_outcome_change": "Relative change of it against the training, or the window before.",

@@ -90,14 +90,24 @@ def invalid(path: str, message: str, value: object = None) -> Problem:
     return Problem(422, "invalid-request", f"{path}: {message}", [error])
 
 
+_QUOTING = (Problem, HTTPException, RequestValidationError, ValidationError)
+
+
 def fault(scope: Scope, error: Exception) -> Response:
     """The 500 for what nobody expected; the log has it whole, but for who asked.
 
     Args:
         scope: of the request. The log names its route as a pattern, as ids of users stand in paths.
-        error: what happened.
+        error: what happened. Answers that were being made meanwhile are left out of its traceback:
+            they quote what was sent.
     """
     route = getattr(scope.get("route"), "path_format", "a path without a route")
+    each: BaseException = error
+    while each.__context__ is not None:
+        if isinstance(each.__context__, _QUOTING):
+            each.__context__ = each.__cause__ = None
+        else:
+            each = each.__context__
     log.exception("a fault while answering %s %s", scope["method"], route, exc_info=error)
     detail = "a fault of the server; its log has the details"
     return Problem(500, "fault", detail).response(scope["path"])

@@ -171,6 +171,7 @@ def as_json(replayed: Replayed) -> str:
     record = replayed.record
     content = {
         "request_id": record["request_id"],
+        "http_request_id": record.get("http_request_id"),  # records of earlier versions have none
         "surface": record["surface"],
         "bundle": record["bundle"],
         "same": not replayed.differences,

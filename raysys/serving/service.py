@@ -334,7 +334,7 @@ class Service:
         if context.counted:
             self._count(ask, ranking)
         if context.shown and not asked.explain:  # to look at is not to be shown
-            self._note(ask, asked, ranking, arranged, told, took)
+            self._note(ask, asked, ranking, arranged, told, took, context.http_request_id)
         return {
             "request_id": ask.request_id,
             "items": items,
@@ -463,6 +463,7 @@ class Service:
         arranged: Arrangement,
         told: str,
         took: float,
+        http_request_id: str | None,
     ) -> None:
         """Have it counted for drift, and recorded who was shown what."""
         if self.drift is not None:
@@ -478,6 +479,7 @@ class Service:
             cache=told,
             took_ms=took,
             cold_start=not self.bundle.features.met(ask.user),
+            http_request_id=http_request_id,
         )
         inputs = ranking.batch if shown.wants_inputs(ask) else None
         ids = self.catalogue.ids

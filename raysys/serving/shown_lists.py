@@ -50,6 +50,7 @@ SHOWN_LISTS: Final = pa.schema(
         pa.field("cache", pa.string(), nullable=False),
         pa.field("cold_start", pa.bool_(), nullable=False),
         pa.field("took_ms", pa.float32(), nullable=False),
+        pa.field("http_request_id", pa.string()),  # as log lines name the call; None: by no HTTP
         pa.field("request", pa.string(), nullable=False),  # JSON, as asked
         pa.field("pool", pa.binary(), nullable=False),  # safetensors: candidates, final scores
         pa.field("inputs", pa.binary()),  # safetensors: what the learners read, of a share

@@ -27,6 +27,7 @@ class Facts:
     cache: str
     took_ms: float
     cold_start: bool
+    http_request_id: str | None
 
 
 def row_of(

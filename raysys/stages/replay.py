@@ -38,9 +38,11 @@ def as_text(replayed: Replayed) -> str:
     """For people."""
     record = replayed.record
     who = record["user_id"] or record["session_id"] or "a stranger"
+    called = record.get("http_request_id")  # records of earlier versions have none
     lines = [
         f"{record['surface']} for {who} at {record['timestamp']:%Y-%m-%d %H:%M:%S} UTC, "
         f"bundle {record['bundle']}",
+        *([f"HTTP request {called}, as log lines name it"] if called else []),
         *(
             f"{place:>3}  {item}  propensity {propensity:.4g}"
             for place, (item, propensity) in enumerate(

@@ -100,6 +100,7 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
         if away := refused(request):
             return away
         form = await form_of(request)
+        refusal: Refused | None = None
         try:
             # in a thread: a bundle's files are hashed, and lists are answered meanwhile
             if form.get("action") == "rollback":
@@ -109,7 +110,9 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
                 now = await asyncio.to_thread(system.promote, bundle, force=force)
                 done = "promoted"
         except Refused as problem:
-            return await listing(problem.detail, problem.status)
+            refusal = problem
+        if refusal is not None:  # a fault from here on quotes nothing of it
+            return await listing(refusal.detail, refusal.status)
         told = {"done": done, "name": now.name, "live": int(now.live)}
         return RedirectResponse(f"/console?{urlencode(told)}", 303)
 

@@ -182,6 +182,20 @@ def test_late_events_tell_what_timely_ones_would(events) -> None:
         )
 
 
+def test_a_moment_is_missed_that_comes_after_a_newer_one() -> None:
+    """What docs/events.md excepts: an order of yesterday that comes after one of today."""
+    orders = [(0, 0, every.KINDS[2], day * DAY, 1, 1.0, 0, 0, 0, 0) for day in (1, 3, 2)]
+    events = every.as_columns(orders)
+    late, timely = every.live(UNBOUNDED), every.live(UNBOUNDED)
+    late.apply(events)
+    timely.apply(in_order(events))
+    moments = []
+    for state in (late, timely):
+        table = state.state.tables["user_item"]
+        moments.append(table.read(table.find(table.keys[:1]), 4 * DAY).moments.tolist())
+    assert moments == [[2.0], [3.0]]
+
+
 def test_only_the_newest_records_are_kept_at_the_change_of_a_day() -> None:
     purchases = [(u, i, every.KINDS[2], DAY + u * 100 + i, 1, 1.0, 0, 0, 0, 0)
                  for u in range(4) for i in range(2)]  # fmt: skip

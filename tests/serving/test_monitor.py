@@ -150,6 +150,10 @@ def test_a_broken_feed_shows_and_an_old_bundle_is_served(
     assert figures.moved[0].name == "price" and figures.moved[0].missing == (0.0, 1.0)
     told = service.metrics.told()  # type: ignore[attr-defined]
     assert told["raysys_drift",] == 1 and told["raysys_drift_missing_rise_max",] == 1
+    missing = {key[1]: share for key, share in told.items() if key[0] == "raysys_drift_missing"}
+    assert missing.keys() == {each.name for each in figures.of("feature")}
+    assert missing["price"] == 1 and min(missing.values()) == 0
+    assert all(missing[each.name] == each.missing[1] for each in figures.of("feature"))
     page = pages_of(service).get("/console/drift").text
     assert "price is missing in 100% of the rows" in page and 'class="over"' in page
     assert "Shares by bin of price, training beside served" in page

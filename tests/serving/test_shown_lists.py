@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from raysys.cli import app as cli
@@ -17,6 +18,7 @@ from raysys.errors import UserError
 from raysys.registry import Registry
 from raysys.segments import segments
 from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
+from raysys.serving.app import http_app
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Context, moment_of, new_request_id
 from raysys.serving.intake import ListRequest
@@ -148,6 +150,51 @@ def test_the_command_says_whether_it_is_the_same(registry: Registry, tmp_path: P
     (tmp_path / f"settings-{replay_of(tmp_path, answer)['settings']}.json").unlink()
     with pytest.raises(UserError, match="no settings"):
         replay(tmp_path, answer.request_id)
+
+
+def test_the_log_lines_of_a_call_find_its_list(registry: Registry, tmp_path: Path) -> None:
+    """Serve's lines name a call by its `X-Request-Id`, which the proxy adds where it lacks."""
+    service = serve(registry, tmp_path)
+    sent = {
+        "from-the-shop-17": "from-the-shop-17",
+        "long" * 100: "long" * 50,
+        "tab\tand\x7fmore": "tabandmore",
+        "\x7f": None,
+        None: None,
+    }
+    bodies = {
+        "recommend": {"user_id": "u1"},
+        "search": {"query": "cheese"},
+        "similar": {"item_id": "i00005"},
+        "rank": {"item_ids": ["i00001"], "user_id": "u1"},
+    }
+    answers = {}
+    with TestClient(http_app(service)) as client:  # its end closes the service
+        for route, body in bodies.items():
+            for said in sent:
+                headers = {} if said is None else {"X-Request-Id": said}
+                given = client.post(f"/v1/{route}", json=body, headers=headers).json()
+                answers[route, said] = given["request_id"]
+    for (_, said), request_id in answers.items():
+        assert find_shown(tmp_path, request_id)["http_request_id"] == sent[said]
+    args = ["replay", answers["search", "from-the-shop-17"], "-s", str(tmp_path)]
+    assert "HTTP request from-the-shop-17, " in CliRunner().invoke(cli, args).output
+    told = json.loads(CliRunner().invoke(cli, [*args, "--json"]).output)
+    assert told["http_request_id"] == "from-the-shop-17"
+    args[1] = answers["search", None]
+    assert "HTTP request" not in CliRunner().invoke(cli, args).output
+
+
+def test_a_record_of_an_earlier_version_is_given_again(registry: Registry, tmp_path: Path) -> None:
+    service = serve(registry, tmp_path)
+    answer = service.answer(ASKED[0], context())
+    service.close()
+    (path,) = [each.path for each in segments(tmp_path)]
+    pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["http_request_id"]), path)
+    assert "http_request_id" not in find_shown(tmp_path, answer.request_id)
+    run = CliRunner().invoke(cli, ["replay", answer.request_id, "-s", str(tmp_path), "--json"])
+    told = json.loads(run.output)
+    assert told["same"] and told["http_request_id"] is None
 
 
 def log_of(folder: Path, **args: Any) -> tuple[ShownLog, Metrics]:
