@@ -195,7 +195,8 @@ class Learner(ABC, Generic[S]):
         family: `tree`, `transformer` or `baseline`; fallbacks of the ensemble go by it.
         settings_model: its typed settings, as found under `settings` in YAML.
         model_class: what `fit` returns; loads it from a bundle.
-        steps: the setting that says how many steps a fit takes; empty if it has none.
+        steps: the setting that says how many steps a fit takes, a dot within settings; empty if it
+            has none. See `length`, too.
         changeable: settings that may change between two steps of a fit: what population-based
             training can search.
     """
@@ -217,6 +218,14 @@ class Learner(ABC, Generic[S]):
             UserError: settings name features that the plan lacks.
         """
         return ()
+
+    def length(self) -> tuple[str, float] | None:
+        """The setting that says how long a fit by these settings takes, and what it says.
+
+        A whole number counts steps, any other may be broken: 0.5 epochs, say. None: there is
+        nothing to take less of.
+        """
+        return (self.steps, getattr(self.settings, self.steps)) if self.steps else None
 
     @abstractmethod
     def fit(self, examples: Examples, context: Context) -> Model:
