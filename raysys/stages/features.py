@@ -39,6 +39,7 @@ from raysys.ingest.spread import OnRay, Spread
 from raysys.progress import task
 from raysys.stages.features_settings import FeaturesSettings, FromLog, FromRetrieval
 from raysys.stages.features_start import parts_of, planned_features
+from raysys.stages.text_vectors import make_vectors
 from raysys.storage import (
     Manifest,
     Workspace,
@@ -88,9 +89,9 @@ def run(
     root = working_folder(workspace.features, planned, force)
     if spread is None:
         with ray_session():
-            outcome = _work(settings, workspace.ingest, root, OnRay())
+            outcome = _work(settings, workspace, root, OnRay())
     else:
-        outcome = _work(settings, workspace.ingest, root, spread)
+        outcome = _work(settings, workspace, root, spread)
     with replacing(workspace.features) as folder:
         for kind in ("examples", "requests"):
             (root / "out" / kind).rename(folder / kind)
@@ -106,9 +107,10 @@ def run(
 
 
 def _work(
-    settings: FeaturesSettings, ingest: Path, root: Path, spread: Spread
+    settings: FeaturesSettings, workspace: Workspace, root: Path, spread: Spread
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """All pieces in a row; returns counts and figures of the manifest."""
+    ingest = workspace.ingest
     work = Work(root, settings.plan, settings.candidates)
     catalogue = work.write_catalogue(ingest / "items.parquet")
     log = number_log(
@@ -119,8 +121,9 @@ def _work(
     parts = settings.parts or parts_of(root, len(log), spread.cpus)
     bias = _position_bias(settings, log, folds[-3], root / "position_bias", parts, spread)
     if bias is not None:  # the plan may read it
-        write_atomic(ingest.parent / CURVE, json.dumps(bias, indent=2) + "\n")
-    work.write_resources(ingest.parent)
+        write_atomic(workspace.root / CURVE, json.dumps(bias, indent=2) + "\n")
+    make = partial(make_vectors, settings.plan, workspace, root / "models")
+    work.write_resources(workspace.root, make)
     work.write_attributes(ingest / "users.parquet")
     step = int(settings.covisitation.refit_days * DAY_MS)
     needed = _asks_neighbours(settings)

@@ -14,6 +14,9 @@ from raysys.errors import UserError
 
 COLUMNS = ("title", "department", "category", "subcategory", "brand", "manufacturer", "size",
            "description")  # fmt: skip
+UNKNOWN = "unknown item"
+"""The text of an item that has none, since an empty line has no vector."""
+
 MAX_CHARACTERS = 400
 """Of one item's text: a transformer reads far less, and a broken feed may hold a megabyte."""
 
@@ -53,7 +56,7 @@ def item_texts(catalogue: Catalogue, columns: Sequence[str] = ()) -> ItemTexts:
     Raises:
         UserError: a column that items do not have, or that is not text.
 
-    An item without any text is the text `unknown item`, since an empty line has no vector.
+    An item without any text is the text `UNKNOWN`.
     """
     for name in columns:
         if name not in COLUMNS:
@@ -68,7 +71,7 @@ def item_texts(catalogue: Catalogue, columns: Sequence[str] = ()) -> ItemTexts:
         ]
     else:
         lines = [line[:MAX_CHARACTERS] for line in catalogue.texts]
-    lines = [line or "unknown item" for line in lines]
+    lines = [line or UNKNOWN for line in lines]
     distinct = sorted(set(lines))
     place = {line: at for at, line in enumerate(distinct)}
     return ItemTexts(tuple(distinct), np.array([place[line] for line in lines], dtype=np.int32))
