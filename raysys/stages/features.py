@@ -40,6 +40,7 @@ from raysys.ingest.spread import Below, OnRay, Spread
 from raysys.progress import task
 from raysys.stages.features_settings import FeaturesSettings, FromLog, FromRetrieval
 from raysys.stages.features_start import parts_of, planned_features
+from raysys.stages.text_vectors import make_vectors
 from raysys.storage import (
     Manifest,
     Workspace,
@@ -92,7 +93,7 @@ def run(
         root = working_folder(workspace.features, planned, force)
         with session:
             work = Below(root, spread or OnRay())
-            planned.counts, planned.figures = _work(settings, workspace.ingest, root, work)
+            planned.counts, planned.figures = _work(settings, workspace, root, work)
         _publish(settings, workspace, root, planned, started)
     shutil.rmtree(root.parent)
     return planned
@@ -114,9 +115,10 @@ def _publish(
 
 
 def _work(
-    settings: FeaturesSettings, ingest: Path, root: Path, spread: Spread
+    settings: FeaturesSettings, workspace: Workspace, root: Path, spread: Spread
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """All pieces in a row; returns counts and figures of the manifest."""
+    ingest = workspace.ingest
     work = Work(root, settings.plan, settings.candidates)
     catalogue = work.write_catalogue(ingest / "items.parquet")
     log = number_log(
@@ -127,8 +129,9 @@ def _work(
     parts = settings.parts or parts_of(root, len(log), spread.cpus)
     bias = _position_bias(settings, log, folds[-3], root / "position_bias", parts, spread)
     if bias is not None:  # the plan may read it
-        write_atomic(ingest.parent / CURVE, json.dumps(bias, indent=2) + "\n")
-    work.write_resources(ingest.parent)
+        write_atomic(workspace.root / CURVE, json.dumps(bias, indent=2) + "\n")
+    make = partial(make_vectors, settings.plan, workspace, root / "models")
+    work.write_resources(workspace.root, make)
     work.write_attributes(ingest / "users.parquet")
     step = int(settings.covisitation.refit_days * DAY_MS)
     needed = _asks_neighbours(settings)
