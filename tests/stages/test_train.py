@@ -27,7 +27,7 @@ from raysys.learners import LEARNERS, make_learner
 from raysys.learners.baselines import ColumnModel, Popular
 from raysys.monitoring.reference import Reference
 from raysys.registry import Registry
-from raysys.stages import train
+from raysys.stages import train, train_fits
 from raysys.stages.named_files import named_files
 from raysys.stages.train_settings import TrainSettings, chosen_settings
 from raysys.stages.unseen import require_served
