@@ -83,6 +83,13 @@ def test_it_loads(path):
             | "learn"
         ) as stage:
             load_settings(stage_settings(stage), ROOT / path)
+        case "relevance":
+            from raysys.learners.text import make_text_learner
+            from raysys.stages.text_settings import TextSettings
+
+            text = load_settings(TextSettings, ROOT / path)
+            for name, values in text.learners.items():
+                make_text_learner(name, values, task=text.task)
         case "tune":
             from raysys.stages.tune import check
 
