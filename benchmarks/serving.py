@@ -5,7 +5,10 @@ About forty minutes in all; each part also alone: `compare`, `stages`, `growth`,
 which get environments of their own.
 
 Servers, clients and load share this machine's cores, so what a peer or the load generator takes is
-taken from what answers; runs alternate, and every figure is the median of at least five.
+taken from what answers. In `compare` runs alternate and figures are medians of five, those of
+`stages` are medians of several rounds, and so is the capacity of `overload`. All others are of one
+run: percentiles of its requests (`growth`, `overload`), one kill of each kind (`kills`), counts of
+cases (`fuzz`).
 """
 
 from __future__ import annotations

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.serving_page import plot, table
-from benchmarks.serving_parts import growth
+from benchmarks.serving_parts import growth, overload
 from benchmarks.serving_parts.kills import gaps
 from benchmarks.serving_parts.load import NO_ANSWER, Outcome, closed, opened, requests
 from benchmarks.serving_parts.overload import recovery_s
@@ -25,6 +28,7 @@ class Server(asyncio.Protocol):
     """Answers 200, every fourth time 503, and hangs up where it is asked to."""
 
     asked = 0
+    background = 0
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -32,6 +36,7 @@ class Server(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         assert data.endswith(b"}"), "bodies arrive whole: they are small"
         Server.asked += 1
+        Server.background += b"X-Priority: background" in data
         if b'"hang up"' in data:
             self.transport.abort()
             return
@@ -80,6 +85,89 @@ def test_how_long_nothing_came_after_a_kill() -> None:
     gap, recovery = gaps(outcome(due, ms, status), killed=4.0, normal_ms=10.0)
     assert gap == pytest.approx(7.51 - 3.51, abs=0.01)
     assert recovery == pytest.approx(3.0)  # the slow one that was due at 7
+
+
+def test_headers_of_one_s_own_are_sent() -> None:
+    plain, told = (
+        requests("h", 1, "/x", [b"{}"], headers)[0] for headers in (None, {"X-Priority": "b"})
+    )
+    assert plain == (
+        b"POST /x HTTP/1.1\r\nHost: h:1\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 2\r\n\r\n{}"
+    )
+    assert told == plain.replace(b"Content-Length", b"X-Priority: b\r\nContent-Length")
+
+
+def test_a_run_tells_its_work_apart(port: int) -> None:
+    work = requests("127.0.0.1", port, "/x", [b'{"a": 1}', b'{"do": "hang up"}'])
+    for found in (
+        opened("127.0.0.1", port, work, 400, 0.3),
+        closed("127.0.0.1", port, work, 2, 0.3),
+    ):
+        assert set(found.work.tolist()) == {0, 1}
+        broken = found.of(found.work == 1)
+        assert 0 < len(broken.status) < len(found.status)
+        assert set(broken.status.tolist()) == {NO_ANSWER} and broken.seconds == found.seconds
+        assert NO_ANSWER not in found.of(found.work == 0).status
+
+
+def test_overload_is_of_a_replica_as_production_has_it() -> None:
+    taken = overload.bounds()
+    assert set(taken.args) == {"threads", "max_waiting", "deadline_ms"}
+    assert taken.ongoing == taken.args["threads"] + taken.args["max_waiting"]
+    assert taken.options["backpressure_config"]["status_code"] == 503
+    with pytest.raises(KeyError):  # a config without them is no production
+        overload.bounds(overload.ROOT / "serve_configs" / "experiment.yaml")
+
+
+def test_a_share_of_the_storm_is_background_and_told_apart() -> None:
+    urgent, late = [b"u%d" % n for n in range(400)], [b"b%d" % n for n in range(400)]
+    work, which = overload.mixed(urgent, late)
+    assert [w == b for w, b in zip(work, late, strict=True)] == which.tolist()
+    assert which.mean() == pytest.approx(overload.BACKGROUND, abs=0.07)
+    storm = Outcome(
+        2.0,
+        due=np.arange(6.0),
+        ms=np.array([10.0, 20.0, 30.0, 400.0, 1.0, 1.0]),
+        status=np.array([200, 200, 200, 200, 503, 503]),
+        work=np.array([0, 0, 1, 1, 1, 0]),
+    )
+    is_background = np.array([False, True])
+    found = {f.name: f for f in overload.apart(10.0, storm, is_background)}
+    assert found["overload_urgent_goodput"].value == pytest.approx(2 / 2 / 10)
+    assert found["overload_background_goodput"].value == pytest.approx(2 / 2 / 10)
+    assert found["overload_urgent_p99_ms"].value == pytest.approx(19.9)
+    assert found["overload_background_p99_ms"].value == pytest.approx(396.3)
+    assert "{200: 2, 503: 1}" in found["overload_urgent_goodput"].reference
+    refused = overload.apart(10.0, storm.of(storm.status == 503), is_background)
+    assert [f.name for f in refused] == ["overload_urgent_goodput", "overload_background_goodput"]
+
+
+@pytest.mark.long
+def test_overload_runs_from_end_to_end(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a server that is none of ours: what is sent, and that every figure comes of it."""
+    given: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def running(name: str, args: Any, environments: Path, **options: Any) -> Iterator[Any]:
+        given.update(args=args, options=options)
+        yield SimpleNamespace(
+            port=port, memory_gb=1.0, body=lambda surface, asked: json.dumps(asked).encode()
+        )
+
+    monkeypatch.setattr(overload, "running", running)
+    monkeypatch.setattr(overload, "questions", lambda _: {"rank": [{"a": n} for n in range(50)]})
+    monkeypatch.setattr(overload, "LEAST_S", 0.1)
+    monkeypatch.setattr(overload, "TIMES", 0.2)  # a generator here is slower than such a server
+    found = overload.measure(Path("registry"), Path("environments"), seconds=0.5, rounds=1)
+    names = {figure.name: figure for figure in found}
+    assert len(names) == len(found) == 11
+    assert all(np.isfinite(figure.value) for figure in found)
+    for name in ("urgent", "background"):
+        assert names[f"overload_{name}_goodput"].value > 0
+    taken = overload.bounds()
+    assert given["args"].items() >= taken.args.items() and given["options"] == taken.options
+    assert Server.background > 0
 
 
 def test_recovery_is_when_it_stays_calm() -> None:

@@ -13,7 +13,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ class Outcome:
         ms: float64[n], from then to its answer.
         status: int64[n], of HTTP; `NO_ANSWER`.
         late_ms: how far behind its plan the sender itself was at most (open loop).
+        work: int64[n], which of the work each was, by its place in the list.
     """
 
     seconds: float
@@ -40,6 +41,12 @@ class Outcome:
     ms: np.ndarray
     status: np.ndarray
     late_ms: float = 0.0
+    work: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def of(self, chosen: np.ndarray) -> Outcome:
+        """Those of the run for which a mask, bool[n], is true."""
+        due, ms, status = self.due[chosen], self.ms[chosen], self.status[chosen]
+        return Outcome(self.seconds, due, ms, status, self.late_ms, self.work[chosen])
 
     @property
     def good(self) -> np.ndarray:
@@ -56,9 +63,17 @@ class Outcome:
         return float(np.quantile(self.ms[self.good], share)) if self.good.any() else float("nan")
 
 
-def requests(host: str, port: int, path: str, bodies: Sequence[bytes]) -> list[bytes]:
-    """Whole HTTP requests of JSON bodies."""
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+def requests(
+    host: str,
+    port: int,
+    path: str,
+    bodies: Sequence[bytes],
+    headers: Mapping[str, str] | None = None,
+) -> list[bytes]:
+    """Whole HTTP requests of JSON bodies, with headers of one's own beside those they need."""
+    told = {"Host": f"{host}:{port}", "Content-Type": "application/json", **(headers or {})}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+    head = f"POST {path} HTTP/1.1\r\n{lines}"
     return [f"{head}Content-Length: {len(b)}\r\n\r\n".encode() + b for b in bodies]
 
 
@@ -141,7 +156,7 @@ def closed(
     """Each of `connections` callers asks as soon as it is answered."""
 
     async def run() -> Outcome:
-        rows: list[tuple[float, float, int]] = []
+        rows: list[_Row] = []
         began = time.perf_counter()
 
         async def caller(number: int) -> None:
@@ -149,7 +164,7 @@ def closed(
             while (due := time.perf_counter()) - began < seconds:
                 status = await pool.ask(work[at % len(work)], timeout_s)
                 now = time.perf_counter()
-                rows.append((due - began, (now - due) * 1000, status))
+                rows.append((due - began, (now - due) * 1000, status, at % len(work)))
                 at += 1
                 if status == NO_ANSWER:
                     await asyncio.sleep(0.01)
@@ -174,15 +189,15 @@ def opened(
         at += chance.expovariate(per_s)
 
     async def run() -> Outcome:
-        rows: list[tuple[float, float, int]] = []
+        rows: list[_Row] = []
         pool = _Pool(host, port)
         running: set[asyncio.Task[None]] = set()
         late = 0.0
         began = time.perf_counter() + 0.05
 
-        async def one(due: float, request: bytes) -> None:
-            status = await pool.ask(request, timeout_s)
-            rows.append((due, (time.perf_counter() - began - due) * 1000, status))
+        async def one(due: float, which: int) -> None:
+            status = await pool.ask(work[which], timeout_s)
+            rows.append((due, (time.perf_counter() - began - due) * 1000, status, which))
 
         for number, due in enumerate(plan):
             wait = began + due - time.perf_counter()
@@ -192,9 +207,9 @@ def opened(
                 await asyncio.sleep(0)  # answers are read even where we are late
             late = max(late, time.perf_counter() - began - due)
             if len(running) >= most:
-                rows.append((due, 0.0, NO_ANSWER))
+                rows.append((due, 0.0, NO_ANSWER, number % len(work)))
                 continue
-            task = asyncio.ensure_future(one(due, work[number % len(work)]))
+            task = asyncio.ensure_future(one(due, number % len(work)))
             running.add(task)
             task.add_done_callback(running.discard)
         if running:
@@ -205,9 +220,13 @@ def opened(
     return _run(run())
 
 
-def _outcome(rows: list[tuple[float, float, int]], seconds: float, late: float = 0.0) -> Outcome:
-    due, ms, status = (np.array(each) for each in zip(*sorted(rows), strict=True))
-    return Outcome(seconds, due, ms, status.astype(int), late)
+_Row = tuple[float, float, int, int]
+"""Seconds at which it was due, milliseconds, status, and which of the work it was."""
+
+
+def _outcome(rows: list[_Row], seconds: float, late: float = 0.0) -> Outcome:
+    due, ms, status, work = (np.array(each) for each in zip(*sorted(rows), strict=True))
+    return Outcome(seconds, due, ms, status.astype(int), late, work.astype(int))
 
 
 def _close(pool: _Pool) -> None:

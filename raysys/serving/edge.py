@@ -59,9 +59,8 @@ def protect(
     Raises:
         UserError: the file of keys is missing or damaged.
     """
-    app.add_middleware(JsonOnly)
-    limits = {"args": args.limits, "deadline_ms": args.deadline_ms}
-    app.add_middleware(RateLimits, **limits)  # each comes before the one added before it
+    app.add_middleware(JsonOnly)  # each that follows comes before it
+    app.add_middleware(RateLimits, args=args.limits, deadline_ms=args.deadline_ms)
     app.add_middleware(Auth, args=args.auth, cors_origins=args.cors_origins)
     app.add_middleware(Faults)
     app.add_middleware(Watched, traffic=traffic, metrics=metrics)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 from limits import RateLimitItem, RateLimitItemPerSecond
@@ -72,10 +73,11 @@ class RateLimits:
         return min(REDIS_PATIENCE_S, max(0.0, left_s(scope, self.deadline_ms) / 2))
 
     async def _hit(self, item: RateLimitItem, key_id: str, patience_s: float) -> bool:
-        if self._together is not None and time.monotonic() >= self._pause_until:
+        together = self._together
+        if together is not None and time.monotonic() >= self._pause_until:
             # goes on when the caller waits no longer: whether Redis is to be left alone is not for
             # the most hurried one to say
-            task = asyncio.create_task(self._hit_together(item, key_id))
+            task = asyncio.create_task(self._hit_in_redis(together.hit(item, key_id)))
             self._asked.add(task)
             task.add_done_callback(self._asked.discard)
             done, _ = await asyncio.wait({task}, timeout=patience_s)
@@ -83,11 +85,10 @@ class RateLimits:
                 return allowed
         return self._alone.hit(item, key_id)
 
-    async def _hit_together(self, item: RateLimitItem, key_id: str) -> bool | None:
+    async def _hit_in_redis(self, hit: Coroutine[Any, Any, bool]) -> bool | None:
         """Whether Redis allows it; None: it does not answer."""
         try:
-            counted = self._together.hit(item, key_id)
-            return bool(await asyncio.wait_for(counted, 2 * REDIS_PATIENCE_S))
+            return bool(await asyncio.wait_for(hit, 2 * REDIS_PATIENCE_S))
         except Exception as error:  # whatever it is, it must not cost the answer
             if time.monotonic() >= self._pause_until:
                 log.warning("no Redis for rate limits (%r): this replica counts alone", error)
