@@ -31,5 +31,5 @@ ENV RAYSYS_HOME=/srv/raysys \
     HF_HUB_OFFLINE=1 \
     PYTHONUNBUFFERED=1
 EXPOSE 8000
-# /srv/raysys/serve.yaml: serve_configs/production.yaml with host 0.0.0.0, and with keys
+# /srv/raysys/serve.yaml: a serve config with host 0.0.0.0 and keys, such as serve_configs/production.yaml
 CMD ["raysys", "deploy", "--config", "/srv/raysys/serve.yaml"]

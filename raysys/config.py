@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 from yaml.constructor import ConstructorError
 
 from raysys.errors import UserError
@@ -167,7 +169,10 @@ def parse_settings(model: type[S], content: dict[str, Any], *, where: str) -> S:
 def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     """Every problem of a validation on a line of its own: path, value, what is allowed."""
     lines = []
-    for problem in error.errors():
+    found = error.errors()
+    for problem in found:
+        if _only_lost_members(problem, found):
+            continue
         path = ".".join(str(part) for part in problem["loc"]) or "(top)"
         if problem["type"] == "extra_forbidden":
             allowed = _fields_at(model, problem["loc"][:-1])
@@ -186,6 +191,20 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
             value = value if len(value) <= 80 else value[:77] + "..."
             lines.append(f"{path}: {value}: {message[0].lower() + message[1:]}")
     return "\n  ".join(lines)
+
+
+def _only_lost_members(problem: ErrorDetails, found: list[ErrorDetails]) -> bool:
+    """Whether a list is called short only as members of it are wrong, which is told of them.
+
+    pydantic counts those that remain, of tuples and sets; as written there were enough.
+    """
+    if problem["type"] != "too_short":
+        return False
+    loc, written = problem["loc"], problem.get("input")
+    enough = isinstance(written, Sized) and len(written) >= problem["ctx"]["min_length"]
+    return enough and any(
+        len(other["loc"]) > len(loc) and other["loc"][: len(loc)] == loc for other in found
+    )
 
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -198,6 +198,8 @@ EXPOSURES = pa.schema(
         pa.field(
             "attributes", pa.map_(pa.string(), pa.string())
         ),  # by which effects are told apart
+        pa.field("item_ids", pa.list_(pa.string())),  # of an interleaved list, from the top
+        pa.field("teams", pa.list_(pa.int8())),  # which arm brought each: 0 the first, 1 the second
     ]
 )
 """One row a served request and experiment; the first of a user is when the user came in."""

@@ -26,6 +26,9 @@ from raysys.errors import UserError
 
 MANIFEST = "manifest.json"
 _DAY_S = 86_400
+_FULL = re.compile(
+    rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)$|^\d+ requested and \d+ written$"
+)
 _PACKAGES = ("raysys", "ray", "torch", "transformers", "lightgbm", "pyarrow", "polars", "numpy")
 
 
@@ -137,7 +140,10 @@ class Workspace:
 
 @dataclass
 class Manifest:
-    """What a stage did: what went in (by fingerprint), settings, counts, figures, versions."""
+    """What a stage did: what went in (by fingerprint), settings, counts, figures, versions.
+
+    `variant` tells it from other outcomes of the same plan: the same files may be read again.
+    """
 
     stage: str
     inputs: dict[str, str] = field(default_factory=dict)
@@ -147,12 +153,18 @@ class Manifest:
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
+    variant: str = ""
 
     @property
     def fingerprint(self) -> str:
-        """Names the outcome by its causes (hex): stage, inputs, settings and code version."""
+        """Names the plan (hex) by stage, inputs, settings and code version."""
         cause = [self.stage, self.inputs, self.settings, self.versions.get("raysys", "")]
         return digest(cause)
+
+    @property
+    def outcome(self) -> str:
+        """Names what came of the plan (hex), for those whose input it is."""
+        return digest([self.fingerprint, self.variant]) if self.variant else self.fingerprint
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into `folder`."""
@@ -230,6 +242,38 @@ def working_folder(outcome: Path, planned: Manifest, force: bool) -> Path:
                 shutil.rmtree(leftover, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     return work
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a write failed because its disk, or somebody's share of it, is full.
+
+    What is written in Rust (polars, safetensors) tells it in words alone, numpy in how many values
+    there was room for.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return _FULL.search(str(error)) is not None
+
+
+@contextlib.contextmanager
+def naming_full_disk(folder: Path) -> Iterator[None]:
+    """Say of a full disk where it is: in the file that the error names, else below `folder`.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise UserError(
+            "the disk is full",
+            where=str(getattr(error, "filename", None) or folder),
+            mend="free some space, or give another --workspace",
+        ) from None
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raysys.config import (
     Settings,
@@ -34,6 +34,22 @@ class Parquet(Settings):
 class Inner(Settings):
     folds: int = Field(2, ge=1)
     half_life: float = 28.0
+
+
+class Group(Settings):
+    members: Annotated[tuple[Inner, ...], Field(min_length=1)]
+    numbers: Annotated[frozenset[int], Field(min_length=2)] = frozenset({1, 2})
+    ends: Annotated[tuple[int, ...], Field(min_length=2)] = (1, 2)
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Group":
+        if sum(inner.folds for inner in self.members) > 9:
+            raise ValueError("more than nine folds")
+        return self
+
+
+class Groups(Settings):
+    groups: Annotated[tuple[Group, ...], Field(min_length=1)]
 
 
 class Outer(Settings):
@@ -94,6 +110,36 @@ def test_every_mistake_is_told_at_once():
         "inner.x",
         "nmae",
     ]
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        ([{"members": [{"folds": 10}]}], ["groups.0: more than nine folds"]),
+        ([{"members": [{"folds": 0}]}], ["groups.0.members.0.folds: 0: input should be"]),
+        ([], ["groups: []: tuple should have at least 1 item"]),
+        (
+            [{"members": []}, {"members": [{}]}],
+            ["groups.0.members: []: tuple should have at least 1 item"],
+        ),
+        # what is too short as written is told beside what is wrong with the rest of it
+        (
+            [{"members": [{}], "ends": ["a"]}],
+            ["groups.0.ends.0: 'a': input should be", "groups.0.ends: ['a']: tuple should have"],
+        ),
+        (
+            [{"members": [{}], "numbers": [1, 1]}],
+            ["groups.0.numbers: [1, 1]: frozenset should have at least 2"],
+        ),
+    ],
+)
+def test_a_list_whose_members_are_wrong_is_not_called_short_as_well(groups, told):
+    with pytest.raises(UserError) as error:
+        parse_settings(Groups, {"groups": groups}, where="x.yaml")
+    lines = [line.strip() for line in str(error.value).removeprefix("x.yaml: ").splitlines()]
+    assert len(lines) == len(told), lines
+    for line, beginning in zip(sorted(lines), sorted(told), strict=True):
+        assert line.startswith(beginning)
 
 
 def test_a_long_value_is_cut():

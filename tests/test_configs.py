@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -47,6 +48,27 @@ def stage_settings(stage: str):
     return getattr(module, f"{stage.capitalize()}Settings")
 
 
+CLUSTERS = (Path("cluster.yaml"), Path("deploy/cluster-local.yaml"))
+
+
+def cluster_file(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / path).read_text())
+    return content
+
+
+def validated(content: dict[str, Any]) -> dict[str, Any]:
+    """What `ray up` makes of a file before it calls the provider.
+
+    Raises:
+        ValidationError, ValueError: Ray refuses it.
+    """
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config: dict[str, Any] = prepare_config(content)
+    validate_config(config)
+    return config
+
+
 @pytest.mark.parametrize("path", files(), ids=str)
 def test_it_loads(path):
     match kind(path):
@@ -61,6 +83,13 @@ def test_it_loads(path):
             | "learn"
         ) as stage:
             load_settings(stage_settings(stage), ROOT / path)
+        case "relevance":
+            from raysys.learners.text import make_text_learner
+            from raysys.stages.text_settings import TextSettings
+
+            text = load_settings(TextSettings, ROOT / path)
+            for name, values in text.learners.items():
+                make_text_learner(name, values, task=text.task)
         case "tune":
             from raysys.stages.tune import check
 
@@ -78,12 +107,8 @@ def test_it_loads(path):
             from tests.test_deployables import DOCUMENTS
 
             assert [document["kind"] for document in DOCUMENTS][-1] == "RayService"
-        case "cluster.yaml":
-            from ray.autoscaler._private.util import prepare_config, validate_config
-
-            config = prepare_config(yaml.safe_load((ROOT / path).read_text()))
-            validate_config(config)
-            assert config["max_workers"] == 2
+        case "cluster.yaml" | "deploy/cluster-local.yaml":
+            assert validated(cluster_file(path))["cluster_name"] == "raysys"
         case "mkdocs.yml":
             content = yaml.load((ROOT / path).read_text(), _AnyTag)  # noqa: S506
             assert content["strict"]
@@ -97,9 +122,73 @@ def test_it_loads(path):
             pytest.fail(f"no test knows who reads {other}")
 
 
+@pytest.mark.parametrize("path", CLUSTERS, ids=str)
+def test_a_cluster_starts_ray_from_the_checkout_and_with_a_token(path):
+    config = validated(cluster_file(path))
+    assert config["file_mounts"]["~/raysys"] == "."
+    assert any("make -C ~/raysys .venv/.installed" in step for step in config["setup_commands"])
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        stop, start = commands
+        assert stop == "~/raysys/.venv/bin/ray stop"
+        assert "RAY_AUTH_MODE=token" in start and "~/raysys/.venv/bin/ray start" in start
+        assert "--dashboard-host=0.0.0.0" not in start
+    head = config["head_start_ray_commands"][-1]
+    assert "--dashboard-host=127.0.0.1" in head and "--autoscaling-config=" in head
+    assert "--address=$RAY_HEAD_IP:6379" in config["worker_start_ray_commands"][-1]
+
+
+def test_the_cluster_is_on_aws_and_grows_as_work_comes():
+    config = validated(cluster_file(Path("cluster.yaml")))
+    assert config["provider"]["type"] == "aws"
+    types = config["available_node_types"]
+    assert set(types) == {"head", "cpu", "gpu"} and config["head_node_type"] == "head"
+    assert types["gpu"]["min_workers"] == types["cpu"]["min_workers"] == 0  # nothing idles
+    assert max(kind["max_workers"] for kind in types.values()) <= config["max_workers"]
+    # SSH and the nodes themselves: what Ray's own security group lets in, and nothing beside it
+    assert "security_group" not in config["provider"]
+    assert "~/.ray/auth_token" in config["file_mounts"]
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        assert "RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1" in commands[-1]
+    (boto,) = [step for step in config["head_setup_commands"] if "boto3" in step]
+    assert boto not in config["worker_setup_commands"]
+
+
+def test_a_cluster_of_one_s_own_machines_has_them_all():
+    config = validated(cluster_file(Path("deploy/cluster-local.yaml")))
+    assert config["provider"]["type"] == "local"
+    assert config["max_workers"] == len(config["provider"]["worker_ips"])
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=str)
+@pytest.mark.parametrize(
+    "slip",
+    [
+        {"head_node_typ": "head"},
+        {"idle_timeout_minutes": "soon"},
+        {"rsync_filter": ".gitignore"},
+        {"rsync_exclude": "runs/"},
+        {"auth": {"ssh_user": 5}},
+    ],
+    ids=lambda slip: next(iter(slip)),
+)
+def test_slips_in_a_cluster_are_found(path, slip):
+    import jsonschema
+
+    with pytest.raises((jsonschema.ValidationError, ValueError)):
+        validated(cluster_file(path) | slip)
+
+
+def test_more_workers_than_all_may_be_are_refused():
+    content = cluster_file(Path("cluster.yaml"))
+    content["available_node_types"]["cpu"]["min_workers"] = content["max_workers"] + 1
+    with pytest.raises(ValueError, match="smaller than the sum of `min_workers`"):
+        validated(content)
+
+
 def test_the_list_of_files_is_not_empty():
     names = {str(path) for path in files()}
-    assert {"cluster.yaml", "mkdocs.yml", "tune_configs/lightgbm_ranker.yaml"} <= names
+    assert {str(path) for path in CLUSTERS} <= names
+    assert {"mkdocs.yml", "tune_configs/lightgbm_ranker.yaml"} <= names
 
 
 def test_every_learner_with_settings_worth_searching_and_the_ensemble_have_a_search():

@@ -21,7 +21,8 @@ from dockerfile_parse import DockerfileParser
 
 from raysys.config import parse_settings
 from raysys.serving.args import ServeArgs
-from raysys.stages.deploy_plan import LOOPBACK, DeploySettings
+from raysys.stages.deploy_plan import DeploySettings
+from raysys.stages.deploy_reach import LOOPBACK
 from tests.serving.shop import publish_shop
 
 ROOT = Path(__file__).parent.parent

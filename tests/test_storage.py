@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from raysys.cli import app
@@ -18,11 +24,13 @@ from raysys.storage import (
     Manifest,
     Workspace,
     is_done,
+    naming_full_disk,
     outcome_folder,
     read_manifest,
     replacing,
     write_atomic,
 )
+from tests.disks import mounted
 
 KILLED = """
 import os, signal, sys
@@ -165,6 +173,49 @@ def test_a_folder_that_cannot_be_swapped_in_leaves_the_old_one(tmp_path: Path) -
     with pytest.raises(OSError), replacing(place) as folder:
         folder.rmdir()  # as if the disk had lost it
     assert (place / "what").read_text() == "old"
+
+
+def test_a_full_disk_is_known_by_what_each_library_says_of_it(tmp_path: Path) -> None:
+    values = np.zeros(1 << 18)
+    with mounted(tmp_path / "small", "1m") as disk:
+        writes = [
+            lambda: np.save(disk / "x.npy", values),
+            lambda: (disk / "x").write_bytes(values.tobytes()),
+            lambda: save_file({"values": values}, disk / "x.safetensors"),
+            lambda: pl.DataFrame({"values": values}).write_ipc(disk / "x.arrow"),
+            lambda: pq.write_table(
+                pa.table({"values": values}), disk / "x.parquet", use_dictionary=False,
+                compression="none",
+            ),
+        ]  # fmt: skip
+        for write in writes:
+            with pytest.raises(UserError) as refusal, naming_full_disk(disk):
+                write()
+            assert refusal.value.what == "the disk is full"
+            assert refusal.value.where == str(disk)
+            for path in disk.iterdir():
+                path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (OSError("1000000 requested and 131056 written"), True),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), True),
+        (OSError(errno.EIO, "Input/output error (os error 28)"), False),
+        (RuntimeError("I/O error: Input/output error (os error 5)"), False),
+        (KeyError(28), False),
+    ],
+)
+def test_what_is_no_full_disk_is_raised_as_it_is(error: Exception, full: bool) -> None:
+    with pytest.raises(UserError if full else type(error)) as raised, naming_full_disk(Path("w")):
+        raise error
+    if full:
+        assert raised.value.where == (getattr(error, "filename", None) or "w")
+    else:
+        assert raised.value is error
 
 
 def test_a_first_run_is_known_by_the_version_too(tmp_path: Path) -> None:

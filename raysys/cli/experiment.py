@@ -108,7 +108,8 @@ def analyse(
     with terminal.session():
         stage = import_module("raysys.stages.experiment")
         options = stage.AnalyseOptions(name, exposures, events or (), users, output)
-        stage.run_analysis(file, Workspace(workspace), options)
+        lists = import_module("raysys.stages.experiment_lists")
+        lists.run(file, Workspace(workspace), options)
 
 
 @experiment_app.command("off-policy")

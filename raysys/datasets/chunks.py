@@ -9,7 +9,7 @@ from typing import Final
 import fsspec
 
 from raysys.datasets.files import Fault, Part
-from raysys.datasets.unpack import DAMAGE, unpacked
+from raysys.datasets.unpack import DAMAGE, of_storage, unpacked
 
 CHUNK: Final = 16 << 20
 """Bytes of text parsed at a time."""
@@ -24,6 +24,7 @@ class Lost:
 
     reason: str
     message: str
+    passing: bool = False  # see `files.Fault`
 
 
 def chunks(part: Part, *, quoted: bool) -> Iterator[bytes | Lost]:
@@ -48,7 +49,7 @@ def chunks(part: Part, *, quoted: bool) -> Iterator[bytes | Lost]:
         return
     except OSError as error:
         yield from _whole(rest)
-        yield Lost("unreadable_file", str(error))
+        yield Lost("unreadable_file", str(error), of_storage(error))
         return
     if rest:
         yield rest
@@ -87,4 +88,4 @@ def utf8(data: bytes, encoding: str) -> bytes:
 
 def as_fault(lost: Lost, row: int) -> Fault:
     """What was lost after so many rows."""
-    return Fault(row + 1 if row else 0, lost.reason, lost.message)
+    return Fault(row + 1 if row else 0, lost.reason, lost.message, lost.passing)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 from raysys.datasets.arrow_values import to_polars
 from raysys.datasets.mapping import AnyFiles, Fit, RecordFiles, absent, check_columns, fit
 from raysys.datasets.records import conform
+from raysys.datasets.unpack import of_storage
 from raysys.errors import UserError
 
 Format = Literal["csv", "jsonl", "parquet"]
@@ -58,6 +60,7 @@ class Fault:
     row: int  # 1-based number of the record in its file; 0: the file as a whole
     reason: str
     raw: str
+    passing: bool = False  # of the storage, not of the content: another time it may be read
 
 
 @dataclass
@@ -204,13 +207,16 @@ def peek(part: Part, files: AnyFiles) -> list[str] | None:
 def fingerprint(part: Part) -> str:
     """Changes when the file does, or goes, or is moved to where its path says something else.
 
-    Made of its size and time of change (or the store's own tag), and of what its path says.
+    Made of its size and time of change (or the store's own tag), and of what its path says. That
+    of a file whose storage does not answer is another each time.
     """
     system, inner = fsspec.core.url_to_fs(part.path)
     try:
         info = system.info(inner)
     except FileNotFoundError:
         info = {"mtime": "gone"}
+    except OSError:  # it may have changed or not: like nothing that was read before or will be
+        info = {"mtime": uuid.uuid4().hex}
     stamp = next(
         (info[key] for key in ("ETag", "etag", "mtime", "LastModified", "created") if key in info),
         "",
@@ -258,7 +264,8 @@ def read(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset()) -> 
             yield from json_lines.read_jsonl(part, files, derived)
     except FileNotFoundError:
         lost = "" if part.rows is None else f"; {part.rows:,} rows of it are lost"
-        yield nothing_but(Fault(0, "missing_file", f"it was there when the run began{lost}"))
+        told = f"it was there when the run began{lost}"
+        yield nothing_but(Fault(0, "missing_file", told, passing=True))
 
 
 def nothing_but(fault: Fault) -> Block:
@@ -319,7 +326,8 @@ def _read_parquet(part: Part, files: AnyFiles, derived: frozenset[str]) -> Itera
         message = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         empty = part.size == 0
         reason = "empty_file" if empty else "unreadable_file" if row == 0 else "truncated_file"
-        yield nothing_but(Fault(row + 1 if row else 0, reason, message))
+        passing = isinstance(error, OSError) and of_storage(error)
+        yield nothing_but(Fault(row + 1 if row else 0, reason, message, passing))
 
 
 def _listed(system: Any, inner: str) -> dict[str, int]:

@@ -17,6 +17,14 @@ _BLOCKS: Final = (b"1AY&SY", b"\x17rE8P\x90")  # how bzip2 goes on: a block, or 
 _PIECE: Final = 1 << 18  # packed bytes read at a time
 
 
+def of_storage(error: OSError) -> bool:
+    """Whether storage failed (a timeout, a permission, a file that is gone), not the content.
+
+    Another time the same file may be read. Decoders raise a bare OSError without a number.
+    """
+    return type(error) is not OSError or error.errno is not None
+
+
 class Bytes(Protocol):
     """What can be read from."""
 
@@ -78,15 +86,16 @@ class _Unpacker:
         """Up to `size` bytes; empty at the end.
 
         Raises:
-            EOFError, zlib.error, lzma.LZMAError, OSError: damage, once all before it was given.
+            EOFError, zlib.error, lzma.LZMAError: damage, once all before it was given.
+            OSError: the storage failed, likewise.
         """
         got: list[bytes] = []
         total = 0
         while total < size and self._error is None:
             try:
                 data = self._next(size - total)
-            except OSError as error:  # bzip2 calls damage so, without a number
-                self._error = error if error.errno else EOFError(str(error))
+            except OSError as error:  # bzip2 calls damage so, too
+                self._error = error if of_storage(error) else EOFError(str(error))
                 break
             except (EOFError, zlib.error, lzma.LZMAError) as error:
                 self._error = error
@@ -95,7 +104,7 @@ class _Unpacker:
                 break
             got.append(data)
             total += len(data)
-        if not got and self._error:
+        if not total and self._error:
             raise self._error
         return b"".join(got)
 
@@ -127,6 +136,7 @@ class _Zstd:
 
         Raises:
             EOFError: damage, once all but the last small piece before it was given.
+            OSError: the storage failed, likewise.
         """
         got: list[bytes] = []
         total = 0
@@ -134,12 +144,13 @@ class _Zstd:
             try:
                 data = self._stream.read(min(_PIECE, size - total))
             except OSError as error:
-                self._error = EOFError(str(error).splitlines()[0])
+                told = EOFError(str(error).splitlines()[0])
+                self._error = error if of_storage(error) else told
                 break
             if not data:
                 break
             got.append(data)
             total += len(data)
-        if not got and self._error:
+        if not total and self._error:
             raise self._error
         return b"".join(got)

@@ -14,7 +14,7 @@ from raysys.errors import UserError
 from raysys.experiments.definition import Experiment, ExperimentsSettings
 
 _NEW = "end this experiment and begin a new one, with another name, whose users are drawn afresh"
-_FIXED = ("salt", "surfaces", "eligibility", "window_days", "start")
+_FIXED = ("salt", "surfaces", "eligibility", "window_days", "start", "interleave", "bandit")
 _JUDGED = (
     "primary",
     "minimum_effect",

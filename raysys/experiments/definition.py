@@ -20,6 +20,7 @@ from raysys.config import Settings
 from raysys.experiments.parts import (
     Arm,
     Attributes,
+    BanditSettings,
     Condition,
     Guardrail,
     Metric,
@@ -28,6 +29,7 @@ from raysys.experiments.parts import (
 )
 
 _HASH_SPACE = 1 << 64
+_INTERLEAVED_USERS = 500  # that have clicked: every one judges both arms
 
 
 class Experiment(Settings):
@@ -40,18 +42,24 @@ class Experiment(Settings):
         surfaces: where it runs; empty: everywhere.
         layer: the slice of a layer that it occupies; null: a layer of its own.
         arms: at least two.
+        interleave: every list is drafted from the lists of both arms, which have equal shares; what
+            users click says which one they prefer. Needs far fewer users than two arms apart.
+        bandit: arms are weighed by what came of their lists, instead of by their shares, which are
+            equal; null: shares decide.
         eligibility: attribute → condition; all have to be met.
         testers: user id → arm, whatever the draw says; left out of the analysis.
         primary: the metric that decides.
         secondary: metrics that are told beside it, corrected together.
         guardrails: metrics that must not suffer.
         segments: attributes by whose values effects are told apart.
-        minimum_effect: relative lift of the primary metric that is worth having.
+        minimum_effect: relative lift of the primary metric that is worth having; with `interleave`
+            the lead, of lists. A bandit needs none.
         alpha: probability of a false alarm, over all arms.
         power: with which the minimum effect is found.
         analysis: `sequential` (intervals hold however often one looks) or `fixed` (narrower, for
             one look at the end).
-        expected_users: in all arms at the end; sequential intervals are narrowest there.
+        expected_users: in all arms at the end; sequential intervals are narrowest there. With
+            `interleave` 500 where it is left out.
         window_days: of events after a user's first exposure that count; null: all until the end.
         covariate_days: before the first exposure, for CUPED; 0: none.
         start: UTC; users are drawn from here on.
@@ -64,6 +72,8 @@ class Experiment(Settings):
     surfaces: tuple[Name, ...] = ()
     layer: Slice | None = None
     arms: tuple[Arm, ...] = Field(min_length=2)
+    interleave: bool = False
+    bandit: BanditSettings | None = None
     eligibility: dict[str, Condition] = {}
     testers: dict[str, Name] = {}
     primary: Name
@@ -79,6 +89,15 @@ class Experiment(Settings):
     covariate_days: float = Field(28, ge=0)
     start: dt.datetime
     end: dt.datetime | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_kind(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("bandit"):
+            return {"minimum_effect": 0.05, **value}  # nobody reads it
+        if isinstance(value, dict) and value.get("interleave"):
+            return {"expected_users": _INTERLEAVED_USERS, **value}
+        return value
 
     @field_validator("start", "end")
     @classmethod
@@ -103,12 +122,35 @@ class Experiment(Settings):
                 raise ValueError(f"testers.{user_id}: no arm {arm!r}; one of: {', '.join(names)}")
         metrics = [self.primary, *self.secondary, *(rail.metric for rail in self.guardrails)]
         _refuse_twice(metrics, "primary, secondary, guardrails")
+        if self.by_lists:
+            self._check_by_lists()
         return self
+
+    def _check_by_lists(self) -> None:
+        what = "interleave" if self.interleave else "bandit"
+        if self.interleave and self.bandit is not None:
+            raise ValueError("interleave and bandit: one of them")
+        if self.interleave and len(self.arms) != 2:
+            raise ValueError(f"interleave: {len(self.arms)} arms, and a list is drafted from two")
+        if len({arm.share for arm in self.arms}) > 1:
+            told = "every list is of both arms" if self.interleave else "the bandit weighs the arms"
+            raise ValueError(f"{what}: give all arms the same share, as {told}")
+        if self.bandit is not None and self.bandit.floor * len(self.arms) >= 1:
+            most = 1 / len(self.arms)
+            raise ValueError(f"bandit: floor {self.bandit.floor} of each arm is not below {most:g}")
+        for name in ("secondary", "guardrails", "segments"):
+            if getattr(self, name):
+                raise ValueError(f"{name}: an experiment with `{what}` is judged by its primary")
 
     @property
     def control(self) -> Arm:
         """What the others are compared with."""
         return self.arms[0]
+
+    @property
+    def by_lists(self) -> bool:
+        """Whether single lists are compared, and what came of each; else users are."""
+        return self.interleave or self.bandit is not None
 
     @property
     def total(self) -> Fraction:
@@ -181,6 +223,8 @@ class ExperimentsSettings(Settings):
                     raise ValueError(
                         f"{experiment.name}: no metric {name!r}; one of: {', '.join(known)}"
                     )
+            if experiment.by_lists:
+                _check_counted(experiment, self.metric(experiment.primary))
         _refuse_overlaps(self.experiments)
         refuse_conflicts(self.experiments)
         return self
@@ -192,6 +236,17 @@ class ExperimentsSettings(Settings):
     def find(self, name: str) -> Experiment | None:
         """An experiment by its name."""
         return next((each for each in self.experiments if each.name == name), None)
+
+
+def _check_counted(experiment: Experiment, metric: Metric) -> None:
+    """What comes of a single list can be counted, and nothing else."""
+    if metric.value not in ("any", "count") or metric.per is not None:
+        raise ValueError(
+            f"{experiment.name}: {metric.name} is no count of events: of single lists it is asked "
+            "whether, or how often, something was clicked or bought (value: any or count, no per)"
+        )
+    if metric.better == "lower":
+        raise ValueError(f"{experiment.name}: {metric.name}: lists are better by more events")
 
 
 def _refuse_twice(names: Iterable[str], where: str) -> None:
@@ -230,14 +285,17 @@ def refuse_conflicts(experiments: Iterable[Experiment]) -> None:
         exclusive = one.layer and other.layer and one.layer.name == other.layer.name
         if not together or exclusive or not _at_once(one, other):
             continue
-        both = set[str]().union(*(arm.sets() for arm in one.arms)) & set[str]().union(
-            *(arm.sets() for arm in other.arms)
-        )
+        both = _decided(one) & _decided(other)
         if both:
             raise ValueError(
                 f"{one.name} and {other.name} both decide {', '.join(sorted(both))} for the same "
                 "lists at the same time: put them into disjoint slices of one layer"
             )
+
+
+def _decided(experiment: Experiment) -> set[str]:
+    found = set[str]().union(*(arm.sets() for arm in experiment.arms))
+    return found | ({"which lists are drafted"} if experiment.interleave else set())
 
 
 def _at_once(one: Experiment, other: Experiment) -> bool:

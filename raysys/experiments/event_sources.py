@@ -26,7 +26,7 @@ COLUMNS: Columns = {
     "price": pl.Float64,
     "quantity": pl.Float64,
 }
-_ANSWERING: Columns = {
+ANSWERING: Columns = {
     "event_type": pl.String,
     "request_id": pl.String,
     "item_id": pl.String,
@@ -65,8 +65,8 @@ def answering(path: Path) -> pl.LazyFrame:
         UserError: as `events_of`.
     """
     if is_event_log(path):
-        return _of_log(path, _ANSWERING)
-    return scan(path, tuple(_ANSWERING), "events").select(list(_ANSWERING))
+        return _of_log(path, ANSWERING)
+    return scan(path, tuple(ANSWERING), "events").select(list(ANSWERING))
 
 
 def is_event_log(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Two rankings in one list: team draft interleaving (Radlinski, Kurup and Joachims, CIKM 2008).
+"""Which of two rankings users prefer, by lists that were drafted from both (`drafting`).
 
 Every user compares both at once, so differences between users cancel: a preference shows with far
 fewer users than an A/B test needs (Chapelle, Joachims, Radlinski and Yue, TOIS 2012). It says which
@@ -7,16 +7,17 @@ ranking is preferred, not by how much a metric would change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from scipy import special
 
 from raysys.errors import UserError
-from raysys.experiments.assignment import hashes
+from raysys.experiments.definition import Experiment
+from raysys.experiments.lists import lists_of, rewarded
+from raysys.experiments.parts import Metric
 from raysys.experiments.statistics import (
     Analysis,
     influence,
@@ -24,8 +25,6 @@ from raysys.experiments.statistics import (
     sequential_p_value,
     sequential_width,
 )
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,8 @@ class Preference:
         lead: mean over clicked requests of +1 (second wins), -1 (first wins), 0: in [-1, 1].
         low, high: its interval, users being the unit.
         p_value: of no preference.
+        lists: that were drafted, clicked or not.
+        names: of the two rankings; None: they have none.
     """
 
     requests: int
@@ -48,58 +49,20 @@ class Preference:
     low: float
     high: float
     p_value: float
+    lists: int = 0
+    names: tuple[str, str] | None = None
 
     @property
     def sentence(self) -> str:
         """The preference in words."""
         told = f"{self.lead:+.1%} of lists (between {self.low:+.1%} and {self.high:+.1%})"
+        first, second = self.names or ("The first ranking", "The second ranking")
+        after = "the second" if self.names is None else second
         if self.low > 0:
-            return f"The second ranking is preferred: it leads by {told}."
+            return f"{second} is preferred: it leads by {told}."
         if self.high < 0:
-            return f"The first ranking is preferred: the second leads by {told}."
-        return f"No ranking is clearly preferred: the second leads by {told}."
-
-
-def team_draft(
-    first: Sequence[Item], second: Sequence[Item], k: int, *, salt: str, request_id: str
-) -> tuple[list[Item], npt.NDArray[np.int8]]:
-    """Interleave two rankings, the same way whenever the same request is asked again.
-
-    Whose team is smaller picks its best item that is not in the list yet; a coin decides between
-    equal teams.
-
-    Args:
-        first: best first, each item once.
-        second: likewise.
-        k: length of the list; shorter where both rankings together have fewer items.
-        salt: of the comparison, such as its name.
-        request_id: seeds the coins.
-
-    Returns:
-        The list, and int8[≤ k]: 0 where the first ranking's team brought the item, 1 where the
-        second's did. Clicks count for the team.
-    """
-    rng = np.random.default_rng(hashes(salt, request_id))
-    waiting = [list(first)[::-1], list(second)[::-1]]
-    sizes = [0, 0]
-    shown: list[Item] = []
-    team: list[int] = []
-    seen: set[Item] = set()
-    while len(shown) < k:
-        for each in waiting:
-            while each and each[-1] in seen:
-                each.pop()
-        if not (waiting[0] or waiting[1]):
-            break
-        turn = int(rng.integers(2)) if sizes[0] == sizes[1] else int(sizes[1] < sizes[0])
-        if not waiting[turn]:
-            turn = 1 - turn
-        item = waiting[turn].pop()
-        seen.add(item)
-        shown.append(item)
-        team.append(turn)
-        sizes[turn] += 1
-    return shown, np.array(team, np.int8)
+            return f"{first} is preferred: {after} leads by {told}."
+        return f"Neither is clearly preferred: {after} leads by {told}."
 
 
 def judge_interleaving(
@@ -141,7 +104,8 @@ def judge_interleaving(
     wins = int((lead[any_] < 0).sum()), int((lead[any_] > 0).sum())
     n = found.n
     if not found.error > 0:
-        return Preference(int(any_.sum()), n, wins, found.mean, -1.0, 1.0, 1.0)
+        low, high, p_value = _unanimous(found.mean, n, alpha, analysis)
+        return Preference(int(any_.sum()), n, wins, found.mean, low, high, p_value)
     z = found.mean / found.error
     if analysis == "sequential":
         width = sequential_width(n, alpha, tuned_for) * found.error
@@ -151,3 +115,61 @@ def judge_interleaving(
         p_value = float(2 * special.stdtr(n - 1, -abs(z)))
     low, high = found.mean - width, found.mean + width
     return Preference(int(any_.sum()), n, wins, found.mean, low, high, p_value)
+
+
+def _unanimous(lead: float, n: int, alpha: float, analysis: Analysis) -> tuple[float, float, float]:
+    """Interval and p-value where all n users say the same, so that no spread can be estimated.
+
+    Of users of whom a share p prefers a side, all n do with p^n (Clopper and Pearson); the
+    sequential bound is that of the mixture over all p, 1 / (n + 1), against it (Robbins).
+    """
+    if lead == 0:
+        return -1.0, 1.0, 1.0
+    if analysis == "sequential":
+        share, p_value = (alpha / (n + 1)) ** (1 / n), min(1.0, (n + 1) * 0.5**n)
+    else:
+        share, p_value = (alpha / 2) ** (1 / n), min(1.0, 2 * 0.5**n)
+    bound = 2 * share - 1
+    return (bound, 1.0, p_value) if lead > 0 else (-1.0, -bound, p_value)
+
+
+def judge_interleaved(
+    experiment: Experiment, metric: Metric, exposures: pl.LazyFrame, answers: pl.LazyFrame
+) -> Preference:
+    """Which arm of an interleaved experiment is preferred, by what its lists got.
+
+    Args:
+        experiment: one with `interleave`.
+        metric: its primary.
+        exposures: as `read_exposures` gives them.
+        answers: columns of `event_sources.ANSWERING`.
+
+    Raises:
+        UserError: no list was drafted, or fewer than two users have clicked.
+    """
+    lists = lists_of(experiment, exposures).filter(pl.col("teams").is_not_null())
+    shown = lists.select("request_id", "user_id", item_id="item_ids", team="teams")
+    credits_ = (
+        shown.explode("item_id", "team")
+        .join(rewarded(metric, answers), on=["request_id", "item_id"], how="left")
+        .with_columns(pl.col("times").fill_null(0.0))
+        .with_columns(pl.col("request_id", "user_id").rank("dense").cast(pl.Int64))
+        .collect()
+    )
+    if not len(credits_):
+        raise UserError(
+            f"no list of {experiment.name!r} was drafted between its start and its end",
+            mend="was it served yet? `raysys experiment check` says whom it is for",
+        )
+    found = judge_interleaving(
+        credits_["team"].to_numpy(),
+        credits_["times"].to_numpy(),
+        credits_["request_id"].to_numpy(),
+        credits_["user_id"].to_numpy(),
+        alpha=experiment.alpha,
+        analysis=experiment.analysis,
+        tuned_for=experiment.expected_users,
+    )
+    first, second = (arm.name for arm in experiment.arms)
+    lists_drafted = int(credits_["request_id"].n_unique())
+    return replace(found, lists=lists_drafted, names=(first, second))

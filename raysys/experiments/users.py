@@ -63,7 +63,8 @@ def scan(path: Path, columns: Sequence[str], what: str) -> pl.LazyFrame:
         files = _files(path) if path.is_dir() else [path]
         if not files:
             raise UserError(f"no Parquet file of {what} in this folder", where=str(path))
-        frame = pl.scan_parquet(files, hive_partitioning=False)
+        # the newest first: it has the columns that older files lack
+        frame = pl.scan_parquet(files[::-1], hive_partitioning=False, missing_columns="insert")
         names = frame.collect_schema().names()
     except (pl.exceptions.PolarsError, OSError) as error:
         told = str(error).partition("\n")[0]
@@ -85,7 +86,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def read_exposures(path: Path) -> pl.LazyFrame:
-    """Exposures as `schema.EXPOSURES` has them; `forced` and `attributes` may be missing.
+    """Exposures as `schema.EXPOSURES` has them; what only some experiments have may be missing.
 
     Raises:
         UserError: nothing there, columns are missing, or attributes are no map.
@@ -94,6 +95,9 @@ def read_exposures(path: Path) -> pl.LazyFrame:
     names = frame.collect_schema().names()
     if "forced" not in names:
         frame = frame.with_columns(forced=pl.lit(False))
+    for name, kind in (("item_ids", pl.List(pl.String)), ("teams", pl.List(pl.Int8))):
+        if name not in names:
+            frame = frame.with_columns(pl.lit(None, kind).alias(name))
     if "attributes" not in names:
         frame = frame.with_columns(attributes=pl.lit(None, pl.Map(pl.String, pl.String)))
     elif not isinstance(frame.collect_schema()["attributes"], pl.Map):

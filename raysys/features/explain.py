@@ -36,6 +36,10 @@ _USERS = (
     "times: name nothing that follows from what users buy"
 )
 _VECTORS = "as safe as the vectors: make them of texts, or of events before the first request"
+_TEXTS = (
+    "vectors are made from texts of the catalogue, taken to have been the same at all times; name "
+    "no model that has learned from events after the first request"
+)
 
 
 @dataclass(frozen=True)
@@ -229,20 +233,25 @@ def _similarity(
     if feature.to == "query":
         what = f"cosine of the candidate's vector {feature.vectors!r} with the query's"
         unknown = "without a query, or where either has no vector"
-        why = "the query is the request's own; " + _VECTORS
+        why = "the query is the request's own; " + _vectors(feature.vectors, plan)
         return Explanation(feature.name, feature.kind, what, (), (), "", unknown, why)
     spec = plan.last[feature.to]
     last = f"the last {feature.among or spec.n} distinct items"
     what = f"cosine of the candidate's vector {feature.vectors!r} with the mean of those of {last}"
     unknown = "where there are none, or either has no vector"
     of_events = _of_events(feature, what, spec, last + _idle(spec), unknown)
-    return replace(of_events, leak_safe=f"{_EARLIER}; {_VECTORS}")
+    return replace(of_events, leak_safe=f"{_EARLIER}; {_vectors(feature.vectors, plan)}")
 
 
 def _component(feature: Component, plan: FeaturePlan, known: dict[str, Explanation]) -> Explanation:
     what = f"component {feature.component} of the candidate's vector {feature.vectors!r}"
     unknown = "where the item has no vector"
-    return Explanation(feature.name, feature.kind, what, (), (), "", unknown, _VECTORS)
+    why = _vectors(feature.vectors, plan)
+    return Explanation(feature.name, feature.kind, what, (), (), "", unknown, why)
+
+
+def _vectors(name: str, plan: FeaturePlan) -> str:
+    return _TEXTS if name in plan.encoded else _VECTORS
 
 
 def _static(feature: Static, plan: FeaturePlan, known: dict[str, Explanation]) -> Explanation:

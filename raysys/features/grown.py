@@ -3,12 +3,14 @@
 Items are numbered in the order of their ids, so those that were there keep their order and not
 their numbers. Whatever holds a number of an item is told the new one; nothing else changes, and of
 the items that were there the state says what it said. Labels keep their frozen codes: one that no
-item had is unseen. A new item has no vector, no neighbours, and nothing was counted of it.
+item had is unseen. A new item has no neighbours, nothing was counted of it, and it has vectors
+where they are made from texts and somebody makes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,13 @@ from raysys.catalogue import Catalogue
 from raysys.features.keys import KeySpace
 from raysys.features.live import LiveFeatures
 from raysys.features.promotions import Promotions
-from raysys.features.resources import Matrix, Resources, Vectors
+from raysys.features.resources import Matrix, Resources
 from raysys.retrieval.covisitation import CoVisitation
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+Encode = Callable[[str, Catalogue], Matrix]
+"""Vectors of the items of a catalogue, float[n, d], in the space of that name."""
 
 
 def unknown_items(catalogue: Catalogue, items: pa.Table) -> pa.Table:
@@ -31,21 +35,27 @@ def unknown_items(catalogue: Catalogue, items: pa.Table) -> pa.Table:
     return items.filter(pa.array(catalogue.numbers(items["item_id"]) < 0))
 
 
-def grown(live: LiveFeatures, items: pa.Table) -> LiveFeatures:
+def grown(live: LiveFeatures, items: pa.Table, encode: Encode | None = None) -> LiveFeatures:
     """A state with more items; the one that is given must not be used any more.
 
     Args:
         live: a state.
         items: `schema.ITEMS`; those that it has stay as they are.
+        encode: makes vectors of the new ones, where they are made from texts; None: they have none.
     """
     fresh = unknown_items(live.catalogue, items)
     old = live.catalogue.table
     catalogue = Catalogue(pa.concat_tables([old, fresh.select(old.column_names).cast(old.schema)]))
     place = catalogue.numbers(old["item_id"])
     vectors = {
-        name: Vectors(_moved(space.items, place, len(catalogue)), space.queries)
+        name: replace(space, items=_moved(space.items, place, len(catalogue)))
         for name, space in live.resources.vectors.items()
     }
+    if encode is not None and len(fresh):
+        added = Catalogue(fresh)
+        new = catalogue.numbers(added.table["item_id"])
+        for name in vectors.keys() & live.plan.encoded.keys():
+            vectors[name].items[new] = encode(name, added)
     made = LiveFeatures(
         *(live.plan, catalogue, live.users, live.stores, live.settings),
         queries=live.queries,

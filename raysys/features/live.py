@@ -27,7 +27,7 @@ from raysys.features.changing import Changing
 from raysys.features.evidence import evidence_of
 from raysys.features.kernels import DAY_MS
 from raysys.features.keys import KeySpace
-from raysys.features.log import EventColumns, normalised
+from raysys.features.log import EventColumns, normalised_text
 from raysys.features.needs import read_states
 from raysys.features.of_items import OfItems
 from raysys.features.of_users import OfUsers
@@ -191,7 +191,7 @@ class LiveFeatures:
         """The number of a query as the user typed it, -1 when unknown or None."""
         if query is None or not self.queries:
             return -1
-        return self.number_of_query(pl.select(normalised(pl.lit(query))).item())
+        return self.number_of_query(normalised_text(query))
 
     def number_of_query(self, text: str | None) -> int:
         """The number of a query by its normalised text, -1 when unknown or None."""
@@ -324,7 +324,7 @@ class LiveFeatures:
         history: int = 30,
         session: int = -1,
         query: int = -1,
-        query_vector: Float32 | None = None,
+        query_vectors: Mapping[str, Float32] | None = None,
         positions: Int32 | None = None,
     ) -> Batch:
         """Feature columns of candidates, as they stand at `timestamp`; one request.
@@ -338,7 +338,8 @@ class LiveFeatures:
             history: items of the user to give along, for learners that read them.
             session: number (`sessions`), -1 for an unknown one.
             query: number (`query_number`), -1 for none or an unknown one.
-            query_vector: float32[d] of the query; None for the one that the plan's vectors hold.
+            query_vectors: float32[d] of the query by the vectors' name; where there is none, it is
+                the one that the plan's vectors hold.
             positions: int32[n], from 1, at which the items were shown, 0 where they were not; None
                 when serving: nothing has been shown yet.
         """
@@ -347,7 +348,9 @@ class LiveFeatures:
         week = self.promotions.last_week if week is None else week
         seen = self.history(user, history)
         moment = Moment(
-            *(user, items, timestamp, store, week, seen, session, query, query_vector, positions)
+            *(user, items, timestamp, store, week, seen, session, query),
+            query_vectors=query_vectors or {},
+            positions=positions,
         )
         return Batch(
             names=self.names,

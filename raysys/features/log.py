@@ -74,3 +74,9 @@ def normalised(query: pl.Expr) -> pl.Expr:
     text = query.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"\s+", " ")
     text = text.str.strip_chars()
     return pl.when(text.str.len_bytes() > 0).then(text)
+
+
+def normalised_text(query: str) -> str | None:
+    """One text as `normalised` has it."""
+    text: str | None = pl.select(normalised(pl.lit(query))).item()
+    return text

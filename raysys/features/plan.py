@@ -32,6 +32,7 @@ from raysys.features.plan_features import (
     UserAttribute,
 )
 from raysys.features.plan_tables import (
+    AnyVectorSpec,
     CategoryColumn,
     EventType,
     KeyColumn,
@@ -39,6 +40,7 @@ from raysys.features.plan_tables import (
     LastSpec,
     Name,
     TableSpec,
+    TextVectorSpec,
     VectorSpec,
     WindowSpec,
 )
@@ -66,6 +68,7 @@ __all__ = [
     "Similarity",
     "Static",
     "TableSpec",
+    "TextVectorSpec",
     "UserAttribute",
     "VectorSpec",
     "WindowSpec",
@@ -82,7 +85,7 @@ class FeaturePlan(Settings):
         tables: decayed counts and clocks, by name.
         windows: exact aggregates over the last hours or days.
         last: the last distinct things.
-        vectors: vectors of items and queries.
+        vectors: vectors of items and queries: made from their texts, or read from files.
         examination: how likely the item at position 1, 2, … is looked at, of 1 or relative to
             the first; beyond the list its last number stands. Or a JSON file that holds the list,
             from the folder that `load_resources` is given. For tables and windows with
@@ -93,7 +96,7 @@ class FeaturePlan(Settings):
     tables: dict[Name, TableSpec]
     windows: dict[Name, WindowSpec] = {}
     last: dict[Name, LastSpec] = {}
-    vectors: dict[Name, VectorSpec] = {}
+    vectors: dict[Name, AnyVectorSpec] = {}
     examination: list[Annotated[float, Field(gt=0)]] | str = []
     features: Annotated[list[FeatureSpec], Field(min_length=1)]
 
@@ -106,6 +109,18 @@ class FeaturePlan(Settings):
     def states(self) -> dict[str, TableSpec | WindowSpec | LastSpec]:
         """All state by key, by name."""
         return {**self.tables, **self.windows, **self.last}
+
+    @property
+    def encoded(self) -> dict[str, TextVectorSpec]:
+        """The vectors that are made from texts, by name."""
+        specs = self.vectors.items()
+        return {name: spec for name, spec in specs if isinstance(spec, TextVectorSpec)}
+
+    @property
+    def of_queries(self) -> tuple[str, ...]:
+        """Names of the vectors that some feature wants of the query, in the plan's order."""
+        asked = {f.vectors for f in self.features if isinstance(f, Similarity) and f.to == "query"}
+        return tuple(name for name in self.vectors if name in asked)
 
     def bought(self, *keys: str) -> str | None:
         """Name of the table by these keys that counts purchases and nothing else; None: none does.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from raysys.config import Settings
 from raysys.schema import EVENT_TYPES
@@ -123,14 +123,57 @@ class LastSpec(KeyedSpec):
 
 
 class VectorSpec(Settings):
-    """Vectors of items, made elsewhere: a safetensors file.
+    """Vectors made elsewhere, from a file.
 
     Attributes:
-        file: its path, from the folder that `load_resources` is given.
-        items: the tensor float16 or float32[n_items, d], rows by item number.
-        queries: the tensor float[n_queries, d], rows by query number; null where there is none.
+        file: its path, from the folder that `load_resources` is given. A Parquet file says whose
+            each vector is: columns `item_id`, `query` or both (one of them null in each row), and
+            `vector`. A safetensors file holds matrices by number, and fits one catalogue only.
+        items: of safetensors the tensor float16 or float32[n_items, d], rows by item number.
+        queries: of safetensors the tensor float[n_queries, d], rows by query number; null where
+            there is none.
     """
 
     file: str
     items: str = "items"
     queries: str | None = None
+
+    @property
+    def by_id(self) -> bool:
+        """Whether the file says whose each vector is."""
+        return self.file.endswith(".parquet")
+
+    @model_validator(mode="after")
+    def _tensors(self) -> VectorSpec:
+        if self.by_id and (self.items != "items" or self.queries is not None):
+            raise ValueError(
+                "items and queries name tensors, and a Parquet file has none: it has the columns "
+                "item_id, query and vector"
+            )
+        return self
+
+
+class TextVectorSpec(Settings):
+    """Vectors made by a transformer from texts of items, and from queries where features ask it.
+
+    Attributes:
+        model: the packaged all-MiniLM-L6-v2, a folder, or the id of a Hugging Face encoder.
+        text: columns of items that are read, in this order; empty: nearly all.
+        max_tokens: read of each text.
+    """
+
+    model: str
+    text: tuple[str, ...] = ()
+    max_tokens: Annotated[int, Field(ge=4, le=512)] = 32
+
+
+def _form(given: Any) -> str:
+    """Which of the two forms a mapping, or a model of one, is meant as."""
+    has = given.__contains__ if isinstance(given, dict) else lambda name: hasattr(given, name)
+    return "TextVectorSpec" if has("model") and not has("file") else "VectorSpec"
+
+
+AnyVectorSpec = Annotated[
+    Annotated[VectorSpec, Tag("VectorSpec")] | Annotated[TextVectorSpec, Tag("TextVectorSpec")],
+    Discriminator(_form),
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,8 +59,8 @@ class Moment:
     Attributes:
         user: number or -1; items: int32[n], the candidates; time: UTC ms;
         store: number or -1; week: promotion week; history: int32[m], last items, newest first;
-        session, query: numbers or -1; query_vector: float32[d], of a query that vectors do not
-        hold; None: theirs; positions: int32[n], 1-based, at which each candidate was shown, 0
+        session, query: numbers or -1; query_vectors: float32[d] by the vectors' name, of a query
+        that these do not hold; positions: int32[n], 1-based, at which each candidate was shown, 0
         where it was not; None: nothing has been shown yet.
     """
 
@@ -72,7 +72,7 @@ class Moment:
     history: Int32
     session: int = -1
     query: int = -1
-    query_vector: Float32 | None = None
+    query_vectors: Mapping[str, Float32] = field(default_factory=dict)
     positions: Int32 | None = None
 
     @property
@@ -119,8 +119,7 @@ def read_features(live: LiveFeatures, moment: Moment) -> Float32:
             flags.append(live.promotions.of(moment.items, moment.store, moment.week))
         return promotion_column(feature, flags[0])
 
-    vector = None if moment.query_vector is None else moment.query_vector[None, :]
-    return feature_columns(live, rows, stats, of_request, vector)
+    return feature_columns(live, rows, stats, of_request, moment.query_vectors)
 
 
 def position_column(positions: Int32) -> Column:
@@ -139,7 +138,7 @@ def feature_columns(
     rows: Rows,
     stats: Mapping[str, Any],
     of_request: Callable[[OfRequest], Column],
-    query_vectors: Float32 | None = None,
+    query_vectors: Mapping[str, Float32] | None = None,
 ) -> Float32:
     """All features of the plan, from what the states say of the rows.
 
@@ -149,7 +148,8 @@ def feature_columns(
         stats: by name of a state in `live.read_states`, what its `read` or `replay` gave for
             these rows, each at its own moment: n columns, or one that all rows share.
         of_request: gives the column of a feature that looks at the request itself.
-        query_vectors: float32[n or 1, d], where the queries' vectors are not those of the plan.
+        query_vectors: float32[d] of the query that all rows share, by the vectors' name; where
+            there is none, it is the one that the plan's vectors hold.
 
     Returns:
         float32[n, f], columns in the plan's order.
@@ -165,7 +165,7 @@ def feature_columns(
             elif isinstance(feature, _OF_REQUEST):
                 value = of_request(feature)
             elif isinstance(feature, Similarity):
-                value = _similarity(feature, live, rows, stats, query_vectors)
+                value = _similarity(feature, live, rows, stats, query_vectors or {})
             else:
                 value = _of_state(feature, live, rows, stats)
             out[:, column] = value
@@ -257,15 +257,17 @@ def _similarity(
     live: LiveFeatures,
     rows: Rows,
     stats: Mapping[str, Any],
-    query_vectors: Float32 | None,
+    query_vectors: Mapping[str, Float32],
 ) -> Column:
     space = live.resources.vectors[feature.vectors]
     if feature.to != "query":
         last = stats[feature.to].values[:, : feature.among]
         return similarity_to_last(space.items, rows.item, last)
-    if query_vectors is None:
-        if space.queries is None or not len(space.queries):
-            return np.nan
-        known = (rows.query >= 0)[:, None]
-        query_vectors = np.where(known, space.queries[rows.query], 0).astype(np.float32)
-    return similarity_to(space.items, rows.item, query_vectors)
+    given = query_vectors.get(feature.vectors)
+    if given is not None:
+        return similarity_to(space.items, rows.item, given[None, :])
+    if space.queries is None or not len(space.queries):
+        return np.nan
+    known = (rows.query >= 0)[:, None]
+    vectors = np.where(known, space.queries[rows.query], 0).astype(np.float32)
+    return similarity_to(space.items, rows.item, vectors)

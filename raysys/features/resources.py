@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from raysys.catalogue import Catalogue
 from raysys.errors import UserError
-from raysys.features.plan import Component, FeaturePlan
-from raysys.features.plan_tables import VectorSpec
+from raysys.features.plan import Component, FeaturePlan, VectorSpec
+from raysys.features.vector_files import Matrix, Vectors, read_vectors
 
 Float64 = npt.NDArray[np.float64]
-Matrix = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 
+__all__ = [
+    "Matrix",
+    "Resources",
+    "Vectors",
+    "check_resources",
+    "encoders_in",
+    "files_of",
+    "load_resources",
+]
 
-@dataclass(frozen=True)
-class Vectors:
-    """A space in which items lie, and perhaps queries.
-
-    Attributes:
-        items: float16 or float32[n_items, d]; a row of zeros for an item without a vector.
-        queries: the same of the log's queries, float[n_queries, d]; or None.
-    """
-
-    items: Matrix
-    queries: Matrix | None = None
+_ENCODER = "encoder"
+"""Of the metadata of a file of vectors: the folder beside it with the model that made them."""
 
 
 @dataclass(frozen=True)
@@ -49,43 +50,81 @@ class Resources:
     def save(self, folder: Path) -> None:
         """Write into an existing folder, as safetensors."""
         save_file({"examination": self.examination}, folder / "examination.safetensors")
+        kept: dict[Path, str] = {}  # several spaces may be of one model
         for name, space in self.vectors.items():
             arrays: dict[str, Any] = {"items": np.ascontiguousarray(space.items)}
             if space.queries is not None:
                 arrays["queries"] = np.ascontiguousarray(space.queries)
-            save_file(arrays, folder / f"vectors-{name}.safetensors")
+            told = None
+            if space.encoder is not None:
+                if space.encoder not in kept:
+                    kept[space.encoder] = f"{_ENCODER}-{name}"
+                    shutil.copytree(space.encoder, folder / kept[space.encoder])
+                told = {_ENCODER: kept[space.encoder]}
+            save_file(arrays, folder / f"vectors-{name}.safetensors", told)
 
     @classmethod
-    def load(cls, folder: Path) -> Resources:
-        """Read what `save` wrote."""
+    def load(cls, folder: Path, *, spaces: bool = True) -> Resources:
+        """Read what `save` wrote; without vectors where `spaces` is false."""
         vectors = {}
-        for path in sorted(folder.glob("vectors-*.safetensors")):
-            arrays = load_file(path)
-            vectors[path.stem.removeprefix("vectors-")] = Vectors(
-                arrays["items"], arrays.get("queries")
-            )
+        for path in sorted(folder.glob("vectors-*.safetensors")) if spaces else ():
+            arrays, encoder = load_file(path), _encoder_of(path)
+            name = path.stem.removeprefix("vectors-")
+            vectors[name] = Vectors(arrays["items"], arrays.get("queries"), encoder)
         return cls(vectors, load_file(folder / "examination.safetensors")["examination"])
+
+
+def encoders_in(folder: Path) -> dict[str, Path]:
+    """Folders of the models that made vectors, by the vectors' name, where `save` wrote them."""
+    found = {
+        path.stem.removeprefix("vectors-"): _encoder_of(path)
+        for path in sorted(folder.glob("vectors-*.safetensors"))
+    }
+    return {name: encoder for name, encoder in found.items() if encoder is not None}
+
+
+def _encoder_of(path: Path) -> Path | None:
+    with safe_open(path, framework="numpy") as file:
+        told = file.metadata() or {}
+    return path.parent / told[_ENCODER] if _ENCODER in told else None
 
 
 def files_of(plan: FeaturePlan) -> dict[str, str]:
     """The files that a plan names, by what for: `vectors.NAME`, `examination`."""
-    files = {f"vectors.{name}": spec.file for name, spec in plan.vectors.items()}
+    files = {
+        f"vectors.{name}": spec.file
+        for name, spec in plan.vectors.items()
+        if isinstance(spec, VectorSpec)
+    }
     if isinstance(plan.examination, str) and plan.examination:
         files["examination"] = plan.examination
     return files
 
 
-def load_resources(plan: FeaturePlan, root: Path) -> Resources:
+def load_resources(
+    plan: FeaturePlan,
+    root: Path,
+    *,
+    made: Mapping[str, Vectors] | None = None,
+    catalogue: Catalogue | None = None,
+    queries: Sequence[str] = (),
+) -> Resources:
     """Read the files that a plan names.
 
     Args:
         plan: its `vectors` and `examination`.
         root: the folder that relative paths start from.
+        made: the vectors that are made from texts, by name.
+        catalogue: numbers the items of files that name them.
+        queries: normalised text by query number, for files that name queries.
 
     Raises:
         UserError: a file that is missing, or does not hold what is needed.
     """
-    vectors = {name: _read_vectors(name, spec, root) for name, spec in plan.vectors.items()}
+    vectors = dict(made or {})
+    for name, spec in plan.vectors.items():
+        if isinstance(spec, VectorSpec):
+            vectors[name] = read_vectors(name, spec, root, catalogue, queries)
     return Resources(vectors, _read_examination(plan, root))
 
 
@@ -103,7 +142,7 @@ def check_resources(
             raise UserError(
                 f"vectors {name!r} were not given",
                 where=f"plan: vectors.{name}",
-                mend="pass `load_resources(plan, folder)`",
+                mend="pass `load_resources(plan, folder)`, with what is made from texts",
             )
         for what, matrix, rows in (
             ("items", space.items, n_items),
@@ -113,7 +152,9 @@ def check_resources(
                 raise UserError(
                     f"{len(matrix):,} vectors of {what}, but there are {rows:,} {what}",
                     where=f"plan: vectors.{name}",
-                    mend="make them from the catalogue and the log that the features are made of",
+                    mend="a matrix fits the very catalogue and log that it was made of: give a "
+                    "Parquet file with item_id (or query) and vector, which fits any; or let "
+                    "`model` make them from texts",
                 )
     for feature in plan.features:
         if isinstance(feature, Component):
@@ -133,43 +174,6 @@ def check_resources(
             )
         return Resources(resources.vectors, np.array(plan.examination, dtype=np.float64))
     return resources
-
-
-def _read_vectors(name: str, spec: VectorSpec, root: Path) -> Vectors:
-    path, where = root / spec.file, f"plan: vectors.{name}"
-    if not path.is_file():
-        raise UserError(f"no file {str(path)!r}", where=where, mend="write it, or correct `file`")
-    found: dict[str, Any] = {}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            held = sorted(file.keys())
-            for role, tensor in (("items", spec.items), ("queries", spec.queries)):
-                if tensor is not None:
-                    if tensor not in held:
-                        offered = ", ".join(held) or "none"
-                        raise UserError(
-                            f"no tensor {tensor!r} in {str(path)!r}",
-                            where=where,
-                            mend=f"`{role}`: one of {offered}",
-                        )
-                    found[role] = file.get_tensor(tensor)
-    except SafetensorError as error:
-        raise UserError(f"{str(path)!r} is not safetensors: {error}", where=where) from None
-    for role, matrix in found.items():
-        if matrix.ndim != 2 or matrix.dtype not in (np.float16, np.float32):
-            raise UserError(
-                f"{role}: {matrix.dtype}[{', '.join(map(str, matrix.shape))}]",
-                where=where,
-                mend="write a matrix float16 or float32[rows, dimensions]",
-            )
-        if not np.isfinite(matrix).all():
-            raise UserError(f"{role}: some numbers are not finite", where=where)
-    if "queries" in found and found["queries"].shape[1] != found["items"].shape[1]:
-        raise UserError(
-            f"items have {found['items'].shape[1]} dimensions, queries {found['queries'].shape[1]}",
-            where=where,
-        )
-    return Vectors(found["items"], found.get("queries"))
 
 
 def _read_examination(plan: FeaturePlan, root: Path) -> Float64:

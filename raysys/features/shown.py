@@ -251,7 +251,11 @@ def _named(requests: pl.DataFrame, log: NumberedLog) -> pl.DataFrame:
 
 @njit(cache=True)
 def _best_later(user, item, session, time, gain, until):  # type: ignore[no-untyped-def]
-    """From the last row back: successes are few, so they alone are listed by what they are of."""
+    """From the last row back: successes are few, so they alone are listed by what they are of.
+
+    Each leads to the next one that is worth more: what lies between is never the best of anything,
+    and a list is no longer than there are different gains, however often somebody clicks.
+    """
     n = len(user)
     wins = 0
     for row in range(n):
@@ -276,12 +280,14 @@ def _best_later(user, item, session, time, gain, until):  # type: ignore[no-unty
             at = np.int64(np.uint64(at + 1) & mask)
             other = newest[at]
         if best > 0:
+            while other != -1 and gain[row_of[other]] <= best:
+                other = following[other]
             row_of[win] = row
             following[win] = other
             newest[at] = win
             win += 1
         while other != -1 and time[row_of[other]] <= until[row]:
-            best = max(best, gain[row_of[other]])
+            best = gain[row_of[other]]
             other = following[other]
         out[row] = best
     return out

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -44,7 +44,7 @@ from raysys.features.promotions import DISPLAY, MAILER, Promotions
 from raysys.features.proposing import CandidateSettings
 from raysys.features.replay import CHOOSING, Recall, Retrieval, choose_part, popularity_by_day
 from raysys.features.requests import Requests
-from raysys.features.resources import Resources, load_resources
+from raysys.features.resources import Resources, Vectors, load_resources
 from raysys.features.sessions import with_last
 from raysys.features.shown import LabelRows, choose_shown
 from raysys.features.stitching import Stitcher, join_state
@@ -88,7 +88,8 @@ class Work:
 
     def live(self, states: Sequence[str] | None = None) -> LiveFeatures:
         """Empty state; of some tables, windows and last things only if they are named."""
-        plan, resources = self.plan, Resources.load(self.root / "resources")
+        plan = self.plan
+        resources = Resources.load(self.root / "resources", spaces=states is None)
         if states is not None:
             kept: dict[str, Any] = {
                 kind: {n: s for n, s in getattr(plan, kind).items() if n in states}
@@ -96,7 +97,6 @@ class Work:
             }
             # validated as a whole already: its features are not read without their states
             plan = plan.model_copy(update={**kept, "vectors": {}, "features": []})
-            resources = replace(resources, vectors={})
         catalogue, log = self.catalogue(), self.log
         return LiveFeatures(
             *(plan, catalogue, log.users, log.stores, self.candidates),
@@ -125,14 +125,28 @@ class Work:
         pq.write_table(texts.filter(pc.invert(known)), fresh / _REGISTERED)
         fresh.rename(folder)
 
-    def write_resources(self, root: Path) -> None:
-        """What the plan reads from files, whose paths start from `root`."""
+    def write_resources(
+        self, root: Path, make: Callable[[Catalogue, Sequence[str]], dict[str, Vectors]]
+    ) -> None:
+        """What the plan reads from files, whose paths start from `root`; and vectors of texts.
+
+        Args:
+            root: of relative paths.
+            make: gives the latter by name, of a catalogue and of queries by number.
+
+        Raises:
+            UserError: see `load_resources`.
+        """
         folder = self.root / "resources"
         if not folder.exists():
             fresh = self.root / ".resources"
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir()
-            load_resources(self.plan, root).save(fresh)
+            catalogue, queries = self.catalogue(), self.log.queries
+            made = make(catalogue, queries) if self.plan.encoded else {}
+            load_resources(self.plan, root, made=made, catalogue=catalogue, queries=queries).save(
+                fresh
+            )
             fresh.rename(folder)
 
     def write_catalogue(self, items: Path) -> Catalogue:

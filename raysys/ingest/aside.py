@@ -21,6 +21,11 @@ def unread(block: Block, part: Part, table: str) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=QUARANTINE_SCHEMA, orient="row")
 
 
+def storage_failed(block: Block) -> bool:
+    """Whether what a reader could not read may be there another time."""
+    return any(fault.passing for fault in block.faults)
+
+
 def write_quarantine(rejected: Sequence[pl.DataFrame], path: Path) -> None:
     """Write what did not get through, if anything, as one Parquet file."""
     frames = [frame for frame in rejected if frame.height]

@@ -18,7 +18,7 @@ from raysys.datasets.drafting import draft_items, draft_users
 from raysys.datasets.files import find, read
 from raysys.datasets.mapping import ATTRIBUTES, ENTRIES, ItemFiles, UserFiles, polars_type
 from raysys.datasets.source import RECORD, Expand, Source
-from raysys.ingest.aside import QUARANTINE, unread, write_quarantine
+from raysys.ingest.aside import QUARANTINE, storage_failed, unread, write_quarantine
 from raysys.ingest.columns import read_arrow, write_arrow
 from raysys.ingest.judging import apply, note, quarantine
 from raysys.ingest.rule_settings import RuleSettings
@@ -46,6 +46,7 @@ class Described:
         self.table, self.key, self.columns, self.rules = table, key, columns, rules
         self.tally = Tally()
         self.rejected: list[pl.DataFrame] = []
+        self.unread: list[str] = []  # paths of files that storage did not give, or not whole
         self._frames: list[pl.DataFrame] = []
         self._by_records = False
 
@@ -70,6 +71,8 @@ class Described:
                 note(self.tally, lost)
                 self.tally.lacking.update(block.lacking)
                 self.rejected.append(lost)
+                if storage_failed(block):
+                    self.unread.append(part.path)
                 raw, numbers = block.rows, block.numbers
                 if raw.height and expand is not None:
                     made = expand(raw)
@@ -142,6 +145,8 @@ def write_catalogue(
 ) -> int:
     """Keep the shop's own items in the store; its result holds the tally.
 
+    And how many items there are, and the paths of files that storage did not give (`unread`).
+
     Returns:
         rows read.
     """
@@ -165,7 +170,7 @@ def write_catalogue(
             )
         rows = items.rows()
         write_arrow(rows, folder / _ITEMS)
-        result["items"] = rows.height
+        result |= {"items": rows.height, "unread": items.unread}
         write_quarantine(items.rejected, folder / QUARANTINE)
         result["tally"] = items.tally.to_dict()
     return items.tally.rows_in

@@ -16,7 +16,7 @@ from raysys.datasets.mapping import ATTRIBUTES, ENTRIES, UNPARSED
 from raysys.datasets.source import Source
 from raysys.ingest.aside import write_quarantine
 from raysys.ingest.columns import read_all, to_arrow
-from raysys.ingest.described import read_users
+from raysys.ingest.described import Described, read_users
 from raysys.ingest.judging import apply
 from raysys.ingest.reading import DESCRIBES, TOLD
 from raysys.ingest.rule_settings import RuleSettings
@@ -41,6 +41,7 @@ class EntityFigures:
     categories: list[tuple[str, int, int]] = field(default_factory=list)
     most_seen: list[tuple[str, str, int]] = field(default_factory=list)  # id, name, events
     half_of_events: int = 0  # how many of the most seen items make half of all events
+    unread: list[str] = field(default_factory=list)  # paths of users' files (see `Described`)
 
 
 def write_entities(
@@ -86,16 +87,17 @@ def write_entities(
         tallies["told_items"] = told_tally
     active = read_all(_those(units, USERS_SEEN), SEEN_USER)
     active = active.group_by("user_id").agg(pl.col("events").sum())
-    users, user_tally = _users(source, limits, rules, active.select("user_id"), out)
+    users, reading = _users(source, limits, rules, active.select("user_id"), out)
     pq.write_table(to_arrow(items, schema.ITEMS), out / "items.parquet", compression="zstd")
     pq.write_table(_with_maps(users), out / "users.parquet", compression="zstd")
     figures = _describe(items, seen)
     figures.unknown_items = unknown.height
     figures.users = users.height
+    figures.unread = reading.unread
     figures.described_users = int((users[ATTRIBUTES].list.len() > 0).sum())
     powers = active.select(pl.col("events").log(2).floor().cast(pl.Int64).alias("power"))
     histogram = dict(powers.group_by("power").len().sort("power").iter_rows())
-    return {**tallies, "users": user_tally}, figures, histogram
+    return {**tallies, "users": reading.tally}, figures, histogram
 
 
 def _those(folders: Sequence[Path], name: str) -> list[Path]:
@@ -158,13 +160,13 @@ def _merge_seen(seen: pl.DataFrame) -> pl.DataFrame:
 
 def _users(
     source: Source, limits: Limits, rules: RuleSettings, seen: pl.DataFrame, out: Path
-) -> tuple[pl.DataFrame, Tally]:
+) -> tuple[pl.DataFrame, Described]:
     """Everybody who did something or is described, with attributes where there are any."""
     described, reading = read_users(source, limits, rules)
     write_quarantine(reading.rejected, out / "quarantine" / "users.parquet")
     users = pl.concat([described, seen.join(described, on="user_id", how="anti")], how="diagonal")
     nothing = pl.lit([], dtype=ENTRIES)
-    return users.with_columns(pl.col(ATTRIBUTES).fill_null(nothing)).sort("user_id"), reading.tally
+    return users.with_columns(pl.col(ATTRIBUTES).fill_null(nothing)).sort("user_id"), reading
 
 
 def _describe(items: pl.DataFrame, seen: pl.DataFrame) -> EntityFigures:

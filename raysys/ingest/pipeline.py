@@ -12,8 +12,7 @@ from typing import Any, Final
 import polars as pl
 
 from raysys import __version__
-from raysys.datasets.files import Part, find, fingerprint, split
-from raysys.datasets.mapping import AnyFiles
+from raysys.datasets.files import Part, find, split
 from raysys.datasets.source import Source
 from raysys.errors import UserError
 from raysys.ingest.aside import QUARANTINE
@@ -21,7 +20,7 @@ from raysys.ingest.described import CATALOGUE, read_catalogue, write_catalogue
 from raysys.ingest.entities import EntityFigures, write_entities
 from raysys.ingest.figures import LogFigures
 from raysys.ingest.impressions import ImpressionSettings
-from raysys.ingest.naming import told_apart
+from raysys.ingest.inputs import Inputs, inspect
 from raysys.ingest.reading import PIECES, Piece, drop_outdated, read_pieces
 from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import Limits, event_rules
@@ -34,9 +33,12 @@ from raysys.ingest.tally import Tally
 from raysys.progress import task
 from raysys.storage import digest
 
+__all__ = ["Inputs", "Outcome", "Treatment", "ingest", "inspect", "plan_pieces"]
+
 TASK_BYTES: Final = 64 << 20  # small files share a task up to this size
 PIECE_ROWS: Final = 2_000_000  # row groups of a Parquet file share a piece up to this many rows
 CUT_ROWS: Final = 1_500_000
+_FORM: Final = 2  # of what is said of kept work: what was kept in another form is done again
 _BYTES_A_ROW: Final = 40  # of text, packed or not: errs towards more cuts
 
 
@@ -51,6 +53,7 @@ class Outcome:
     sources: list[tuple[str, int]] = field(default_factory=list)  # file, bytes
     reused: dict[str, int] = field(default_factory=dict)  # pieces and days that were there already
     ahead: int | None = None  # the earliest moment (UTC ms) put aside as in the future
+    unread: set[str] = field(default_factory=set)  # paths of files that storage did not give
 
 
 @dataclass(frozen=True)
@@ -68,44 +71,7 @@ class Treatment:
         With the version of polars: users are cut and items are numbered by its hashes.
         """
         settings = (getattr(self, part).model_dump(mode="json") for part in parts)
-        return [*settings, __version__, pl.__version__]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The files of a source, found and fingerprinted."""
-
-    parts: tuple[tuple[Part, ...], ...]  # of each event mapping
-    fingerprints: dict[str, str]  # path → fingerprint
-
-    def named(self) -> dict[str, str]:
-        """Fingerprints by the shortest name that tells a file from the others."""
-        names: dict[str, str] = {}
-        for path, mark in self.fingerprints.items():
-            short = path.rsplit("/", 1)[-1]
-            names[path if short in names else short] = mark
-        return names
-
-
-def inspect(source: Source) -> Inputs:
-    """Find and fingerprint all files of a source.
-
-    Raises:
-        UserError: a path names nothing, or an environment variable is not set.
-    """
-    parts = [find(files, source.of(files).derived) for files in source.events]
-    own: tuple[AnyFiles, ...] = (*source.items, *source.users)
-    others = [part for files in own for part in find(files, source.of(files).derived)]
-    prints = {
-        part.path: fingerprint(part)
-        for part in (*(part for group in parts for part in group), *others)
-    }
-    for table in source.tables:
-        path = Path(table.path)
-        prints[table.path] = fingerprint(
-            Part(table.path, path.name, "parquet", path.stat().st_size)
-        )
-    return Inputs(told_apart(parts), prints)
+        return [*settings, __version__, pl.__version__, _FORM]
 
 
 def ingest(
@@ -126,7 +92,11 @@ def ingest(
     """
     outcome = Outcome(sources=[(p.label, p.size) for group in inputs.parts for p in group])
     catalogue = _catalogue(source, inputs, treatment, spread, store)
-    pieces = plan_pieces(source, inputs, treatment, catalogue)
+    items = store.result(CATALOGUE, catalogue)
+    outcome.unread.update(items["unread"])
+    # what half a catalogue says of events does not stand for what the whole one would
+    asked = digest([catalogue, items]) if items["unread"] else catalogue
+    pieces = plan_pieces(source, inputs, treatment, asked)
     tables = [
         digest([TABLES, inputs.fingerprints[table.path], table.name, __version__])
         for table in source.tables
@@ -141,16 +111,18 @@ def ingest(
         tally.add(Tally.from_dict(result["tally"]))
         numbered = tuple((n, *batch) for n, batch in enumerate(result["batches"]))
         name, label = piece.part.key, piece.part.label
-        batches.append(Batches(piece.key, name, label, numbered, result["ahead"]))
+        ahead, unread = result["ahead"], result["unread"]
+        batches.append(Batches(piece.key, name, label, numbered, ahead, unread))
+        outcome.unread.update([piece.part.path] if unread else [])
     outcome.ahead = min((b.ahead for b in batches if b.ahead is not None), default=None)
     settling = Settling(
         treatment.sessions,
         treatment.rules,
         treatment.impressions,
         known,
-        store.result(CATALOGUE, catalogue)["items"],
+        items["items"],
     )
-    causes = [*treatment.causes("sessions", "rules", "impressions"), catalogue]
+    causes = [*treatment.causes("sessions", "rules", "impressions"), asked]
     units = plan_units(batches, causes, digest)
     _settle(units, settling, spread, store, outcome)
     for unit in units:
@@ -159,7 +131,7 @@ def ingest(
         outcome.log.add(LogFigures.from_dict(result["figures"]))
     outcome.tallies["events"] = tally
     _require_something(tally)
-    outcome.tallies["items"] = Tally.from_dict(store.result(CATALOGUE, catalogue)["tally"])
+    outcome.tallies["items"] = Tally.from_dict(items["tally"])
     _finish(outcome, source, treatment, catalogue, pieces, units, spread, store, out)
     for number, key in enumerate(tables):
         outcome.tables.append(store.result(TABLES, key))
@@ -195,6 +167,8 @@ def _catalogue(
     marks = [inputs.fingerprints.get(path) for path in paths]
     causes = [source.title, files, marks, *treatment.causes("limits", "rules")]
     key = digest([CATALOGUE, causes])
+    if store.has(CATALOGUE, key) and store.result(CATALOGUE, key)["unread"]:
+        store.drop(CATALOGUE, key)  # storage failed then: it may give more now
     if not source.items:
         write_catalogue(source, treatment.limits, treatment.rules, key, store)
     elif not store.has(CATALOGUE, key):
@@ -320,6 +294,7 @@ def _finish(
         for name, content in result["tallies"].items():
             outcome.tallies.setdefault(name, Tally()).add(Tally.from_dict(content))
         outcome.entities = EntityFigures(**result["figures"])
+        outcome.unread.update(outcome.entities.unread)
         outcome.log.users = sum(result["users"].values())
         outcome.log.user_events.update({int(k): n for k, n in result["users"].items()})
         progress.note = f"{outcome.entities.items:,} items, {outcome.log.users:,} users"

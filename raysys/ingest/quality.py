@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from markupsafe import Markup
@@ -20,6 +20,9 @@ from raysys.report import COLOURS, Report, Section, new_figure
 
 if TYPE_CHECKING:
     from raysys.ingest.pipeline import Outcome
+
+
+SHOWN_FILES: Final = 1000
 
 
 def write_report(
@@ -177,6 +180,12 @@ def _files(report: Report, outcome: Outcome) -> None:
     if faults:
         section.text(f"{len(faults):,} files could not be read, or not to their end:")
         section.table(["file", "table", "why"], faults)
+    if outcome.unread:
+        section.text(
+            f"Of {len(outcome.unread):,} of them storage gave nothing, or not all (a timeout, a "
+            "permission, a file that went). The next run reads them again:"
+        )
+        section.table(["file"], [[path] for path in sorted(outcome.unread)[:SHOWN_FILES]])
     if lacking:
         section.text("Mapped columns that files do not have; their rows hold nothing there:")
         section.table(["column", "table", "files without it"], lacking)

@@ -22,7 +22,7 @@ from raysys.datasets.mapping import MENDED, UNPARSED, EventFiles
 from raysys.datasets.source import RECORD, Expand, Source
 from raysys.datasets.times import latest
 from raysys.errors import UserError
-from raysys.ingest.aside import QUARANTINE, unread, write_quarantine
+from raysys.ingest.aside import QUARANTINE, storage_failed, unread, write_quarantine
 from raysys.ingest.columns import COMPRESSED, DAY_MS, by_day, write_arrow
 from raysys.ingest.judging import apply_each, note
 from raysys.ingest.rule_settings import RuleSettings
@@ -68,7 +68,8 @@ def read_pieces(
 
     The result of a piece holds the tally, and for each record batch of `events.arrow` its day
     (since 1970-01-01), its cut and into how many cuts the day was cut (see `cut_of`), and its rows;
-    and `ahead`, the earliest moment (UTC ms) of a row put aside as in the future, null without any.
+    `ahead`, the earliest moment (UTC ms) of a row put aside as in the future, null without any;
+    and `unread`, whether storage failed before the piece was whole.
 
     Args:
         pieces: what to read.
@@ -113,12 +114,15 @@ def has_come(ahead: int | None, rules: RuleSettings) -> bool:
 
 
 def drop_outdated(pieces: Iterable[Piece], rules: RuleSettings, store: Store) -> None:
-    """Remove pieces from the store that hold a row back whose moment has passed since."""
+    """Remove pieces from the store that another read may find to hold more.
+
+    Those hold a row back whose moment has passed since, or storage failed when they were read.
+    """
     for piece in pieces:
-        if store.has(PIECES, piece.key) and has_come(
-            store.result(PIECES, piece.key)["ahead"], rules
-        ):
-            store.drop(PIECES, piece.key)
+        if store.has(PIECES, piece.key):
+            result = store.result(PIECES, piece.key)
+            if result["unread"] or has_come(result["ahead"], rules):
+                store.drop(PIECES, piece.key)
 
 
 @dataclass
@@ -130,6 +134,7 @@ class _Draft:
         raw, told: the same rows as the file has them, and as the adapter prepared them.
         rejected: what could not be read.
         tally: of that, and of records that mean no row.
+        unread: whether storage failed here.
     """
 
     rows: pl.DataFrame
@@ -137,6 +142,7 @@ class _Draft:
     told: pl.DataFrame
     rejected: pl.DataFrame
     tally: Tally
+    unread: bool
 
 
 _Judged = tuple[pl.DataFrame, pl.DataFrame, Tally]  # see `judging.apply`
@@ -151,14 +157,15 @@ def _drafts(piece: Piece, source: Source) -> Iterator[_Draft]:
         tally = Tally()
         rejected = _reject_unread(block, part, tally)
         tally.lacking.update(block.lacking)
+        failed = storage_failed(block)
         if block.rows.height:
             block = _expanded(block, source.expand_events, tally)
         if not block.rows.height:
-            yield _Draft(nothing, nothing, nothing, rejected, tally)
+            yield _Draft(nothing, nothing, nothing, rejected, tally, failed)
             continue
         told = source.prepare_events(block.rows) if source.prepare_events else block.rows
         rows = _placed(draft_events(told, files, where=part.label), block, part)
-        yield _Draft(rows, block.rows.drop(NTH, strict=False), told, rejected, tally)
+        yield _Draft(rows, block.rows.drop(NTH, strict=False), told, rejected, tally, failed)
 
 
 def _judged(
@@ -187,13 +194,14 @@ def _keep(
     rejected: list[pl.DataFrame] = []
     told: list[pl.DataFrame] = []
     ahead: list[int] = []
-    result: dict[str, Any] = {"label": part.label}
+    result: dict[str, Any] = {"label": part.label, "unread": False}
     with store.doing(PIECES, piece.key, result) as folder:
         kept = [*files.columns, *files.constants, ROW, *([NTH] if source.expand_events else [])]
         dealer = _Dealer(folder / EVENTS, kept, cuts)
         for draft, found in judged:
             tally.add(draft.tally)
             rejected.append(draft.rejected)
+            result["unread"] |= draft.unread
             if found is None:
                 continue
             clean, bad, counted = found

@@ -56,6 +56,7 @@ class Batches:
         name: names the file in made event ids; label: in reports.
         batches: number in the file, day, cut, cuts, rows.
         ahead: the earliest moment that it put aside as in the future (see `reading`).
+        unread: whether storage failed before it was whole.
     """
 
     piece: str
@@ -63,6 +64,17 @@ class Batches:
     label: str
     batches: tuple[tuple[int, int, int, int, int], ...]
     ahead: int | None = None
+    unread: bool = False
+
+    @property
+    def name_of_rows(self) -> Any:
+        """Tells its rows from others under the same key, as JSON can say it.
+
+        Read again when a moment has passed, or storage gives more, it has more of them.
+        """
+        if self.unread:
+            return [self.piece, self.ahead, self.batches]
+        return [self.piece, self.ahead] if self.ahead is not None else self.piece
 
     def between(self, first: int, last: int) -> Batches:
         """Only those of the given days, both included."""
@@ -107,8 +119,7 @@ def plan_units(pieces: Sequence[Batches], causes: Any, digest: Any) -> list[Unit
             cuts *= 2
         near = [piece.between(first - LOOK_BACK_DAYS, last) for piece in pieces]
         near = [piece for piece in near if piece.batches]
-        # read again when that moment has passed, a piece has more rows under the same key
-        inside = [[p.piece, p.ahead] if p.ahead is not None else p.piece for p in near]
+        inside = [piece.name_of_rows for piece in near]
         for cut in range(cuts):
             key = digest([causes, first, last, cut, cuts, inside])
             units.append(Unit(key, first, last, cut, cuts, tuple(near)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from raysys.errors import UserError
+from raysys.storage import naming_full_disk
 
 Work = Callable[[int], dict[str, Any] | None]
 """Does piece number i; what it returns is small and JSON can say it."""
@@ -97,6 +98,27 @@ class InProcess:
             yield _unpack(_answer(work, number))
 
 
+class Below:
+    """Another spread, whose pieces write below one folder: that is told where a disk is full."""
+
+    def __init__(self, folder: Path, spread: Spread) -> None:
+        self._folder, self._spread = folder, spread
+
+    @property
+    def cpus(self) -> int:
+        """Those of the other spread."""
+        return self._spread.cpus
+
+    def each(self, n: int, work: Work, name: str = "pieces") -> Iterator[dict[str, Any]]:
+        """See `Spread.each`."""
+        return self._spread.each(n, partial(_below, self._folder, work), name)
+
+
+def _below(folder: Path, work: Work, number: int) -> dict[str, Any] | None:
+    with naming_full_disk(folder):
+        return work(number)
+
+
 def _piece(shared: list[Any], number: int) -> str:
     """A piece, in a task; `shared` holds the reference to the work."""
     return _answer(_fetched(shared[0]), number)
@@ -116,14 +138,6 @@ def _answer(work: Work, number: int) -> str:
         return json.dumps(work(number) or {})
     except UserError as error:
         told = {"what": error.what, "where": error.where, "mend": error.mend}
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        told = {
-            "what": "the disk is full",
-            "where": str(error.filename or ""),
-            "mend": "free some space, or give another --workspace",
-        }
     return json.dumps({_FAILURE: told})
 
 

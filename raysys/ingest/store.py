@@ -72,7 +72,12 @@ class Store:
         root = self.root / kind
         for entry in os.scandir(root) if root.is_dir() else ():
             if entry.name not in wanted:
-                shutil.rmtree(entry.path, ignore_errors=True)
+                self.drop(kind, entry.name)
+
+    def clear(self) -> None:
+        """Remove everything."""
+        for entry in os.scandir(self.root) if self.root.is_dir() else ():
+            self.keep_only(entry.name, ())
 
 
 def link(source: Path, target: Path) -> None:

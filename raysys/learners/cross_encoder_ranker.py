@@ -13,39 +13,46 @@ import json
 import shutil
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raysys.catalogue import Catalogue
 from raysys.config import Settings
 from raysys.errors import UserError
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
+from raysys.learners.judged_pairs import judged_pairs
 from raysys.learners.protocol import Context, Float32, Learner, Model, Report, Resources
 from raysys.learners.validation import no_positives, require_positives
 from raysys.text.histories import history_text
 from raysys.text.items import ItemTexts, item_texts
 from raysys.text.pairs import Pairs, Scale, trainable
-from raysys.text.training.settings import TrainingSettings
+from raysys.text.training.settings import CheckpointEvery, TrainingSettings
 
 if TYPE_CHECKING:
     from raysys.text.cross_encoder import PairScorer
 
 META = "cross_encoder_ranker.json"
 SCORER = "scorer"
+ENDED = "ended"
+"""Where a fit with checkpoints leaves its outcome, in their folder."""
 
 Int32 = npt.NDArray[np.int32]
 Reads = Literal["queries", "histories"]
 
 _GRADES = 50  # that behaviour is told apart by
+
+_TRAINING = TrainingSettings(
+    epochs=1, batch_size=8, learning_rate=5e-5, head_learning_rate=1e-3, warm_up=0.1
+)
 
 
 class CrossEncoderRankerSettings(Settings):
@@ -65,7 +72,8 @@ class CrossEncoderRankerSettings(Settings):
         negatives: candidates of each that it did not want.
         list_size: pairs of one query in a step, drawn if it has more.
         temperature: for `listwise`: of the grades' softmax, with grades between 0 and 1.
-        training: steps and rates; a batch counts queries.
+        training: steps and rates, what is not given as here; a batch counts queries.
+        last_fraction: the latest part of the rows, left out where a search watches NDCG@10.
     """
 
     model: str = "all-MiniLM-L6-v2"
@@ -79,9 +87,15 @@ class CrossEncoderRankerSettings(Settings):
     negatives: int = Field(7, ge=1)
     list_size: int = Field(12, ge=2)
     temperature: float = Field(0.25, gt=0)
-    training: TrainingSettings = TrainingSettings(
-        epochs=1, batch_size=8, learning_rate=5e-5, head_learning_rate=1e-3, warm_up=0.1
-    )
+    training: TrainingSettings = _TRAINING
+    last_fraction: float = Field(0.1, gt=0, lt=0.9)
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _what_is_not_given_is_the_rankers(cls, given: Any) -> Any:
+        """A search of one rate must not move the others to those of trainings in general."""
+        own = _TRAINING.model_dump(exclude_unset=True)
+        return {**own, **given} if isinstance(given, Mapping) else given
 
 
 class CrossEncoderRankerModel(Model):
@@ -169,6 +183,16 @@ class CrossEncoderRanker(Learner[CrossEncoderRankerSettings]):
     family: ClassVar[str] = "transformer"
     settings_model = CrossEncoderRankerSettings
     model_class: ClassVar[type[Model]] = CrossEncoderRankerModel
+    steps: ClassVar[str] = "training.epochs"
+
+    def length(self) -> tuple[str, float] | None:
+        """See `Learner.length`: batches where `max_steps` counts them, else epochs."""
+        told = self.settings
+        if told.fitted is not None:
+            return None
+        if told.training.max_steps is not None:
+            return "training.max_steps", told.training.max_steps
+        return self.steps, told.training.epochs
 
     def fit(self, examples: Examples, context: Context) -> CrossEncoderRankerModel:
         """See `Learner.fit`; one Ray Train run.
@@ -181,7 +205,12 @@ class CrossEncoderRanker(Learner[CrossEncoderRankerSettings]):
     def fit_local(
         self, examples: Examples, context: Context, report: Report | None = None
     ) -> CrossEncoderRankerModel:
-        """See `Learner.fit_local`; with `report` the tail is left out and judged as it goes."""
+        """See `Learner.fit_local`; with `report` the tail is left out and judged as it goes.
+
+        It is told of batches, at every evaluation (`training.evaluate_every`, each epoch by
+        itself), and judged as the training judges: on pairs of the tail, or the judgements' own
+        validation. Checkpoints are written after so many batches as the context says.
+        """
         return self._fit(examples, context, None, report)
 
     def _fit(
@@ -198,13 +227,16 @@ class CrossEncoderRanker(Learner[CrossEncoderRankerSettings]):
         texts = item_texts(context.catalogue, told.text)
         if told.fitted is not None:
             return CrossEncoderRankerModel(fitted_folder(told.fitted), texts, told, "queries")
+        ended = context.checkpoint.root / ENDED if context.checkpoint else None
+        if ended is not None and ended.is_dir():
+            return CrossEncoderRankerModel.load(ended, context.catalogue)
         validation: Pairs | None = None
         reads: Reads = "queries"
         if told.judgements is not None:
             judged, held_out = judged_pairs(told.judgements, texts, context.catalogue)
         else:
             require_positives(examples)
-            head, tail = examples.head_and_tail() if report else (examples, None)
+            head, tail = examples.head_and_tail(told.last_fraction) if report else (examples, None)
             judged, reads = wanted_pairs(head, texts, told)
             held_out = None
             if tail is not None:
@@ -225,16 +257,38 @@ class CrossEncoderRanker(Learner[CrossEncoderRankerSettings]):
             temperature=told.temperature,
             where=f"{self.name}.model",
         )
+        training, scratch = told.training, None
+        if context.checkpoint is not None:
+            every = CheckpointEvery(steps=context.checkpoint.every)
+            training = training.model_copy(update={"checkpoint_every": every})
+            scratch = context.checkpoint.root
         folder = context.scratch / f"{self.name}-{uuid.uuid4().hex[:8]}"
+        if scratch is not None:  # a name that a fit that is taken up again has, too
+            folder = scratch / self.name
+            shutil.rmtree(folder, ignore_errors=True)
         try:
             fitted = train(
-                objective, told.training, folder, seed=context.seed, resources=resources,
+                *(objective, training, folder),
+                seed=context.seed,
+                resources=resources,
                 report=report,
-            )  # fmt: skip
+            )
             scorer = PairScorer(fitted.folder, told.max_tokens)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        return CrossEncoderRankerModel(scorer, texts, told, reads)
+        model = CrossEncoderRankerModel(scorer, texts, told, reads)
+        if ended is not None:
+            _keep(model, ended)
+        return model
+
+
+def _keep(model: CrossEncoderRankerModel, place: Path) -> None:
+    """Write what a fit ended with, whole or not at all: a kill while it is judged costs no fit."""
+    fresh = place.with_name(f"{place.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    model.save(fresh)
+    fresh.rename(place)
 
 
 def asked_for(batch: Batch, texts: ItemTexts, history: int, reads: Reads) -> list[str]:
@@ -299,77 +353,6 @@ def wanted_pairs(
         else weights.astype(np.float32),
     }
     return pa.table({**columns, "query": pa.array(columns["query"], pa.string())}), reads
-
-
-def judged_pairs(
-    path: str, texts: ItemTexts, catalogue: Catalogue
-) -> tuple[pa.Table, pa.Table | None]:
-    """Judgements of a file: those to learn from, and those to judge by where it has a `split`.
-
-    Raises:
-        UserError: no such file, not of these formats, columns are missing, or a grade or weight
-            is no number.
-    """
-    where = "cross_encoder_ranker.judgements"
-    place = Path(path)
-    if not place.is_file():
-        raise UserError(f"no such file: {path!r}", where=where)
-    if place.suffix not in (".parquet", ".csv"):
-        raise UserError(f"not a Parquet or CSV file: {path!r}", where=where)
-    try:
-        frame = (
-            pl.read_parquet(place)
-            if place.suffix == ".parquet"
-            else pl.read_csv(place, infer_schema=False)  # what looks like numbers may be queries
-        )
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot be read: {reason}", where=f"{where}: {path}") from None
-    frame = _typed(frame, f"{where}: {path}")
-    if "text" not in frame.columns and "item_id" in frame.columns:
-        numbers = catalogue.numbers(pa.array(frame["item_id"], pa.string()))
-        frame = frame.filter(pl.Series(numbers >= 0))
-        codes = texts.codes[numbers[numbers >= 0]]
-        frame = frame.with_columns(text=pl.Series([texts.distinct[code] for code in codes]))
-    for name in ("query", "text", "grade"):
-        if name not in frame.columns:
-            raise UserError(
-                f"judgements have no column {name!r}",
-                where=f"{where}: {path}",
-                mend="give query, text (or item_id) and grade",
-            )
-    frame = frame.filter(pl.col("grade").is_finite())
-    columns = [n for n in ("query", "text", "grade", "weight") if n in frame.columns]
-    if "split" not in frame.columns:
-        return frame.select(columns).to_arrow(), None
-    parts = [
-        frame.filter(split=name).select(columns).to_arrow() for name in ("train", "validation")
-    ]
-    return parts[0], parts[1]
-
-
-def _typed(frame: pl.DataFrame, where: str) -> pl.DataFrame:
-    """Texts as texts, grade and weight as numbers.
-
-    Raises:
-        UserError: one is no number; names the first.
-    """
-    texts = [n for n in ("query", "text", "item_id", "split") if n in frame.columns]
-    numbers = [n for n in ("grade", "weight") if n in frame.columns]
-    found = frame.with_columns(
-        pl.col(texts).cast(pl.String), pl.col(numbers).cast(pl.Float32, strict=False)
-    )
-    for name in numbers:
-        bad = np.flatnonzero((found[name].is_null() & frame[name].is_not_null()).to_numpy())
-        if len(bad):
-            raise UserError(
-                f"a {name} is no number: {frame[name][int(bad[0])]!r} in row {bad[0] + 1:,}",
-                where=where,
-                mend="write it as 2 or 2.5, or leave it empty: such a row is not learned from"
-                if name == "grade"
-                else "write it as 2 or 2.5",
-            )
-    return found
 
 
 def fitted_folder(path: str) -> Path:

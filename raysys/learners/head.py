@@ -210,10 +210,14 @@ def fit_head(
         wrap: makes the module a distributed one.
         after_step: told the step (from 1) and what gives the head as it stands.
         checkpoint: where the training leaves its state, and takes it up from, alone.
+
+    Raises:
+        UserError: a loss, gradients or weights that are no numbers.
     """
     import torch
     from torch import nn
 
+    from raysys.text.training.astray import require_finite, require_finite_weights
     from raysys.text.training.resuming import resumed, write_state
 
     assert batch.label is not None and batch.weight is not None
@@ -272,13 +276,19 @@ def fit_head(
         loss = -(share * torch.log_softmax(listed, 1)).sum(1).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(module.parameters(), 5.0)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), 5.0)
+        require_finite(
+            *(float(loss.detach()), float(norm), step, steps, network, optimiser, checkpoint),
+            where="two_tower: head",
+            rate="head.learning_rate",
+        )
         optimiser.step()
         schedule.step()
         if after_step is not None:
             after_step(step, as_it_stands)
         if checkpoint is not None and (checkpoint.due(step) or step == steps):
             write_state(checkpoint, step, network, optimiser)
+    require_finite_weights(network, steps, where="two_tower: head", rate="head.learning_rate")
     return as_it_stands()
 
 

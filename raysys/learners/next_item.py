@@ -8,7 +8,8 @@ propose candidates, too. No feature is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -23,7 +24,7 @@ from raysys.config import Settings
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.learners.full_ranking import survey
-from raysys.learners.protocol import Context, Float32, Learner, Model, Placeable
+from raysys.learners.protocol import Context, Float32, Learner, Model, Placeable, Report
 from raysys.learners.sequence_protocol import (
     ItemFacts,
     SequenceContext,
@@ -37,7 +38,8 @@ from raysys.learners.sequences import (
     save_sequence_model,
     sequence_learner_class,
 )
-from raysys.learners.validation import no_positives
+from raysys.learners.validation import NDCG, no_positives
+from raysys.text.items import NO_TEXT, item_texts
 
 META = "next_item.json"
 SEQUENCE_MODEL = "sequence_model"
@@ -64,17 +66,36 @@ class NextItemSettings(Settings):
         settings: its own settings.
         history: so many of the last items are read.
         attributes: columns of items that a transformer reads beside their numbers.
+        text_model: makes the vectors of items' texts that a transformer with the setting
+            `texts: true` reads: the packaged all-MiniLM-L6-v2, a folder, or the id of a Hugging
+            Face encoder. They are made once for each fit, and kept with the model.
+        text: columns of items that are read then, in this order; empty: nearly all.
+        max_tokens: read of each text.
+        last_fraction: the latest part of the rows, left out where a search watches NDCG@10.
     """
 
     learner: Literal["sequence_transformer", "session_knn", "item_knn"] = "sequence_transformer"
     settings: dict[str, Any] = {}
     history: int = Field(50, ge=1)
     attributes: tuple[str, ...] = ("category", "subcategory", "brand")
+    text_model: str = "all-MiniLM-L6-v2"
+    text: tuple[str, ...] = ()
+    max_tokens: int = Field(24, ge=4, le=512)
+    last_fraction: float = Field(0.1, gt=0, lt=0.9)
 
     @model_validator(mode="after")
     def _settings_are_the_learners(self) -> NextItemSettings:
-        sequence_learner_class(self.learner).settings_model(**self.settings)
+        self.of_sequences()
+        if self.settings.get("time_gaps"):
+            raise ValueError(
+                "settings.time_gaps: histories of examples and of requests hold items without "
+                "their times; leave it out"
+            )
         return self
+
+    def of_sequences(self) -> Any:
+        """The typed settings of the learner of sequences."""
+        return sequence_learner_class(self.learner).settings_model(**self.settings)
 
 
 class NextItemModel(Model):
@@ -180,7 +201,9 @@ class NextItemModel(Model):
     def load(cls, folder: Path, catalogue: Catalogue) -> NextItemModel:
         """See `Model.load`."""
         content = json.loads((folder / META).read_text(encoding="utf-8"))
-        settings = NextItemSettings(**content["settings"])
+        told = content["settings"]
+        told["settings"].pop("time_gaps", None)  # earlier versions took it, and read no times
+        settings = NextItemSettings(**told)
         model = load_sequence_model(folder / SEQUENCE_MODEL)
         return cls(model, content["items"], catalogue, settings)
 
@@ -192,10 +215,50 @@ class NextItem(Learner[NextItemSettings]):
     family: ClassVar[str] = "transformer"
     settings_model = NextItemSettings
     model_class: ClassVar[type[Model]] = NextItemModel
+    steps: ClassVar[str] = "settings.epochs"
+
+    def length(self) -> tuple[str, float] | None:
+        """See `Learner.length`: epochs of a transformer; neighbours take none."""
+        epochs = getattr(self.settings.of_sequences(), "epochs", None)
+        return None if epochs is None else (self.steps, float(epochs))
 
     def fit(self, examples: Examples, context: Context) -> NextItemModel:
         """See `Learner.fit`."""
+        return self.fit_local(examples, context)
+
+    def fit_folds(self, folds: Sequence[Examples], context: Context) -> list[Model]:
+        """See `Learner.fit_folds`: texts are encoded once for all."""
+        facts = self._facts(context.catalogue)
+        return [self._fit(examples, context, None, facts) for examples in folds]
+
+    def fit_local(
+        self, examples: Examples, context: Context, report: Report | None = None
+    ) -> NextItemModel:
+        """See `Learner.fit_local`; with `report` the tail is left out and judged every epoch.
+
+        A transformer leaves a checkpoint after every epoch that is due, and after its last.
+
+        Raises:
+            UserError: nothing retrieved was wanted, nothing follows anything, or `text_model` or
+                `text` cannot be read.
+        """
+        return self._fit(examples, context, report, self._facts(context.catalogue))
+
+    def _facts(self, catalogue: Catalogue) -> ItemFacts:
+        """What a transformer reads of the items beside their numbers."""
+        facts = _facts(catalogue, self.settings.attributes)
+        if not self.settings.settings.get("texts"):
+            return facts
+        return replace(facts, vectors=_text_vectors(catalogue, self.settings))
+
+    def _fit(
+        self, examples: Examples, context: Context, report: Report | None, facts: ItemFacts
+    ) -> NextItemModel:
         told, catalogue = self.settings, context.catalogue
+        judged: Callable[[int, SequenceModel], None] | None = None
+        if report is not None:
+            examples, tail = examples.head_and_tail(told.last_fraction)
+            judged = self._judging(tail.batch(), catalogue, report)
         train = shop_sequences(examples, told.history)
         settings = dict(told.settings)
         if told.learner == "sequence_transformer":
@@ -203,9 +266,27 @@ class NextItem(Learner[NextItemSettings]):
             settings.setdefault("negatives", 0 if len(catalogue) <= 4000 else 2000)
             settings.setdefault("device", _device(context))
         learner = make_sequence_learner(told.learner, settings, where=f"{self.name}.settings")
-        facts = _facts(catalogue, told.attributes)
-        model = learner.fit(train, SequenceContext(len(catalogue), facts, context.seed))
+        model = learner.fit(
+            train,
+            SequenceContext(
+                *(len(catalogue), facts, context.seed),
+                report=judged,
+                checkpoint=context.checkpoint,
+            ),
+        )
         return NextItemModel(model, catalogue.ids.tolist(), catalogue, told)
+
+    def _judging(
+        self, tail: Batch, catalogue: Catalogue, report: Report
+    ) -> Callable[[int, SequenceModel], None]:
+        """What passes on NDCG@10 on the tail after every epoch."""
+        judge, ids = NDCG(tail), catalogue.ids.tolist()
+
+        def judged(epoch: int, model: SequenceModel) -> None:
+            so_far = NextItemModel(model, ids, catalogue, self.settings)
+            report(epoch, judge(so_far.score(tail)))
+
+        return judged
 
     def resume(
         self, model: Model, examples: Examples, context: Context, steps: int, rate: float
@@ -284,3 +365,17 @@ def _facts(catalogue: Catalogue, columns: Sequence[str]) -> ItemFacts:
     sizes = (table >= 0).sum(axis=1)
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     return ItemFacts(table[table >= 0].astype(np.int32), offsets)
+
+
+def _text_vectors(catalogue: Catalogue, told: NextItemSettings) -> Float32:
+    """Unit vectors of items' texts, float32[n_items, d]; zeros of items without any text.
+
+    Raises:
+        UserError: `text_model` cannot be read, or `text` names a column that items do not have.
+    """
+    from raysys.text.encoder import Encoder
+
+    texts = item_texts(catalogue, told.text)
+    encoder = Encoder.open(told.text_model, told.max_tokens, None, where="next_item.text_model")
+    vectors = encoder.encode([text if text != NO_TEXT else "" for text in texts.distinct])
+    return vectors[texts.codes]

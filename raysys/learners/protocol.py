@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -54,9 +54,9 @@ class Context:
         scratch: a folder that all workers see (Ray Train's storage_path), for checkpoints.
         seed: of everything random in the fit.
         resources: workers, CPUs and GPUs.
-        checkpoint: where `fit_local` leaves its state as it goes, and takes it up from; of one
-            learner, settings, data and seed alone. None: it starts anew. Learners that do not
-            train step by step pay no heed to it.
+        checkpoint: where a fit leaves its state as it goes, and takes it up from; of one learner,
+            settings, data and seed alone, `fit_folds` giving each fold its own. None: it starts
+            anew. Learners that do not train step by step pay no heed to it, nor do trees in `fit`.
     """
 
     catalogue: Catalogue
@@ -195,7 +195,8 @@ class Learner(ABC, Generic[S]):
         family: `tree`, `transformer` or `baseline`; fallbacks of the ensemble go by it.
         settings_model: its typed settings, as found under `settings` in YAML.
         model_class: what `fit` returns; loads it from a bundle.
-        steps: the setting that says how many steps a fit takes; empty if it has none.
+        steps: the setting that says how many steps a fit takes, a dot within settings; empty if it
+            has none. See `length`, too.
         changeable: settings that may change between two steps of a fit: what population-based
             training can search.
     """
@@ -218,6 +219,14 @@ class Learner(ABC, Generic[S]):
         """
         return ()
 
+    def length(self) -> tuple[str, float] | None:
+        """The setting that says how long a fit by these settings takes, and what it says.
+
+        A whole number counts steps, any other may be broken: 0.5 epochs, say. None: there is
+        nothing to take less of.
+        """
+        return (self.steps, getattr(self.settings, self.steps)) if self.steps else None
+
     @abstractmethod
     def fit(self, examples: Examples, context: Context) -> Model:
         """Fit on the retrieved rows of `examples`.
@@ -228,7 +237,11 @@ class Learner(ABC, Generic[S]):
 
     def fit_folds(self, folds: Sequence[Examples], context: Context) -> list[Model]:
         """One model a fold. Learners with a costly start override it to start once for all."""
-        return [self.fit(examples, context) for examples in folds]
+        models = []
+        for number, examples in enumerate(folds):
+            own = context.checkpoint and context.checkpoint.of(f"fold={number}")
+            models.append(self.fit(examples, replace(context, checkpoint=own)))
+        return models
 
     def fit_local(
         self, examples: Examples, context: Context, report: Report | None = None

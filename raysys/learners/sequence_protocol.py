@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from raysys.config import Settings
 from raysys.learners.full_ranking import survey
+from raysys.storage import CheckpointFolder
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -152,6 +153,9 @@ class SequenceContext:
         seed: of everything random in the fit.
         deadline: of `time.monotonic()`; a fit that goes step by step ends there with what it has.
         report: told (epoch, model so far) after every epoch; may raise to end the fit.
+        checkpoint: where a fit that goes by epochs leaves its state after each that is due, and
+            takes it up from; of these sequences, facts, seed and settings alone. None: it starts
+            anew.
     """
 
     n_items: int
@@ -159,6 +163,7 @@ class SequenceContext:
     seed: int = 0
     deadline: float = float("inf")
     report: Callable[[int, SequenceModel], None] | None = None
+    checkpoint: CheckpointFolder | None = None
 
     @property
     def seconds_left(self) -> float:

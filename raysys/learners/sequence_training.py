@@ -22,6 +22,7 @@ from raysys.learners.sequence_popularity import ageing
 from raysys.learners.sequence_protocol import Float32, Float64, Int64, SequenceContext, Sequences
 from raysys.learners.sequence_softmax import Sampler, seen_before, softmax_loss
 from raysys.progress import task
+from raysys.text.training.resuming import restored, write_state
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,17 @@ class Trainer:
     def run(self, told: Callable[[int], None]) -> int:
         """Train to the end of the epochs or of the time; `told` is called after every epoch.
 
-        Returns the epochs that were begun.
+        A training that was killed goes on after the last epoch of its checkpoint, to the same
+        weights on CPUs.
+
+        Returns:
+            The epochs that were begun, those before a kill included.
         """
         places = float((self.share * (self.train.sizes - 1)).sum())
         steps = max(1, math.ceil(places * self.schedule.epochs / self.schedule.batch_size))
         began, left = time.monotonic(), self.context.seconds_left
         torch.manual_seed(self.context.seed)
-        step, epoch, loss = 0, 0, 0.0
+        step, epoch, loss = self._restored()
         with task("train the sequence transformer", steps) as shown:
             while step < steps:
                 self.encoder.train()
@@ -118,9 +123,26 @@ class Trainer:
                     shown.note = f"epoch {epoch + 1}, loss {loss:.3f}"
                 epoch += 1
                 told(epoch)
+                self._keep(step, epoch, loss, last=step >= steps)
                 if time.monotonic() >= self.context.deadline:
                     break
         return epoch
+
+    def _restored(self) -> tuple[int, int, float]:
+        """Steps and epochs that are done, and the loss, as the last checkpoint has them."""
+        state = restored(self.context.checkpoint, self.encoder, self.optimizer)
+        if not state:
+            return 0, 0, 0.0
+        self.rng.bit_generator.state = state["draws"]
+        return int(state["step"]), int(state["epoch"]), float(state["loss"])
+
+    def _keep(self, step: int, epoch: int, loss: float, *, last: bool) -> None:
+        """Write a checkpoint if one is due; told of by epochs, as the context counts them."""
+        folder = self.context.checkpoint
+        if folder is not None and (folder.due(epoch) or last):
+            draws = self.rng.bit_generator.state
+            state = {"epoch": epoch, "loss": loss, "draws": draws}
+            write_state(folder, step, self.encoder, self.optimizer, state)
 
     def _pace(self, at: float) -> float:
         """Share of the highest rate when `at` (0 … 1) of the training is done."""

@@ -314,7 +314,10 @@ class TwoTower(Learner[TwoTowerSettings]):
             torch.set_num_threads(before)
 
     def fit_folds(self, folds: Sequence[Examples], context: Context) -> list[Model]:
-        """See `Learner.fit_folds`: one Ray Train run, in which the frozen layers run once."""
+        """See `Learner.fit_folds`: one Ray Train run, in which the frozen layers run once.
+
+        A worker that is alone and dies goes on from the context's checkpoint.
+        """
         from ray.train.torch import TorchTrainer
 
         from raysys.learners.two_tower_workshop import train_loop
@@ -325,6 +328,8 @@ class TwoTower(Learner[TwoTowerSettings]):
         place = context.scratch / f"{self.name}-{uuid.uuid4().hex[:8]}-catalogue.parquet"
         context.scratch.mkdir(parents=True, exist_ok=True)
         context.catalogue.save(place)
+        alone = context.resources.workers == 1
+        checkpoint = context.checkpoint if alone else None
         trainer = TorchTrainer(
             train_loop,
             train_loop_config={
@@ -333,11 +338,12 @@ class TwoTower(Learner[TwoTowerSettings]):
                 "catalogue": place,
                 "seed": context.seed,
                 "threads": threads_of(context),
+                "checkpoint": checkpoint,
             },
-            **run_configs(self.name, context),
+            **run_configs(self.name, context, resumes=checkpoint is not None),
         )
         models = []
-        with trained(trainer) as folder:
+        with trained(trainer, checkpoint and checkpoint.root) as folder:
             for number in range(len(folds)):
                 model = TwoTowerModel.load(folder / f"fold={number}", context.catalogue)
                 _ = model.encoder  # open it while its folder is there

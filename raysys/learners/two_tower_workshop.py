@@ -9,12 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from raysys.catalogue import Catalogue
+from raysys.errors import UserError
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.learners.head import Head, fit_head, standard
 from raysys.learners.protocol import Report
 from raysys.learners.sampling import thinned, with_some_positive
+from raysys.learners.training import stopping
 from raysys.learners.two_tower import TwoTower, TwoTowerModel, mean_of_history
 from raysys.learners.two_tower_settings import TwoTowerSettings
 from raysys.learners.validation import NDCG, no_positives
@@ -74,7 +78,8 @@ class Workshop:
             checkpoint: see `Context`; of a fit by this worker alone.
 
         Raises:
-            UserError: no request has both a history and something wanted.
+            UserError: no request has both a history and something wanted; a loss, or what comes of
+                the training, is no number.
         """
         import torch
 
@@ -131,6 +136,12 @@ class Workshop:
             checkpoint=checkpoint and checkpoint.of("towers"),
         )
         model = placed()
+        if not np.isfinite(model.item_vectors).all():
+            raise UserError(
+                f"after {settings.steps} steps the vectors of items are no numbers",
+                where=TwoTower.name,
+                mend="take a lower learning_rate, or a longer warm_up",
+            )
         encoder.settle()  # from here on it is as one that was loaded
         if rows is None:
             return model
@@ -238,10 +249,12 @@ def train_loop(config: dict[str, Any]) -> None:
     catalogue = Catalogue.load(config["catalogue"])
     workshop = Workshop(config["settings"], catalogue, ray.train.torch.get_device())
     wrap = ray.train.torch.prepare_model if world > 1 else None
-    with tempfile.TemporaryDirectory() as folder:
+    kept: CheckpointFolder | None = config["checkpoint"]  # of a worker that is alone
+    with tempfile.TemporaryDirectory() as folder, stopping(kept and kept.root):
         for number, examples in enumerate(config["folds"]):
             share = examples.of_worker(rank, world)
-            model = workshop.fit(share, config["seed"] + rank, wrap=wrap)
+            own = kept and kept.of(f"fold={number}")
+            model = workshop.fit(share, config["seed"] + rank, wrap=wrap, checkpoint=own)
             if rank == 0:
                 place = Path(folder) / f"fold={number}"
                 place.mkdir()

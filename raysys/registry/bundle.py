@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from raysys.errors import UserError
 from raysys.registry.manifest import BundleManifest, verify
+from raysys.registry.query_encoders import QueryEncoders
 
 if TYPE_CHECKING:
     from raysys.catalogue import Catalogue
@@ -59,6 +60,7 @@ class Bundle:
         ensemble: turns base scores into one.
         search: finds items by words and meaning.
         reranking: of the best few; None: there is no such part.
+        query_encoders: of queries that the log never had, for features; None: none asks for them.
     """
 
     id: str
@@ -69,6 +71,7 @@ class Bundle:
     ensemble: Ensemble
     search: Search
     reranking: Reranking | None = None
+    query_encoders: QueryEncoders | None = None
 
     @cached_property
     def session_encoder(self) -> tuple[str, SessionEncoder] | None:
@@ -109,6 +112,7 @@ class Bundle:
             ensemble=Ensemble.load(folder / "ensemble.json"),
             search=Search.load(folder / "search", encoder),
             reranking=_load_reranker(folder, features.catalogue),
+            query_encoders=QueryEncoders.of(folder / "features"),
         )
 
 
@@ -121,12 +125,14 @@ class Transformers:
         texts: encodes queries; None: nobody does.
         sessions: encodes histories by a network; None: nobody does.
         reranker: reads pairs of query and item; None: there is none.
+        queries: encodes queries for features that compare items with them; None: none does.
     """
 
     n_items: int
     texts: TextEncoder | None
     sessions: SessionEncoder | None
     reranker: Reranker | None
+    queries: QueryEncoders | None = None
 
 
 def load_transformers(folder: Path, device: str = "cpu") -> Transformers:
@@ -153,8 +159,9 @@ def load_transformers(folder: Path, device: str = "cpu") -> Transformers:
         texts,
         sessions[1] if sessions is not None and sessions[1].encodes_sessions else None,
         None if reranking is None else reranking.model,
+        QueryEncoders.of(folder / "features"),
     )
-    for model in (found.texts, found.sessions, found.reranker):
+    for model in (found.texts, found.sessions, found.reranker, found.queries):
         if isinstance(model, Placeable):
             model.place(device)
     return found

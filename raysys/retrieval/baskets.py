@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from numba import njit
+
+from raysys.storage import is_full_disk
 
 Int32 = npt.NDArray[np.int32]
 
@@ -125,13 +128,33 @@ class BasketWriter:
             if not size:
                 np.save(path, np.empty(0, kind))
                 return np.empty(0, kind)
-            return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(size,))
+            mapped = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(size,))
+            _take_room(path)
+            return mapped
 
         baskets = Baskets.by_item(ends, arrays[0], arrays[1], self._n_items, empty)
         for name in ("order_ends", "items", "epochs", "item_ends"):
-            np.save(self._folder / f"{name}.npy", getattr(baskets, name))
+            fresh = self._folder / f"{name}.tmp.npy"
+            np.save(fresh, getattr(baskets, name))
+            fresh.replace(self._folder / f"{name}.npy")  # the last one says that all are there
         for name in ("items", "epochs"):
             (self._folder / f"{name}.raw").unlink()
+
+
+def _take_room(path: Path) -> None:
+    """Take a mapped file's room on the disk: a full one would kill the process at some page.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if is_full_disk(error):  # any other: a file system that knows no such call
+                raise
 
 
 @njit(cache=True)

@@ -89,6 +89,11 @@ class ServedExperiment(BaseModel):
     start: str
     end: str | None
     served: bool = Field(description="Whether this replica draws users into it now.")
+    weights: dict[str, float] | None = Field(
+        None, description="Arm → probability that a bandit gives it now."
+    )
+    lists: dict[str, int] | None = Field(None, description="Arm → lists that these are made of.")
+    rewarded: dict[str, int] | None = Field(None, description="Arm → those with an event.")
 
 
 class ServedExperiments(BaseModel):

@@ -30,10 +30,11 @@ def _plain(text: str) -> str:
     return text
 
 
-_Plain = (AfterValidator(_plain), Field(json_schema_extra={"pattern": _PLAIN}))
-Id = Annotated[str, StringConstraints(min_length=1, max_length=200), *_Plain]
+Plain = (AfterValidator(_plain), Field(json_schema_extra={"pattern": _PLAIN}))
+"""Of a text without control characters; tabs and ends of lines are none."""
+Id = Annotated[str, StringConstraints(min_length=1, max_length=200), *Plain]
 Query = Annotated[
-    str, StringConstraints(min_length=1, max_length=MAX_QUERY, strip_whitespace=True), *_Plain
+    str, StringConstraints(min_length=1, max_length=MAX_QUERY, strip_whitespace=True), *Plain
 ]
 ItemIds = Annotated[list[Id], Field(max_length=MAX_ITEM_IDS)]
 K = Annotated[
@@ -60,7 +61,7 @@ Urgency = Annotated[
 
 
 Attributes = Annotated[
-    dict[Id, Annotated[str, StringConstraints(max_length=200), *_Plain]],
+    dict[Id, Annotated[str, StringConstraints(max_length=200), *Plain]],
     Field(
         max_length=20,
         description="What the caller knows of who asks, such as country or device: experiments "

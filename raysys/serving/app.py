@@ -36,6 +36,7 @@ from raysys.serving.profile import Profile
 from raysys.serving.service import Service
 from raysys.serving.text_routes import add_text_routes
 from raysys.serving.traffic import Traffic
+from raysys.serving.traffic_board import TrafficBoard
 from raysys.serving.workers import BACKGROUND
 
 if TYPE_CHECKING:
@@ -106,7 +107,11 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if board is not None:
+            board.start()
         yield
+        if board is not None:
+            board.close()
         service.close()
 
     app = FastAPI(
@@ -118,7 +123,11 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     traffic = Traffic()
-    app.add_middleware(Arrival, service=service)
+    board = None
+    if service.args.pages.console and service.args.bundle is not None:
+        place = service.args.registry_path
+        board = TrafficBoard(place, traffic, lambda: service.metrics.read())
+    app.add_middleware(Admission, service=service)
     protect(app, service.args, traffic, lambda: service.metrics)
     handle_problems(app)
 
@@ -147,14 +156,14 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
         """Whether it answers well, and from which bundle; 503 until it is warm."""
         return minimal(service.readiness(), request)
 
-    add_pages(app, service, arms, traffic)
+    add_pages(app, service, arms, board)
     _serve_docs(app, service.args)
     return app
 
 
-class Arrival:
-    """Notes when a request arrived, refuses a body larger than `MAX_BODY`, and, before anything is
-    read, a list for which there is no room.
+class Admission:
+    """Refuses a body larger than `MAX_BODY` and, before anything is read, a list for which there is
+    no room.
 
     Args:
         app: what answers.
@@ -169,7 +178,6 @@ class Arrival:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope.setdefault("state", {})["arrived"] = time.perf_counter()
         if scope["method"] == "POST" and (refused := self._no_room(scope)) is not None:
             await refused.response(scope["path"])(scope, receive, send)
             return

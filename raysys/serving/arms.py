@@ -21,9 +21,12 @@ from typing import Any, Final
 from raysys.errors import UserError
 from raysys.eventlog.entries import LogUnavailable
 from raysys.registry import Registry
+from raysys.serving.api import ListAnswer
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Context
+from raysys.serving.drafting import draft
 from raysys.serving.experiment_arms import ExperimentArms
+from raysys.serving.exposures import Drafted
 from raysys.serving.guard import Arm, Guard
 from raysys.serving.intake import SURFACES
 from raysys.serving.lease import Lease
@@ -251,16 +254,16 @@ class Arms:
         if context is not None and (self.experiments.served is not None or context.forced):
             with self._held() as champion:
                 treatment = self.experiments.treatment(asked, context, champion)
-        failed = False
+        failed, drafted = False, None
         if treatment is None:
             answer = self._untreated(name, asked, *rest)
         else:
-            answer, failed = self._treated(treatment, name, asked, *rest)
+            answer, failed, drafted = self._treated(treatment, name, asked, *rest)
         if context is None or asked.explain or not context.shown:
             return answer
         told = answer if isinstance(answer, dict) else vars(answer)
         if treatment is not None:
-            self.experiments.exposed(treatment, told["request_id"], told["bundle"])
+            self.experiments.exposed(treatment, told["request_id"], told["bundle"], drafted)
         self.outcomes.answered(
             told["request_id"],
             SURFACES[type(asked)],
@@ -270,27 +273,43 @@ class Arms:
         )
         return answer
 
-    def _treated(self, treatment: Treatment, name: str, asked: Any, *rest: Any) -> tuple[Any, bool]:
-        """The answer by an experiment's arms, and whether they failed and the champion answers."""
-        failed = False
+    def _treated(
+        self, treatment: Treatment, name: str, asked: Any, *rest: Any
+    ) -> tuple[Any, bool, Drafted | None]:
+        """The answer by an experiment's arms; whether they failed and the champion answers; and
+        how the list was drafted, if it was.
+        """
+        failed, drafted = False, None
         try:
-            if treatment.bundle is None:
-                answer = self._untreated(name, asked, *rest, treatment=treatment)
+            if treatment.teams is None:
+                answer = self._by_arm(treatment, name, asked, *rest)
             else:
-                with self._service_of(treatment.bundle) as service:
-                    call = Asked(treatment, name, asked, rest)
-                    answer = call.of(call.treated(service))
+                with self._held() as champion:
+                    at = champion.ranker.now()
+                answer, drafted = draft(
+                    lambda team, context: self._by_arm(team, "content", asked, context),
+                    treatment, asked.k, rest[0], at,
+                )  # fmt: skip
+                answer = answer if name == "content" else ListAnswer.model_validate(answer)
         except Exception as error:
             # the user's own mistakes fail on both, and then say nothing of the arm
             answer = self._untreated(name, asked, *rest)
-            failed = True
+            failed, drafted = True, None
             if not isinstance(error, Problem):
                 log.exception("%s failed; the champion answers", treatment.arms)
         if isinstance(answer, dict):
             answer["experiments"] = treatment.arms
         else:
             answer = answer.model_copy(update={"experiments": treatment.arms})
-        return answer, failed
+        return answer, failed, drafted
+
+    def _by_arm(self, treatment: Treatment, name: str, asked: Any, *rest: Any) -> Any:
+        """The answer of the bundle that the arms name, as they want it."""
+        if treatment.bundle is None:
+            return self._untreated(name, asked, *rest, treatment=treatment)
+        with self._service_of(treatment.bundle) as service:
+            call = Asked(treatment, name, asked, rest)
+            return call.of(call.treated(service))
 
     @contextlib.contextmanager
     def _service_of(self, bundle: str) -> Iterator[Service]:

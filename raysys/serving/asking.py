@@ -37,6 +37,8 @@ class Context:
         forced: experiment → arm, as a tester wants it whatever the draw says.
         shown: whether somebody is shown the list; one that is made for its figures alone is neither
             recorded, nor counted for drift or an experiment.
+        counted: whether its answer counts in the metrics; of the rankings that one list is drafted
+            from, one does.
         http_request_id: by which Serve's log lines name the call; None: it came by none.
     """
 
@@ -47,6 +49,7 @@ class Context:
     at: int | None = None
     forced: Mapping[str, str] = field(default_factory=dict)
     shown: bool = True
+    counted: bool = True
     http_request_id: str | None = None
 
 
@@ -107,6 +110,8 @@ class Ranking:
         relevance: float32[n] to the query or item, or None.
         encoded: float32[1, d], the user's history as the session encoder says it; None: it has not
             been asked.
+        query_vectors: float32[d] of a query that the log never had, by the name of the plan's
+            vectors; None: they have not been asked for.
         reranked: float32[n], what the cross-encoder says of the best few, NaN for all others; None:
             it has said nothing.
         reasons: who was left out -> why.
@@ -123,6 +128,7 @@ class Ranking:
     ensemble: EnsembleScores | None = None
     relevance: Float32 | None = None
     encoded: Float32 | None = None
+    query_vectors: dict[str, Float32] | None = None
     reranked: Float32 | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)

@@ -128,8 +128,8 @@ def _secret(scope: Scope) -> str | None:
 def behind_haproxy() -> bool:
     """Whether Serve answers through its HAProxy: then every caller looks like this machine.
 
-    It listens on all interfaces, connects to replicas from this very machine, and as Ray sets it
-    up names nobody in X-Forwarded-For.
+    It connects to the replicas of its node from this very machine, whoever asked it, and as Ray
+    sets it up names nobody in X-Forwarded-For.
     """
     return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") not in ("", "0")
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raysys.serving.api import Readiness
 from raysys.serving.args import ServeArgs
+from raysys.serving.arrival import Arrival
 from raysys.serving.auth import Auth
 from raysys.serving.limits import RateLimits
 from raysys.serving.metrics import Metrics
@@ -38,6 +39,7 @@ _OF_ALL: _Raw = (
 )
 _OF_PAGES: _Raw = ((b"content-security-policy", PAGE_POLICY.encode()), *_OF_ALL)
 _OF_DATA: _Raw = ((b"content-security-policy", DATA_POLICY.encode()), *_OF_ALL)
+_CODING = "header.content-encoding"
 _JSON = re.compile(rb"application/([\w.-]+[+-])?json")
 _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
@@ -45,7 +47,8 @@ _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 def protect(
     app: FastAPI, args: ServeArgs, traffic: Traffic, metrics: Callable[[], Metrics]
 ) -> None:
-    """Put headers, CORS, counts, keys and rate limits before an application, in this order.
+    """Put the moment of arrival, headers, CORS, counts, keys and rate limits before an application,
+    in this order.
 
     Args:
         app: what answers.
@@ -57,7 +60,8 @@ def protect(
         UserError: the file of keys is missing or damaged.
     """
     app.add_middleware(JsonOnly)
-    app.add_middleware(RateLimits, args=args.limits)  # each comes before the one added before it
+    limits = {"args": args.limits, "deadline_ms": args.deadline_ms}
+    app.add_middleware(RateLimits, **limits)  # each comes before the one added before it
     app.add_middleware(Auth, args=args.auth, cors_origins=args.cors_origins)
     app.add_middleware(Faults)
     app.add_middleware(Watched, traffic=traffic, metrics=metrics)
@@ -80,6 +84,7 @@ def protect(
             max_age=600,
         )
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(Arrival)
 
 
 def minimal(ready: Readiness, request: Request) -> Readiness:
@@ -90,9 +95,10 @@ def minimal(ready: Readiness, request: Request) -> Readiness:
 
 
 class JsonOnly:
-    """Refuses a body that says that it is no JSON; one that says nothing is the routes' to read.
+    """Refuses a body that does not say that it is JSON, or says that it is compressed.
 
-    Pages have forms: only the calls below /v1/ are held to it.
+    Pages have forms: only the calls below /v1/ are held to it. A call without a body may say
+    nothing.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -102,13 +108,13 @@ class JsonOnly:
         """See ASGI."""
         writes = scope["type"] == "http" and scope["method"] in ("POST", "PUT", "PATCH")
         if writes and scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
-            said = next((v for name, v in scope["headers"] if name == b"content-type"), None)
-            if said is not None and not _says_json(said):
-                message = "send the body as application/json"
-                value = said[:80].decode("latin-1")
-                error = FieldError(path="header.content-type", message=message, value=value)
-                problem = Problem(415, "unsupported-media-type", message, [error])
-                await problem.response(scope["path"])(scope, receive, send)
+            error = _not_json(dict(scope["headers"]))
+            if error is not None:
+                problem = Problem(415, "unsupported-media-type", error.message, [error])
+                response = problem.response(scope["path"])
+                if error.path == _CODING:
+                    response.headers["Accept-Encoding"] = "identity"  # RFC 9110, 12.5.3
+                await response(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -137,6 +143,24 @@ class Faults:
             if scope["type"] != "http" or started:
                 raise
             await fault(scope, error)(scope, receive, send)
+
+
+def _not_json(headers: dict[bytes, bytes]) -> FieldError | None:
+    """What is wrong with the headers of a body, if anything is."""
+    coding, said = headers.get(b"content-encoding", b""), headers.get(b"content-type")
+    if coding.strip().lower() not in (b"", b"identity"):
+        value = coding[:80].decode("latin-1")
+        message = f"{value} is not read here: send it uncompressed"
+        return FieldError(path=_CODING, message=message, value=value)
+    path = "header.content-type"
+    if said is None:
+        sent = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        message = "required, but missing: send Content-Type: application/json"
+        return FieldError(path=path, message=message) if sent else None
+    if not _says_json(said):
+        message = "send the body as application/json"
+        return FieldError(path=path, message=message, value=said[:80].decode("latin-1"))
+    return None
 
 
 @lru_cache(maxsize=64)

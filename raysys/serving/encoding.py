@@ -44,13 +44,20 @@ class Encoding(Protocol):
 
     remote: bool
 
-    def encode(self, texts: Sequence[str], histories: Sequence[Int32], wait_s: float) -> Encoded:
+    def encode(
+        self,
+        texts: Sequence[str],
+        histories: Sequence[Int32],
+        wait_s: float,
+        compared: Sequence[str] = (),
+    ) -> Encoded:
         """Vectors of queries and of histories.
 
         Args:
             texts: queries, as typed.
             histories: rows of the catalogue, newest first.
             wait_s: seconds within which they are of use; infinity: whenever.
+            compared: normalised queries that features compare items with.
 
         Raises:
             UnavailableError: they are not to be had by then.
@@ -79,12 +86,20 @@ class Here:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
 
-    def encode(self, texts: Sequence[str], histories: Sequence[Int32], wait_s: float) -> Encoded:
+    def encode(
+        self,
+        texts: Sequence[str],
+        histories: Sequence[Int32],
+        wait_s: float,
+        compared: Sequence[str] = (),
+    ) -> Encoded:
         """See `Encoding`; it takes what it takes."""
+        queries = self._bundle.query_encoders
         encoder, sessions = self._bundle.search.encoder, self._bundle.session_encoder
         return Encoded(
             encoder.encode(texts) if texts and encoder is not None else None,
             sessions[1].encode_sessions(histories) if histories and sessions is not None else None,
+            queries.encode(compared) if compared and queries is not None else None,
         )
 
     def pairs(self, query: str, items: Int32, wait_s: float) -> Float32:
@@ -158,9 +173,15 @@ class There:
         self._handle, self._bundle, self._args = handle, bundle, args
         self._rest = Rest(args.rest_s)
 
-    def encode(self, texts: Sequence[str], histories: Sequence[Int32], wait_s: float) -> Encoded:
+    def encode(
+        self,
+        texts: Sequence[str],
+        histories: Sequence[Int32],
+        wait_s: float,
+        compared: Sequence[str] = (),
+    ) -> Encoded:
         """See `Encoding`."""
-        return self._ask("encode", (list(texts), list(histories)), wait_s)  # type: ignore[return-value]
+        return self._ask("encode", (list(texts), list(histories), list(compared)), wait_s)  # type: ignore[return-value]
 
     def pairs(self, query: str, items: Int32, wait_s: float) -> Float32:
         """See `Encoding`."""

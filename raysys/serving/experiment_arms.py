@@ -9,8 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from raysys.errors import UserError
+from raysys.experiments import Experiment
 from raysys.registry import Registry
 from raysys.segments import tidy
+from raysys.serving.allocations import Allocations
 from raysys.serving.api import RecommendRequest
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Context
@@ -22,7 +24,7 @@ from raysys.serving.experiments import (
     places_of,
     stamp_of,
 )
-from raysys.serving.exposures import ExposureLog
+from raysys.serving.exposures import Drafted, ExposureLog
 from raysys.serving.intake import SURFACES, ListRequest, who_asks
 from raysys.serving.lease import Lease
 from raysys.serving.metrics import Metrics
@@ -54,6 +56,7 @@ class ExperimentArms:
         self._leases: dict[str, Lease] = {}
         self._failed: set[str] = set()
         self._log: ExposureLog | None = None
+        self._allocations = Allocations(self._registry.root, args.exposures_path)
         self.served: Served | None = None
         self.trouble: dict[str, str] = {}
         self._stamp: tuple[Any, ...] = ()
@@ -143,7 +146,9 @@ class ExperimentArms:
                 finally:
                     lease.give_back()
 
-    def exposed(self, treatment: Treatment, request_id: str, bundle: str) -> None:
+    def exposed(
+        self, treatment: Treatment, request_id: str, bundle: str, drafted: Drafted | None = None
+    ) -> None:
         """A list was answered in these arms."""
         if self._log is not None:
             self._log.served(
@@ -154,6 +159,7 @@ class ExperimentArms:
                 request_id=request_id,
                 surface=treatment.surface,
                 bundle=bundle,
+                drafted=drafted,
             )
 
     def status(self) -> dict[str, Any]:
@@ -170,6 +176,7 @@ class ExperimentArms:
                     "start": each.start.isoformat(),
                     "end": None if each.end is None else each.end.isoformat(),
                     "served": each.name in served.ready,
+                    **_weights(served, each),
                 }
                 for each in served.settings.experiments
                 if places_of(each)
@@ -183,6 +190,7 @@ class ExperimentArms:
         for lease in self._leases.values():
             lease.retire()
         self._leases = {}
+        self._allocations.close()
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -239,6 +247,9 @@ class ExperimentArms:
                 trouble["exposures"] = f"they cannot be written: {error}"
                 ready.clear()
         fresh = None if served is None else replace(served, ready=frozenset(ready))
+        if fresh is not None:
+            weighed = self._allocations.look(fresh.bandits, champion.service.events, now)
+            fresh = replace(fresh, allocations=weighed)
         if fresh != self.served:
             self.served = fresh
         for bundle in [b for b in self._leases if b not in wanted]:
@@ -291,6 +302,19 @@ class ExperimentArms:
                 except UserError as error:
                     return f"the arm {arm.name}: {error}"
         return ""
+
+
+def _weights(served: Served, experiment: Experiment) -> dict[str, Any]:
+    """What a bandit gives its arms now."""
+    found = served.allocations.get(experiment.name)
+    if found is None:
+        return {}
+    names = [arm.name for arm in experiment.arms]
+    return {
+        "weights": dict(zip(names, found.otherwise, strict=True)),
+        "lists": dict(zip(names, found.lists, strict=True)),
+        "rewarded": dict(zip(names, found.rewards, strict=True)),
+    }
 
 
 def _moment(at: int) -> dt.datetime:

@@ -21,7 +21,8 @@ import polars as pl
 from raysys.errors import UserError
 from raysys.eventlog.entries import LogUnavailable
 from raysys.experiments import Experiment
-from raysys.experiments.event_sources import COLUMNS, logged_events
+from raysys.experiments.drafting import BOTH
+from raysys.experiments.event_sources import ANSWERING, COLUMNS, Columns, logged_events
 from raysys.experiments.users import read_exposures, user_table
 from raysys.serving.events import EventService
 from raysys.serving.experiments import places_of
@@ -152,25 +153,53 @@ class ExperimentReports:
             .collect()
         )
         by_arm = {str(arm): int(n) for arm, n in counted.iter_rows()}
-        events = self._events()
-        frame = (
-            pl.LazyFrame(schema=COLUMNS)
-            if events is None
-            else logged_events(events.rolled, events.log)
-        )
+        if experiment.by_lists:
+            return self._judge_lists(experiment, served, exposures, by_arm)
+        frame = self._logged(COLUMNS)
         metrics = [served.settings.metric(name) for name in experiment.metrics]
         try:  # an image that only serves leaves out what only analyses need
             from raysys.experiments.analysis import analyse
             from raysys.experiments.verdict import verdict
         except ModuleNotFoundError as error:
-            why = f"{error.name} is not installed here, use `raysys experiment analyse` elsewhere"
-            return _Judged(by_arm, why=why)
+            return _Judged(by_arm, why=_not_here(error))
         try:
             table = user_table(experiment, metrics, exposures, frame)
             found = analyse(experiment, served.settings, table)
         except UserError as error:
             return _Judged(by_arm, why=f"{error.what}: {error.mend}" if error.mend else error.what)
         return _Judged(by_arm, found, verdict=tuple(verdict(found)))
+
+    def _logged(self, columns: Columns) -> pl.LazyFrame:
+        events = self._events()
+        if events is None:
+            return pl.LazyFrame(schema=columns)
+        return logged_events(events.rolled, events.log, columns)
+
+    def _judge_lists(
+        self,
+        experiment: Experiment,
+        served: Served,
+        exposures: pl.LazyFrame,
+        by_arm: dict[str, int],
+    ) -> _Judged:
+        """One that mixes arms within a user: what came of its lists."""
+        metric = served.settings.metric(experiment.primary)
+        answers = self._logged(ANSWERING)
+        try:
+            from raysys.experiments.arm_values import found_so_far, value_arms
+            from raysys.experiments.interleaving import judge_interleaved
+        except ModuleNotFoundError as error:
+            return _Judged(by_arm, why=_not_here(error))
+        try:
+            if experiment.interleave:
+                drafted = by_arm.get(BOTH, 0)
+                by_arm = {arm.name: drafted for arm in experiment.arms}
+                said = judge_interleaved(experiment, metric, exposures, answers).sentence
+            else:
+                said = found_so_far(value_arms(experiment, metric, exposures, answers))
+        except UserError as error:
+            return _Judged(by_arm, why=error.what)
+        return _Judged(by_arm, verdict=(said,))
 
     def _facts(self, experiment: Experiment, now: dt.datetime) -> ExperimentFacts:
         judged = self._judged.get(experiment.name, _Judged({}, why="figures are being made"))
@@ -197,7 +226,7 @@ class ExperimentReports:
                 )
                 for arm in experiment.arms
             ),
-            verdict=(f"Nothing to say yet: {judged.why}.",),
+            verdict=judged.verdict or (f"Nothing to say yet: {judged.why}.",),
             made=self._told,
         )
         if found is None:
@@ -213,6 +242,10 @@ class ExperimentReports:
 
     def _moment(self) -> dt.datetime:
         return dt.datetime.fromtimestamp(self._now() / 1000, dt.UTC)
+
+
+def _not_here(error: ModuleNotFoundError) -> str:
+    return f"{error.name} is not installed here, use `raysys experiment analyse` elsewhere"
 
 
 def _lifts(found: ExperimentAnalysis) -> tuple[LiftFacts, ...]:

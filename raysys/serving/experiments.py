@@ -113,6 +113,12 @@ def check_served(settings: ExperimentsSettings, args: ServeArgs, where: str) -> 
         if not places:
             continue
         surfaces = {surface for surface, _ in places}
+        if experiment.interleave and "rank" in surfaces:
+            raise UserError(
+                "a list of given items is not drafted from two",
+                where=f"{where}: {experiment.name}.surfaces",
+                mend="name those where it runs, of recommend (home, item, cart), search, similar",
+            )
         for arm in experiment.arms:
             at = f"{where}: {experiment.name}.arms.{arm.name}"
             _check_parameters(arm, surfaces, args, at)

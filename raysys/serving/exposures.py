@@ -8,12 +8,14 @@ of a user, the console counts them all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from raysys.experiments import Assignment
+from raysys.experiments.drafting import BOTH
 from raysys.schema import EXPOSURES
 from raysys.serving.metrics import Metrics
 from raysys.serving.segment_writer import SegmentArgs, SegmentWriter
@@ -32,6 +34,19 @@ class ExperimentArgs(SegmentArgs):
     exposures: str | None = None
     analyse_minutes: Annotated[float, Field(gt=0, le=1440)] = 5
     segment_s: Annotated[float, Field(gt=0)] = 30
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """Which arm brought what.
+
+    Attributes:
+        item_ids: from the top.
+        teams: of each, 0 where the first arm brought it, 1 where the second did.
+    """
+
+    item_ids: list[str]
+    teams: list[int]
 
 
 class ExposureLog(SegmentWriter):
@@ -62,6 +77,7 @@ class ExposureLog(SegmentWriter):
         request_id: str,
         surface: str,
         bundle: str,
+        drafted: Drafted | None = None,
     ) -> None:
         """A list was answered in these arms; never waits.
 
@@ -73,10 +89,12 @@ class ExposureLog(SegmentWriter):
             request_id: of the answer.
             surface: of the list.
             bundle: id of the one that answered.
+            drafted: the list, if it was drafted from two; None: it was not.
         """
         for each in assignments:
 
             def record(each: Assignment = each) -> dict[str, Any]:
+                mine = drafted if each.arm.name == BOTH else None
                 return {
                     "request_id": request_id,
                     "experiment": each.experiment,
@@ -88,6 +106,8 @@ class ExposureLog(SegmentWriter):
                     "propensity": each.propensity,
                     "forced": each.forced,
                     "attributes": list(attributes.get(each.experiment, {}).items()),
+                    "item_ids": None if mine is None else mine.item_ids,
+                    "teams": None if mine is None else mine.teams,
                 }
 
             self.note(record)

@@ -1,8 +1,8 @@
 """How often a key may call: 429 beyond its requests a second, as ASGI middleware.
 
 A sliding window counter (two counters a key, whatever the rate) by the package `limits`; in memory,
-or in Redis for all replicas together. A Redis that does not answer never costs an answer: each
-replica counts alone until it is back.
+or in Redis for all replicas together. A Redis that does not answer never costs an answer, nor its
+deadline: each replica counts alone until it is back.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raysys.errors import UserError, missing_extra
+from raysys.serving.arrival import left_s
 from raysys.serving.edge_args import LimitArgs
 from raysys.serving.keys import Key
 from raysys.serving.problems import Problem
 
 log = logging.getLogger("raysys")
 
-REDIS_PATIENCE_S = 0.1
+REDIS_PATIENCE_S = 0.1  # nobody waits for Redis longer
 REDIS_PAUSE_S = 5.0  # after a failure, requests do not wait for Redis for so long
 
 
@@ -36,16 +37,18 @@ class RateLimits:
     Args:
         app: what answers.
         args: the deployment's.
+        deadline_ms: the deployment's, of requests that name none; None: they have none.
 
     Raises:
         UserError: Redis is wanted and its package is missing.
     """
 
-    def __init__(self, app: ASGIApp, args: LimitArgs) -> None:
-        self.app, self.args = app, args
+    def __init__(self, app: ASGIApp, args: LimitArgs, deadline_ms: float | None = None) -> None:
+        self.app, self.args, self.deadline_ms = app, args, deadline_ms
         self._alone = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._together = None if args.redis is None else _in_redis(args.redis)
         self._pause_until = 0.0
+        self._asked: set[asyncio.Task[bool | None]] = set()  # a loop holds its tasks weakly
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -55,7 +58,7 @@ class RateLimits:
             await self.app(scope, receive, send)
             return
         item = RateLimitItemPerSecond(rate)
-        if await self._hit(item, key.id):
+        if await self._hit(item, key.id, self.patience_s(scope)):
             await self.app(scope, receive, send)
             return
         reset, _ = self._alone.get_window_stats(item, key.id)
@@ -64,15 +67,32 @@ class RateLimits:
         problem = Problem(429, "too-many-requests", detail, retry_after_s=wait)
         await problem.response(scope["path"])(scope, receive, send)
 
-    async def _hit(self, item: RateLimitItem, key_id: str) -> bool:
+    def patience_s(self, scope: Scope) -> float:
+        """Seconds that a request waits for Redis: half of what its deadline leaves, at most."""
+        return min(REDIS_PATIENCE_S, max(0.0, left_s(scope, self.deadline_ms) / 2))
+
+    async def _hit(self, item: RateLimitItem, key_id: str, patience_s: float) -> bool:
         if self._together is not None and time.monotonic() >= self._pause_until:
-            try:
-                counted = self._together.hit(item, key_id)
-                return bool(await asyncio.wait_for(counted, 2 * REDIS_PATIENCE_S))
-            except Exception as error:  # whatever it is, it must not cost the answer
-                self._pause_until = time.monotonic() + REDIS_PAUSE_S
-                log.warning("no Redis for rate limits (%r): this replica counts alone", error)
+            # goes on when the caller waits no longer: whether Redis is to be left alone is not for
+            # the most hurried one to say
+            task = asyncio.create_task(self._hit_together(item, key_id))
+            self._asked.add(task)
+            task.add_done_callback(self._asked.discard)
+            done, _ = await asyncio.wait({task}, timeout=patience_s)
+            if done and (allowed := task.result()) is not None:
+                return allowed
         return self._alone.hit(item, key_id)
+
+    async def _hit_together(self, item: RateLimitItem, key_id: str) -> bool | None:
+        """Whether Redis allows it; None: it does not answer."""
+        try:
+            counted = self._together.hit(item, key_id)
+            return bool(await asyncio.wait_for(counted, 2 * REDIS_PATIENCE_S))
+        except Exception as error:  # whatever it is, it must not cost the answer
+            if time.monotonic() >= self._pause_until:
+                log.warning("no Redis for rate limits (%r): this replica counts alone", error)
+            self._pause_until = time.monotonic() + REDIS_PAUSE_S
+            return None
 
 
 def _in_redis(url: str) -> Any:

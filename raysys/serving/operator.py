@@ -18,14 +18,14 @@ from raysys.registry.listing import default_pointer, judge_known
 from raysys.serving.arms import Arms
 from raysys.serving.experiment_reports import ExperimentReports
 from raysys.serving.keys import Key, KeyRing
-from raysys.serving.traffic import Traffic
+from raysys.serving.traffic_board import TrafficBoard
 from raysys.web import (
     BundleFacts,
-    CallFacts,
     DeploymentFacts,
     ExperimentFacts,
     NameFacts,
     Refused,
+    TrafficFacts,
     WatchFacts,
 )
 
@@ -42,14 +42,14 @@ class Operator:
 
     Args:
         arms: what is served and tried; its arguments say where registry and keys are.
-        traffic: of this replica.
+        board: knows the traffic of all replicas.
 
     Raises:
         UserError: the file of keys is missing or damaged.
     """
 
-    def __init__(self, arms: Arms, traffic: Traffic) -> None:
-        self._arms, self._traffic = arms, traffic
+    def __init__(self, arms: Arms, board: TrafficBoard) -> None:
+        self._arms, self._board = arms, board
         self._registry = Registry(arms.args.registry_path)
         path = arms.args.auth.keys_path
         self._ring = None if path is None else KeyRing(path)
@@ -132,14 +132,10 @@ class Operator:
         args = self._arms.args
         return NameFacts(name, live=args.follow and name == args.bundle)
 
-    def traffic(self) -> list[CallFacts]:
-        """Of this replica, busiest call first."""
-        return self._traffic.facts()
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """What this replica counted since it started; see `Metrics.read`."""
-        counted: dict[str, dict[str, int]] = self._arms.champion.metrics.read()
-        return counted
+    def traffic(self) -> TrafficFacts:
+        """Of all replicas, busiest call first, and what they counted since they started."""
+        replicas, calls, counts = self._board.look()
+        return TrafficFacts(replicas, calls, counts)
 
     def experiments(self) -> list[ExperimentFacts]:
         """Those that are served, planned or ended lately."""

@@ -20,7 +20,7 @@ from raysys.serving.intake import ListRequest
 from raysys.serving.operator import Operator
 from raysys.serving.problems import Problem
 from raysys.serving.service import Service
-from raysys.serving.traffic import Traffic
+from raysys.serving.traffic_board import TrafficBoard
 from raysys.serving.workers import NORMAL, URGENT
 from raysys.web import Refused, assets, console, storefront
 
@@ -37,14 +37,16 @@ _MODELS: dict[str, type[ListRequest]] = {
 _LOOKED_AT = 2000
 
 
-def add_pages(app: FastAPI, service: Service, arms: Arms | None, traffic: Traffic) -> None:
+def add_pages(
+    app: FastAPI, service: Service, arms: Arms | None, board: TrafficBoard | None
+) -> None:
     """Add the pages for people that the deployment asks for.
 
     Args:
         app: of the calls.
         service: answers what the pages ask.
-        arms: what the console changes; without it there is no console.
-        traffic: of this replica.
+        arms: what the console changes.
+        board: knows the traffic of all replicas; without both there is no console.
     """
     wanted = service.args.pages
     if service.args.bundle is None:
@@ -54,8 +56,8 @@ def add_pages(app: FastAPI, service: Service, arms: Arms | None, traffic: Traffi
         app.include_router(assets())
     if wanted.storefront:
         app.include_router(storefront(shop, wanted.name))
-    if wanted.console and arms is not None:
-        app.include_router(console(shop, Operator(arms, traffic), f"{wanted.name}: console"))
+    if wanted.console and arms is not None and board is not None:
+        app.include_router(console(shop, Operator(arms, board), f"{wanted.name}: console"))
 
 
 class Recorder:

@@ -20,6 +20,7 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.asking import ABOUT_ITEMS, Ask, Int32, Ranking
 from raysys.serving.encoding import Encoding, UnavailableError, WaitedError
 from raysys.serving.members import FEATURES, FINISH, Clock, Costs
+from raysys.serving.query_vectors import QueryVectors
 from raysys.serving.transformer import Encoded
 
 log = logging.getLogger("raysys")
@@ -35,6 +36,9 @@ TRANSFORMER = "transformer"
 
 NEXT_ITEM = "next_item"
 """The source of candidates that a learner of sequences is."""
+
+QUERY_VECTORS = "query_vectors"
+"""The vectors of a query that the log never had, which features compare items with."""
 
 RETRIEVAL = "retrieval"
 """All sources of a surface, without what transformers take."""
@@ -67,6 +71,7 @@ class Pools:
         self._search.set_prior(popularity)
         self._segments = _segments(self._features)
         self._nothing: Int32 = np.empty(0, np.int32)
+        self._compared = QueryVectors(bundle)
 
     def with_args(self, args: ServeArgs) -> Pools:
         """The same by other arguments of its lists."""
@@ -190,39 +195,97 @@ class Pools:
             (MEANING, texts, []),
             (SESSION, [], histories),
         ]
-        reserve = 0.0
+        reserve, compared = 0.0, ""
         if self._encoding.remote:  # it may never answer: time for a decent answer has to be left
             asked = [(TRANSFORMER, texts, histories)]
             reserve = sum(self._costs.expected(name, limit) for name in self._afterwards)
             reserve = _LEAST_S + _SLACK * (reserve + self._costs.expected(RETRIEVAL, 1))
+            compared = self._to_compare(ask, found)
         for step, some, several in asked:
-            if not some and not several:
+            if not some and not several and not compared:
                 continue
             members = [MEANING] * bool(some)
             if several and sequence is not None:
                 members.append(sequence[0])
-            began = time.perf_counter()
-            try:
-                if not Clock(ask.until - reserve, self._costs, 1).allows(step):
-                    raise UnavailableError("deadline")
-                made = self._encoding.encode(some, several, ask.until - reserve - began)
-                self._costs.took(step, 1, time.perf_counter() - began)
-                encoded = Encoded(
-                    made.queries if some else encoded.queries,
-                    made.sessions if several else encoded.sessions,
-                )
-            except UnavailableError as why:
-                if isinstance(why, WaitedError):  # it takes as long, or longer
-                    self._costs.took(step, 1, time.perf_counter() - began)
-                found.reasons |= dict.fromkeys(members, str(why))
-            except Exception:
-                log.exception("%s failed; answering without it", step)
-                found.reasons |= dict.fromkeys(members, "failed")
-            spent = (time.perf_counter() - began) * 1000
-            found.milliseconds["encode"] = round(found.milliseconds.get("encode", 0.0) + spent, 3)
+            members += [QUERY_VECTORS] * bool(compared)
+            given = (some, several, [compared] if compared else [])
+            made = self._ask(step, given, members, ask.until - reserve, found)
+            if made is None:
+                continue
+            encoded = Encoded(
+                made.queries if some else encoded.queries,
+                made.sessions if several else encoded.sessions,
+            )
+            if made.compared is not None:
+                found.query_vectors = self._compared.take(compared, made.compared[0])
         if encoded.sessions is not None:
             found.encoded = encoded.sessions[-1:]
         return encoded
+
+    def _ask(
+        self,
+        step: str,
+        given: tuple[list[str], list[Int32], list[str]],
+        members: list[str],
+        until: float,
+        found: Ranking,
+    ) -> Encoded | None:
+        """One call of the transformers; None: `found` knows why `members` are left out.
+
+        Args:
+            step: what it is known by to those who reckon how long it takes.
+            given: texts, histories and queries to compare with.
+            members: who goes without where nothing comes of it.
+            until: `time.perf_counter()` at which it has to be there.
+            found: told so, and milliseconds.
+        """
+        texts, histories, compared = given
+        began, made = time.perf_counter(), None
+        try:
+            if not Clock(until, self._costs, 1).allows(step):
+                raise UnavailableError("deadline")
+            made = self._encoding.encode(texts, histories, until - began, compared)
+            self._costs.took(step, 1, time.perf_counter() - began)
+        except UnavailableError as why:
+            if isinstance(why, WaitedError):  # it takes as long, or longer
+                self._costs.took(step, 1, time.perf_counter() - began)
+            found.reasons |= dict.fromkeys(members, str(why))
+        except Exception:
+            log.exception("%s failed; answering without it", step)
+            found.reasons |= dict.fromkeys(members, "failed")
+        spent = (time.perf_counter() - began) * 1000
+        found.milliseconds["encode"] = round(found.milliseconds.get("encode", 0.0) + spent, 3)
+        return made
+
+    def query_vectors(self, ask: Ask, found: Ranking) -> dict[str, Float32]:
+        """Those of a query that the log never had, float32[d] by the name of the plan's vectors.
+
+        Args:
+            ask: what is asked for.
+            found: its candidates; told the vectors, or who is left out and why.
+
+        Returns:
+            Nothing where no feature asks for them, or they are not to be had in time.
+        """
+        text = self._to_compare(ask, found)
+        if text:
+            n = len(found.pool.items)
+            reserve = sum(self._costs.expected(name, n) for name in (FEATURES, FINISH))
+            given: tuple[list[str], list[Int32], list[str]] = ([], [], [text])
+            until = ask.until - reserve
+            made = self._ask(QUERY_VECTORS, given, [QUERY_VECTORS], until, found)
+            if made is not None and made.compared is not None:
+                found.query_vectors = self._compared.take(text, made.compared[0])
+        return found.query_vectors or {}
+
+    def _to_compare(self, ask: Ask, found: Ranking) -> str:
+        """The normalised query that has to be encoded; empty: none, or it was, or could not be."""
+        if found.query_vectors is not None or QUERY_VECTORS in found.reasons:
+            return ""
+        text = self._compared.text_of(ask)
+        if text is not None:
+            found.query_vectors = self._compared.known(text)
+        return "" if text is None or found.query_vectors is not None else text
 
     def _of_query(self, ask: Ask) -> Ranking:
         assert ask.text is not None

@@ -101,7 +101,7 @@ def fault(scope: Scope, error: Exception) -> Response:
         error: what happened. Answers that were being made meanwhile are left out of its traceback:
             they quote what was sent.
     """
-    route = getattr(scope.get("route"), "path", "a path without a route")
+    route = getattr(scope.get("route"), "path_format", "a path without a route")
     each: BaseException = error
     while each.__context__ is not None:
         if isinstance(each.__context__, _QUOTING):
@@ -128,6 +128,8 @@ def handle_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400 and error.__cause__ is not None:  # so FastAPI wraps it
+            return invalid("body", _why_unreadable(error.__cause__)).response(request.url.path)
         kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
         detail = error.detail
         if error.status_code == 404:
@@ -174,6 +176,17 @@ def field_errors(
                 told["msg"] = f"must be one of {context['expected_tags']}"
         found.append(_field_error(dict(told)))
     return found
+
+
+def _why_unreadable(cause: BaseException) -> str:
+    """Why a body cannot be read as JSON, though its brackets may all be in place."""
+    if isinstance(cause, RecursionError):
+        return "nested too deeply"
+    if isinstance(cause, UnicodeDecodeError):
+        return f"not UTF-8: byte {cause.start} is {cause.object[cause.start]:#04x}"
+    if isinstance(cause, ValueError):  # Python's own limit, of a number
+        return f"not valid JSON: {_printable(str(cause)).partition(';')[0]}"[:300]
+    return "cannot be read"
 
 
 def _field_error(problem: dict[str, Any]) -> FieldError:

@@ -111,11 +111,16 @@ class Ranker:
         order = [name for name in self._learners if name not in ranking.reasons]
         batch = ranking.batch
         if batch is None:
+            vectors = self.pools.query_vectors(ask, ranking)
+            watch.skip()
             if not clock.allows(FEATURES):
                 ranking.reasons |= dict.fromkeys(order, "deadline")
                 return
             batch = self.features.batch(
-                ask.user, items, ranking.timestamp, session=ask.session, query=ask.query
+                *(ask.user, items, ranking.timestamp),
+                session=ask.session,
+                query=ask.query,
+                query_vectors=vectors,
             )
             about = ask.seeds if ask.surface in ("recommend", "similar") else ()
             if len(about) and not self.features.met(ask.user):

@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from raysys.config import parse_settings
 from raysys.errors import UserError
+from raysys.learners.protocol import Float32
 from raysys.registry import Registry
 from raysys.serving.app import http_app
 from raysys.serving.args import ServeArgs
@@ -141,20 +142,24 @@ class Transformer:
         return ""
 
     async def encode(
-        self, bundle: str, texts: Sequence[str], histories: Sequence[Int32], left_s: float
+        self,
+        bundle: str,
+        texts: Sequence[str],
+        histories: Sequence[Int32],
+        compared: Sequence[str],
+        left_s: float,
     ) -> Encoded | str:
         """See `Encoding.encode`; a word says why not."""
         until = time.perf_counter() + left_s
         try:
-            encoded = Encoded()
-            queries, sessions = self.host.get(bundle).encode(texts, histories, until)
-            if queries is not None:
-                vectors = await asyncio.wrap_future(queries)
-                encoded = Encoded(queries=vectors)
-            if sessions is not None:
-                vectors = await asyncio.wrap_future(sessions)
-                encoded = Encoded(encoded.queries, vectors)
-            return encoded
+            hosted = self.host.get(bundle)
+            asked = (*hosted.encode(texts, histories, until), hosted.compared(compared, until))
+            made: list[Float32 | None] = [None] * len(asked)
+            for place, future in enumerate(asked):
+                if future is not None:
+                    vectors = await asyncio.wrap_future(future)
+                    made[place] = vectors
+            return Encoded(*made)
         except (NotLoadedError, LateError, FullError) as error:
             return _word(error)
 

@@ -331,7 +331,8 @@ class Service:
                 ranking, ask, told, laps, self.bundle, self.ranker.policies[ask.surface].args
             )
         took = max(0.0, (time.perf_counter() - context.arrived) * 1000)
-        self._count(ask, ranking)
+        if context.counted:
+            self._count(ask, ranking)
         if context.shown and not asked.explain:  # to look at is not to be shown
             self._note(ask, asked, ranking, arranged, told, took, context.http_request_id)
         return {

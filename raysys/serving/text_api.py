@@ -6,10 +6,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from raysys.serving.api import Plain, Query
+
 MAX_TEXTS = 256
 MAX_TEXT = 10_000  # characters
 
-Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT), *Plain]
 Texts = Annotated[
     list[Text],
     Field(min_length=1, max_length=MAX_TEXTS, description="Answered in their order."),
@@ -52,7 +54,7 @@ class RelevanceRequest(_Request):
         }
     )
 
-    query: Annotated[str, StringConstraints(min_length=1, max_length=1000, strip_whitespace=True)]
+    query: Query
     texts: Texts
 
 

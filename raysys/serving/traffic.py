@@ -6,8 +6,9 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,30 +63,58 @@ class Traffic:
 
     def facts(self) -> list[CallFacts]:
         """Of every call in the window, busiest first."""
+        return facts_of([self.told()])
+
+    def told(self) -> dict[str, Any]:
+        """The window as JSON can say it: `spent` seconds, and of each call of `calls` what was
+        counted and how many answers lie in which bin of latencies.
+        """
         since = int(self._clock()) - WINDOW_S
-        spent = min(WINDOW_S, max(self._clock() - self._began, 1.0))
-        found = []
-        for call, seconds in self._calls.items():
-            recent = [each for each in seconds if each.at > since]
-            count = sum(each.count for each in recent)
-            if not count:
+        calls: dict[str, dict[str, Any]] = {}
+        for call, seconds in self._calls.copy().items():
+            recent = [each for each in seconds.copy() if each.at > since]
+            if not recent:
                 continue
-            upto = np.cumsum(np.sum([each.bins for each in recent], axis=0))
-            p50, p99 = (
-                _LEAST_MS * _STEP ** (int(np.searchsorted(upto, share * count)) + 0.5)
-                for share in (0.5, 0.99)
+            bins = np.sum([each.bins for each in recent], axis=0)
+            calls[call] = {
+                "count": sum(each.count for each in recent),
+                "failed": sum(each.failed for each in recent),
+                "degraded": sum(each.degraded for each in recent),
+                "bins": {str(place): int(bins[place]) for place in np.flatnonzero(bins)},
+            }
+        return {"spent": min(WINDOW_S, max(self._clock() - self._began, 1.0)), "calls": calls}
+
+
+def facts_of(replicas: Sequence[Mapping[str, Any]]) -> list[CallFacts]:
+    """The calls of some replicas together, busiest first.
+
+    Args:
+        replicas: what each one has `told`.
+    """
+    found = []
+    for call in dict.fromkeys(name for told in replicas for name in told["calls"]):
+        mine = [(told["calls"][call], told["spent"]) for told in replicas if call in told["calls"]]
+        count = sum(each["count"] for each, _ in mine)
+        bins = np.zeros(_BINS, np.int64)
+        for each, _ in mine:
+            for place, n in each["bins"].items():
+                bins[int(place)] += n
+        upto = np.cumsum(bins)
+        p50, p99 = (
+            _LEAST_MS * _STEP ** (int(np.searchsorted(upto, share * count)) + 0.5)
+            for share in (0.5, 0.99)
+        )
+        found.append(
+            CallFacts(
+                call=call,
+                per_second=sum(each["count"] / spent for each, spent in mine),
+                p50_ms=p50,
+                p99_ms=p99,
+                degraded=sum(each["degraded"] for each, _ in mine) / count,
+                failed=sum(each["failed"] for each, _ in mine) / count,
             )
-            found.append(
-                CallFacts(
-                    call=call,
-                    per_second=count / spent,
-                    p50_ms=p50,
-                    p99_ms=p99,
-                    degraded=sum(each.degraded for each in recent) / count,
-                    failed=sum(each.failed for each in recent) / count,
-                )
-            )
-        return sorted(found, key=lambda facts: -facts.per_second)
+        )
+    return sorted(found, key=lambda facts: -facts.per_second)
 
 
 class Watched:

@@ -34,6 +34,7 @@ log = logging.getLogger("raysys")
 QUERIES: Final = "queries"
 SESSIONS: Final = "sessions"
 PAIRS: Final = "pairs"
+COMPARED: Final = "query_vectors"
 
 _WARM_PAIRS = 16  # of one call
 
@@ -65,10 +66,12 @@ class Encoded:
     Attributes:
         queries: float32[texts, d]; None where none were given, or nobody encodes them.
         sessions: float32[histories, d]; likewise.
+        compared: float32[texts, d], of all spaces side by side (`QueryEncoders`); likewise.
     """
 
     queries: Float32 | None = None
     sessions: Float32 | None = None
+    compared: Float32 | None = None
 
 
 class NotLoadedError(Exception):
@@ -88,10 +91,13 @@ class Hosted:
         self._models, self._args, self._metrics = models, args, metrics
         self._batchers: dict[str, Batcher[Any, Any]] = {}
         texts, sessions, pairs = models.texts, models.sessions, models.reranker
+        compared = models.queries
         if texts is not None:
             self._add(QUERIES, lambda given: texts.encode(_flat(given)), args)
         if sessions is not None:
             self._add(SESSIONS, lambda given: sessions.encode_sessions(_flat(given)), args)
+        if compared is not None:
+            self._add(COMPARED, lambda given: compared.encode(_flat(given)), args)
         if pairs is not None:
             many = args.model_copy(
                 update={
@@ -126,6 +132,7 @@ class Hosted:
         examples: dict[str, tuple[list[Any], int]] = {
             QUERIES: ([["milk"], ["frozen pizza, large, of the house brand"]], 1),
             SESSIONS: ([[history], [history[:3]]], 1),
+            COMPARED: ([["milk"], ["frozen pizza, large, of the house brand"]], 1),
             PAIRS: ([("frozen pizza", history[: min(n_items, _WARM_PAIRS)])], _WARM_PAIRS),
         }
         for kind, batcher in self._batchers.items():
@@ -139,12 +146,19 @@ class Hosted:
         Raises:
             FullError: too many wait.
         """
-        found: list[Future[Float32] | None] = []
-        for kind, given in ((QUERIES, texts), (SESSIONS, histories)):
-            batcher = self._batchers.get(kind) if len(given) else None
-            made = None if batcher is None else batcher.submit(list(given), len(given), until)
-            found.append(made)
-        return found[0], found[1]
+        return self._submit(QUERIES, texts, until), self._submit(SESSIONS, histories, until)
+
+    def compared(self, texts: Sequence[str], until: float) -> Future[Float32] | None:
+        """Vectors of normalised queries for features; see `encode`.
+
+        Raises:
+            FullError: too many wait.
+        """
+        return self._submit(COMPARED, texts, until)
+
+    def _submit(self, kind: str, given: Sequence[Any], until: float) -> Future[Float32] | None:
+        batcher = self._batchers.get(kind) if len(given) else None
+        return None if batcher is None else batcher.submit(list(given), len(given), until)
 
     def pairs(self, query: str, items: Int32, until: float) -> Future[Float32]:
         """Scores of pairs; see `encode`.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, Final
 
 from raysys.experiments import Assignment, Experiment, ExperimentsSettings, assign
-from raysys.experiments.parts import Attributes
+from raysys.experiments.allocation import Allocation, even
+from raysys.experiments.drafting import BOTH
+from raysys.experiments.parts import Arm, Attributes, Metric
 from raysys.features.live import LiveFeatures
 from raysys.serving.args import ServeArgs
 from raysys.serving.experiments import Place, decides, places_of
@@ -31,6 +34,7 @@ class Treatment:
         surface: of the list.
         bundle: id of the one that answers; None: no arm says.
         decided: see `decides`, of all arms together.
+        teams: where the list is drafted from two, what each of them comes to; None: it is not.
     """
 
     who: str
@@ -40,6 +44,7 @@ class Treatment:
     surface: str
     bundle: str | None
     decided: dict[str, Any]
+    teams: tuple[Treatment, Treatment] | None = None
 
     @property
     def arms(self) -> dict[str, str]:
@@ -56,12 +61,14 @@ class Served:
         bundles: experiment → arm → id of its bundle, of arms that name one.
         args: the deployment's.
         ready: names of those whose bundles are loaded; nobody is drawn into the others.
+        allocations: experiment → weights of its arms, of those with a bandit.
     """
 
     settings: ExperimentsSettings
     bundles: Mapping[str, Mapping[str, str]]
     args: ServeArgs
     ready: frozenset[str] = field(default=frozenset())
+    allocations: Mapping[str, Allocation] = field(default_factory=dict)
 
     @cached_property
     def by_place(self) -> dict[Place, tuple[Experiment, ...]]:
@@ -72,6 +79,15 @@ class Served:
                 for place in places_of(experiment):
                     found[place] = (*found.get(place, ()), experiment)
         return found
+
+    @property
+    def bandits(self) -> list[tuple[Experiment, Metric]]:
+        """Experiments whose arms are weighed by what came of them, and by which metric."""
+        return [
+            (each, self.settings.metric(each.primary))
+            for each in self.settings.experiments
+            if each.name in self.ready and each.bandit is not None
+        ]
 
     def settled(self, now: dt.datetime) -> bool:
         """Whether every bundle is pinned for good: of what has begun, and is all there."""
@@ -122,13 +138,49 @@ class Served:
             if forced:
                 raise invalid(f"header.{HEADER}", "the request names neither user nor session", "")
             return None
-        asked = {name for each in running.values() for name in (*each.eligibility, *each.segments)}
+        asked = {name for each in running.values() for name in _asked(each)}
         told = attributes(frozenset(asked)) if asked else {}
         drawn = assign(running.values(), who, told, now=now) | chosen
         drawn = _exclusive(drawn, running)
         if not drawn:
             return None
+        drawn = {n: self._weighed(running[n], each, who, told) for n, each in drawn.items()}
+        for name, each in drawn.items():
+            if running[name].interleave and not each.forced:  # at most one on a list
+                return self._drafted(name, place[0], who, drawn, running, told, at)
         return self._treatment(place[0], who, drawn, running, told, at)
+
+    def _weighed(
+        self, experiment: Experiment, drawn: Assignment, who: str, told: Attributes
+    ) -> Assignment:
+        """The arm by the bandit's weights, where one decides."""
+        if experiment.bandit is None or drawn.forced:
+            return drawn
+        weights = self.allocations.get(experiment.name) or even(experiment)
+        return weights.draw(experiment, who, told)
+
+    def _drafted(
+        self,
+        name: str,
+        surface: str,
+        who: str,
+        drawn: Mapping[str, Assignment],
+        running: Mapping[str, Experiment],
+        told: Attributes,
+        at: int,
+    ) -> Treatment:
+        """What both arms of an interleaved experiment come to."""
+        experiment = running[name]
+        first, second = (
+            self._treatment(
+                surface, who, {**drawn, name: replace(drawn[name], arm=arm)}, running, told, at
+            )
+            for arm in experiment.arms
+        )
+        share = experiment.total
+        both = Arm(name=BOTH, share=Decimal(share.numerator) / share.denominator)
+        assignments = {**drawn, name: Assignment(name, both, float(share))}
+        return replace(first, assignments=tuple(assignments.values()), teams=(first, second))
 
     def _treatment(
         self,
@@ -147,7 +199,7 @@ class Served:
             mine = decides(each.arm, surface, self.args)
             policy = decided.get("policy", {}) | mine.pop("policy", {})
             decided |= mine | ({"policy": policy} if policy else {})
-            wanted = dict.fromkeys((*running[name].segments, *running[name].eligibility))
+            wanted = dict.fromkeys(_asked(running[name]))
             noted[name] = {key: _text(told[key]) for key in wanted if key in told}
         return Treatment(who, tuple(drawn.values()), noted, at, surface, bundle, decided)
 
@@ -186,6 +238,12 @@ def attributes_of(
         return {name: merged[name] for name in names if merged.get(name) is not None}
 
     return read
+
+
+def _asked(experiment: Experiment) -> tuple[str, ...]:
+    """Attributes that an experiment wants to know of who asks."""
+    context = () if experiment.bandit is None else experiment.bandit.context
+    return (*experiment.segments, *experiment.eligibility, *context)
 
 
 def _forced(running: Mapping[str, Experiment], name: str, arm: str) -> Assignment:

@@ -42,6 +42,7 @@ from raysys.stages.audit_requests import (
 )
 from raysys.stages.features_settings import FeaturesSettings, FromLog
 from raysys.stages.features_start import planned_features
+from raysys.stages.text_vectors import make_vectors
 from raysys.storage import (
     Manifest,
     Workspace,
@@ -259,7 +260,8 @@ def _subject(
         InProcess(),
         seed=settings.seed,
     )
-    work.write_resources(workspace.root)
+    make = partial(make_vectors, settings.plan, workspace, scratch / "models")
+    work.write_resources(workspace.root, make)
     work.write_attributes(workspace.ingest / "users.parquet")
     with task("audit: reading the log") as reading:
         events = EventColumns.concat([each.events for each in log.slices()])

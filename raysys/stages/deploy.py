@@ -21,14 +21,8 @@ from raysys.config import parse_settings
 from raysys.errors import UserError
 from raysys.progress import task
 from raysys.serving.args import ServeArgs
-from raysys.stages.deploy_plan import (
-    LOOPBACK,
-    OURS,
-    DeploySettings,
-    listens_on,
-    plan,
-    tls_files,
-)
+from raysys.stages.deploy_plan import OURS, DeploySettings, listens_on, plan, tls_files
+from raysys.stages.deploy_reach import LOOPBACK, check_nodes
 from raysys.storage import Manifest, Workspace
 
 DASHBOARD = "http://127.0.0.1:8265"
@@ -180,7 +174,8 @@ def deploy(
     """Put a planned config on the cluster and wait until it answers.
 
     Raises:
-        UserError: the port is taken, the cluster refuses, or the application does not start.
+        UserError: the port is taken, HAProxy would not reach the replicas (`check_nodes`), the
+            cluster refuses, or the application does not start.
     """
     from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
@@ -190,6 +185,7 @@ def deploy(
         host, port = listens_on(config)
         files = tls_files(config)
         _check_port(host, port, details, dashboard, tls=bool(files))
+        check_nodes(host, dashboard)
         if _is_local(dashboard):
             _check_readable(files)
         if force and details.get("applications"):

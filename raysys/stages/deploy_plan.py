@@ -22,13 +22,12 @@ from raysys.serving.edge_args import under_home
 from raysys.serving.experiments import AcceptedFile, check_served, load_experiments, places_of
 from raysys.serving.keys import KeyFile
 from raysys.serving.rollout import Rollout, UserConfig
+from raysys.stages.deploy_reach import LOOPBACK, check_host
 from raysys.storage import Workspace
 
 OURS = "raysys.serving.app:build"
 
 log = logging.getLogger("raysys")
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def strict(model: type[BaseModel]) -> type[Settings]:
@@ -99,7 +98,8 @@ def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[st
     """The config as Ray takes it, with our arguments settled; and the first application's bundle.
 
     Raises:
-        UserError: a value Ray refuses, arguments nobody reads, no bundle or a damaged one.
+        UserError: a value Ray refuses, arguments nobody reads, no bundle or a damaged one, or a
+            host where HAProxy would not reach the replicas.
     """
     said = settings.model_dump(mode="json", exclude_unset=True)
     config: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
@@ -127,12 +127,14 @@ def plan(settings: DeploySettings, workspace: Workspace | None) -> tuple[dict[st
                 deployment["user_config"] = _settle_tried(args, deployment["user_config"], place)
         app["args"] = args.model_dump(mode="json")
     parse_settings(ServeDeploySchema, config, where="serve config")
-    if not 0 < listens_on(config)[1] < 65_536:
+    host, port = listens_on(config)
+    if not 0 < port < 65_536:
         raise UserError(
-            f"{listens_on(config)[1]} is no port",
+            f"{port} is no port",
             where="http_options.port",
             mend="give one from 1 to 65535",
         )
+    check_host(host)
     _check_tls(config)
     return config, ours[0][1]["args"]["pinned"] or ""
 
@@ -252,13 +254,20 @@ def _check_who_may_call(args: ServeArgs, options: dict[str, Any], where: str) ->
         KeyFile(path).read()
         return
     host = options.get("host") or "0.0.0.0"  # Serve's own default
-    everywhere = behind_haproxy()
-    if args.auth.open or (host in LOOPBACK and not everywhere):
+    keys = "`raysys key create NAME --role read`, then `auth: {keys: FILE}` in the args"
+    wide = "`auth: {open: true}` if anybody may"
+    if args.auth.open:
         return
-    raise UserError(
-        "without keys, anybody who reaches this machine could call"
-        + (" (HAProxy listens on all interfaces)" if everywhere else f" (host {host})"),
-        where=f"{where}.auth" if everywhere else "http_options.host",
-        mend="`raysys key create NAME --role read`, then `auth: {keys: FILE}` in the args; or "
-        "host 127.0.0.1; or `auth: {open: true}` if that is what you want",
-    )
+    if behind_haproxy():
+        raise UserError(
+            "without keys nobody would be answered: behind HAProxy a replica cannot tell who is of "
+            "this machine",
+            where=f"{where}.auth",
+            mend=f"{keys}; or {wide}",
+        )
+    if host not in LOOPBACK:
+        raise UserError(
+            f"without keys, anybody who reaches this machine could call (host {host})",
+            where="http_options.host",
+            mend=f"{keys}; or host 127.0.0.1; or {wide}",
+        )

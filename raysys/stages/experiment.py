@@ -138,13 +138,7 @@ def run_analysis(path: Path, workspace: Workspace, options: AnalyseOptions) -> E
             table = read_user_table(options.users, experiment, metrics)
             inputs = {"users": options.users}
         else:
-            exposures = options.exposures or workspace.exposures
-            if options.exposures is None and not exposures.exists():
-                raise UserError(
-                    "nothing to analyse",
-                    where=str(exposures),
-                    mend="give --exposures (and --events), or --users",
-                )
+            exposures = exposures_of(workspace, options)
             events = options.events or _events_of(workspace)
             known = read_exposures(exposures)
             table = user_table(experiment, metrics, known, events_of(events))
@@ -154,7 +148,7 @@ def run_analysis(path: Path, workspace: Workspace, options: AnalyseOptions) -> E
         found = analyse(experiment, settings, table)
     manifest = Manifest(
         stage="experiment",
-        inputs={name: _print(source) for name, source in inputs.items()},
+        inputs={name: print_of(source) for name, source in inputs.items()},
         settings=experiment.model_dump(mode="json", by_alias=True),
         counts={**found.users, "crossed": found.crossed, "forced": found.forced},
         figures={"verdict": verdict(found), "srm_p": found.srm_p},
@@ -175,6 +169,12 @@ def run_plan(path: Path, workspace: Workspace, options: PlanOptions) -> Plan:
     """
     settings = load_settings(ExperimentsSettings, path)
     experiment = pick(settings, options.experiment, path)
+    if experiment.by_lists:
+        raise UserError(
+            f"{experiment.name} mixes its arms within users, for which no number is planned",
+            where=str(path),
+            mend="let it run: its intervals hold however often one looks (docs: experiments)",
+        )
     if options.mean is None and (options.deviation is not None or options.correlation):
         raise UserError(
             "--deviation and --correlation are of a --mean",
@@ -276,7 +276,7 @@ def run_off_policy(
     manifest = Manifest(
         stage="off_policy",
         inputs={
-            what: _print(path)
+            what: print_of(path)
             for what, path in (("log", log_path), ("policy", policy), ("events", events))
             if path is not None
         },
@@ -329,6 +329,22 @@ def pick(settings: ExperimentsSettings, name: str | None, path: Path) -> Experim
     return found
 
 
+def exposures_of(workspace: Workspace, options: AnalyseOptions) -> Path:
+    """Where the exposures lie.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    exposures = options.exposures or workspace.exposures
+    if options.exposures is None and not exposures.exists():
+        raise UserError(
+            "nothing to analyse",
+            where=str(exposures),
+            mend="give --exposures (and --events), or --users",
+        )
+    return exposures
+
+
 def _events_of(workspace: Workspace) -> list[Path]:
     """What ingest wrote and the event log, as far as they are there.
 
@@ -369,7 +385,7 @@ def _show_values(found: dict[Estimator, PolicyValue], notes: list[str], folder: 
     console.print(f"report: {escape(str(folder / 'report.html'))}", soft_wrap=True)
 
 
-def _print(path: Path) -> str:
+def print_of(path: Path) -> str:
     """Fingerprint of a file, or of all Parquet files of a folder."""
     if path.is_file():
         return file_digest(path)[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -35,14 +36,16 @@ from raysys.features.shown import LabelRows
 from raysys.features.sizes import saved_state_size
 from raysys.features.weeks import span_of_weeks
 from raysys.features.work import Work
-from raysys.ingest.spread import OnRay, Spread
+from raysys.ingest.spread import Below, OnRay, Spread
 from raysys.progress import task
 from raysys.stages.features_settings import FeaturesSettings, FromLog, FromRetrieval
 from raysys.stages.features_start import parts_of, planned_features
+from raysys.stages.text_vectors import make_vectors
 from raysys.storage import (
     Manifest,
     Workspace,
     is_done,
+    naming_full_disk,
     read_manifest,
     replacing,
     working_folder,
@@ -74,7 +77,7 @@ def run(
         spread: who does the pieces; None: tasks on Ray.
 
     Raises:
-        UserError: no ingested log, or folds that the log cannot fill.
+        UserError: no ingested log, folds that the log cannot fill, or a full disk.
     """
     upstream = read_manifest(workspace.ingest)
     planned = planned_features(settings, workspace)
@@ -85,12 +88,21 @@ def run(
     types = [name.removeprefix(marker) for name in upstream.counts if name.startswith(marker)]
     for warning in settings.plan.idle(types):
         logger.warning(warning)
-    root = working_folder(workspace.features, planned, force)
-    if spread is None:
-        with ray_session():
-            outcome = _work(settings, workspace.ingest, root, OnRay())
-    else:
-        outcome = _work(settings, workspace.ingest, root, spread)
+    session = ray_session() if spread is None else contextlib.nullcontext()
+    with naming_full_disk(workspace.root):
+        root = working_folder(workspace.features, planned, force)
+        with session:
+            work = Below(root, spread or OnRay())
+            planned.counts, planned.figures = _work(settings, workspace, root, work)
+        _publish(settings, workspace, root, planned, started)
+    shutil.rmtree(root.parent)
+    return planned
+
+
+def _publish(
+    settings: FeaturesSettings, workspace: Workspace, root: Path, planned: Manifest, started: float
+) -> None:
+    """Put what was made in the place of the last outcome; `started` is of `time.monotonic`."""
     with replacing(workspace.features) as folder:
         for kind in ("examples", "requests"):
             (root / "out" / kind).rename(folder / kind)
@@ -99,16 +111,14 @@ def run(
         if settings.position_bias is not None:
             shutil.copyfile(root / "position_bias" / PAGE, folder / PAGE)  # written but once
         planned.seconds = time.monotonic() - started
-        planned.counts, planned.figures = outcome
         planned.write(folder)
-    shutil.rmtree(root.parent)
-    return planned
 
 
 def _work(
-    settings: FeaturesSettings, ingest: Path, root: Path, spread: Spread
+    settings: FeaturesSettings, workspace: Workspace, root: Path, spread: Spread
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """All pieces in a row; returns counts and figures of the manifest."""
+    ingest = workspace.ingest
     work = Work(root, settings.plan, settings.candidates)
     catalogue = work.write_catalogue(ingest / "items.parquet")
     log = number_log(
@@ -119,8 +129,9 @@ def _work(
     parts = settings.parts or parts_of(root, len(log), spread.cpus)
     bias = _position_bias(settings, log, folds[-3], root / "position_bias", parts, spread)
     if bias is not None:  # the plan may read it
-        write_atomic(ingest.parent / CURVE, json.dumps(bias, indent=2) + "\n")
-    work.write_resources(ingest.parent)
+        write_atomic(workspace.root / CURVE, json.dumps(bias, indent=2) + "\n")
+    make = partial(make_vectors, settings.plan, workspace, root / "models")
+    work.write_resources(workspace.root, make)
     work.write_attributes(ingest / "users.parquet")
     step = int(settings.covisitation.refit_days * DAY_MS)
     needed = _asks_neighbours(settings)

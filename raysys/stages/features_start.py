@@ -9,6 +9,7 @@ from typing import Final
 from raysys.features.position_log import CURVE
 from raysys.features.resources import files_of
 from raysys.stages.features_settings import FeaturesSettings
+from raysys.stages.text_vectors import models_of
 from raysys.storage import Manifest, Workspace, file_digest, read_manifest, write_atomic
 
 PART_EVENTS: Final = 2_000_000
@@ -18,14 +19,16 @@ def planned_features(settings: FeaturesSettings, workspace: Workspace) -> Manife
     """What a run with these settings would be known by, over what lies in the workspace.
 
     Raises:
-        UserError: no ingested log.
+        UserError: no ingested log, or no such model.
     """
-    inputs = {"ingest": read_manifest(workspace.ingest).fingerprint}
+    inputs = {"ingest": read_manifest(workspace.ingest).outcome}
     for name, file in files_of(settings.plan).items():
         path = workspace.root / file
         ours = name == "examination" and file == CURVE and settings.position_bias is not None
         if path.is_file() and not ours:  # our own curve follows from the rest
             inputs[name] = file_digest(path)[:16]
+    for name, digest in models_of(settings.plan).items():
+        inputs[f"vectors.{name}"] = digest[:16]
     return Manifest(
         stage="features",
         inputs=inputs,

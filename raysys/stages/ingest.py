@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
+import uuid
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -20,10 +22,12 @@ from raysys.ingest.reading import has_come
 from raysys.ingest.rule_settings import RuleSettings
 from raysys.ingest.rules import Limits
 from raysys.ingest.sessions import SessionSettings
-from raysys.ingest.spread import OnRay, Spread
+from raysys.ingest.spread import Below, OnRay, Spread
 from raysys.ingest.store import Store
 from raysys.progress import task
-from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing
+from raysys.storage import Manifest, Workspace, is_done, naming_full_disk, read_manifest, replacing
+
+logger = logging.getLogger("raysys")
 
 
 class CompleteJourneySource(Settings):
@@ -78,11 +82,13 @@ def run(
     Args:
         settings: the YAML.
         workspace: of the shop.
-        force: run although the outcome is there.
+        force: run although the outcome is there, and read everything anew: nothing that is kept
+            of earlier runs stands.
         spread: who does the pieces; None: tasks on Ray.
 
     Raises:
-        UserError: files that are not there, a mapping that does not fit them, nothing left.
+        UserError: files that are not there, a mapping that does not fit them, nothing left, a full
+            disk.
     """
     began = time.monotonic()
     source = _source(settings)
@@ -102,15 +108,14 @@ def run(
         settings.limits, settings.rules, settings.sessions, settings.impressions
     )
     session = ray_session() if spread is None else contextlib.nullcontext()
-    with session, replacing(workspace.ingest) as folder:
-        outcome = pipeline.ingest(
-            source,
-            inputs,
-            treatment,
-            folder,
-            spread or OnRay(),
-            Store(workspace.pieces),
-        )
+    store = Store(workspace.pieces)
+    work = Below(store.root, spread or OnRay())
+    with naming_full_disk(workspace.root), session, replacing(workspace.ingest) as folder:
+        if force:
+            store.clear()  # the old outcome has names of its own for what it is made of
+        outcome = pipeline.ingest(source, inputs, treatment, folder, work, store)
+        manifest.variant = _variant(outcome, force)
+        manifest.inputs = inputs.named(outcome.unread)
         manifest.counts = counts(outcome)
         manifest.figures = figures(outcome)
         with task("quality report"):
@@ -118,7 +123,30 @@ def run(
             quality.write_report(outcome, source.title, settings.limits, page, settings.rules)
         manifest.seconds = round(time.monotonic() - began, 2)
         manifest.write(folder)
+    _warn_of_unread(outcome)
     return manifest
+
+
+def _variant(outcome: pipeline.Outcome, force: bool) -> str:
+    """What tells an outcome from others of the same files, by which later stages know it.
+
+    A forced run was asked for because fingerprints do not tell all; and rows that lay in the
+    future come in without any file's change.
+    """
+    if force:
+        return uuid.uuid4().hex
+    return "" if outcome.ahead is None else f"without what is later than {outcome.ahead}"
+
+
+def _warn_of_unread(outcome: pipeline.Outcome) -> None:
+    """Say which files storage did not give: the outcome is without them, and not done."""
+    if outcome.unread:
+        named = sorted(outcome.unread)
+        more = f" and {len(named) - 5:,} more" if len(named) > 5 else ""
+        logger.warning(
+            "%d files could not be read, and the next run tries them again: %s%s",
+            *(len(named), ", ".join(named[:5]), more),
+        )
 
 
 def counts(outcome: pipeline.Outcome) -> dict[str, int]:

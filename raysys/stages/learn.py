@@ -140,7 +140,7 @@ def _begun(
         position = _bring_in(settings, workspace, events)
         number = 1 + max((int(p.name) for p in _rounds(workspace).glob("[0-9]*")), default=0)
         plan = Plan(
-            *(number, champion.id, digest(told), read_manifest(workspace.ingest).fingerprint),
+            *(number, champion.id, digest(told), read_manifest(workspace.ingest).outcome),
             *(trigger, time.time_ns() // 1_000_000, position),
         )
         shutil.rmtree(work, ignore_errors=True)

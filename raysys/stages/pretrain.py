@@ -335,7 +335,7 @@ def _ingest(settings: PretrainSettings, workspace: Workspace) -> Path | None:
 
 def _inputs(settings: PretrainSettings, ingest: Path | None) -> dict[str, str]:
     """Fingerprints of log, files and model."""
-    found = {} if ingest is None else {"ingest": read_manifest(ingest).fingerprint}
+    found = {} if ingest is None else {"ingest": read_manifest(ingest).outcome}
     for number, each in enumerate(settings.corpus.files):
         found |= {
             f"{number}/{part.label}": files.fingerprint(part) for part in files.find(each.table())

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,8 @@ from rich.table import Table
 
 from raysys import schema
 from raysys.cluster import Resources, ray_session
-from raysys.datasets import files, labelled
-from raysys.datasets.splits import (
-    SPLITS,
-    Divided,
-    distinct,
-    divide,
-    sampled,
-)
+from raysys.datasets import labelled
+from raysys.datasets.splits import SPLITS, Divided
 from raysys.evaluation.text_report import NAMES, TextEvaluation, conclusion, write_text_report
 from raysys.learners.label_model import LabelModel
 from raysys.learners.text import load_text_model, make_text_learner, save_text_model
@@ -38,6 +32,7 @@ from raysys.registry import TEXT, Registry, write_text
 from raysys.stages.named_files import named_files
 from raysys.stages.text_judging import Fit, Outcome, judge
 from raysys.stages.text_settings import TextSettings
+from raysys.stages.text_sources import inputs_of, read_and_divide, text_columns
 from raysys.storage import (
     Manifest,
     Workspace,
@@ -47,7 +42,6 @@ from raysys.storage import (
     working_folder,
     write_atomic,
 )
-from raysys.text.spans import attributes_to_spans
 
 log = logging.getLogger("raysys")
 
@@ -77,22 +71,10 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
         name: make_text_learner(name, values, task=settings.task, where=f"learners.{name}")
         for name, values in settings.learners.items()
     }
-    found = labelled.find(settings.sources)
+    found = labelled.find(settings.files)
     planned = Manifest(
         stage="text",
-        inputs={
-            **{
-                f"{number}/{part.label}": files.fingerprint(part)
-                for number, parts in enumerate(found)
-                for part in parts
-            },
-            **{
-                f"{number}.items/{part.label}": files.fingerprint(part)
-                for number, parts in enumerate(labelled.find_items(settings.sources))
-                for part in parts
-            },
-            **named_files(settings.learners),
-        },
+        inputs={**inputs_of(settings, found, workspace), **named_files(settings.learners)},
         settings=settings.model_dump(mode="json"),
     )
     registry = Registry(workspace.registry)
@@ -104,7 +86,7 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
     work = working_folder(folder, planned, force)
     (work / "models").mkdir(exist_ok=True)
     unlabelled = any(learner.unlabelled for learner in learners.values())
-    read, divided = _rows(settings, found, unlabelled)
+    read, divided = read_and_divide(settings, found, workspace, unlabelled)
     tables = tables_of(settings.task, divided.rows)
     with _cluster_if_wanted(settings):
         fits = {
@@ -117,10 +99,9 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
     figures = outcome.figures()
     with task("text: bundle") as publishing:
         chosen = outcome.chosen
-        source = settings.sources[0]
-        columns = getattr(source, "items", None) or source
+        columns, join = text_columns(settings)
         bundle = registry.publish(
-            lambda fresh: write_text(fresh, chosen, fits[chosen].model, columns.text, columns.join),
+            lambda fresh: write_text(fresh, chosen, fits[chosen].model, columns, join),
             name_hint=settings.title,
             surface=TEXT,
             learners={chosen: fits[chosen].family},
@@ -156,38 +137,6 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
         planned.write(fresh)
     shutil.rmtree(work.parent, ignore_errors=True)
     return planned
-
-
-def _rows(
-    settings: TextSettings, found: Sequence[Sequence[files.Part]], unlabelled: bool
-) -> tuple[labelled.Labelled, Divided]:
-    """What the sources say, divided; texts without a label too, if a learner puts them to use."""
-    with task("text: reading") as reading:
-        read = labelled.read(
-            *(settings.sources, found, settings.task, locate, reading.advance),
-            unlabelled=unlabelled,
-        )
-        rows = distinct(read.rows, settings.task) if settings.distinct else read.rows
-        rows = sampled(rows, settings.sample, settings.seed)
-        reasons = [f"{count:,} {name}" for name, count in read.reasons.items()]
-        reading.note = f"{rows.height:,} of {read.read:,} rows" + (
-            f"; aside: {', '.join(reasons)}" if reasons else ""
-        )
-    taken = labelled.Labelled(rows, read.aside, read.read, read.notes)
-    with task("text: dividing") as dividing:
-        divided = divide(taken, settings.split, settings.task)
-        sizes = divided.rows["split"].value_counts().rows()
-        told = dict(sizes)
-        dividing.note = f"{divided.by}: " + ", ".join(f"{name} {told[name]:,}" for name in SPLITS)
-    for note in divided.notes:
-        log.warning("%s", note)
-    return taken, divided
-
-
-def locate(text: str, values: Mapping[str, Sequence[str]]) -> tuple[list[dict[str, Any]], int]:
-    """See `labelled.Locate`."""
-    located = attributes_to_spans(text, values, absent=())
-    return [vars(span) for span in located.spans], len(located.missed)
 
 
 def tables_of(kind: Task, rows: pl.DataFrame) -> dict[str, pa.Table]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
 from raysys.config import StageSettings
-from raysys.datasets.labelled_files import TextSource
+from raysys.datasets.labelled_files import CompleteJourneyProducts, LabelledFiles, TextSource
 from raysys.datasets.splits import SplitSettings
 from raysys.learners.text_protocol import Task
 from raysys.stages.train_settings import ResourceSettings
+from raysys.text.behaviour_source import BehaviourSource
+
+AnySource = Annotated[
+    LabelledFiles | CompleteJourneyProducts | BehaviourSource, Field(discriminator="kind")
+]
 
 
 class TextSettings(StageSettings):
@@ -21,7 +26,7 @@ class TextSettings(StageSettings):
             of characters), `sentiment` (negative, neutral, positive, and a rating), `relevance`
             (how well a text answers a query).
         name: of the outcome's folder and of the pointer in the registry; null: `text-TASK`.
-        sources: where the texts are.
+        sources: where the texts are; for relevance one may be the log: `kind: behaviour`.
         distinct: take what says the same (text, label, grade) once.
         sample: fit on about so many rows at most; null: on all.
         split: into train, validation and test.
@@ -38,7 +43,7 @@ class TextSettings(StageSettings):
 
     task: Task
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,60}$")
-    sources: tuple[TextSource, ...] = Field(min_length=1)
+    sources: tuple[AnySource, ...] = Field(min_length=1)
     distinct: bool = False
     sample: int | None = Field(None, ge=20)
     split: SplitSettings = SplitSettings()
@@ -61,6 +66,27 @@ class TextSettings(StageSettings):
             if name not in self.learners:
                 raise ValueError(f"learner_resources.{name}: not among the learners above")
         return self
+
+    @model_validator(mode="after")
+    def _behaviour_can_teach(self) -> TextSettings:
+        behaviours = sum(isinstance(source, BehaviourSource) for source in self.sources)
+        if behaviours and self.task != "relevance":
+            raise ValueError(f"behaviour teaches relevance, not {self.task}")
+        if behaviours > 1:
+            raise ValueError("sources: name `kind: behaviour` once: a workspace has one log")
+        if behaviours == len(self.sources) and self.split.by not in (None, "time"):
+            raise ValueError(f"split.by: behaviour is divided by time, not {self.split.by}")
+        return self
+
+    @property
+    def files(self) -> tuple[TextSource, ...]:
+        """The sources that are files."""
+        return tuple(each for each in self.sources if not isinstance(each, BehaviourSource))
+
+    @property
+    def behaviour(self) -> BehaviourSource | None:
+        """The source that is the workspace's log."""
+        return next((each for each in self.sources if isinstance(each, BehaviourSource)), None)
 
     @property
     def title(self) -> str:

@@ -11,18 +11,17 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from raysys.catalogue import Catalogue
 from raysys.cluster import ray_session
 from raysys.ensemble import BaseScores, Ensemble
-from raysys.ensemble.folds import fit_forward, forward_folds, score_forward
+from raysys.ensemble.folds import forward_folds, score_forward
 from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.learners import load_model, make_learner
-from raysys.learners.protocol import Context, Learner, Model, Resources, TextEncoder
+from raysys.learners.protocol import Context, Model, Resources, TextEncoder
 from raysys.monitoring.reference import Reference
 from raysys.progress import task
 from raysys.registry import Registry, write_reranker, write_search
@@ -30,6 +29,7 @@ from raysys.stages.named_files import named_files
 from raysys.stages.reference import reference_of
 from raysys.stages.reranking import RerankerSettings, SecondStage, fit_reranker
 from raysys.stages.stacking import Stacking, label_window_ms, require_lessons, stack
+from raysys.stages.train_fits import Member, context_of, fit_members
 from raysys.stages.train_settings import TrainSettings, chosen_rows, chosen_settings
 from raysys.stages.unseen import require_served
 from raysys.storage import (
@@ -38,6 +38,7 @@ from raysys.storage import (
     is_done,
     read_manifest,
     replacing,
+    working_folder,
 )
 from raysys.tuning.settings import DataSettings
 
@@ -46,17 +47,11 @@ log = logging.getLogger("raysys")
 RERANKER = "reranker"
 
 
-@dataclass(frozen=True)
-class Member:
-    """A learner ready to fit, what it may use, and what of the training rows it reads."""
-
-    learner: Learner[Any]
-    resources: Resources
-    rows: DataSettings
-
-
 def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
     """Fit, stack and publish; point `publish_as` at the new bundle.
+
+    Learners that a killed run with the same plan had fitted are not fitted again; those that leave
+    checkpoints go on from theirs, after an error as well.
 
     Raises:
         UserError: no features yet, settings that no learner takes, data nothing learns from, or
@@ -105,8 +100,9 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
     reads = {name: learner.reads(examples.names) for name, learner in learners.items()}
     require_served(reads, upstream)  # what is known of it before hours of fits
     catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
+    work = None if fitted is not None else working_folder(workspace.train, planned, force)
     with _cluster(settings), replacing(workspace.train) as folder:
-        if fitted is None:
+        if work is not None:
             members = {
                 name: Member(
                     *(learner, settings.learner_resources.get(name, settings.resources).here()),
@@ -115,13 +111,15 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
                 for name, learner in learners.items()
             }
             fits = forward_folds(examples, validation, settings.out_of_fold)
-            models, seconds = _fit(members, fits, catalogue, folder, settings.seed)
+            models, seconds = fit_members(members, fits, catalogue, work, settings.seed)
+            shutil.copytree(work / "models", folder / "models", copy_function=_link)
             with task("train: out-of-fold scores", len(models) * len(fits)) as scoring:
                 scores = score_forward(models, examples, scoring.advance)
                 scores.write(folder / "base_scores")
             served = {name: by_fold[validation] for name, by_fold in models.items()}
             known: Mapping[str, float] = {}
         else:
+            assert fitted is not None
             with task("train: models and base scores of the run before"):
                 for part in ("models", "base_scores"):
                     shutil.copytree(workspace.train / part, folder / part, copy_function=_link)
@@ -162,7 +160,7 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
                     scores,
                     catalogue,
                     folder,
-                    fit=fitted is None,
+                    work,
                 )
         with task("train: reference"):
             reference = reference_of(
@@ -193,6 +191,8 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
             name: copies for name, copies in augmented.items() if copies
         }
         planned.write(folder)
+    if work is not None:
+        shutil.rmtree(work.parent, ignore_errors=True)
     return planned
 
 
@@ -238,24 +238,34 @@ def _second_stage(
     scores: BaseScores,
     catalogue: Catalogue,
     folder: Path,
-    *,
-    fit: bool,
+    work: Path | None,
 ) -> SecondStage:
-    """Fitted on what lies before the validation fold, weighed on that."""
-    scratch = folder / "scratch"
-    scratch.mkdir(exist_ok=True)
-    try:
-        return fit_reranker(
-            told,
-            examples.with_folds(*range(validation)) if fit else None,
-            examples.with_folds(validation),
-            scores,
-            ensemble,
-            Context(catalogue, scratch, settings.seed),
-            folder / RERANKER,
-        )
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    """Fitted on what lies before the validation fold, weighed on that.
+
+    Args:
+        settings: of the stage.
+        told: of the second stage.
+        examples: of all folds.
+        validation: the fold it is weighed on.
+        ensemble: fitted.
+        scores: out-of-fold base scores.
+        catalogue: every item.
+        folder: of the outcome.
+        work: what outlives a kill; None: it is not fitted, but lies in `folder`.
+    """
+    if work is None:
+        context = Context(catalogue, folder, settings.seed)
+    else:
+        context = context_of(catalogue, work, RERANKER, settings.seed, Resources())
+    return fit_reranker(
+        told,
+        None if work is None else examples.with_folds(*range(validation)),
+        examples.with_folds(validation),
+        scores,
+        ensemble,
+        context,
+        folder / RERANKER,
+    )
 
 
 def _fitted(workspace: Workspace, upstream: Manifest) -> Manifest:
@@ -326,32 +336,3 @@ def write_bundle(
     write_search(folder / "search", catalogue, encoders[0] if encoders else None)
     if second is not None:
         write_reranker(folder, second.learner, second.model, second.top, second.weight)
-
-
-def _fit(
-    members: Mapping[str, Member],
-    fits: Mapping[int, Examples],
-    catalogue: Catalogue,
-    folder: Path,
-    seed: int,
-) -> tuple[dict[str, dict[int, Model]], dict[str, float]]:
-    """Models by learner and the fold they score, saved as they come; seconds by learner."""
-    models: dict[str, dict[int, Model]] = {}
-    seconds: dict[str, float] = {}
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    with task("train: learners", len(members)) as fitting:
-        for name, member in members.items():
-            began = time.monotonic()
-            context = Context(catalogue, scratch, seed, member.resources)
-            views = {fold: replace(v, **member.rows.model_dump()) for fold, v in fits.items()}
-            with task(f"train: {name}"):
-                models[name] = fit_forward(member.learner, views, context)
-            seconds[name] = round(time.monotonic() - began, 2)
-            for fold, model in models[name].items():
-                place = folder / "models" / name / f"fold={fold}"
-                place.mkdir(parents=True)
-                model.save(place)
-            fitting.advance()
-    shutil.rmtree(scratch, ignore_errors=True)
-    return models, seconds

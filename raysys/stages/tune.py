@@ -178,8 +178,15 @@ def check(settings: TuneSettings, features: Mapping[str, Any]) -> dict[str, Scal
     learner = learner_class(settings.learner)
     if isinstance(settings.scheduler, Pbt):
         check_population(list(space), learner.changeable, settings.learner, learner.steps)
-    if settings.proxy is not None and settings.proxy.steps < 1 and not learner.steps:
-        raise UserError(f"{settings.learner} has no steps to take fewer of", where="proxy.steps")
+    if (
+        settings.proxy is not None
+        and settings.proxy.steps < 1
+        and make_learner(settings.learner, dict(settings.settings)).length() is None
+    ):
+        raise UserError(
+            f"{settings.learner} has no steps to take fewer of by these settings",
+            where="proxy.steps",
+        )
     return point
 
 

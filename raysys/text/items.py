@@ -17,6 +17,9 @@ COLUMNS = ("title", "department", "category", "subcategory", "brand", "manufactu
 MAX_CHARACTERS = 400
 """Of one item's text: a transformer reads far less, and a broken feed may hold a megabyte."""
 
+NO_TEXT = "unknown item"
+"""What an item without any text is called, since an empty line has no vector."""
+
 
 @dataclass(frozen=True)
 class ItemTexts:
@@ -53,7 +56,7 @@ def item_texts(catalogue: Catalogue, columns: Sequence[str] = ()) -> ItemTexts:
     Raises:
         UserError: a column that items do not have, or that is not text.
 
-    An item without any text is the text `unknown item`, since an empty line has no vector.
+    An item without any text is the text `NO_TEXT`.
     """
     for name in columns:
         if name not in COLUMNS:
@@ -68,7 +71,7 @@ def item_texts(catalogue: Catalogue, columns: Sequence[str] = ()) -> ItemTexts:
         ]
     else:
         lines = [line[:MAX_CHARACTERS] for line in catalogue.texts]
-    lines = [line or "unknown item" for line in lines]
+    lines = [line or NO_TEXT for line in lines]
     distinct = sorted(set(lines))
     place = {line: at for at, line in enumerate(distinct)}
     return ItemTexts(tuple(distinct), np.array([place[line] for line in lines], dtype=np.int32))

@@ -31,7 +31,8 @@ CHARACTERS_A_TOKEN: Final = 32
 
 _WEIGHTS: Final = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
-_WANTED: Final = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors")
+WANTED: Final = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors")
+"""What is read of a model's own folder."""
 _ANY: Final = (
     f"give {PACKAGED!r} (packaged), a folder with config.json, model.safetensors and "
     "tokenizer.json, or the id of a model on the Hugging Face hub"
@@ -135,7 +136,7 @@ def _fetched(model: str, where: str) -> Path:
         return Path(
             snapshot_download(
                 model,
-                allow_patterns=list(_WANTED),
+                allow_patterns=list(WANTED),
                 ignore_patterns=["*/*"],  # the same weights for other runtimes
             )
         )
@@ -228,7 +229,7 @@ def _open(auto: Any, model: str, where: str) -> Opened:
         return _compressed(auto, folder, model, where)
     config = _config(folder, model, where)
     _require_weights(folder, model, where)
-    tokenizer = _tokenizer(folder, model, where)
+    tokenizer = open_tokenizer(folder, model, where)
     found = _weights(auto, folder, config, model, where)
     rows = found.get_input_embeddings().num_embeddings
     highest = max(tokenizer.get_vocab().values())
@@ -256,7 +257,7 @@ def _compressed(auto: Any, folder: Path, model: str, where: str) -> Opened:
             "give the model that it was made of",
         )  # fmt: skip
     found: Any = open_compressed(folder)
-    return found.eval(), _tokenizer(folder, model, where)
+    return found.eval(), open_tokenizer(folder, model, where)
 
 
 def _config(folder: Path, model: str, where: str) -> Any:
@@ -340,7 +341,12 @@ def _weights(auto: Any, folder: Path, config: Any, model: str, where: str) -> Pr
     return found
 
 
-def _tokenizer(folder: Path, model: str, where: str) -> PreTrainedTokenizerFast:
+def open_tokenizer(folder: Path, model: str, where: str) -> PreTrainedTokenizerFast:
+    """The fast tokenizer in a folder, with a padding token; see `open_model`.
+
+    Raises:
+        UserError: there is none, or it cannot answer to all texts.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,10 @@ from raysys.text.encoder import States, autocast
 from raysys.text.histories import PAD, history_codes
 from raysys.text.items import ItemTexts
 from raysys.text.towers import Towers, sampled_softmax_loss
+from raysys.text.training.astray import require_finite, require_finite_weights
 from raysys.text.training.resuming import resumed, write_state
+
+_WHERE: Final = "two_tower"
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,9 @@ def fine_tune(
         wrap: what makes the module a distributed one; None: alone.
         after_step: told (step from 1, loss).
         checkpoint: where the training leaves its state, and takes it up from, alone.
+
+    Raises:
+        UserError: a loss, gradients or weights that are no numbers.
     """
     towers.to(device).train(False)  # gradients yes, dropout no: so few steps need none
     module = wrap(towers) if wrap else towers
@@ -216,11 +223,16 @@ def fine_tune(
         )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
+        told = float(loss.detach())
+        require_finite(
+            *(told, float(norm), step, course.steps, towers, optimiser, checkpoint), where=_WHERE
+        )
         optimiser.step()
         schedule.step()
         if after_step is not None:
-            after_step(step, float(loss.detach()))
+            after_step(step, told)
         if checkpoint is not None and (checkpoint.due(step) or step == course.steps):
             write_state(checkpoint, step, towers, optimiser)
+    require_finite_weights(towers, course.steps, where=_WHERE)
     towers.to("cpu")

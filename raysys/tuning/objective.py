@@ -152,10 +152,12 @@ class LearnerObjective:
         settings = merged(self.fixed, of_namespace(job.values, ""))
         if job.steps is None and self.share == 1.0:
             return settings
-        kind = make_learner(self.learner, settings)
-        name = kind.steps
-        steps = job.steps or max(1, round(self.share * getattr(kind.settings, name)))
-        return settings | {name: steps}
+        length = make_learner(self.learner, settings).length()
+        if length is None:  # where the learner within is searched, only some take steps
+            return settings
+        name, own = length
+        fewer = max(1, round(self.share * own)) if isinstance(own, int) else self.share * own
+        return merged(settings, {name: job.steps or fewer})
 
 
 class Clock:

@@ -67,7 +67,7 @@ class Asha(Settings):
     """Asynchronous successive halving (Li et al. 2020): trials that lag behind are stopped.
 
     Attributes:
-        grace: steps (trees, batches) that every trial gets, and how often it tells its score.
+        grace: steps (trees, batches, epochs) that every trial gets, and how often it tells its score.
         reduction: one trial in so many goes on past each rung (grace, grace × reduction, …).
     """
 
@@ -166,7 +166,7 @@ class Proxy(Settings):
     Attributes:
         requests: fit on about so many; null: all.
         validation_requests: judge on about so many; null: all.
-        steps: share of the learner's steps (trees, batches).
+        steps: share of the learner's steps (trees, batches, epochs).
     """
 
     requests: int | None = Field(None, ge=10)

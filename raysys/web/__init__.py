@@ -11,6 +11,7 @@ from raysys.web.operations import (
     LiftFacts,
     NameFacts,
     Operations,
+    TrafficFacts,
     WatchFacts,
 )
 from raysys.web.pages import assets
@@ -27,6 +28,7 @@ __all__ = [
     "NameFacts",
     "Operations",
     "Refused",
+    "TrafficFacts",
     "WatchFacts",
     "assets",
     "console",

@@ -121,9 +121,9 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
         if away := refused(request):
             return away
         template = "live_table.html" if fragment else "live.html"
-        counts = system.counts()
+        traffic = await asyncio.to_thread(system.traffic)
         deployments = await asyncio.to_thread(system.deployments)
-        return page(template, calls=system.traffic(), counts=counts, deployments=deployments)
+        return page(template, traffic=traffic, deployments=deployments)
 
     add_experiments(router, pages, refused, system)
 

@@ -79,6 +79,21 @@ class CallFacts:
 
 
 @dataclass(frozen=True)
+class TrafficFacts:
+    """How the calls of a deployment go.
+
+    Attributes:
+        replicas: that told of themselves.
+        calls: of all of them, busiest first.
+        counts: since they started: name → values of the tags → sum.
+    """
+
+    replicas: int
+    calls: list[CallFacts]
+    counts: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
 class DeploymentFacts:
     """One deployment of the application.
 
@@ -208,11 +223,8 @@ class Operations(Protocol):
             Refused: there is none.
         """
 
-    def traffic(self) -> list[CallFacts]:
-        """Of this replica, busiest call first."""
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """What this replica counted since it started: by name, then by the values of its tags."""
+    def traffic(self) -> TrafficFacts:
+        """Of all replicas."""
 
     def experiments(self) -> list[ExperimentFacts]:
         """Those that are served, planned or ended lately."""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysys.datasets import chunks, json_lines
+from raysys.datasets import chunks, json_lines, unpack
 from raysys.datasets.files import find, read
 from raysys.datasets.mapping import ItemFiles, TableFiles, UserFiles
 from raysys.errors import UserError
@@ -160,6 +160,15 @@ def test_every_packing_is_unpacked_and_its_truncation_told(tmp_path, ending, pac
     middle = len(packed) // 2
     rows, faults = csv(path, packed[:middle] + bytes(99) + packed[middle + 99 :])
     assert set(faults.values()) & {"truncated_file", "line_does_not_parse"}
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("piece", [100, 1 << 18])
+def test_a_file_cut_within_its_first_block_is_told(tmp_path, monkeypatch, pack, piece):
+    monkeypatch.setattr(unpack, "_PIECE", piece)  # of some, nothing comes that can be unpacked
+    packed = pack(b"a,b\n" + b"".join(b"%d,%d\n" % (i, i * i) for i in range(1000)))
+    _, faults = csv(tmp_path / "x.csv", packed[: len(packed) // 2])
+    assert list(faults.values()) == ["truncated_file"]
 
 
 def test_quick_and_slow_json_say_the_same(tmp_path, monkeypatch):

@@ -426,6 +426,7 @@ def test_a_mistake_on_the_command_line_is_a_message(tmp_path):
     done = CliRunner().invoke(app, ["experiment", "check", str(tmp_path / "e.yaml")])
     assert done.exit_code == 2
     assert "shares exceed one" in done.stderr and "Traceback" not in done.stderr
+    assert "at least 1 item" not in done.stderr  # of experiments there was one, and it is wrong
     for words in (["experiment", "check"], ["simulate", "--config"]):
         lost = CliRunner().invoke(app, [*words, str(tmp_path / "none.yaml")])
         assert lost.exit_code == 2 and "does not exist" in lost.stderr

@@ -6,7 +6,8 @@ from scipy.special import betaln
 
 from raysys.errors import UserError
 from raysys.experiments.bandits import LinUCB, Thompson
-from raysys.experiments.interleaving import judge_interleaving, team_draft
+from raysys.experiments.drafting import team_draft
+from raysys.experiments.interleaving import judge_interleaving
 from raysys.experiments.off_policy import LoggedRows, OffPolicySettings, evaluate_policy
 
 

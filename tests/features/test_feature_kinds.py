@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
-from safetensors.numpy import save_file
 
 from raysys import schema
 from raysys.catalogue import Catalogue
@@ -22,6 +22,8 @@ from raysys.features.plan import FeaturePlan
 from raysys.features.resources import load_resources
 from raysys.features.user_attributes import UserAttributes, texts_of
 from raysys.schema import EVENT_TYPES
+from raysys.stages.text_vectors import make_vectors
+from raysys.storage import Workspace
 from tests.features.every import told_of_users
 from tests.features.test_every_kind import kinds
 
@@ -91,17 +93,23 @@ def computed(fragment: dict[str, Any], folder: Path) -> str:
     }
     content = {**fragment, "tables": NEEDED | fragment.get("tables", {})}
     plan = parse_settings(FeaturePlan, content, where=PAGE.name)
-    vectors = [[float(x) for x in (item["vector"] or "0, 0").split(",")] for item in items]
-    queries = np.array([[1, 0], [0.8, 0.6]], np.float32)
-    save_file(
-        {"items": np.array(vectors, np.float32), "queries": queries}, folder / "title.safetensors"
-    )
+    own = [each for each in items if each["vector"]]
+    vectors = [[float(x) for x in each["vector"].split(",")] for each in own]
+    rows = {
+        "item_id": [each["item"] for each in own] + [None, None],
+        "query": [None] * len(own) + numbers["query"],
+        "vector": [*vectors, [1.0, 0.0], [0.8, 0.6]],
+    }
+    pq.write_table(pa.table(rows), folder / "title.parquet")
+    of_texts = make_vectors(plan, Workspace(folder), folder / "models", catalogue, numbers["query"])
     told = told_of_users({"u1": {"tier": "silver", "household_size": "3"}, "u2": {"tier": "gold"}})
     live = LiveFeatures(
         *(plan, catalogue, numbers["user"]),
         attributes=UserAttributes.fit(plan, texts_of(plan, told), numbers["user"]),
         queries=numbers["query"],
-        resources=load_resources(plan, folder),
+        resources=load_resources(
+            plan, folder, made=of_texts, catalogue=catalogue, queries=numbers["query"]
+        ),
     )
     log = columns(events, numbers)
     now = int(milliseconds([REQUEST])[0])
@@ -117,8 +125,9 @@ def computed(fragment: dict[str, Any], folder: Path) -> str:
         positions=positions,
     )
     lines = [f"| item | {' | '.join(live.names)} |", "|---" * (1 + len(live.names)) + "|"]
+    digits = ".1f" if of_texts else ".4g"
     for row, item in enumerate(items):
-        values = ["NaN" if np.isnan(v) else f"{v:.4g}" for v in batch.features[row]]
+        values = ["NaN" if np.isnan(v) else f"{v:{digits}}" for v in batch.features[row]]
         lines.append(f"| {item['item']} | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
 

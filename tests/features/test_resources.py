@@ -11,9 +11,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from raysys.catalogue import Catalogue
+from raysys.config import parse_settings
 from raysys.errors import UserError
 from raysys.features.keys import KeySpace
 from raysys.features.live import LiveFeatures
+from raysys.features.plan import FeaturePlan, VectorSpec
 from raysys.features.resources import Resources, Vectors, load_resources
 from raysys.features.sessions import Sessions
 from raysys.features.vectors import similarity_to, similarity_to_last
@@ -83,6 +85,82 @@ def test_a_file_that_is_missing_or_something_else_is_named(tmp_path) -> None:
         load_resources(PLAN, tmp_path)
 
 
+def parquet(folder, **columns) -> FeaturePlan:
+    """A file that names whose each vector is, and the plan that reads it."""
+    whole = {"item_id": ["i002", "i000", "gone", None, None]}
+    whole |= {"query": [None, None, None, "B ", "never"]}
+    whole |= {"vector": [[1.0, 2.0], [3.0, 4.0], [9.0, 9.0], [5.0, 6.0], [7.0, 8.0]]}
+    held = {name: each for name, each in (whole | columns).items() if each is not None}
+    pq.write_table(pa.table(held), folder / "title.parquet")
+    return PLAN.model_copy(update={"vectors": {"title": VectorSpec(file="title.parquet")}})
+
+
+def read(plan, folder) -> Vectors:
+    told = {"catalogue": every.catalogue(), "queries": ["a", "b"]}
+    return load_resources(plan, folder, **told).vectors["title"]
+
+
+def test_rows_that_are_named_fit_any_catalogue(tmp_path, caplog) -> None:
+    caplog.set_level("WARNING", logger="raysys")
+    space = read(parquet(tmp_path), tmp_path)
+    assert space.items.shape == (N_ITEMS, 2) and space.items.dtype == np.float32
+    assert space.items[2].tolist() == [1, 2] and space.items[0].tolist() == [3, 4]
+    assert not space.items[[1, *range(3, N_ITEMS)]].any()
+    assert "10 of 12 items have none in title.parquet" in caplog.text
+    assert space.queries is not None and space.queries.tolist() == [[0, 0], [5, 6]]
+
+
+def test_half_precision_and_items_alone_are_enough(tmp_path) -> None:
+    rows = pa.array([np.array(v, np.float16) for v in ([1, 2], [3, 4])], pa.list_(pa.float16(), 2))
+    plan = parquet(tmp_path, item_id=["i001", "i000"], query=None, vector=rows)
+    space = read(plan, tmp_path)
+    assert space.items.dtype == np.float16 and space.items[1].tolist() == [1, 2]
+    assert space.queries is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"vector": None}, "has the columns item_id, query"),
+        ({"item_id": None, "query": None}, "has the columns vector"),
+        ({"item_id": ["i1", "i1", "x", None, None]}, "two vectors of the item 'i1'"),
+        ({"query": [None, None, None, "a", "A"]}, "two vectors of the query 'a'"),
+        ({"query": [None, "b", None, "a", None]}, "row 1 names an item and a query"),
+        ({"item_id": [1, 2, 3, None, None]}, "item_id is int64"),
+        ({"vector": [1.0, 2.0, 3.0, 4.0, 5.0]}, "vector is double"),
+        ({"vector": [[1.0], [1.0, 2.0], [1.0], [1.0], [1.0]]}, "several lengths, or of none: 1, 2"),
+        ({"vector": [[1.0], None, [1.0], [1.0], [1.0]]}, "several lengths, or of none: 1, none"),
+        ({"vector": [[float("inf")], [1.0], [1.0], [1.0], [1.0]]}, "not finite"),
+        ({"vector": [[None], [1.0], [1.0], [1.0], [1.0]]}, "some numbers are null"),
+    ],
+)
+def test_named_rows_that_are_none_are_refused(tmp_path, columns, expected) -> None:
+    with pytest.raises(UserError, match=expected):
+        read(parquet(tmp_path, **columns), tmp_path)
+
+
+def test_a_file_of_named_rows_that_is_something_else_is_named(tmp_path) -> None:
+    plan = parquet(tmp_path)
+    (tmp_path / "title.parquet").write_text("vectors")
+    with pytest.raises(UserError, match="is not Parquet"):
+        read(plan, tmp_path)
+    (tmp_path / "title.parquet").unlink()
+    with pytest.raises(UserError, match="no file"):
+        read(plan, tmp_path)
+
+
+def test_the_forms_of_vectors_do_not_mix() -> None:
+    content = PLAN.model_dump(mode="json")
+    for given, expected in (
+        ({"file": "a.parquet", "queries": "queries"}, "a Parquet file has none"),
+        ({"file": "a.safetensors", "model": "a"}, "unknown key .allowed: file, items, queries"),
+        ({"model": "a", "queries": "q"}, "unknown key .allowed: max_tokens, model, text"),
+        ({}, "file: required"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            parse_settings(FeaturePlan, {**content, "vectors": {"title": given}}, where="plan")
+
+
 def built(**changes) -> LiveFeatures:
     plan = PLAN.model_copy(update=changes.pop("plan", {}))
     given = {"queries": ["a", "b", "c"], "resources": every.resources()} | changes
@@ -139,7 +217,7 @@ def test_a_query_vector_may_come_with_the_request() -> None:
     known = state.batch(0, items, 1, query=2).column("fits")
     held = state.resources.vectors["title"].queries
     assert held is not None
-    given = state.batch(0, items, 1, query_vector=held[2]).column("fits")
+    given = state.batch(0, items, 1, query_vectors={"title": held[2]}).column("fits")
     np.testing.assert_array_equal(known, given)
     assert np.isnan(state.batch(0, items, 1).column("fits")).all()
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from fsspec.implementations.local import LocalFileSystem
 
+from tests.disks import mounted
 from tests.ingest.shop import COLUMNS, HEADER, START, good_rows, mapping, take
 
 ROOT = Path(__file__).parents[2]
@@ -27,16 +28,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 24 MB; taken away afterwards."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk")
-    done = subprocess.run(mount, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with mounted(tmp_path / "small", "24m") as place:
+        yield place
 
 
 def ingest(log: Path, workspace: Path) -> subprocess.CompletedProcess:

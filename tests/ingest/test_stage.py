@@ -1,7 +1,9 @@
 """The stage as users run it: on Ray, into a workspace, with a manifest that names its causes."""
 
 import json
+import os
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,8 +13,9 @@ from raysys.datasets import times
 from raysys.errors import UserError
 from raysys.ingest.spread import InProcess
 from raysys.stages.ingest import IngestSettings, run
-from raysys.storage import Workspace
+from raysys.storage import Workspace, read_manifest
 from tests.ingest.shop import COLUMNS, HEADER, START, good_rows
+from tests.ingest.test_incremental import Fatal
 
 
 def settings_for(path, **more):
@@ -68,12 +71,41 @@ def test_an_outcome_is_done_until_a_moment_that_lay_in_the_future_has_passed(tmp
     log.write_text("\n".join([HEADER, *good_rows(), f"late,u0,i1,view,{START + 2 * 86_400},1,1,"]))
     workspace = Workspace(tmp_path / "ws")
     outs = []
+    manifests = []
     for passed in (3600, 7200, 2 * 86_400, 3 * 86_400):
         now[0] = START + passed
         manifest = run(settings_for(log), workspace, spread=InProcess())
+        manifests.append(manifest)
         outs.append((manifest.counts["events.out"], manifest.created))
     assert [out for out, _ in outs] == [20, 20, 21, 21]
     assert outs[0] == outs[1] and outs[2] == outs[3]
+    assert len({m.outcome for m in manifests}) == 2  # by which features know that the row came
+
+
+@pytest.mark.long
+def test_force_reads_a_file_again_that_changed_unseen_and_later_stages_know(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join([HEADER, *good_rows()]))
+    stamp = log.stat().st_mtime_ns
+    workspace = Workspace(tmp_path / "ws")
+    first = run(settings_for(log), workspace, spread=InProcess())
+    log.write_text(log.read_text().replace(",i3,", ",ix,"))
+    os.utime(log, ns=(stamp, stamp))
+    assert run(settings_for(log), workspace, spread=InProcess()).created == first.created
+    with pytest.raises(KeyboardInterrupt):
+        run(settings_for(log), workspace, spread=Fatal(1), force=True)
+    assert read_manifest(workspace.ingest) == first  # the old outcome stays until the new is whole
+    assert "i3" in items_of(workspace) and "ix" not in items_of(workspace)
+    forced = run(settings_for(log), workspace, spread=InProcess(), force=True)
+    assert "ix" in items_of(workspace) and "i3" not in items_of(workspace)
+    assert forced.fingerprint == first.fingerprint  # the same plan: without --force it is done
+    assert forced.outcome != first.outcome
+    assert run(settings_for(log), workspace, spread=InProcess()).outcome == forced.outcome
+
+
+def items_of(workspace):
+    events = pl.read_parquet(workspace.ingest / "events/**/*.parquet", hive_partitioning=False)
+    return set(events["item_id"])
 
 
 @pytest.mark.slow

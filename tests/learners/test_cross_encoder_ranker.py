@@ -19,7 +19,8 @@ from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.learners import load_model, make_learner
 from raysys.learners.baselines import ColumnModel
-from raysys.learners.cross_encoder_ranker import CrossEncoderRankerModel, judged_pairs
+from raysys.learners.cross_encoder_ranker import CrossEncoderRankerModel
+from raysys.learners.judged_pairs import judged_pairs
 from raysys.learners.protocol import Context, Learner, Placeable, Reranker
 from raysys.learners.validation import NDCG
 from raysys.stages.reranking import RerankerSettings, _weighed, fit_reranker
@@ -286,3 +287,13 @@ def test_requests_of_an_earlier_version_have_no_queries(
             table = pq.read_table(path, partitioning=None)
             pq.write_table(table.drop_columns("query") if kind == "requests" else table, place)
     assert replace(examples, root=tmp_path).batch().queries is None
+
+
+def test_one_rate_moves_nothing_else_of_the_training() -> None:
+    """What trainings in general begin with is not what this one does."""
+    plain = make_learner("cross_encoder_ranker", {}).settings.training
+    moved = make_learner("cross_encoder_ranker", {"training": {"warm_up": 0.3}}).settings.training
+    assert moved == plain.model_copy(update={"warm_up": 0.3})
+    assert (plain.epochs, plain.batch_size, plain.head_learning_rate) == (1, 8, 1e-3)
+    again = make_learner("cross_encoder_ranker", {"training": moved.model_dump(mode="json")})
+    assert again.settings.training == moved

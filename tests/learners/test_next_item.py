@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from raysys.catalogue import Catalogue
 from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.learners import load_model, make_learner
-from raysys.learners.next_item import NextItemModel, shop_sequences
+from raysys.learners.next_item import META, NextItemModel, shop_sequences
 from raysys.learners.protocol import Context
 from tests.learners.suite import LearnerSuite
+from tests.text.tiny import write_tiny_bert
 
 QUICK = {
     "settings": {"width": 16, "layers": 1, "epochs": 5, "batch_size": 128, "learning_rate": 2e-2},
@@ -63,6 +67,95 @@ def test_neighbours_are_learners_of_the_shop_too(learner, tmp_path_factory) -> N
 def test_the_settings_are_those_of_the_learner_of_sequences() -> None:
     with pytest.raises(UserError, match="neighbourss"):
         make_learner("next_item", {"learner": "item_knn", "settings": {"neighbourss": 3}})
+
+
+def test_times_that_histories_do_not_have_are_refused() -> None:
+    told = {"settings": {"time_gaps": True}}
+    with pytest.raises(UserError, match="without their times; leave it out"):
+        make_learner("next_item", told)
+    make_learner("next_item", {"settings": {"time_gaps": False}})
+
+
+def test_a_model_of_an_earlier_version_that_was_told_of_times_is_read(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    from tests.synthetic import write_examples
+
+    examples, catalogue = write_examples(tmp_path_factory.mktemp("features"), 120, 60)
+    context = Context(catalogue, tmp_path_factory.mktemp("scratch"))
+    folder = tmp_path_factory.mktemp("model")
+    model = make_learner("next_item", {"learner": "item_knn"}).fit(examples.with_folds(0), context)
+    model.save(folder)
+    meta = json.loads((folder / META).read_text())
+    meta["settings"]["settings"]["time_gaps"] = True
+    (folder / META).write_text(json.dumps(meta))
+    batch = examples.with_folds(2).batch()
+    again = NextItemModel.load(folder, catalogue)
+    np.testing.assert_array_equal(again.score(batch), model.score(batch))
+
+
+@pytest.mark.long
+def test_texts_of_items_are_read_where_the_settings_say_so(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In all folds, once; and serving, a top-up, a folder and the remote half read the same."""
+    from raysys.text.encoder import Encoder
+    from tests.synthetic import write_examples
+
+    examples, catalogue = write_examples(tmp_path_factory.mktemp("features"), 120, 60)
+    table = catalogue.table
+    title = table["title"].to_pylist()
+    title[5] = None
+    columns = {name: table[name] for name in table.column_names} | {"title": pa.array(title)}
+    catalogue = Catalogue(pa.table(columns, schema=table.schema))
+    context = Context(catalogue, tmp_path_factory.mktemp("scratch"))
+    encoded: list[int] = []
+    encode = Encoder.encode
+
+    def counting(self: Encoder, texts: Sequence[str]) -> np.ndarray:
+        encoded.append(len(texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr(Encoder, "encode", counting)
+    bert = str(write_tiny_bert(tmp_path_factory.mktemp("bert")))
+    told = {**QUICK, "text_model": bert, "text": ("title",)}
+    without = make_learner("next_item", told).fit(examples.with_folds(0), context)
+    assert encoded == [] and without.model.facts.vectors is None
+    learner = make_learner("next_item", {**told, "settings": {**QUICK["settings"], "texts": True}})
+    model, second = learner.fit_folds([examples.with_folds(0), examples.with_folds(0, 1)], context)
+    assert len(encoded) == 1, "once for both folds"
+    assert isinstance(model, NextItemModel) and isinstance(second, NextItemModel)
+
+    vectors = model.model.facts.vectors
+    assert vectors.shape[0] == len(catalogue)
+    length = np.linalg.norm(vectors, axis=1)
+    assert length[5] == 0, "no text, no vector"
+    np.testing.assert_allclose(np.delete(length, 5), 1, atol=1e-3)
+    np.testing.assert_array_equal(second.model.facts.vectors, vectors)
+
+    batch = examples.with_folds(2).batch()
+    assert not np.array_equal(model.score(batch), without.score(batch))
+    folder = tmp_path_factory.mktemp("model")
+    model.save(folder)
+    served = load_model("next_item", folder, catalogue)
+    assert isinstance(served, NextItemModel)
+    np.testing.assert_array_equal(served.model.facts.vectors, vectors)
+    elsewhere = replace(batch, encoded=served.encode_sessions(batch.history))
+    np.testing.assert_array_equal(served.score(elsewhere), model.score(batch))
+    more = learner.resume(served, examples.with_folds(1), context, steps=2, rate=0.1)
+    np.testing.assert_array_equal(more.model.facts.vectors, vectors)
+    assert len(encoded) == 1, "what is served was told of texts when it was fitted"
+
+
+def test_a_column_that_items_do_not_have_is_named(tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+    from tests.synthetic import write_examples
+
+    examples, catalogue = write_examples(tmp_path_factory.mktemp("features"), 60, 30)
+    told = {"settings": {"texts": True}, "text": ("titel",)}
+    with pytest.raises(UserError, match="no text column 'titel'"):
+        make_learner("next_item", told).fit(
+            examples.with_folds(0), Context(catalogue, tmp_path_factory.mktemp("scratch"))
+        )
 
 
 def test_a_user_is_one_sequence(tmp_path) -> None:  # type: ignore[no-untyped-def]

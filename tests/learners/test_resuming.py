@@ -108,6 +108,112 @@ def test_killed_twice_two_towers_are_the_same_bits(towers, shop, tmp_path, cuts,
     assert written == sorted(set(written)), "no step was taken twice"
 
 
+EPOCHS = {
+    "history": 12,
+    "settings": {"width": 16, "layers": 1, "epochs": 8, "batch_size": 32, "negatives": 20},
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("objective", ["causal", "masked"])
+def test_killed_twice_a_sequence_transformer_is_the_same_bits(objective, shop, tmp_path):
+    """What numpy and torch draw goes on where it stood: order, hidden places, dropout."""
+    examples, context = shop
+    train, judged = examples.with_folds(0, 1), examples.with_folds(2).batch()
+    settings = {**EPOCHS["settings"], "objective": objective}
+    learner = make_learner("next_item", {**EPOCHS, "settings": settings})
+
+    whole: list[tuple[int, float]] = []
+    expected = learner.fit_local(train, context, lambda *each: whole.append(each)).score(judged)
+    ends = [step for step, _ in whole]
+    assert ends == list(range(1, len(ends) + 1)) and len(ends) >= 6
+    assert len({score for _, score in whole}) > 1, "it is the model so far that is judged"
+
+    place = replace(context, checkpoint=CheckpointFolder(tmp_path / "killed", 2))
+    told: list[tuple[int, float]] = []
+    for at in (3, 5):
+        with pytest.raises(KilledError):
+            learner.fit_local(train, place, killer(at, told))
+    model = learner.fit_local(train, place, lambda *each: told.append(each))
+    np.testing.assert_array_equal(model.score(judged), expected)
+    steps = [step for step, _ in told]
+    assert steps == [1, 2, 3, 3, 4, 5, 5, *ends[5:]], "goes on after 2 and after 4"
+    assert dict(told) == dict(whole)
+    again = learner.fit_local(train, place, killer(0, told))
+    assert len(told) == len(steps), "an ended fit is not fitted again"
+    np.testing.assert_array_equal(again.score(judged), expected)
+
+
+def test_the_tail_that_judges_is_not_learned_from(shop, monkeypatch):
+    from raysys.learners import next_item
+
+    examples, context = shop
+    seen = []
+    sequences = next_item.shop_sequences
+
+    def watched(view, history):
+        seen.append(view)
+        return sequences(view, history)
+
+    monkeypatch.setattr(next_item, "shop_sequences", watched)
+    learner = make_learner("next_item", {**EPOCHS, "last_fraction": 0.25})
+    learner.fit_local(examples.with_folds(0), context, lambda *_: None)
+    learner.fit_local(examples.with_folds(0), context)
+    watched_by, whole = (view.requests().num_rows for view in seen)
+    assert watched_by == whole - round(whole * 0.25)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    settings = {
+        "model": str(write_tiny_bert(tmp_path_factory.mktemp("bert"))),
+        "text": ("title", "category"),
+        "max_tokens": 24,
+        "history": 4,
+        "requests": 60,
+        "training": {
+            "max_steps": 14,
+            "batch_size": 8,
+            "learning_rate": 1e-3,
+            "evaluate_every": {"steps": 4},
+        },
+    }
+    return make_learner("cross_encoder_ranker", settings)
+
+
+@pytest.mark.long
+def test_killed_twice_a_cross_encoder_is_the_same_bits(reader, shop, tmp_path):
+    examples, context = shop
+    train = examples.with_folds(0, 1)
+    judged = examples.with_folds(2).batch().take_requests(np.arange(12))
+    whole: list[tuple[int, float]] = []
+    expected = reader.fit_local(train, context, lambda *each: whole.append(each)).score(judged)
+    assert [step for step, _ in whole] == [4, 8, 12, 14]
+
+    place = replace(context, checkpoint=CheckpointFolder(tmp_path / "killed", 3))
+    told: list[tuple[int, float]] = []
+    for at in (8, 12):
+        with pytest.raises(KilledError):
+            reader.fit_local(train, place, killer(at, told))
+    model = reader.fit_local(train, place, lambda *each: told.append(each))
+    np.testing.assert_array_equal(model.score(judged), expected)
+    assert [step for step, _ in told] == [4, 8, 8, 12, 12, 14], "goes on after 6 and after 9"
+    assert dict(told) == dict(whole)
+
+
+@pytest.mark.long
+def test_a_cross_encoder_killed_while_it_is_judged_is_not_fitted_again(reader, shop, tmp_path):
+    examples, context = shop
+    judged = examples.with_folds(2).batch().take_requests(np.arange(12))
+    place = replace(context, checkpoint=CheckpointFolder(tmp_path / "ended", 10))
+    first = reader.fit_local(examples.with_folds(0, 1), place)
+    told: list[tuple[int, float]] = []
+    again = reader.fit_local(examples.with_folds(0, 1), place, lambda *each: told.append(each))
+    assert told == []
+    np.testing.assert_array_equal(first.score(judged), again.score(judged))
+    assert not list(context.scratch.rglob("cross_encoder_ranker*")), "nothing is left elsewhere"
+
+
 def test_an_ended_fit_is_not_fitted_again(shop, tmp_path):
     examples, context = shop
     place = replace(context, checkpoint=CheckpointFolder(tmp_path / "ended", 10))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from raysys.features.batch import Batch
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
 from raysys.features.plan import FeaturePlan
+from raysys.features.resources import Resources
 from raysys.learners.baselines import ColumnModel
 from raysys.learners.protocol import Context, Float32, Learner, Model
 from raysys.registry import Registry, write_reranker, write_search
@@ -115,20 +116,22 @@ def publish_shop(
     with_encoder: bool = True,
     with_sequences: bool = False,
     plan: dict[str, Any] = PLAN,
+    resources: Callable[[Catalogue, Sequence[str]], Resources] | None = None,
 ) -> tuple[Registry, str]:
     """Build a bundle from a simulated half year, and point champion at it.
 
     `with_encoder=False` leaves out the learner that only processes of these tests know;
     `with_sequences` adds a learner of sequences, and a cross-encoder that knows a few words;
-    `plan` is of its features.
+    `plan` is of its features, which `resources` gives what it reads beside events.
     """
-    catalogue = make_catalogue(n_items)
+    catalogue, queries = make_catalogue(n_items), list(CATEGORIES)
     events = simulate(catalogue, n_users)
     features = LiveFeatures(
         parse_settings(FeaturePlan, plan, where="tests"),
         catalogue,
         [f"u{number}" for number in range(n_users)],
-        queries=list(CATEGORIES),
+        queries=queries,
+        resources=None if resources is None else resources(catalogue, queries),
     )
     half = len(events) // 2
     features.apply(events.slice(0, half))

@@ -377,8 +377,9 @@ def test_deploy_wants_keys_or_the_machine_alone(
         plan(config(root, host, auth={"open": True}), None)
     plan(config(root, "127.0.0.1"), None)
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
-    with pytest.raises(UserError, match="all interfaces"):
+    with pytest.raises(UserError, match="nobody would be answered") as caught:
         plan(config(root, "127.0.0.1"), None)
+    assert caught.value.where == "applications.0.args.auth"
     with pytest.raises(UserError, match="no keys: No such file"):
         plan(config(root, "0.0.0.0", auth={"keys": str(tmp_path / "keys.json")}), None)
     KeyFile(tmp_path / "keys.json").create("a", ("read",))

@@ -324,7 +324,7 @@ def test_what_would_not_be_tls_is_refused(
             _check_port("127.0.0.1", 8000, details, "http://127.0.0.1:8265", tls=wants)
         _check_port("127.0.0.1", 8000, details, "http://127.0.0.1:8265", tls=has)
     content = config(
-        args={"registry": str(registry.root), "auth": {"open": True}}  # HAProxy is on all addresses
+        args={"registry": str(registry.root), "auth": {"open": True}}  # else HAProxy wants keys
     )
     content["http_options"] |= both
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")

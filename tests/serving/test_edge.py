@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import gzip
 import hashlib
 import logging
 import re
@@ -11,6 +13,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,9 +76,9 @@ class Shared:
 
         self.limits = RateLimits(app, LimitArgs(**args))
 
-    async def hits(self, n: int, key: str) -> int:
+    async def hits(self, n: int, key: str, patience_s: float = 60.0) -> int:
         item = RateLimitItemPerHour(5)
-        return sum([await self.limits._hit(item, key) for _ in range(n)])
+        return sum([await self.limits._hit(item, key, patience_s) for _ in range(n)])
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +123,114 @@ def test_a_redis_that_is_gone_costs_no_answer(
     gone = Shared(redis=f"unix://{tmp_path}/none.sock")
     assert asyncio.run(gone.hits(9, "k")) == 5  # counts alone
     assert caplog.text.count("counts alone") == 1  # and does not try each time
+
+
+@pytest.fixture
+def hanging() -> Iterator[str]:
+    """Address of a Redis that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        taken: list[socket.socket] = []
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):  # the server is closed
+                while True:
+                    taken.append(server.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+        server.shutdown(socket.SHUT_RDWR)
+    for connection in taken:
+        connection.close()
+
+
+def asked(deadline: bytes | None, since_s: float = 0.0) -> dict[str, Any]:
+    headers = [] if deadline is None else [(b"x-deadline-ms", deadline)]
+    arrived = time.perf_counter() - since_s
+    return {"type": "http", "headers": headers, "state": {"arrived": arrived}}
+
+
+@pytest.mark.parametrize(
+    ("deadline", "since_s", "own", "most_s"),
+    [
+        (None, 0.0, None, 0.1),  # nobody waits longer than this
+        (b"60000", 0.0, 50.0, 0.1),  # the caller's own counts
+        (b"50", 0.0, None, 0.025),  # the other half is for the answer
+        (None, 0.0, 50.0, 0.025),
+        (b"50", 0.04, 60_000.0, 0.005),
+        (b"50", 3.0, None, 0.0),  # too late already
+        (b"soon", 0.0, 50.0, 0.025),  # the route refuses these
+        (b"nan", 0.0, 50.0, 0.025),
+    ],
+)
+def test_redis_gets_a_part_of_what_is_left_of_the_deadline(
+    deadline: bytes | None, since_s: float, own: float | None, most_s: float
+) -> None:
+    limits = RateLimits(Shared().limits.app, LimitArgs(), deadline_ms=own)
+    given = limits.patience_s(asked(deadline, since_s))
+    assert 0 <= given <= most_s
+    if most_s == module.REDIS_PATIENCE_S:
+        assert given == most_s
+
+
+def test_waiting_for_redis_is_a_part_of_what_an_answer_took(
+    service: Service, tmp_path: Path, hanging: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("redis")
+    file = KeyFile(tmp_path / "keys.json")
+    _, secret = file.create("a", ("read",))
+    client = served(
+        service, auth={"keys": str(file.path)}, limits={"per_second": 1000, "redis": hanging}
+    )
+    given: list[float] = []
+    hit = RateLimits._hit
+
+    async def noted(self: RateLimits, item: Any, key_id: str, patience_s: float) -> bool:
+        given.append(patience_s)
+        return await hit(self, item, key_id, patience_s)
+
+    monkeypatch.setattr(RateLimits, "_hit", noted)
+    for deadline, least_s, most_s in ((60_000, 0.1, 0.1), (50, 0.0, 0.025)):
+        answer = client.post(
+            "/v1/search",
+            json={"query": "milk"},
+            headers={"X-API-Key": secret, "X-Deadline-Ms": str(deadline)},
+        )
+        assert answer.status_code == 200
+        assert least_s <= given[-1] <= most_s
+        assert answer.json()["took_ms"] >= least_s * 990  # clocks of loops are coarse
+
+
+def test_a_redis_that_hangs_is_left_alone_whoever_waited_for_it(
+    hanging: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("redis")
+
+    async def impatient() -> tuple[int, int]:
+        replica = Shared(redis=hanging)
+        counted = await replica.hits(2, "k", patience_s=0.0)
+        await asyncio.gather(*replica.limits._asked)
+        return counted, await replica.hits(7, "k")
+
+    assert asyncio.run(impatient()) == (2, 3)  # counts alone
+    assert caplog.text.count("counts alone") == 1
+
+
+def test_a_caller_in_a_hurry_does_not_make_a_redis_that_answers_be_left_alone() -> None:
+    async def hurried() -> tuple[bool, bool]:
+        replica, late = Shared(), asyncio.Event()
+
+        class Slow:
+            async def hit(self, *_: Any) -> bool:
+                await late.wait()
+                return False
+
+        replica.limits._together = Slow()
+        alone = bool(await replica.hits(1, "k", patience_s=0.0))
+        late.set()
+        await asyncio.gather(*replica.limits._asked)
+        return alone, bool(await replica.hits(1, "k"))
+
+    assert asyncio.run(hurried()) == (True, False)  # alone at first, then as Redis says
 
 
 def test_bad_limits_are_named() -> None:
@@ -283,6 +394,67 @@ def test_json_is_taken(client: TestClient, kind: str) -> None:
         "/v1/search", content=b'{"query": "milk"}', headers={"content-type": kind}
     )
     assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "telling"),
+    [
+        (b'{"query": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"filters": ' * 5000 + b"1" + b"}" * 5000, "nested too deeply"),
+        (b'{"query": "\xff"}', "not UTF-8"),
+        (b'{"query": "milk", "k": ' + b"9" * 5000 + b"}", "4300 digits"),
+    ],
+)
+@pytest.mark.parametrize("call", ["search", "events", "text/classify"])
+def test_a_body_that_cannot_be_read_is_named(
+    client: TestClient, call: str, content: bytes, telling: str
+) -> None:
+    response = client.post(
+        f"/v1/{call}", content=content, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    (error,) = response.json()["errors"]
+    assert error["path"] == "body" and telling in error["message"]
+    assert telling in response.json()["detail"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "GZIP", "identity, gzip", "x"])
+def test_a_compressed_body_is_named(client: TestClient, coding: str) -> None:
+    content = gzip.compress(b'{"query": "milk"}')
+    said = {"content-type": "application/json", "content-encoding": coding}
+    response = client.post("/v1/search", content=content, headers=said)
+    assert response.status_code == 415
+    (error,) = response.json()["errors"]
+    assert error["path"] == "header.content-encoding" and error["value"] == coding
+    assert "send it uncompressed" in error["message"]
+    assert response.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", ""])
+def test_a_body_may_say_that_it_is_not_compressed(client: TestClient, coding: str) -> None:
+    response = client.post(
+        "/v1/search", json={"query": "milk"}, headers={"content-encoding": coding}
+    )
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_of_no_said_type_is_named(client: TestClient, chunked: bool) -> None:
+    whole = b'{"query": "milk"}'
+    response = client.post("/v1/search", content=iter([whole]) if chunked else whole)
+    assert response.status_code == 415
+    (error,) = response.json()["errors"]
+    assert error["path"] == "header.content-type" and error["value"] is None
+    assert "send Content-Type: application/json" in error["message"]
+
+
+def test_a_call_without_a_body_needs_no_type(client: TestClient) -> None:
+    response = client.post("/v1/search")
+    assert response.status_code == 422
+    assert response.json()["errors"] == [
+        {"path": "body", "message": "required, but missing", "value": None}
+    ]
 
 
 def test_a_self_signed_certificate_by_uvicorn(service: Service, tmp_path: Path) -> None:

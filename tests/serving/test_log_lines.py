@@ -151,7 +151,7 @@ def test_a_walk_over_all_routes_leaves_nobodys_data(
 
 FAULTS: Final = {
     (Service, "content"): "POST /v1/recommend",
-    (Service, "profile"): "GET /v1/users/{user_id:path}/profile",
+    (Service, "profile"): "GET /v1/users/{user_id}/profile",
     (Service, "answer"): "GET /search",
     (Service, "readiness"): "GET /readyz",
     (Arms, "status"): "GET /v1/admin/canary",

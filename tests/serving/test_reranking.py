@@ -46,7 +46,7 @@ class Reads:
         self.asked: list[tuple[str, list[int]]] = []
         self.away = ""
 
-    def encode(self, texts: object, histories: object, wait_s: float) -> object:
+    def encode(self, *given: object) -> object:
         raise AssertionError("nobody asked for vectors")
 
     def prepare(self, wait_s: float) -> None:

@@ -141,6 +141,10 @@ def test_all_of_the_largest_request_is_answered_in_order(client: TestClient) -> 
         ("classify", {"texts": ["a"], "choices": 6}, "body.choices"),
         ("relevance", {"texts": ["a"]}, "body.query"),
         ("relevance", {"texts": ["a"], "query": "  "}, "body.query"),
+        ("relevance", {"texts": ["a"], "query": "a\x00b"}, "body.query"),
+        ("classify", {"texts": ["a", "b\x1bc"]}, "body.texts.1"),
+        ("sentiment", {"texts": ["\x7f"]}, "body.texts.0"),
+        ("entities", {"texts": ["a\x0bb"]}, "body.texts.0"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -148,6 +152,13 @@ def test_what_is_wrong_is_named(
 ) -> None:
     problem = refuse(client, task, 422, **body)
     assert path in [error["path"] for error in problem["errors"]]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_lines_and_tabs_are_text(client: TestClient, task: str) -> None:
+    text = "Ice cream\tvanilla\r\n48 oz\n"
+    body = {"query": "ice\tcream\nvanilla"} if task == "relevance" else {}
+    ask(client, task, texts=[text], **body)
 
 
 some = settings(

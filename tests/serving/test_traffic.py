@@ -97,9 +97,10 @@ def test_refusals_are_counted_too_once_and_by_their_route(service: Service) -> N
         for _ in range(40):
             yield b"x" * (MAX_BODY // 20)
 
+    said = {"content-type": "application/json"}
     assert far.get("/v1/users/u1/profile").status_code == 403
     assert here.post("/v1/search", content=b"x", headers={"content-type": "text/plain"}).is_error
-    assert here.post("/v1/search", content=chunks()).status_code == 413
+    assert here.post("/v1/search", content=chunks(), headers=said).status_code == 413
     assert here.get("/v1/nothing").status_code == here.get("/v2/rank").status_code == 404
     answer = here.post("/v1/rank", json={"user_id": "u1", "item_ids": ["i00001"]})
     assert answer.is_success, answer.text

@@ -101,7 +101,9 @@ def test_overload_is_a_503_with_retry_after(service: Service) -> None:
         assert response.status_code == 503 and int(response.headers["retry-after"]) >= 1
         assert response.json()["type"] == "urn:raysys:problem:overloaded"
         assert service.metrics.read()["raysys_shed"]["overloaded"] >= 1
-        assert client.post("/v1/rank", content=b"{").status_code == 503  # not even read
+        said = {"content-type": "application/json"}
+        unread = client.post("/v1/rank", content=b"{", headers=said)
+        assert unread.status_code == 503
         assert client.post("/v1/search", json={"query": ""}).status_code == 422  # this one is
         counts = service.metrics.read()["raysys_requests"]
         assert counts["/v1/recommend,503"] == counts["/v1/rank,503"] == 1

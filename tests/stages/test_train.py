@@ -27,7 +27,7 @@ from raysys.learners import LEARNERS, make_learner
 from raysys.learners.baselines import ColumnModel, Popular
 from raysys.monitoring.reference import Reference
 from raysys.registry import Registry
-from raysys.stages import train
+from raysys.stages import train, train_fits
 from raysys.stages.named_files import named_files
 from raysys.stages.train_settings import TrainSettings, chosen_settings
 from raysys.stages.unseen import require_served
@@ -148,7 +148,7 @@ def test_the_ensemble_is_refitted_without_fitting_learners(
     workspace = write_features(tmp_path, n_requests=120)
     first = train.run(settings(out_of_fold=1), workspace)
     scores = (workspace.train / "base_scores" / "fold=2.parquet").read_bytes()
-    monkeypatch.setattr(train, "fit_forward", None)  # whoever fits a learner fails
+    monkeypatch.setattr(train_fits, "fit_forward", None)  # whoever fits a learner fails
     fewer = train.run(settings(ensemble_only=True, without=["co_occurrence"]), workspace)
     assert (workspace.train / "base_scores" / "fold=2.parquet").read_bytes() == scores
     registry = Registry(workspace.registry)

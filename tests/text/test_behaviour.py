@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 
 from raysys import schema
+from raysys.datasets.splits import SplitSettings
 from raysys.errors import UserError
 from raysys.features.position_bias import Propensities
-from raysys.text.behaviour import BehaviourSettings, pairs_from_behaviour
+from raysys.text.behaviour import BehaviourSettings, pairs_by_time, pairs_from_behaviour
 from tests.synthetic import make_catalogue
 
 CATALOGUE = make_catalogue(30)
@@ -108,24 +109,35 @@ def test_clicks_alone_teach_against_drawn_items() -> None:
 
 def test_what_comes_out() -> None:
     rows = [
-        event("impression", item, f"r{query}", query=f"query {query}")
+        event("impression", item, f"r{query}-{time}", query=f"query {query}", timestamp=time)
+        for time in range(4)
         for query in range(400)
         for item in (query % 7, 20)
     ]
-    rows += [event("click", query % 7, f"r{query}") for query in range(400)]
+    rows += [
+        event("click", query % 7, f"r{query}-{time}", timestamp=time)
+        for time in range(4)
+        for query in range(400)
+    ]
     settings = BehaviourSettings(debias=False)
-    pairs = pairs_from_behaviour(table(*rows), CATALOGUE, settings)
+    whole = pairs_from_behaviour(table(*rows), CATALOGUE, settings)
+    assert whole.schema == schema.LABELLED_PAIRS and set(whole["split"].to_pylist()) == {"train"}
+    assert whole.equals(pairs_from_behaviour(table(*rows[::-1]), CATALOGUE, settings))
+    assert len({(row["query"], row["item_id"]) for row in whole.to_pylist()}) == 400 * 6
+    split = SplitSettings(validation=0.25, test=0.25)
+    pairs = pairs_by_time(table(*rows), CATALOGUE, settings, split)
     assert pairs.schema == schema.LABELLED_PAIRS
-    assert pairs.equals(pairs_from_behaviour(table(*rows[::-1]), CATALOGUE, settings))
-    keys = list(zip(pairs["query"].to_pylist(), pairs["item_id"].to_pylist(), strict=True))
-    assert len(set(keys)) == len(keys) == 400 * 6
+    assert pairs.equals(pairs_by_time(table(*rows[::-1]), CATALOGUE, settings, split))
     splits: dict[str, set[str]] = {}
     for row in pairs.to_pylist():
         splits.setdefault(row["query"], set()).add(row["split"])
-    assert all(len(each) == 1 for each in splits.values())
+    assert len(splits) == 400 and all(len(each) == 1 for each in splits.values())
     shares = [sum(each == {name} for each in splits.values()) / 400
               for name in ("train", "validation", "test")]  # fmt: skip
-    np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.05)
+    np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.06)
+    # train saw a clicked pair twice, the others once: 2 / (2 + 5), 1 / (1 + 5)
+    weights = {(row["split"], round(row["weight"], 3)) for row in pairs.to_pylist()}
+    assert {("train", 0.286), ("validation", 0.167), ("test", 0.167)} < weights
 
 
 def test_nothing_to_learn_from() -> None:

@@ -11,6 +11,7 @@ from raysys.ensemble import BaseScores, EnsembleSettings, fit_ensemble
 from raysys.ensemble.bench import Beside
 from raysys.ensemble.ranking import Judgements
 from raysys.errors import UserError
+from raysys.learners import make_learner
 from raysys.learners.validation import NDCG
 from raysys.tuning.ensemble import EnsembleObjective
 from raysys.tuning.metrics import (
@@ -92,6 +93,44 @@ def test_a_proxy_takes_fewer_steps(objective):
     steps = []
     replace(objective, share=0.4)(JOB, lambda step, _: steps.append(step))
     assert steps == [6, 12]
+
+
+def test_a_proxy_takes_fewer_epochs_of_sequences(shop, tmp_path):
+    rows, catalogue = shop
+    fixed = {"settings": {"width": 8, "layers": 1, "heads": 1, "epochs": 4, "batch_size": 16}}
+    trial = LearnerObjective("next_item", fixed, rows, catalogue, tmp_path, 1, grace=1, every=1)
+    taken = []
+    for share, epochs in ((1.0, 4), (0.5, 2)):
+        told: list[int] = []
+        part = replace(trial, share=share, folder=tmp_path / str(share))
+        part(Job(0, {"settings.width": 16}), lambda step, _, told=told: told.append(step))
+        # a pass may end an example or two before the last of its steps
+        assert told == list(range(1, len(told) + 1)) and abs(len(told) - epochs) <= 1
+        taken.append(len(told))
+    assert taken[0] > taken[1]
+
+
+@pytest.mark.parametrize(
+    ("learner", "fixed", "values", "expected"),
+    [
+        ("next_item", {}, {}, {"settings": {"epochs": 2.5}}),
+        ("next_item", {"settings": {"width": 8}}, {"settings.epochs": 6},
+         {"settings": {"width": 8, "epochs": 1.5}}),
+        ("next_item", {}, {"learner": "item_knn"}, {"learner": "item_knn"}),
+        ("cross_encoder_ranker", {}, {}, {"training": {"epochs": 0.25}}),
+        ("cross_encoder_ranker", {"training": {"max_steps": 100}}, {"training.warm_up": 0.2},
+         {"training": {"max_steps": 25, "warm_up": 0.2}}),
+        ("two_tower", {"steps": 60}, {}, {"steps": 15}),
+        ("lightgbm_ranker", {"n_estimators": 2}, {}, {"n_estimators": 1}),
+    ],
+)  # fmt: skip
+def test_a_quarter_of_the_steps_is_a_quarter_of_what_each_learner_counts(
+    learner, fixed, values, expected, tmp_path
+):
+    trial = LearnerObjective(learner, fixed, None, None, tmp_path, share=0.25)
+    found = trial._settings(Job(0, values))
+    assert found == expected
+    make_learner(learner, found)
 
 
 def test_data_and_nested_settings_reach_the_fit(objective, shop):

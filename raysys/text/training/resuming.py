@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,9 +27,21 @@ WEIGHTS, MOMENTS, CHANCE, STATE = (
 
 
 def write_state(
-    folder: CheckpointFolder, step: int, module: nn.Module, optimiser: torch.optim.Optimizer
+    folder: CheckpointFolder,
+    step: int,
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the checkpoint after so many steps, and remove the one before."""
+    """Write the checkpoint after so many steps, and remove the one before.
+
+    Args:
+        folder: of this training.
+        step: done so far.
+        module: being trained.
+        optimiser: over its parameters.
+        more: what else `restored` is to give back, as JSON has it.
+    """
     chance = {"cpu": torch.get_rng_state()}
     device = next(module.parameters()).device
     if device.type == "cuda":
@@ -36,7 +50,35 @@ def write_state(
         save_file(weights_of(module), fresh / WEIGHTS)
         save_file(moments_of(module, optimiser), fresh / MOMENTS)
         save_file(chance, fresh / CHANCE)
-        (fresh / STATE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+        content = {**(more or {}), "step": step}
+        (fresh / STATE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def restored(
+    folder: CheckpointFolder | None, module: nn.Module, optimiser: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Put a module, its optimiser and torch's random numbers where the last checkpoint left them.
+
+    Args:
+        folder: of this training; None: it starts anew.
+        module: on its device, weights of the beginning.
+        optimiser: over its parameters, unused.
+
+    Returns:
+        `step`, how many are done, and what `write_state` was given beside; empty without a
+        checkpoint.
+    """
+    last = folder.last() if folder is not None else None
+    if last is None:
+        return {}
+    set_weights(module, load_file(last / WEIGHTS))
+    set_moments(module, optimiser, load_file(last / MOMENTS))
+    chance = load_file(last / CHANCE)
+    torch.set_rng_state(chance["cpu"])
+    if "cuda" in chance:
+        torch.cuda.set_rng_state(chance["cuda"], next(module.parameters()).device)
+    found: dict[str, Any] = json.loads((last / STATE).read_text(encoding="utf-8"))
+    return found
 
 
 def resumed(
@@ -56,18 +98,9 @@ def resumed(
     Returns:
         The steps done; 0 without a checkpoint.
     """
-    last = folder.last() if folder is not None else None
-    if last is None:
-        return 0
-    set_weights(module, load_file(last / WEIGHTS))
-    set_moments(module, optimiser, load_file(last / MOMENTS))
-    done = int(json.loads((last / STATE).read_text(encoding="utf-8"))["step"])
+    done = int(restored(folder, module, optimiser).get("step", 0))
     with warnings.catch_warnings():  # it misses the optimiser's steps
         warnings.simplefilter("ignore", UserWarning)
         for _ in range(done):
             schedule.step()
-    chance = load_file(last / CHANCE)
-    torch.set_rng_state(chance["cpu"])
-    if "cuda" in chance:
-        torch.cuda.set_rng_state(chance["cuda"], next(module.parameters()).device)
     return done

@@ -1,0 +1,61 @@
+"""A list that is drafted from those of both arms of an experiment (`experiments.interleaving`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from raysys.experiments.drafting import BOTH, team_draft
+from raysys.serving.asking import Context, new_request_id
+from raysys.serving.exposures import Drafted
+from raysys.serving.treatments import Treatment
+
+
+def draft(
+    answer: Callable[[Treatment, Context], dict[str, Any]],
+    treatment: Treatment,
+    k: int,
+    context: Context,
+    at: int,
+) -> tuple[dict[str, Any], Drafted]:
+    """One list of both arms' lists, by the fields of `ListAnswer`.
+
+    Both are ranked in full, which takes the time of two. Each item keeps the score of the arm that
+    brought it; all else that an answer says of its ranking is the first arm's, and what is said of
+    degraded answers is of both.
+
+    Args:
+        answer: gives an arm's list.
+        treatment: with `teams`.
+        k: length of the list.
+        context: how the call came in.
+        at: UTC ms, of a new request id.
+    """
+    assert treatment.teams is not None
+    request_id = context.request_id or new_request_id(at)
+    # what neither of them was shown is in no shown list, which would be judged by propensities
+    part = replace(context, request_id=request_id, shown=False)
+    first, second = (
+        answer(team, replace(part, counted=number == 0))
+        for number, team in enumerate(treatment.teams)
+    )
+    known = [{item["item_id"]: item for item in each["items"]} for each in (first, second)]
+    salt = next(each.experiment for each in treatment.assignments if each.arm.name == BOTH)
+    ids, teams = team_draft(
+        list(known[0]), list(known[1]), k, salt=salt, request_id=request_id
+    )  # fmt: skip
+    items = [
+        {**known[team][item], "position": place}
+        for place, (item, team) in enumerate(zip(ids, teams.tolist(), strict=True), start=1)
+    ]
+    reasons = {**first["reasons"], **second["reasons"]}
+    told = {
+        **first,
+        "items": items,
+        "degraded": first["degraded"] or second["degraded"],
+        "left_out": list(reasons),
+        "reasons": reasons,
+        "took_ms": second["took_ms"],  # both begin when the call came in
+    }
+    return told, Drafted(ids, teams.tolist())
