@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from tests.eventlog.redis_server import RedisServer
 from tests.serving.shop import publish_shop
 
 _ROUNDS = 6  # over one log
+BOUGHT = "i00007"  # by those whose events are looked for
 PARTS = ("events", "kills", "freshness", "replay")
 
 
@@ -204,45 +206,114 @@ def _kill_redis(folder: Path, rounds: int) -> Verdict:
 
 
 def measure_freshness(folder: Path, samples: int) -> list[Figure]:
-    """From an acknowledgement by one replica until another answers by it, for new users."""
+    """From an acknowledgement by one replica until another answers by it, for new users.
+
+    Of a profile and of a ranked list, alone and while other clients send events.
+    """
     replicas = Replicas(deployment(folder))
     replicas.start()
     ports = [replica.port for replica in replicas.all]
-    taken, at_once = [], 0
-    with (
-        closing(http.client.HTTPConnection("127.0.0.1", ports[0], timeout=30)) as one,
-        closing(http.client.HTTPConnection("127.0.0.1", ports[1], timeout=30)) as two,
-    ):
-        for number in range(samples):
-            user = f"fresh-{number}"
-            event = {"event_type": "purchase", "user_id": user, "item_id": "i00007"}
-            body = json.dumps({"events": [event]})
-            assert _ask(one, "POST", "/v1/events", body) == 200
-            began = time.perf_counter()
-            at_once += _ask(one, "GET", f"/v1/users/{user}/profile") == 200
-            while _ask(two, "GET", f"/v1/users/{user}/profile") != 200:
-                assert time.perf_counter() - began < 30
-            taken.append(time.perf_counter() - began)
-            time.sleep(0.02 * (number % 5))  # at any phase of the other's looking
-    replicas.kill()
-    return [
-        Figure(
-            "freshness_p99_s", float(np.quantile(taken, 0.99)), "s",
-            low=float(min(taken)), high=float(max(taken)), aim="< 1 across replicas",
-            reference=f"{samples} new users; median {np.median(taken):.3f} s",
+    try:
+        alone = _fresh(ports, "alone", samples, _has_profile)
+        list_alone = _fresh(ports, "list-alone", samples, _is_in_list)
+        senders = [
+            Sender(f"beside-{n}", ports[n % 2 :] + ports[: n % 2], size=20, again=0, pause_s=0.1)
+            for n in range(3)
+        ]
+        began = time.perf_counter()
+        for sender in senders:
+            sender.start()
+        beside = _fresh(ports, "beside", samples, _has_profile)
+        list_beside = _fresh(ports, "list-beside", samples, _is_in_list)
+        for sender in senders:
+            sender.stopped.set()
+        for sender in senders:
+            sender.join(60)
+        rate = sum(len(sender.acknowledged) for sender in senders) / (time.perf_counter() - began)
+    finally:
+        replicas.kill()
+    load = f"; beside {rate:.0f} events/s of three other clients"
+    found = [
+        ("freshness_p99_s", alone, "new users"),
+        ("freshness_list_p99_s", list_alone, "new users, the list's own time included"),
+        ("freshness_under_load_p99_s", beside, f"new users{load}"),
+        (
+            "freshness_list_under_load_p99_s", list_beside,
+            f"new users, the list's own time included{load}",
         ),
+    ]  # fmt: skip
+    told = [
         Figure(
-            "fresh_at_once", at_once / samples, "share", aim="1 within one replica",
+            name, float(np.quantile(fresh.taken, 0.99)), "s",
+            low=min(fresh.taken), high=max(fresh.taken), aim="< 1 across replicas",
+            reference=f"{samples} {of}; median {np.median(fresh.taken):.3f} s",
+        )
+        for name, fresh, of in found
+    ]  # fmt: skip
+    at_once = sum(fresh.at_once for _, fresh, _ in found) / (len(found) * samples)
+    return [
+        *told,
+        Figure(
+            "fresh_at_once", at_once, "share", aim="1 within one replica",
             reference="in the very next answer of the replica that took the event",
         ),
     ]  # fmt: skip
 
 
-def _ask(link: http.client.HTTPConnection, method: str, path: str, body: str | None = None) -> int:
+@dataclass
+class _Fresh:
+    """Seconds until another replica answered by an event, and how often the one that took it did
+    so in its next answer."""
+
+    taken: list[float] = field(default_factory=list)
+    at_once: int = 0
+
+
+Look = Callable[[http.client.HTTPConnection, str], bool]
+
+
+def _fresh(ports: list[int], name: str, samples: int, look: Look) -> _Fresh:
+    """A purchase by each of some new users to the first replica, looked for at both."""
+    found = _Fresh()
+    with (
+        closing(http.client.HTTPConnection("127.0.0.1", ports[0], timeout=30)) as one,
+        closing(http.client.HTTPConnection("127.0.0.1", ports[1], timeout=30)) as two,
+    ):
+        for number in range(samples):
+            user = f"fresh-{name}-{number}"
+            event = {"event_type": "purchase", "user_id": user, "item_id": BOUGHT}
+            status, _ = _ask(one, "POST", "/v1/events", {"events": [event]})
+            assert status == 200
+            began = time.perf_counter()
+            found.at_once += look(one, user)
+            while not look(two, user):
+                assert time.perf_counter() - began < 30
+            found.taken.append(time.perf_counter() - began)
+            time.sleep(0.02 * (number % 5))  # at any phase of the other's looking
+    return found
+
+
+def _has_profile(link: http.client.HTTPConnection, user: str) -> bool:
+    return _ask(link, "GET", f"/v1/users/{user}/profile")[0] == 200
+
+
+def _is_in_list(link: http.client.HTTPConnection, user: str) -> bool:
+    """Whether the user's next list was scored by what they bought."""
+    asked = {"user_id": user, "k": 100, "explain": True}
+    status, answer = _ask(link, "POST", "/v1/recommend", asked)
+    assert status == 200, answer
+    features = [each["why"]["features"] for each in answer["items"] if each["item_id"] == BOUGHT]
+    return any(told["user_item_purchases_112d"] for told in features)
+
+
+def _ask(
+    link: http.client.HTTPConnection, method: str, path: str, content: Any = None
+) -> tuple[int, Any]:
+    """Status and JSON of an answer."""
+    body = None if content is None else json.dumps(content)
     link.request(method, path, body, {"content-type": "application/json"})
     response = link.getresponse()
-    response.read()
-    return response.status
+    return response.status, json.loads(response.read())
 
 
 def measure_replay(folder: Path) -> list[Figure]:

@@ -12,6 +12,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import psutil
 
 from benchmarks.parts import write_loop_result
 from benchmarks.result import ROOT, Figure
+from benchmarks.story_clicks import LOOKS, Looked, look_and_see
 from benchmarks.story_shop import SHOPPERS, Shop
 from raysys.cluster import ray_session
 from raysys.config import load_settings, parse_settings
@@ -70,7 +72,9 @@ class Story:
         promised: off-policy, what the challenger would have earned on the champion's lists.
         verdict: of the experiment, in sentences.
         lift: of the challenger's click rate, with its interval.
-        acknowledged: events that the shop said it has; kept: those that its log holds.
+        acknowledged: ids of the events that the shop said it has.
+        kept: those that its log holds, and how often.
+        looked: what somebody nobody knew looked at, and the lists before and after.
         retrained: events of the deployment that the challenger's features were made of.
     """
 
@@ -78,14 +82,25 @@ class Story:
     promised: PolicyValue | None = None
     verdict: list[str] = field(default_factory=list)
     lift: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    acknowledged: int = 0
-    kept: int = 0
+    acknowledged: list[str] = field(default_factory=list)
+    kept: Counter[str] = field(default_factory=Counter)
+    looked: Looked | None = None
     retrained: int = 0
 
     @property
     def failed(self) -> int:
-        """Requests that came to nothing, retries included."""
+        """Requests that came to nothing; only a busy shop (429, 503) is asked again, twice."""
         return sum(sum(chapter.outcome.failed.values()) for chapter in self.chapters)
+
+    @property
+    def lost(self) -> list[str]:
+        """Acknowledged ids that the log does not have."""
+        return [name for name in self.acknowledged if name not in self.kept]
+
+    @property
+    def twice(self) -> list[str]:
+        """Ids that the log has more than once."""
+        return [name for name, count in self.kept.items() if count > 1]
 
 
 def tell(root: Path, *, seconds: float, rate: float) -> Story:
@@ -116,7 +131,10 @@ def tell(root: Path, *, seconds: float, rate: float) -> Story:
         life.promote(Workspace(shop.workspace), "challenger", None, force=False)
         wait_for(shop, Registry(shop.workspace / "registry").resolve("challenger"))
         visit.chapter("the challenger, promoted")
-        story.kept = roll(shop)
+        story.looked = look_and_see(shop)
+        story.acknowledged += story.looked.acknowledged
+        roll(shop)
+        story.kept = kept_ids(shop)
         from ray import serve
 
         serve.shutdown()
@@ -161,6 +179,17 @@ def roll(shop: Shop) -> int:
         return sum(stretch.events for stretch in rolled.stretches())
     finally:
         log.close()
+
+
+def kept_ids(shop: Shop) -> Counter[str]:
+    """Ids of the events that were rolled, and how often each is there."""
+    rolled = Rolled(Workspace(shop.workspace).eventlog)
+    found: Counter[str] = Counter()
+    for stretch in rolled.stretches():
+        if stretch.events:
+            rows = pl.read_parquet(rolled.events / f"{stretch.name}.parquet", columns=["event_id"])
+            found.update(rows["event_id"].to_list())
+    return found
 
 
 def value_of_challenger(shop: Shop) -> PolicyValue:
@@ -230,7 +259,7 @@ class _Visits:
         timer.cancel()
         chapter = Chapter(name, outcome, tuple(self.seconds / 2 for _ in killed))
         self.story.chapters.append(chapter)
-        self.story.acknowledged += outcome.events["accepted"]
+        self.story.acknowledged += outcome.acknowledged
 
 
 def kill_a_replica() -> list[int]:
@@ -246,8 +275,8 @@ def kill_a_replica() -> list[int]:
 def figures(story: Story) -> list[Figure]:
     """What the story comes to, as numbers."""
     first, _, last = story.chapters
-    assert story.promised is not None
-    gain = story.promised.gain
+    assert story.promised is not None and story.looked is not None
+    gain, looked = story.promised.gain, story.looked
     lists = sum(len(chapter.outcome.answers) for chapter in story.chapters)
     return [
         Figure("reached_by_champion", first.reached, "", reference="of the best possible"),
@@ -256,9 +285,15 @@ def figures(story: Story) -> list[Figure]:
         Figure("ab_test_lift", story.lift[0], "", *story.lift[1:], aim="its interval above 0"),
         Figure("lists", lists, ""),
         Figure("replicas_killed", sum(len(chapter.killed) for chapter in story.chapters), ""),
-        Figure("requests_failed", story.failed, "", reference="a single try; clients try again"),
-        Figure("events_acknowledged", story.acknowledged, ""),
-        Figure("events_lost", max(0, story.acknowledged - story.kept), "", aim="0"),
+        Figure("looked_at_before", looked.share(looked.before), "share of the first ten",
+               reference=f"of a kind, {looked.kind}, before somebody new looked at {LOOKS}"),
+        Figure("looked_at_after", looked.share(looked.after), "share of the first ten",
+               aim="above what it was", reference="in the next list"),
+        Figure("requests_failed", story.failed, "",
+               reference="without raysys.Client: only a busy shop (429, 503) is asked again"),
+        Figure("events_acknowledged", len(set(story.acknowledged)), ""),
+        Figure("events_lost", len(story.lost), "", aim="0", reference="by their ids"),
+        Figure("events_twice", len(story.twice), "", aim="0", reference="by their ids"),
     ]  # fmt: skip
 
 

@@ -67,6 +67,7 @@ class Outcome:
         visits: that were begun; late: more than a second after their time.
         failed: what went wrong → how often.
         events: what the shop said of events (accepted, duplicate, rejected) → how many.
+        acknowledged: ids of the events that the shop said it has: accepted, or there already.
         answers: one mapping a list: request_id, user_id, surface, arm, bundle, timestamp, shown,
             expected_clicks, expected_purchases, best_clicks, clicks, purchases, revenue, took_ms.
         log: events in `schema.LOGGED_EVENTS`.
@@ -77,6 +78,7 @@ class Outcome:
     late: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
+    acknowledged: list[str] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -228,6 +230,11 @@ class _Drive:
                 continue
             for name in ("accepted", "duplicate", "rejected", "quarantined"):
                 self.outcome.events[name] += int(answer.get(name, 0))
+            self.outcome.acknowledged += [
+                told["event_id"]
+                for told in answer["events"]
+                if told["status"] in ("accepted", "duplicate")
+            ]
 
     async def _post(self, path: str, asked: dict[str, Any]) -> dict[str, Any] | None:
         """The answer; None where it failed, which is counted. A busy shop is asked again."""

@@ -14,6 +14,7 @@ from raysys.simulation import Shoppers, ShopperSettings
 from raysys.simulation.driver import DriveSettings, drive
 from raysys.stages.simulate import SimulateSettings, run
 from raysys.storage import Workspace, read_manifest
+from tests.serving.eventing import kept
 from tests.synthetic import make_catalogue
 
 
@@ -53,6 +54,15 @@ def test_a_shop_that_keeps_no_events_is_told_once(service):
     taken = outcome.events["accepted"]
     assert outcome.log
     assert taken == len(outcome.log) or outcome.failed["/v1/events 404"] == 1
+
+
+def test_what_a_shop_said_it_has_is_known_by_ids(start):
+    """So that what is lost can be told from what was kept and never acknowledged."""
+    service = start()
+    outcome = visit(service, visits=5, rate=1000, at_once=2)
+    sent = {event["event_id"] for event in outcome.log}
+    assert sent and set(outcome.acknowledged) == sent == {e.body["event_id"] for e in kept(service)}
+    assert len(outcome.acknowledged) == len(sent) == outcome.events["accepted"]
 
 
 def test_visits_end_with_the_time(service):
