@@ -66,6 +66,7 @@ class ExampleWriter:
             "timestamp": request["time"],
             "week": request["week"] if request["week"] >= 0 else None,
             "split": _SPLITS[fold],
+            "session": session if (session := request.get("session", -1)) >= 0 else None,
             "history": batch.history[0],
             "query": None if batch.queries is None else batch.queries[0],
         }
