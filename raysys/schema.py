@@ -137,6 +137,7 @@ REQUESTS: Final = pa.schema(
         pa.field("history", pa.list_(pa.int32()), nullable=False),  # last items, newest first
         pa.field("n_orders", pa.int32(), nullable=False),  # of the user, before this moment
         pa.field("query", pa.string()),  # normalised; null where nothing was searched for
+        pa.field("session", pa.int32()),  # dense number within the log; null where unknown
     ]
 )
 

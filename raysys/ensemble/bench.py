@@ -40,14 +40,15 @@ class Beside:
 
     Attributes:
         moment: int64[r], UTC ms; None: only their order is known.
-        user: int32[r]; None: unknown.
+        group: int64[r], by which blocks are cut unless by time: the user, query or session of
+            each; a negative number is a group of its own. None: unknown.
         names: raw features that trees may read.
         raw: float32[n, len(names)], of every candidate.
         window_ms: how long after a request its labels may still change.
     """
 
     moment: Int64 | None = None
-    user: npt.NDArray[np.int32] | None = None
+    group: Int64 | None = None
     names: tuple[str, ...] = ()
     raw: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     window_ms: int = 0
@@ -56,7 +57,7 @@ class Beside:
         """Of some requests, int64[s], whose candidates are `rows` of all, int64[m]."""
         return Beside(
             None if self.moment is None else self.moment[requests],
-            None if self.user is None else self.user[requests],
+            None if self.group is None else self.group[requests],
             self.names,
             self.raw[rows] if self.names else self.raw,
             self.window_ms,
@@ -99,7 +100,7 @@ class Bench:
         beside: see `Beside`; of all requests of the last fold, in the order of `scores`.
 
     Raises:
-        ValueError: no relevant candidate, unknown users, or labels that take longer to settle
+        ValueError: no relevant candidate, unknown groups, or labels that take longer to settle
             than there is time.
     """
 
@@ -135,9 +136,7 @@ class Bench:
             beside.moment[chosen] if beside.moment is not None else np.arange(len(chosen))
         )
         self._window = beside.window(settings)
-        self._user = None if beside.user is None else beside.user[chosen].astype(np.int64)
-        if settings.block_by == "user" and self._user is None:
-            raise ValueError("blocks by user need the users of the requests")
+        self._group = None if beside.group is None else beside.group[chosen].astype(np.int64)
         self.parts = self._cut(np.arange(len(chosen)), settings.blocks)
         self._lessons: dict[bytes, Lesson] = {}
         self._trials: dict[tuple[str, tuple[str, ...]], Trial] = {}
@@ -255,22 +254,8 @@ class Bench:
 
     def _cut(self, which: Int64, blocks: int) -> Parts:
         """Of the requests in `which`, by their place there: those to fit on and those to score."""
-        if self.settings.block_by == "user":
-            assert self._user is not None
-            user = self._user[which]
-            known = len(np.unique(user[user >= 0])) + int((user < 0).sum())
-            fold = folds_by_group(user, min(blocks, known))
-            parts = list(cross_folds(fold))
-        else:
-            # requests of one moment may stand in two blocks: only their order is sure
-            fold = folds_by_time(np.arange(len(which)), blocks)
-            parts = list(cross_folds(fold, self._moment[which], self._window))
-        if len(parts) > 1 and not all(len(fitted) for fitted, _ in parts):
-            raise ValueError(
-                f"labels take {self._window / HOUR_MS:g} hours to settle, so that no request is "
-                "left to fit on beside some block; give fewer blocks or a smaller gap_hours"
-            )
-        return parts
+        group = None if self._group is None else self._group[which]
+        return cut(self.settings, blocks, self._moment[which], self._window, group)
 
     def _calibrate(
         self, scores: npt.NDArray[np.float32], label: npt.NDArray[np.float32], offsets: Int64
@@ -282,6 +267,39 @@ class Bench:
         fold = folds_by_time(np.repeat(np.arange(len(which)), np.diff(sizes)), settings.blocks)
         parts = [(rows[fitted], rows[judged]) for fitted, judged in cross_folds(fold)]
         return choose_calibration(scores, label, parts, settings.calibrations, bins=settings.bins)
+
+
+def cut(
+    settings: EnsembleSettings, blocks: int, moment: Int64, window: int, group: Int64 | None
+) -> Parts:
+    """Requests to fit on and those to score, block by block; none is on both sides, nor its group.
+
+    Args:
+        settings: `block_by` says by what blocks are cut.
+        blocks: at most.
+        moment: int64[r], when each request happened; they stand in its order.
+        window: how long after it labels may still change; of no account between groups.
+        group: int64[r], see `Beside`.
+
+    Raises:
+        ValueError: unknown groups, or no request is left to fit on beside some block.
+    """
+    if settings.block_by != "time":
+        if group is None:
+            raise ValueError(
+                f"blocks by {settings.block_by} need the {settings.block_by} of each request"
+            )
+        known = len(np.unique(group[group >= 0])) + int((group < 0).sum())
+        return list(cross_folds(folds_by_group(group, min(blocks, known))))
+    # requests of one moment may stand in two blocks: only their order is sure
+    fold = folds_by_time(np.arange(len(moment)), blocks)
+    parts = list(cross_folds(fold, moment, window))
+    if len(parts) > 1 and not all(len(fitted) for fitted, _ in parts):
+        raise ValueError(
+            f"labels take {window / HOUR_MS:g} hours to settle, so that no request is left to fit "
+            "on beside some block; give fewer blocks or a smaller gap_hours"
+        )
+    return parts
 
 
 def within_errors(differences: Float64, errors: float) -> bool:

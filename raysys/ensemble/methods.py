@@ -67,7 +67,9 @@ class EnsembleSettings(Settings):
             best wins if it comes earlier in the list. Trees compete for all members together
             only, unless nothing else does: fallbacks are for when there is no time.
         blocks: held out in turn.
-        block_by: blocks of `time`, or of `user` where those to come are others.
+        block_by: blocks of `time`; or of `user`, `query` or `session` where those to come are
+            others: no block shares one with what was fitted on. Requests without a query, or
+            without a session, are each a group of their own.
         gap_hours: requests whose label may still change so long after them, and so into the
             block that is judged, are left out of the fit; null: as long as the windows of
             labels in `raysys features`.
@@ -86,7 +88,7 @@ class EnsembleSettings(Settings):
         min_length=1,
     )
     blocks: int = Field(default=3, ge=2)
-    block_by: Literal["time", "user"] = "time"
+    block_by: Literal["time", "user", "query", "session"] = "time"
     gap_hours: float | None = Field(default=None, ge=0)
     k: int = Field(default=10, ge=1)
     rounds: int = Field(default=20, ge=1)

@@ -111,6 +111,7 @@ class Stitcher:
             .then(pl.col("store"))
             .replace_strict(np.arange(len(stores), dtype=np.int32), stores, return_dtype=pl.String),
             week=pl.when(pl.col("week") >= 0).then(pl.col("week")),
+            session=pl.when(pl.col("session") >= 0).then(pl.col("session")),
             split=pl.lit(split),
             fold=pl.lit(block.fold, pl.Int32),
             query=pl.when(pl.col("query") >= 0)

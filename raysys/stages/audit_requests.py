@@ -212,7 +212,8 @@ def _rows_of(
 
 def _frame(table: pa.Table) -> pl.DataFrame:
     """A requests table with `time` in UTC ms."""
-    names = [name for name in schema.REQUESTS.names if name not in ("history", "query")]
+    unread = ("history", "query", "session")
+    names = [name for name in schema.REQUESTS.names if name not in unread]
     frame = pl.from_arrow(table.select(names))
     assert isinstance(frame, pl.DataFrame)
     return frame.with_columns(time=pl.col("timestamp").dt.epoch("ms"))

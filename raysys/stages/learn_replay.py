@@ -64,8 +64,9 @@ class ExampleWriter:
         known = {name: request.get(name) for name in schema.REQUESTS.names}
         known |= {
             "timestamp": request["time"],
-            "week": request["week"] if request["week"] >= 0 else None,
+            "week": _known(request["week"]),
             "split": _SPLITS[fold],
+            "session": _known(request.get("session")),
             "history": batch.history[0],
             "query": None if batch.queries is None else batch.queries[0],
         }
@@ -219,3 +220,8 @@ def parts_of(requests: Requests) -> dict[str, int]:
     """How many requests each part has."""
     fold = requests.frame["fold"].to_numpy()
     return {name: int((fold == number).sum()) for number, name in enumerate(PARTS)}
+
+
+def _known(number: int | None) -> int | None:
+    """A number as a table holds it: null where it is unknown."""
+    return None if number is None or number < 0 else number

@@ -134,10 +134,10 @@ def stack(
 def beside_of(
     examples: Examples, batch: Batch, settings: EnsembleSettings, window_ms: int
 ) -> Beside:
-    """Moments, users and the raw features that trees want.
+    """Moments, groups and the raw features that trees want.
 
     Raises:
-        UserError: a feature that the plan does not have.
+        UserError: a feature that the plan does not have, or groups that the requests do not.
     """
     wanted = settings.trees.features
     for pattern in wanted:
@@ -147,7 +147,39 @@ def beside_of(
     moments = examples.requests()["timestamp"].to_numpy()
     if np.issubdtype(moments.dtype, np.datetime64):
         moments = moments.astype("datetime64[ms]").astype(np.int64)
-    return Beside(moments.astype(np.int64), batch.user, names, batch.columns(names), window_ms)
+    group = groups_of(examples, settings)
+    return Beside(moments.astype(np.int64), group, names, batch.columns(names), window_ms)
+
+
+def groups_of(
+    examples: Examples, settings: EnsembleSettings
+) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
+    """By what blocks of requests are cut, int64[r]: -1 where it is unknown; None: by time.
+
+    Raises:
+        UserError: no request has a query, or a session; or an earlier version wrote them.
+    """
+    by = settings.block_by
+    if by == "time":
+        return None
+    requests = examples.requests()
+    if by == "user":
+        return requests["user"].to_numpy().astype(np.int64)
+    if by not in requests.column_names:
+        raise UserError(
+            f"requests of an earlier version: they do not tell of a {by}",
+            where=str(examples.root),
+            mend="run `raysys features --force`",
+        )
+    codes = requests[by].combine_chunks().dictionary_encode().indices
+    group = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    if not (group >= 0).any():
+        raise UserError(
+            f"no request of fold {', '.join(map(str, examples.folds))} has a {by}",
+            where="ensemble.block_by",
+            mend="take block_by: time, or user",
+        )
+    return group
 
 
 def label_window_ms(features: Manifest) -> int:

@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,14 @@ from raysys.registry import Registry, write_reranker, write_search
 from raysys.stages.named_files import named_files
 from raysys.stages.reference import reference_of
 from raysys.stages.reranking import RerankerSettings, SecondStage, fit_reranker
-from raysys.stages.stacking import Stacking, label_window_ms, require_lessons, stack
+from raysys.stages.stacking import Stacking, groups_of, label_window_ms, require_lessons, stack
 from raysys.stages.train_fits import Member, context_of, fit_members
-from raysys.stages.train_settings import TrainSettings, chosen_rows, chosen_settings
+from raysys.stages.train_settings import (
+    TrainSettings,
+    chosen_reranker,
+    chosen_rows,
+    chosen_settings,
+)
 from raysys.stages.unseen import require_served
 from raysys.storage import (
     Manifest,
@@ -70,11 +76,12 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
         rows = {name: DataSettings.model_validate(each) for name, each in told.items()}
     else:
         rows = chosen_rows(settings, workspace)
+    reranker = _reranker(settings, workspace, fitted)
     if fitted is not None:
         inputs = fitted.inputs
     else:
-        told = [chosen, settings.reranker.settings if settings.reranker else None]
-        inputs = {"features": upstream.fingerprint, **named_files(told)}
+        named = named_files([chosen, reranker[0].settings if reranker else None])
+        inputs = {"features": upstream.fingerprint, **named}
     planned = Manifest(
         stage="train",
         inputs=inputs,
@@ -82,6 +89,7 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
             **settings.model_dump(mode="json", exclude={"publish_as"}),
             "chosen": chosen,
             "rows": {name: each.model_dump() for name, each in rows.items()},
+            "chosen_reranker": None if reranker is None else _as_json(*reranker),
         },
     )
     registry = Registry(workspace.registry)
@@ -97,6 +105,7 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
     examples = Examples(workspace.features, (0,))
     for folds in (range(validation), (validation,)):
         require_lessons(examples.with_folds(*folds))
+    groups_of(examples.with_folds(validation), settings.ensemble)
     reads = {name: learner.reads(examples.names) for name, learner in learners.items()}
     require_served(reads, upstream)  # what is known of it before hours of fits
     catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
@@ -147,13 +156,13 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
             stacking.note = made.ensemble.fallbacks["full"].method.replace("_", " ")
         served = {name: served[name] for name in made.ensemble.members}
         second = None
-        if settings.reranker is not None:
-            with task(f"train: {settings.reranker.learner}, the second stage"):
+        if reranker is not None:
+            with task(f"train: {reranker[0].learner}, the second stage"):
                 if fitted is not None and (workspace.train / RERANKER).is_dir():
                     shutil.copytree(workspace.train / RERANKER, folder / RERANKER)
                 second = _second_stage(
                     settings,
-                    settings.reranker,
+                    *reranker,
                     examples,
                     validation,
                     made.ensemble,
@@ -232,6 +241,7 @@ def _publish(
 def _second_stage(
     settings: TrainSettings,
     told: RerankerSettings,
+    rows: DataSettings,
     examples: Examples,
     validation: int,
     ensemble: Ensemble,
@@ -245,6 +255,7 @@ def _second_stage(
     Args:
         settings: of the stage.
         told: of the second stage.
+        rows: of its training examples, which of them and how they weigh.
         examples: of all folds.
         validation: the fold it is weighed on.
         ensemble: fitted.
@@ -253,19 +264,42 @@ def _second_stage(
         folder: of the outcome.
         work: what outlives a kill; None: it is not fitted, but lies in `folder`.
     """
+    lessons = replace(examples.with_folds(*range(validation)), **rows.model_dump())
     if work is None:
         context = Context(catalogue, folder, settings.seed)
     else:
         context = context_of(catalogue, work, RERANKER, settings.seed, Resources())
     return fit_reranker(
         told,
-        None if work is None else examples.with_folds(*range(validation)),
+        None if work is None else lessons,
         examples.with_folds(validation),
         scores,
         ensemble,
         context,
         folder / RERANKER,
     )
+
+
+def _reranker(
+    settings: TrainSettings, workspace: Workspace, fitted: Manifest | None
+) -> tuple[RerankerSettings, DataSettings] | None:
+    """The second stage and its rows, as a search found them, or as the run before fitted it.
+
+    Raises:
+        UserError: see `chosen_reranker`.
+    """
+    told = settings.reranker
+    if fitted is None or told is None:
+        return chosen_reranker(settings, workspace)
+    before = fitted.settings.get("chosen_reranker") or fitted.settings.get("reranker") or {}
+    own = before["settings"] if before.get("learner") == told.learner else told.settings
+    rows = DataSettings.model_validate(before.get("rows", {}))
+    return told.model_copy(update={"settings": own}), rows
+
+
+def _as_json(told: RerankerSettings, rows: DataSettings) -> dict[str, Any]:
+    """What a manifest says of the second stage that was fitted."""
+    return {"learner": told.learner, "settings": told.settings, "rows": rows.model_dump()}
 
 
 def _fitted(workspace: Workspace, upstream: Manifest) -> Manifest:

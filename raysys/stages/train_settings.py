@@ -49,7 +49,8 @@ class TrainSettings(StageSettings):
 
     Attributes:
         learners: name -> its settings; the ensemble's members, in this order.
-        tuned: name -> a YAML file that `raysys tune` wrote; what is in it goes over `learners`.
+        tuned: name -> a YAML file that `raysys tune` wrote; what is in it goes over `learners`,
+            and over `reranker` if that is the learner's name.
         use_tuned: without such a line, take what was found in this workspace (`tune/NAME`).
         out_of_fold: how many folds get out-of-fold scores: the validation fold, whose scores the
             ensemble is fitted on, then those before it, each by a model of its own.
@@ -86,9 +87,11 @@ class TrainSettings(StageSettings):
 
     @model_validator(mode="after")
     def _names_are_learners(self) -> TrainSettings:
+        second = set() if self.reranker is None else {self.reranker.learner}
         for where in ("tuned", "learner_resources", "without"):
+            named = second | set(self.learners) if where == "tuned" else set(self.learners)
             for name in getattr(self, where):
-                if name not in self.learners:
+                if name not in named:
                     raise ValueError(f"{where}.{name}: not among the learners above")
         if not set(self.learners) - set(self.without):
             raise ValueError("without: no learner is left")
@@ -101,7 +104,26 @@ def chosen_settings(settings: TrainSettings, workspace: Workspace) -> dict[str, 
     Raises:
         UserError: a file of tuned settings is missing or is another learner's.
     """
-    return {name: _settings_of(settings, name, workspace) for name in settings.learners}
+    return {
+        name: _settings_of(settings, name, own, workspace)
+        for name, own in settings.learners.items()
+    }
+
+
+def chosen_reranker(
+    settings: TrainSettings, workspace: Workspace
+) -> tuple[RerankerSettings, DataSettings] | None:
+    """The second stage with what a search found for its learner, and the rows that it learns from.
+
+    Raises:
+        UserError: a file of tuned settings is missing, damaged, or is another learner's.
+    """
+    told = settings.reranker
+    if told is None:
+        return None
+    found = _settings_of(settings, told.learner, told.settings, workspace)
+    rows = _rows_of(settings, told.learner, workspace)
+    return told.model_copy(update={"settings": found}), rows or DataSettings()
 
 
 def chosen_rows(settings: TrainSettings, workspace: Workspace) -> dict[str, DataSettings]:
@@ -110,13 +132,14 @@ def chosen_rows(settings: TrainSettings, workspace: Workspace) -> dict[str, Data
     Raises:
         UserError: a file of tuned settings is missing or damaged.
     """
-    found = {}
-    for name in settings.learners:
-        path = _tuned(settings, name, workspace)
-        content = load_yaml(path).get("data") if path else None
-        if content:
-            found[name] = parse_settings(DataSettings, content, where=f"{path}: data")
-    return found
+    found = {name: _rows_of(settings, name, workspace) for name in settings.learners}
+    return {name: rows for name, rows in found.items() if rows is not None}
+
+
+def _rows_of(settings: TrainSettings, name: str, workspace: Workspace) -> DataSettings | None:
+    path = _tuned(settings, name, workspace)
+    content = load_yaml(path).get("data") if path else None
+    return parse_settings(DataSettings, content, where=f"{path}: data") if content else None
 
 
 def _tuned(settings: TrainSettings, name: str, workspace: Workspace) -> Path | None:
@@ -138,8 +161,10 @@ def _tuned(settings: TrainSettings, name: str, workspace: Workspace) -> Path | N
     return found if settings.use_tuned and found.is_file() else None
 
 
-def _settings_of(settings: TrainSettings, name: str, workspace: Workspace) -> dict[str, Any]:
-    own, found = settings.learners[name], _tuned(settings, name, workspace)
+def _settings_of(
+    settings: TrainSettings, name: str, own: dict[str, Any], workspace: Workspace
+) -> dict[str, Any]:
+    found = _tuned(settings, name, workspace)
     if found is None:
         return own
     content = load_yaml(found)

@@ -11,7 +11,7 @@ from typing import Any
 
 from raysys.catalogue import Catalogue
 from raysys.cluster import ray_session
-from raysys.config import Settings
+from raysys.config import Settings, parse_settings
 from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings
 from raysys.ensemble.bench import Beside
 from raysys.errors import UserError
@@ -21,7 +21,7 @@ from raysys.learners.protocol import Resources
 from raysys.learners.resources import resources_here
 from raysys.progress import task
 from raysys.stages.named_files import named_files
-from raysys.stages.stacking import beside_of, label_window_ms
+from raysys.stages.stacking import beside_of, groups_of, label_window_ms, require_lessons
 from raysys.stages.tune_rows import FeatureRuns, check_features, features_start
 from raysys.stages.unseen import require_served
 from raysys.storage import Manifest, Workspace, digest, is_done, read_manifest, write_atomic
@@ -168,6 +168,13 @@ def check(settings: TuneSettings, features: Mapping[str, Any]) -> dict[str, Scal
                 where=f"{where}: keep",
                 mend="leave keep out here",
             )
+        if "block_by" in space:
+            raise UserError(
+                "block_by says by what every trial is judged: figures of different blocks cannot "
+                "be compared",
+                where=f"{where}: space.block_by",
+                mend="give it under settings",
+            )
         if settings.scheduler.kind != "none" or settings.proxy is not None:
             raise UserError(
                 "an ensemble is fitted at once: nothing to stop early, and no proxy",
@@ -219,13 +226,15 @@ def _objectives(
     every = Examples(workspace.features, tuple(folds["train"]))
     judged = every.with_folds(folds["validation"])
     if settings.learner == ENSEMBLE:
+        require_lessons(judged)
         scores = BaseScores.read(workspace.train / "base_scores", judged)
-        _require_positives(bool((scores.label > 0).any()), workspace)
         families = Ensemble.load(workspace.train / "ensemble.json").families
         batch, window = judged.batch(), label_window_ms(upstream)
 
         def beside(tried: EnsembleSettings) -> Beside:
             return beside_of(judged, batch, tried, window)
+
+        groups_of(judged, parse_settings(EnsembleSettings, settings.settings, where=ENSEMBLE))
 
         def of_ensemble(study: str) -> Objective:
             place = _scratch(folder, study)
@@ -246,9 +255,9 @@ def _objectives(
                 examples = sample_requests(every, proxy.requests, folder / "fitted")
             if proxy.validation_requests:
                 validation = sample_requests(judged, proxy.validation_requests, folder / "judged")
+            for each in (examples, validation):
+                require_lessons(each)
             rows = Rows(examples, validation.batch())
-        label = rows.validation.label
-        _require_positives(label is not None and bool((label > 0).any()), workspace)
         return LearnerObjective(
             learner=settings.learner,
             fixed=settings.settings,
@@ -272,21 +281,6 @@ def _require_served(settings: TuneSettings, names: tuple[str, ...], upstream: Ma
     if not any(name.rpartition(".")[2] in ("features", "exclude") for name in settings.space):
         learner = make_learner(settings.learner, dict(settings.settings))
         require_served({settings.learner: learner.reads(names)}, upstream)
-
-
-def _require_positives(there: bool, workspace: Workspace) -> None:
-    """Look for something wanted to judge by.
-
-    Raises:
-        UserError: there is nothing.
-    """
-    if not there:
-        raise UserError(
-            "no positive label among the retrieved candidates of the validation fold: every "
-            "setting would score the same",
-            where=str(workspace.features),
-            mend="take more events, fewer folds, or more candidates in `raysys features`",
-        )
 
 
 def _full(settings: TuneSettings) -> Full | None:

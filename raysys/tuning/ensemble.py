@@ -1,6 +1,7 @@
 """Searching how base scores are combined: no learner is fitted again, a trial takes seconds.
 
-Judged on blocks of time: the ensemble is fitted without a block and scores it, for every block.
+Judged on blocks, of time or of what `block_by` says: the ensemble is fitted without a block and
+scores it, for every block.
 What `fit_ensemble` says of its own methods is not used, as the choice among them is part of what
 is judged.
 """
@@ -17,8 +18,7 @@ import numpy as np
 
 from raysys.config import parse_settings
 from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings, fit_ensemble
-from raysys.ensemble.bench import Beside
-from raysys.ensemble.splits import cross_folds, folds_by_time
+from raysys.ensemble.bench import Beside, cut
 from raysys.features.batch import Batch
 from raysys.tuning.metrics import ASKED, LATENCY, SECONDS, SIZE, median_ms, ranking_figures
 from raysys.tuning.objective import Clock, Job, Tell
@@ -36,8 +36,8 @@ class EnsembleObjective:
         families: family of every member.
         fixed: settings that are not searched.
         folder: of the trials.
-        blocks: of time, judged in turn by an ensemble fitted on the others, without requests whose
-            labels were settled no earlier than they begin.
+        blocks: judged in turn by an ensemble fitted on the others: of time, without requests whose
+            labels were settled no earlier than they begin, or of `block_by`'s groups.
         beside: what is known of the requests, by a trial's settings; None: only their order is.
         batch: the candidates, whose features trees may read; None: they read scores alone.
     """
@@ -62,10 +62,12 @@ class EnsembleObjective:
         )
         combined = np.empty(len(self.scores.label), dtype=np.float32)
         beside = Beside() if self.beside is None else self.beside(settings)
-        fold = folds_by_time(np.arange(self.scores.n_requests), self.blocks)
-        rows = self.scores.judgements.rows
+        n, rows = self.scores.n_requests, self.scores.judgements.rows
+        moment = np.arange(n) if beside.moment is None else beside.moment
         ensemble: Ensemble | None = None
-        for fitted, judged in cross_folds(fold, beside.moment, beside.window(settings)):
+        for fitted, judged in cut(
+            settings, self.blocks, moment, beside.window(settings), beside.group
+        ):
             ensemble = fit_ensemble(
                 *(self.scores.take(fitted), self.families, settings),
                 beside.take(fitted, rows(fitted)),

@@ -67,7 +67,8 @@ class Asha(Settings):
     """Asynchronous successive halving (Li et al. 2020): trials that lag behind are stopped.
 
     Attributes:
-        grace: steps (trees, batches, epochs) that every trial gets, and how often it tells its score.
+        grace: steps (trees, batches, epochs) that every trial gets, and between which it tells its
+            score.
         reduction: one trial in so many goes on past each rung (grace, grace × reduction, …).
     """
 

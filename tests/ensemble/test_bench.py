@@ -29,15 +29,19 @@ def test_labels_that_reach_into_a_block_are_not_fitted_on() -> None:
         Bench(scores, ("a",), QUICK, Beside(moment=hours, window_ms=90 * HOUR_MS))
 
 
-def test_blocks_by_user_share_no_user() -> None:
+@pytest.mark.parametrize("by", ["user", "query", "session"])
+def test_blocks_by_group_share_none(by: str) -> None:
     scores = planted({"a": 1.0}, n_requests=90, folds=(1,))
-    user = (np.arange(90) % 11).astype(np.int32)
-    settings = QUICK.model_copy(update={"block_by": "user"})
-    parts = Bench(scores, ("a",), settings, Beside(user=user)).parts
+    group = np.arange(90) % 11
+    group[::7] = -1  # nobody knows whose: each alone, on either side
+    settings = QUICK.model_copy(update={"block_by": by})
+    parts = Bench(scores, ("a",), settings, Beside(group=group)).parts
     assert len(parts) == 3
+    assert sorted(np.concatenate([scored for _, scored in parts]).tolist()) == list(range(90))
     for fitted, scored in parts:
-        assert not set(user[fitted]) & set(user[scored])
-    with pytest.raises(ValueError, match="users"):
+        assert len(fitted) + len(scored) == 90
+        assert set(group[fitted]) & set(group[scored]) <= {-1}
+    with pytest.raises(ValueError, match=f"blocks by {by} need the {by} of each request"):
         Bench(scores, ("a",), settings)
 
 

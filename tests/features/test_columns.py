@@ -125,6 +125,8 @@ def check(events: EventColumns, folder, made: FeaturesSettings) -> int:
             np.testing.assert_array_equal(batch.features[mine], expected.features)
             np.testing.assert_array_equal(batch.history[at], expected.history[0])
             assert row["n_orders"] == state.orders(user)
+            if made.examples.from_ in ("retrieval", "log"):
+                assert row["session"] == (session if session >= 0 else None)
             checked += 1
     return checked
 

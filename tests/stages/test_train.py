@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from raysys.catalogue import Catalogue
 from raysys.config import PRESETS, load_settings, parse_settings
-from raysys.ensemble import BaseScores, Ensemble
+from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings
 from raysys.ensemble.folds import base_score
 from raysys.errors import UserError
 from raysys.features.batch import Batch
@@ -29,13 +29,17 @@ from raysys.monitoring.reference import Reference
 from raysys.registry import Registry
 from raysys.stages import train, train_fits
 from raysys.stages.named_files import named_files
-from raysys.stages.train_settings import TrainSettings, chosen_settings
+from raysys.stages.stacking import groups_of
+from raysys.stages.train_settings import TrainSettings, chosen_reranker, chosen_settings
 from raysys.stages.unseen import require_served
 from raysys.storage import Manifest, Workspace, read_manifest
+from raysys.tuning.settings import DataSettings
 from tests.serving.shop import cross_encoder
 from tests.stages.workspace import write_features
+from tests.synthetic import write_examples
 
 BASELINES = {"popular": {}, "repeat_purchase": {}, "co_occurrence": {}}
+GROUPS = ("user", "query", "session")
 QUICK = {"methods": ["stack_standard", "average_standard"]}
 
 
@@ -278,6 +282,50 @@ def test_nothing_to_learn_from_is_said(tmp_path: Path, without_ray: object) -> N
         train.run(settings(), workspace)
 
 
+def test_groups_are_those_that_requests_tell_of(tmp_path: Path) -> None:
+    examples, _ = write_examples(tmp_path, n_requests=80, n_items=60)
+    last = examples.with_folds(2)
+    asked = {by: parse_settings(EnsembleSettings, {"block_by": by}, where="") for by in GROUPS}
+    assert groups_of(last, EnsembleSettings()) is None
+    users = last.requests()["user"].to_numpy()
+    np.testing.assert_array_equal(groups_of(last, asked["user"]), users)
+    for by in ("query", "session"):
+        with pytest.raises(UserError, match=f"no request of fold 2 has a {by}"):
+            groups_of(last, asked[by])
+    n = 0
+    for path in last.files("requests"):
+        table = pq.read_table(path, partitioning=None)
+        rows = range(n, n + table.num_rows)
+        n += table.num_rows
+        query = pa.array([None if i % 4 == 0 else f"q{i % 3}" for i in rows], pa.string())
+        session = pa.array([None if i % 5 == 0 else 900 - i // 2 for i in rows], pa.int32())
+        for name, column in (("query", query), ("session", session)):
+            table = table.set_column(table.column_names.index(name), name, column)
+        pq.write_table(table, path)
+    by_query, by_session = (groups_of(last, asked[by]) for by in ("query", "session"))
+    assert by_query is not None and by_session is not None
+    for i in range(n):
+        assert (by_query[i] < 0) == (i % 4 == 0) and (by_session[i] < 0) == (i % 5 == 0)
+        for j in range(i):
+            if i % 4 and j % 4:
+                assert (by_query[i] == by_query[j]) == (i % 3 == j % 3)
+            if i % 5 and j % 5:
+                assert (by_session[i] == by_session[j]) == (i // 2 == j // 2)
+    for path in last.files("requests"):
+        pq.write_table(pq.read_table(path, partitioning=None).drop(["session"]), path)
+    with pytest.raises(UserError, match="earlier version"):
+        groups_of(last, asked["session"])
+
+
+def test_groups_that_are_not_there_are_said_before_any_fit(
+    tmp_path: Path, without_ray: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = write_features(tmp_path, n_requests=80)
+    monkeypatch.setattr(train, "_fit", lambda *_: pytest.fail("it was fitted"))
+    with pytest.raises(UserError, match="no request of fold 2 has a query"):
+        train.run(settings(ensemble={**QUICK, "block_by": "query"}), workspace)
+
+
 def test_members_that_do_not_pay_are_dropped(tmp_path: Path, without_ray: object) -> None:
     """Whoever adds too little for its time goes, but no fallback loses its last member."""
     workspace = write_features(tmp_path, n_requests=120)
@@ -417,6 +465,68 @@ def test_trees_through_ray(tmp_path: Path) -> None:
     assert ensemble["folds"] == [2]
     bundle = Registry(workspace.registry).load("champion")
     assert bundle.families["xgboost_ranker"] == "tree"
+
+
+def _found_for_the_reranker(workspace: Workspace, content: dict[str, object]) -> Path:
+    found = workspace.tune / "cross_encoder_ranker" / "best.yaml"
+    found.parent.mkdir(parents=True, exist_ok=True)
+    found.write_text(yaml.safe_dump(content))
+    return found
+
+
+def test_what_a_search_found_goes_over_the_second_stage(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    own = {"negatives": 3, "training": {"warm_up": 0.2}}
+    told = settings(learners={"popular": {}}, reranker={"settings": own, "top": 9})
+    assert chosen_reranker(settings(learners={"popular": {}}), workspace) is None
+    reranker, rows = chosen_reranker(told, workspace) or pytest.fail("none")
+    assert (reranker, rows) == (told.reranker, DataSettings())
+    best = {"negatives": 15, "training": {"learning_rate": 0.0002}}
+    found = _found_for_the_reranker(
+        workspace, {"cross_encoder_ranker": best, "data": {"window_days": 9}}
+    )
+    reranker, rows = chosen_reranker(told, workspace) or pytest.fail("none")
+    assert reranker.settings == {
+        "negatives": 15, "training": {"warm_up": 0.2, "learning_rate": 0.0002}
+    }  # fmt: skip
+    assert reranker.top == 9 and rows.window_days == 9
+    plain = told.model_copy(update={"use_tuned": False})
+    assert chosen_reranker(plain, workspace) == (told.reranker, DataSettings())
+    content = told.model_dump(exclude={"use_tuned", "tuned"})
+    named = settings(**content, use_tuned=False, tuned={"cross_encoder_ranker": str(found)})
+    assert chosen_reranker(named, workspace) == (reranker, rows)
+    with pytest.raises(UserError, match="not among the learners"):
+        settings(learners={"popular": {}}, tuned={"cross_encoder_ranker": str(found)})
+
+
+@pytest.mark.long
+def test_the_second_stage_is_fitted_as_a_search_found_it(
+    tmp_path: Path, without_ray: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = write_features(tmp_path / "shop", n_requests=120)
+    catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
+    cross_encoder(tmp_path / "fitted", catalogue)
+    fits: list[tuple[dict[str, object], int]] = []
+    fit = train.fit_reranker
+
+    def watched(told, examples, *rest):  # type: ignore[no-untyped-def]
+        fits.append((told.settings, -1 if examples is None else examples.negatives))
+        return fit(told, examples, *rest)
+
+    monkeypatch.setattr(train, "fit_reranker", watched)
+    told = settings(learners={"popular": {}, "repeat_purchase": {}}, reranker={})
+    best = {"fitted": str(tmp_path / "fitted")}
+    found = _found_for_the_reranker(
+        workspace, {"cross_encoder_ranker": best, "data": {"negatives": 4}}
+    )
+    first = train.run(told, workspace)
+    assert fits == [(best, 4)]
+    assert train.run(told, workspace).created == first.created and len(fits) == 1
+    found.unlink()
+    again = told.model_copy(update={"ensemble_only": True})
+    second = train.run(again, workspace)
+    assert fits[1:] == [(best, -1)], "the model of the run before, which that search chose"
+    assert second.settings["chosen_reranker"] == first.settings["chosen_reranker"]
 
 
 def test_what_a_search_found_leaves_the_other_settings_within_a_setting(tmp_path: Path) -> None:

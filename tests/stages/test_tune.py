@@ -46,7 +46,12 @@ def settings(**more: object) -> TuneSettings:
         ({"learner": "popular", "space": {"column": {"kind": "choice", "choices": ["a"]}},
           "proxy": {"steps": 0.5}}, "has no steps"),
         ({"learner": "ensemble", "space": {"rounds": INT}}, "scheduler: none"),
+        ({"learner": "next_item", "settings": {"learner": "item_knn"},
+          "space": {"history": INT}, "proxy": {"steps": 0.5}}, "has no steps"),
         ({"learner": "ensemble", "space": {"data.negatives": INT}}, "no settings of data"),
+        ({"learner": "ensemble", "scheduler": "none",
+          "space": {"block_by": {"kind": "choice", "choices": ["time", "user"]}}},
+         "figures of different blocks"),
         ({"learner": "lightgbm"}, "no learner 'lightgbm'"),
     ],
 )  # fmt: skip
@@ -68,6 +73,21 @@ def test_what_cannot_work_is_refused_before_anything_is_read(more, problem):
 def test_parts_that_do_not_go_together_are_refused(more, problem):
     with pytest.raises(ValueError, match=problem):
         settings(**more)
+
+
+@pytest.mark.parametrize("learner", ["next_item", "cross_encoder_ranker"])
+def test_transformers_have_epochs_to_take_fewer_of(learner):
+    check(settings(learner=learner, space={"history": INT}, proxy={"steps": 0.5}), {})
+
+
+def test_neighbours_are_searched_as_learners_of_the_next_item():
+    told = {"learner": "next_item", "settings": {"learner": "session_knn"}}
+    check(settings(**told, space={"settings.neighbours": INT}), {})
+    with pytest.raises(UserError, match="neighbour"):
+        check(settings(**told, space={"settings.neighbour": INT}), {})
+    for name in ("session_knn", "text_classifier"):
+        with pytest.raises(UserError, match=f"no learner '{name}'"):
+            check(settings(learner=name, space={"neighbours": INT}), {})
 
 
 def test_a_search_starts_from_the_learners_own_settings_and_all_the_data():
@@ -116,8 +136,23 @@ def test_a_validation_fold_without_anything_wanted_is_said(workspace):
         at = table.column_names.index("label")
         zeros = pc.multiply(table["weight"], 0.0)
         pq.write_table(table.set_column(at, "label", pc.cast(zeros, "float32")), path)
-    with pytest.raises(UserError, match="no positive label among the retrieved candidates of the"):
+    with pytest.raises(UserError, match="no retrieved candidate of fold 2 is relevant"):
         _made(workspace, settings())
+
+
+@pytest.mark.parametrize(("fold", "named"), [(2, "2"), (0, "0, 1")], ids=["validation", "train"])
+def test_rows_that_weigh_nothing_are_said_before_any_trial(workspace, fold, named):
+    for path in Examples(workspace.features, (2,) if fold == 2 else (0, 1)).files("examples"):
+        table = pq.read_table(path, partitioning=None)
+        at = table.column_names.index("weight")
+        zeros = pc.cast(pc.multiply(table["weight"], 0.0), "float32")
+        pq.write_table(table.set_column(at, "weight", zeros), path)
+    with pytest.raises(UserError, match=f"every relevant candidate of fold {named} weighs 0"):
+        _made(workspace, settings())
+    ensemble = {"learner": "ensemble", "space": {"rounds": INT}, "scheduler": "none"}
+    if fold == 2:
+        with pytest.raises(UserError, match="every relevant candidate of fold 2 weighs 0"):
+            _made(workspace, TuneSettings.model_validate(ensemble))
 
 
 def test_a_learner_that_reads_the_shown_position_is_refused_before_any_trial(workspace):
@@ -219,6 +254,9 @@ def test_an_ensemble_is_searched_on_what_train_stored(here, tmp_path):
         "trials": 4,
         "scheduler": "none",
     }
+    by_query = TuneSettings.model_validate({**content, "settings": {"block_by": "query"}})
+    with pytest.raises(UserError, match="no request of fold 2 has a query"):
+        tune.run(by_query, shop)
     done = tune.run(TuneSettings.model_validate(content), shop)
     assert done.counts["trials"] == 4 and 0 < done.figures["ndcg@10"] < 1
     best = yaml.safe_load((shop.tune / "ensemble" / "best.yaml").read_text())

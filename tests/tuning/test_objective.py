@@ -95,6 +95,7 @@ def test_a_proxy_takes_fewer_steps(objective):
     assert steps == [6, 12]
 
 
+@pytest.mark.long
 def test_a_proxy_takes_fewer_epochs_of_sequences(shop, tmp_path):
     rows, catalogue = shop
     fixed = {"settings": {"width": 8, "layers": 1, "heads": 1, "epochs": 4, "batch_size": 16}}
@@ -265,7 +266,7 @@ def test_an_ensemble_s_trees_read_features_and_labels_that_overlap_are_purged(sh
 
     def beside(settings: EnsembleSettings) -> Beside:
         names = tuple(settings.trees.features)
-        return Beside(moment, batch.user, names, batch.columns(names))
+        return Beside(moment, None, names, batch.columns(names))
 
     quick = {"blocks": 2, "methods": ["tree"]}
     told = {}
@@ -292,6 +293,37 @@ def test_an_ensemble_s_trees_read_features_and_labels_that_overlap_are_purged(sh
         )
         first = next(n for n in fits if n != scores.n_requests)
         assert first == scores.n_requests - len(np.array_split(moment, 3)[0]) - hours
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("by", ["user", "query", "session"])
+def test_an_ensemble_is_judged_on_groups_it_was_not_fitted_on(shop, tmp_path, monkeypatch, by):
+    from raysys.tuning import ensemble
+
+    judged = shop[0].validation
+    rng = np.random.default_rng(1)
+    base = {name: rng.normal(size=len(judged)).astype(np.float32) for name in "ab"}
+    scores, families = BaseScores.of(judged, 2, base), {"a": "tree", "b": "tree"}
+    group = np.arange(scores.n_requests) % 7
+    fits: list[np.ndarray] = []
+    fit = ensemble.fit_ensemble
+
+    def watched(taken, families, settings, beside):
+        fits.append(beside.group)
+        return fit(taken, families, settings, beside)
+
+    monkeypatch.setattr(ensemble, "fit_ensemble", watched)
+    fixed = {"blocks": 2, "block_by": by, "methods": ["average_standard"], "rounds": 2}
+    beside = Beside(np.arange(scores.n_requests, dtype=np.int64), group, window_ms=10**9)
+    trial = EnsembleObjective(scores, families, fixed, tmp_path, beside=lambda _: beside)
+    trial(Job(0, {}), print)
+    left_out = [set(range(7)) - set(each.tolist()) for each in fits]
+    assert len(fits) == 3 and all(left_out)
+    assert set().union(*left_out) == set(range(7)) and sum(map(len, left_out)) == 7
+    for each, out in zip(fits, left_out, strict=True):
+        assert len(each) == np.count_nonzero(~np.isin(group, list(out))), "all others are there"
+    with pytest.raises(ValueError, match=f"need the {by} of each request"):
+        EnsembleObjective(scores, families, fixed, tmp_path)(Job(1, {}), print)
 
 
 def test_a_population_of_real_trees_grows_from_its_checkpoints(objective, tmp_path):

@@ -376,3 +376,26 @@ def _wait(process: subprocess.Popen, seconds: float) -> None:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         return
+
+
+@pytest.mark.slow
+def test_a_trial_whose_node_is_killed_goes_on_from_its_checkpoint_on_another(tmp_path):
+    from tests.tuning.killed_node import HELD
+
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "tests.tuning.killed_node", str(tmp_path)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["states"] == [COMPLETE, COMPLETE]
+    assert outcome["scores"] == outcome["undisturbed"], "as if nobody had been killed"
+    spared, lost = outcome["told"]
+    steps = [step for step, _ in spared]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > HELD + 1
+    again = [step for step, _ in lost]
+    assert again == [*range(1, HELD + 1), *range(HELD, len(again))], "only one epoch was lost"
+    homes = [home for _, home in lost]
+    assert homes[0] != spared[0][1], "each had a node of its own"
+    assert set(homes[:HELD]) == {homes[0]} and set(homes[HELD:]) == {spared[0][1]}

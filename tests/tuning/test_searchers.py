@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys.errors import UserError
+from raysys.learners.protocol import Resources
 from raysys.tuning.population import changed, check_population, drawn
 from raysys.tuning.samplers import RungSampler, known_values
 from raysys.tuning.schedulers import STEP, TAIL, Patient
@@ -263,6 +265,20 @@ def test_a_cost_can_be_the_objective(tmp_path):
 def test_a_budget_that_is_spent_ends_the_search(tmp_path, limits):
     assert len(drive(plan(tmp_path, **limits), 12)) == 5
     assert len(drive(plan(tmp_path, **limits), 12)) == 5, "and it does not go on when run again"
+
+
+@pytest.mark.parametrize(("gpus", "trials"), [(0.5, 8), (1.0, 4), (0.0, 12)])
+def test_hours_of_gpus_are_those_that_trials_held(tmp_path, gpus, trials):
+    """A share of one counts as that share; where there is none nothing is spent."""
+    limits = {"gpu_hours": 4 / 3600, "resources": {"gpus": gpus}}
+    made = replace(plan(tmp_path, **limits), resources=Resources(1, 3.0, gpus))
+    assert len(drive(made, 12)) == trials
+    if trials < 12:
+        assert len(drive(made, 12)) == trials, "and it does not go on when run again"
+        more = replace(
+            plan(tmp_path, **(limits | {"gpu_hours": 6 / 3600})), resources=Resources(1, 3.0, gpus)
+        )
+        assert len(drive(more, 12)) == trials * 6 // 4, "but with more hours it does"
 
 
 def test_a_trial_that_always_fails_keeps_nobody_from_going_on(tmp_path):
