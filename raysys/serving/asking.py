@@ -17,6 +17,7 @@ from raysys.learners.protocol import Float32
 from raysys.retrieval.allowed import Allowed
 from raysys.retrieval.merge import Candidates
 from raysys.serving.filters import FilterKey
+from raysys.serving.tracing import Trace
 
 Int32 = npt.NDArray[np.int32]
 
@@ -37,6 +38,7 @@ class Context:
         forced: experiment → arm, as a tester wants it whatever the draw says.
         shown: whether somebody is shown the list; one that is made for its figures alone is neither
             recorded, nor counted for drift or an experiment.
+        trace: is told what the answer took; None: nobody wants to know.
     """
 
     arrived: float
@@ -46,6 +48,7 @@ class Context:
     at: int | None = None
     forced: Mapping[str, str] = field(default_factory=dict)
     shown: bool = True
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True)
