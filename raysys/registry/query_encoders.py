@@ -76,12 +76,23 @@ class QueryEncoders:
         Returns:
             float32[len(texts), sum of the spaces' dimensions], those of each space unit rows.
         """
-        made = {source: self._encoder(source).encode(texts) for source in self._distinct()}
-        side_by_side = np.concatenate([made[s] for s in self._sources.values()], axis=1)
-        return side_by_side.astype(np.float16).astype(np.float32)
+        return np.concatenate(list(self._encode(texts).values()), axis=1)
 
-    def _distinct(self) -> list[Source]:
-        return list(dict.fromkeys(self._sources.values()))
+    def by_text(self, texts: Sequence[str]) -> dict[str, dict[str, Float32]]:
+        """The same by text and by the vectors' name: float32[d] each."""
+        found = self._encode(texts)
+        return {
+            text: {name: vectors[row] for name, vectors in found.items()}
+            for row, text in enumerate(texts)
+        }
+
+    def _encode(self, texts: Sequence[str]) -> dict[str, Float32]:
+        distinct = dict.fromkeys(self._sources.values())
+        made = {
+            source: self._encoder(source).encode(texts).astype(np.float16).astype(np.float32)
+            for source in distinct
+        }
+        return {name: made[source] for name, source in self._sources.items()}
 
     def _encoder(self, source: Source) -> Encoder:
         with self._lock:

@@ -4,6 +4,7 @@
 """
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` as a class.
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -35,6 +36,7 @@ from raysys.serving.problems import Problem, ProblemBody, handle_problems
 from raysys.serving.profile import Profile
 from raysys.serving.service import Service
 from raysys.serving.text_routes import add_text_routes
+from raysys.serving.tracing import Tracing, check_tracing, open_tracing
 from raysys.serving.traffic import Traffic
 from raysys.serving.traffic_board import TrafficBoard
 from raysys.serving.workers import BACKGROUND
@@ -64,8 +66,9 @@ def settle(args: ServeArgs) -> ServeArgs:
     """The arguments with absolute paths and the bundles' ids, so that all replicas agree.
 
     Raises:
-        UserError: there is no such bundle.
+        UserError: there is no such bundle, or traces cannot be sent from here.
     """
+    check_tracing(args.tracing)
     registry = args.registry_path.resolve()
     known = Registry(registry)
     pinned = None if args.bundle is None else known.resolve(args.pinned or args.bundle)
@@ -97,13 +100,18 @@ def settle(args: ServeArgs) -> ServeArgs:
     return args.model_copy(update=update)
 
 
-def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
+def http_app(service: Service, arms: Arms | None = None, tracing: Tracing | None = None) -> FastAPI:
     """The routes over a service; runs on any ASGI server, Ray Serve or not.
 
     Args:
         service: answers; may be the arms themselves.
         arms: what the admin routes change; None: there are none.
+        tracing: makes traces of answers; None: as the arguments say.
+
+    Raises:
+        UserError: the arguments ask for traces, which cannot be sent from here.
     """
+    tracing = tracing or open_tracing(service.args.tracing)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -113,6 +121,8 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
         if board is not None:
             board.close()
         service.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="raysys",
@@ -131,7 +141,7 @@ def http_app(service: Service, arms: Arms | None = None) -> FastAPI:
     protect(app, service.args, traffic, lambda: service.metrics)
     handle_problems(app)
 
-    add_list_routes(app, service)
+    add_list_routes(app, service, tracing)
 
     # an id may hold slashes: a server decodes %2F before routes are looked at
     @app.get("/v1/users/{user_id:path}/profile", tags=["users"], summary="What is known of a user")

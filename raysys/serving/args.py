@@ -17,6 +17,7 @@ from raysys.serving.policy import PolicyArgs
 from raysys.serving.reranking import RerankArgs
 from raysys.serving.shown_lists import ShownArgs
 from raysys.serving.stock import StockArgs
+from raysys.serving.tracing import TracingArgs
 from raysys.serving.transformer import TransformerArgs
 
 
@@ -140,6 +141,7 @@ class ServeArgs(Settings):
         limits: how often one key may call.
         transformer: queries, histories and pairs are read in a deployment of its own,
             `Transformer`, which `deployments` may say more of; null: in each replica itself.
+        tracing: where traces of answers go; null: none are made.
         cors_origins: pages whose scripts may call from browsers, such as `https://shop.example`.
     """
 
@@ -167,6 +169,7 @@ class ServeArgs(Settings):
     auth: AuthArgs = AuthArgs()
     limits: LimitArgs = LimitArgs()
     transformer: TransformerArgs | None = None
+    tracing: TracingArgs | None = None
     cors_origins: tuple[Origin, ...] = ()
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from raysys.learners.protocol import Float32
 from raysys.retrieval.allowed import Allowed
 from raysys.retrieval.merge import Candidates
 from raysys.serving.filters import FilterKey
+from raysys.serving.tracing import Trace
 
 Int32 = npt.NDArray[np.int32]
 
@@ -40,6 +41,7 @@ class Context:
         counted: whether its answer counts in the metrics; of the rankings that one list is drafted
             from, one does.
         http_request_id: by which Serve's log lines name the call; None: it came by none.
+        trace: is told what the answer took; None: nobody wants to know.
     """
 
     arrived: float
@@ -51,6 +53,7 @@ class Context:
     shown: bool = True
     counted: bool = True
     http_request_id: str | None = None
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True)

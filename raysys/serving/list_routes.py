@@ -1,11 +1,13 @@
 """The routes of ranked lists."""
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of the routes.
+import time
 from typing import Annotated, Final
 
 from fastapi import FastAPI, Header, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
+from starlette.background import BackgroundTask
 
 from raysys.serving.api import (
     Deadline,
@@ -21,6 +23,7 @@ from raysys.serving.edge_args import AuthArgs
 from raysys.serving.intake import ListRequest
 from raysys.serving.problems import Problem, invalid
 from raysys.serving.service import Service
+from raysys.serving.tracing import Trace, Tracing
 from raysys.serving.treatments import HEADER
 from raysys.serving.workers import BACKGROUND, NORMAL, URGENT
 
@@ -46,8 +49,14 @@ LISTS: Final = {
 _ID_LENGTH: Final = 200
 
 
-def add_list_routes(app: FastAPI, service: Service) -> None:
-    """Add `/v1/recommend`, `/v1/search`, `/v1/similar` and `/v1/rank`."""
+def add_list_routes(app: FastAPI, service: Service, tracing: Tracing | None = None) -> None:
+    """Add `/v1/recommend`, `/v1/search`, `/v1/similar` and `/v1/rank`.
+
+    Args:
+        app: gets them.
+        service: answers.
+        tracing: is told of every answer; None: no traces are made.
+    """
 
     async def answer(
         asked: ListRequest,
@@ -56,24 +65,38 @@ def add_list_routes(app: FastAPI, service: Service) -> None:
         urgency: str,
         forced: str | None,
     ) -> Response:
-        own = LISTS[request.scope["route"].path]
+        route = request.scope["route"].path
+        own = LISTS[route]
         priority = BACKGROUND if urgency == "background" else own
         arms = _forced(forced, request, service.args.auth)
+        trace = None
+        if tracing is not None:
+            sent = {name: request.headers.get(name) for name in ("traceparent", "tracestate")}
+            carrier = {name: value for name, value in sent.items() if value is not None}
+            trace = Trace(route, request.state.arrived, carrier)
         context = Context(
             request.state.arrived,
             deadline_ms,
             priority,
             forced=arms,
             http_request_id=http_request_id(request.headers.get("x-request-id")),
+            trace=trace,
         )
 
         def work() -> bytes:
             # the answer is our own: serialised in the thread, and not checked once more by FastAPI
             given = service.content(asked, context)
             request.state.degraded = given["degraded"]
-            return to_json(given)
+            written = to_json(given)
+            if trace is not None:
+                trace.ended = time.perf_counter()
+            return written
 
-        return Response(await service.run(work, context), media_type="application/json")
+        content = await service.run(work, context)
+        later = None
+        if trace is not None and tracing is not None:
+            later = BackgroundTask(tracing.record, trace)
+        return Response(content, media_type="application/json", background=later)
 
     @app.post(
         "/v1/recommend",

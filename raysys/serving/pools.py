@@ -254,7 +254,8 @@ class Pools:
             log.exception("%s failed; answering without it", step)
             found.reasons |= dict.fromkeys(members, "failed")
         spent = (time.perf_counter() - began) * 1000
-        found.milliseconds["encode"] = round(found.milliseconds.get("encode", 0.0) + spent, 3)
+        lap = step if step == QUERY_VECTORS else "encode"  # which is a part of `candidates`
+        found.milliseconds[lap] = round(found.milliseconds.get(lap, 0.0) + spent, 3)
         return made
 
     def query_vectors(self, ask: Ask, found: Ranking) -> dict[str, Float32]:

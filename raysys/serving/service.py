@@ -313,7 +313,9 @@ class Service:
         known = self._known(asked)  # before what it is the version of
         ask, unknown = self.asking(asked, context)
         watch = Watch()
+        began = time.perf_counter()
         ranking, told = self._ranking(ask, asked, known)
+        ranked = time.perf_counter()
         watch.skip()
         arranged = self.ranker.arrange(ranking, ask)
         watch.lap("policy")
@@ -330,6 +332,18 @@ class Service:
             explained["explanation"] = explanation(
                 ranking, ask, told, laps, self.bundle, self.ranker.policies[ask.surface].args
             )
+        if context.trace is not None and context.shown:
+            laps = watch.laps
+            context.trace.ranked(began, ranked, told, ranking.milliseconds, laps)
+            context.trace.attributes = {
+                "raysys.request_id": ask.request_id,
+                "raysys.surface": ask.surface,
+                "raysys.bundle": self.bundle.id,
+                "raysys.cache": told,
+                "raysys.candidates": len(ranking.pool.items),
+                "raysys.degraded": bool(ranking.reasons),
+                "raysys.left_out": list(ranking.reasons),
+            }
         took = max(0.0, (time.perf_counter() - context.arrived) * 1000)
         if context.counted:
             self._count(ask, ranking)

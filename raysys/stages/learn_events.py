@@ -24,6 +24,10 @@ PARTS = ("tune", "blend", "gate")
 """Parts of the window in time order; their numbers are the folds of the examples."""
 
 TUNE, BLEND, GATE = range(3)
+COLUMNS = ("request", "user", "time", "store", "week", "session", "query", "text", "fold",
+           "n_relevant")  # fmt: skip
+"""Of `Requests.frame`, without the name."""
+
 Int64 = npt.NDArray[np.int64]
 
 
@@ -148,6 +152,22 @@ def _sessions(
     return found["number"].fill_null(-1).to_numpy()
 
 
+def new_queries(frame: pl.DataFrame, live: LiveFeatures) -> tuple[npt.NDArray[np.int32], list[str]]:
+    """Texts that a state has no number for: of each event its place among them, -1 for none.
+
+    Args:
+        frame: the events as read.
+        live: numbers the others.
+    """
+    texts = frame.select(normalised(pl.col("query"))).to_series()
+    fresh = [t for t in texts.drop_nulls().unique().to_list() if live.number_of_query(t) < 0]
+    place = {text: at for at, text in enumerate(sorted(fresh))}
+    if not place:
+        return np.full(len(frame), -1, dtype=np.int32), []
+    found = texts.replace_strict(place, default=-1, return_dtype=pl.Int32).fill_null(-1)
+    return found.to_numpy(), list(place)
+
+
 def _queries(frame: pl.DataFrame, live: LiveFeatures) -> npt.NDArray[np.int32]:
     if not live.queries or frame["query"].null_count() == len(frame):
         return np.full(len(frame), -1, dtype=np.int32)
@@ -197,7 +217,7 @@ class Requests:
 
     Attributes:
         frame: request (their number, in time order), request_id, user, time, store, week, session,
-            query, fold, n_relevant.
+            query, text (normalised, of a query that has no number), fold, n_relevant.
         relevant: request, item, label.
         found: how many there are by part, before some were drawn.
         shown: request, item, position, label, weight, sampling_probability: what was shown in each;
@@ -263,6 +283,7 @@ def build_requests(
     ]
     kept = pl.concat(drawn).sort("time", "name", "user").with_row_index("request")
     kept = kept.with_columns(pl.col("request").cast(pl.Int32), query=pl.lit(-1, pl.Int32))
+    kept = kept.with_columns(text=pl.lit(None, pl.String))
     wanted = kept.select("order", "request")
     relevant = (
         rows.filter(pl.col("label") > 0)
@@ -273,6 +294,5 @@ def build_requests(
     )
     sizes = relevant.group_by("request").agg(n_relevant=pl.len().cast(pl.Int32))
     kept = kept.join(sizes, on="request", how="left", maintain_order="left")
-    columns = ["request", "user", "time", "store", "week", "session", "query", "fold", "n_relevant"]
-    told = kept.select(*columns, request_id="name")
+    told = kept.select(*COLUMNS, request_id="name")
     return Requests(told, relevant, (found[0], found[1], found[2]))

@@ -23,6 +23,7 @@ from raysys import schema
 from raysys.features.batch import Batch
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
+from raysys.learners.protocol import Float32
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.stages.learn_events import GATE, PARTS, Requests
 
@@ -68,7 +69,7 @@ class ExampleWriter:
             "split": _SPLITS[fold],
             "session": _known(request.get("session")),
             "history": batch.history[0],
-            "query": None if batch.queries is None else batch.queries[0],
+            "query": request["text"] if batch.queries is None else batch.queries[0],
         }
         self._requests.setdefault(fold, []).append(known)
         if len(self._rows[fold]) == _AT_ONCE:
@@ -117,6 +118,7 @@ def relive(
     *,
     frozen: LiveFeatures | None,
     history: int,
+    queries: Mapping[str, Mapping[str, Float32]] | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> None:
     """Write the examples of all sides; afterwards `live` holds all events.
@@ -129,6 +131,8 @@ def relive(
         out: gets a folder a side: `after` of all parts, `before` and `frozen` of the gate's.
         frozen: another copy of the bundle's state, which sees no event; None: no such side.
         history: items of the user kept with each request.
+        queries: vectors of queries that the state does not know, by text and by their name, for
+            features that compare items with them.
         advance: called after each request.
     """
     sides = {name: ExampleWriter(out / name, live.names) for name in (AFTER, BEFORE, FROZEN)}
@@ -152,7 +156,8 @@ def relive(
             if shown is None:
                 batch = _offered(state, request, store, history, wanted[number])
             else:
-                batch = _shown(state, request, store, history, shown[number])
+                vectors = (queries or {}).get(request["text"])
+                batch = _shown(state, request, store, history, shown[number], vectors)
             orders = state.orders(_user(state, request))
             sides[name].add(request | {"n_orders": orders, "store_id": store}, batch)
         advance()
@@ -187,6 +192,7 @@ def _shown(
     store: str | None,
     history: int,
     rows: pl.DataFrame,
+    query_vectors: Mapping[str, Float32] | None,
 ) -> Batch:
     """What was shown, with features as they stood."""
     batch = state.batch(
@@ -194,6 +200,7 @@ def _shown(
         history=history,
         session=request["session"],
         query=request["query"],
+        query_vectors=query_vectors,
         positions=rows["position"].to_numpy(),
     )
     return replace(

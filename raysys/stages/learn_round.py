@@ -61,6 +61,7 @@ from raysys.stages.learn_replay import AFTER, BEFORE, Neighbourhoods, parts_of, 
 from raysys.stages.learn_settings import LearnSettings
 from raysys.stages.learn_shown import build_shown
 from raysys.stages.stacking import beside_of, label_window_ms
+from raysys.stages.text_vectors import encoder_of, query_vectors
 from raysys.storage import Manifest, replacing, write_atomic
 
 STEP = "step.json"
@@ -231,6 +232,7 @@ class Round:
                 *(live, events, requests, neighbourhoods, out),
                 frozen=frozen,
                 history=self.features.history,
+                queries=query_vectors(self.champion, requests.frame["text"]),
                 advance=reliving.advance,
             )
         facts["as_of"] = live.as_of if settings.steps.state else told["since"]
@@ -260,13 +262,14 @@ class Round:
         items that both have.
         """
         with task("learn: new items") as growing:
-            live = grown(LiveFeatures.load(self.bundle / "features"), items)
+            encode = encoder_of(self.champion.features)
+            live = grown(LiveFeatures.load(self.bundle / "features"), items, encode)
             events = numbered(frame, live, self.features.group_by)
             _, last = self._neighbourhoods(live, events, window)
             if self.settings.steps.state:
                 live.apply(events)
             else:  # that one has met the users and sessions of events that it does not count
-                live = grown(LiveFeatures.load(self.bundle / "features"), items)
+                live = grown(LiveFeatures.load(self.bundle / "features"), items, encode)
             growing.note = f"{len(items):,}"
         return live, last
 

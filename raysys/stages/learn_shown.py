@@ -6,7 +6,7 @@ Their labels stop at the end of their part: no part knows of the next.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from raysys.features.numbered import LogSlice
 from raysys.features.shown import choose_shown
 from raysys.stages.features import labeller
 from raysys.stages.features_settings import FeaturesSettings, FromLog
-from raysys.stages.learn_events import PARTS, Requests, Window
+from raysys.stages.learn_events import COLUMNS, PARTS, Requests, Window, new_queries
 from raysys.stages.learn_settings import WindowSettings
 
 
@@ -85,7 +85,11 @@ def build_shown(
     names = dict(zip(hashed.to_list(), frame["request_id"].to_list(), strict=True))
     probability = frame["sampling_probability"].cast(pl.Float32).fill_null(float("nan"))
     week = frame["week"].cast(pl.Int32).fill_null(-1).to_numpy()
-    whole = LogSlice(0, events, week, answer, probability.to_numpy())
+    # a query that the state does not know has a number for as long as rows are chosen
+    fresh, texts = new_queries(frame, live)
+    known = len(live.queries)
+    numbered = replace(events, query=np.where(fresh >= 0, known + fresh, events.query))
+    whole = LogSlice(0, numbered, week, answer, probability.to_numpy())
     log = RecentLog(live.users, whole, names)
     blocks = cut_blocks([], window.bounds)
     choose_shown(
@@ -122,8 +126,13 @@ def build_shown(
         )
         drawn.append(kept)
         rows.append(own.drop("at", "retrieved"))
-    columns = ["request", "user", "time", "store", "week", "session", "query", "fold", "n_relevant"]
-    told = pl.concat(drawn).select(*columns, "request_id")
+    told = pl.concat(drawn).with_columns(
+        text=(pl.col("query") - known).replace_strict(
+            dict(enumerate(texts)) or {0: None}, default=None, return_dtype=pl.String
+        ),
+        query=pl.when(pl.col("query") < known).then("query").otherwise(-1).cast(pl.Int32),
+    )
+    told = told.select(*COLUMNS, "request_id")
     shown = pl.concat(rows)
     relevant = shown.filter(pl.col("label") > 0).select("request", "item", "label")
     return Requests(told, relevant, (found[0], found[1], found[2]), shown)

@@ -6,12 +6,13 @@ new query, only what is new about it is encoded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from raysys.catalogue import Catalogue
 from raysys.cluster import device_here
@@ -19,7 +20,9 @@ from raysys.features.grown import Encode
 from raysys.features.live import LiveFeatures
 from raysys.features.plan import FeaturePlan, TextVectorSpec
 from raysys.features.resources import Matrix, Vectors
+from raysys.learners.protocol import Float32
 from raysys.progress import task
+from raysys.registry import Bundle
 from raysys.storage import Workspace
 
 _FOLDER = "vectors"
@@ -99,16 +102,28 @@ def encoder_of(live: LiveFeatures) -> Encode | None:
     def encode(name: str, items: Catalogue) -> Matrix:
         texts = item_texts(items, live.plan.encoded[name].text)
         lines = ["" if text == NO_TEXT else text for text in texts.distinct]
-        return query_encoder(live, name)(lines)[texts.codes]
+        found: Matrix = _held(live, name).encode(lines).astype(np.float16)[texts.codes]
+        return found
 
     return encode
 
 
-def query_encoder(live: LiveFeatures, name: str) -> Callable[[Sequence[str]], Any]:
-    """Texts to vectors float16[n, d] of a space, by the model that a state holds."""
-    space, spec = live.resources.vectors[name], live.plan.encoded[name]
-    encoder = _open(str(space.encoder), spec, name)
-    return lambda texts: encoder.encode(texts).astype(np.float16)
+def query_vectors(bundle: Bundle, texts: pl.Series) -> dict[str, dict[str, Float32]]:
+    """Vectors of queries that a bundle's state does not know: float32[d] by text and by their name.
+
+    Args:
+        bundle: whose features compare items with queries, or do not.
+        texts: normalised; null where there is none.
+    """
+    distinct = sorted(texts.drop_nulls().unique().to_list())
+    if bundle.query_encoders is None or not distinct:
+        return {}
+    return bundle.query_encoders.by_text(distinct)
+
+
+def _held(live: LiveFeatures, name: str) -> Any:
+    """The encoder that a state holds of a space."""
+    return _open(str(live.resources.vectors[name].encoder), live.plan.encoded[name], name)
 
 
 def _folder_of(name: str, spec: TextVectorSpec) -> Path:

@@ -105,7 +105,7 @@ def expected(service: Service, answer: dict[str, Any], space: str, text: str) ->
 def test_a_query_that_the_log_never_had_is_compared_with_the_items(service, encoded) -> None:
     assert service.bundle.features.query_number(UNSEEN.query) < 0
     answer = service.content(UNSEEN, context())
-    assert not answer["degraded"] and answer["explanation"].milliseconds["encode"] > 0
+    assert not answer["degraded"] and answer["explanation"].milliseconds["query_vectors"] > 0
     for name, space in (("fits", "titles"), ("brand_fits", "brands")):
         values = said(answer, name)
         np.testing.assert_allclose(values, expected(service, answer, space, "rye bread"), atol=2e-3)

@@ -106,10 +106,11 @@ def with_impressions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(told, key=lambda row: row["timestamp"])
 
 
-def shop(root: Path, *, with_encoder: bool = False) -> Workspace:
+def shop(root: Path, *, with_encoder: bool = False, texts_by: Path | None = None) -> Workspace:
     """Half a year of baskets, and a champion that knows the first five months.
 
     `with_encoder`: one of its learners is that of `tests.serving.shop`, which encodes texts.
+    `texts_by`: the model of vectors that its features compare with the query.
     """
     workspace = Workspace(root)
     rows = rows_of_the_shop()
@@ -118,6 +119,12 @@ def shop(root: Path, *, with_encoder: bool = False) -> Workspace:
     plan = copy.deepcopy(PLAN)
     del plan["tables"]["query_item"]  # nobody searches here
     plan["features"] = [f for f in plan["features"] if f.get("table") != "query_item"]
+    if texts_by is not None:
+        plan["vectors"] = {"title": {"model": str(texts_by), "text": ["title"], "max_tokens": 16}}
+        plan["features"] += [
+            {"name": "axis", "kind": "component", "vectors": "title", "component": 0},
+            {"name": "fits", "kind": "similarity", "vectors": "title", "to": "query"},
+        ]
     told = {
         "train_days": 60,
         "train_folds": 1,

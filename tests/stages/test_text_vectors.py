@@ -17,9 +17,9 @@ from raysys.features.examples import Examples
 from raysys.features.live import LiveFeatures
 from raysys.features.resources import encoders_in
 from raysys.ingest.spread import InProcess
+from raysys.registry.query_encoders import QueryEncoders
 from raysys.stages.features import run
 from raysys.stages.features_start import planned_features
-from raysys.stages.text_vectors import query_encoder
 from raysys.storage import Manifest, Workspace
 from raysys.text.encoder import Encoder
 from raysys.text.kept_vectors import KeptVectors
@@ -115,6 +115,8 @@ def test_items_and_queries_have_the_vectors_of_their_texts(made, model) -> None:
 
 def test_history_and_serving_say_the_same(made) -> None:
     shop, live = made
+    encoders = QueryEncoders.of(shop.features / "state")
+    assert encoders is not None and encoders.names == ("title",)
     checked = 0
     view = Examples(shop.features, (0, 1))
     batch, requests = view.batch(retrieved_only=False), view.requests().to_pylist()
@@ -125,7 +127,7 @@ def test_history_and_serving_say_the_same(made) -> None:
         again = live.batch(-1, batch.item[mine], live.as_of + 1, query=asked).column("fits")
         np.testing.assert_array_equal(fits[mine], again)  # to the last bit
         if row["query"]:
-            vector = query_encoder(live, "title")([row["query"]])[0].astype(np.float32)
+            vector = encoders.encode([row["query"]])[0]
             new = live.batch(
                 *(-1, batch.item[mine], live.as_of + 1), query_vectors={"title": vector}
             ).column("fits")
@@ -181,8 +183,10 @@ def test_the_state_holds_the_model_and_stands_alone(tmp_path, model) -> None:
     assert folder.parent == moved / "resources" and not list(folder.glob("*.bin"))
     live = LiveFeatures.load(moved)
     live.save(again := _fresh(tmp_path / "again"))
-    for state in (live, LiveFeatures.load(again)):
-        vector = query_encoder(state, "title")([TITLES[0]])[0]
+    for place in (moved, again):
+        encoders, state = QueryEncoders.of(place), LiveFeatures.load(place)
+        assert encoders is not None
+        vector = encoders.encode([TITLES[0]])[0]
         np.testing.assert_allclose(vector, state.resources.vectors["title"].items[0], atol=1e-3)
 
 
