@@ -4,10 +4,10 @@ How long depends on `--learner`, `--queries` and `--requests`; it was not run in
 data that RAYSYS_DATA names.
 
 Of the training queries `--judged` have judges. For the others there is a log: lists of their
-products and of drawn ones, mostly in the order of a poor ranking, whose positions are looked at with
-a probability of 1 / k; what is looked at is clicked by its relevance. Three models are judged on the
-same queries, which neither judges nor log had: of the judgements, of both, and of all judgements,
-which the log stands for.
+products and of drawn ones, in the order of a poor ranking, whose positions are looked at with a
+probability of 1 / k; what is looked at is clicked by its relevance. Three models are judged on the
+same queries, which neither judges nor log had: of the judgements, of both, and of all
+judgements, which the log stands for.
 """
 
 from __future__ import annotations
