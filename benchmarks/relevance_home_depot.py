@@ -394,6 +394,8 @@ class HomeDepot:
 
         n = int((~np.isnan(test.ndcg(said["minilm"].test))).sum())
         fitted = f"fitted on {len(self.pairs['train'])} pairs"
+        if self.about["queries"] is not None:
+            fitted += f"; a sample of {self.about['queries']} queries"
         if ranks in ("minilm", "simple_trees") or guesses == "simple_trees":
             print("a simple baseline wins on validation, and is what is used")
         one, other = test.ndcg(said[ranks].test), test.ndcg(said["minilm"].test)

@@ -32,6 +32,8 @@ from raysys.text.relevance_features import PairFeatures
 
 FIELDS = ("title", "name", "description", "attributes", "values")
 FOLDS, SEEDS, POOL, CHUNK = 10, 3, 100, 2000
+VECTORS = ("trees", "floor", "none")
+"""What MiniLM is for: candidates and columns of the trees, or what they have to beat alone."""
 TREES = {"n_estimators": 100, "learning_rate": 0.05, "num_leaves": 7, "colsample": 0.3,
          "subsample": 0.7, "lambda_l2": 10.0}  # fmt: skip
 
@@ -199,14 +201,14 @@ def ordered(
     return rankings, seconds
 
 
-def figures(folder: Path, kept: Kept, *, vectors: bool) -> list[Figure]:
-    """Beside BM25 on title and brand and, with `vectors`, its fusion with MiniLM."""
+def figures(folder: Path, kept: Kept, *, vectors: str) -> list[Figure]:
+    """Beside BM25 on title and brand and, unless `vectors` is none, its fusion with MiniLM."""
     shop = Icecat.read(folder)
     title = shop.best(shop.scores["title"], 1000)
     values = {"bm25": shop.ndcg(title)}
     rows: list[Figure] = []
     more, extra = [], {}
-    if vectors:
+    if vectors != "none":
         cosine, seconds = dense(shop, kept)
         near = [np.argsort(-each, kind="stable")[:1000].astype(np.int32) for each in cosine]
         both = [
@@ -218,14 +220,14 @@ def figures(folder: Path, kept: Kept, *, vectors: bool) -> list[Figure]:
         rows.append(Figure("icecat_vectors_seconds", round(seconds, 1), "s"))
         rows.append(Figure("icecat_vectors_rate", round(len(shop.texts["title"]) / max(
             seconds, 1e-9), 1), "texts/s"))  # fmt: skip
-        more = [[each[:POOL] for each in near]]
+        more = [[each[:POOL] for each in near]] if vectors == "trees" else []
     query, row = candidates(shop, more)
-    if vectors:
+    if vectors == "trees":
         extra = {"cosine": cosine[query, row]}
     ranked, seconds = ordered(shop, kept, query, row, extra)
     values["trees"] = shop.ndcg(ranked)
     draws = Bootstrap(np.arange(len(shop.judged)))
-    baseline = "fusion" if vectors else "bm25"
+    baseline = "bm25" if vectors == "none" else "fusion"
     for name, each in values.items():
         print(f"icecat {name:8s} NDCG@10 {each.mean():.4f}")
     best = "trees" if values["trees"].mean() > values[baseline].mean() else baseline

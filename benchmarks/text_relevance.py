@@ -1,7 +1,10 @@
 """Relevance of products to unseen queries: Home Depot's judged pairs, and Icecat's full retrieval.
 
-An estimated hour on two cores in full, which was not run yet; 8 minutes on one core with
-`--queries 3000 --members --no-vectors`: fewer queries, and no transformer fine-tuned.
+8 minutes on one core with `--queries 3000 --members --vectors none`: a sample of Home Depot's
+queries, and no transformer fine-tuned. All of its queries, with transformers, are judged by
+`python -m benchmarks.judgements --minutes 60`, whose figures are `rankings.homedepot_…`.
+`--vectors floor` measures the fusion of MiniLM and BM25 that Icecat's trees have to beat, without
+giving them the vectors.
 
 Outcomes of stages are kept where `--keep` says, so that a run that was cut off goes on.
 """
@@ -32,7 +35,11 @@ def main() -> None:
     parser.add_argument("--taught", type=int, help="pairs a transformer learns from, at most")
     parser.add_argument("--members", nargs="*", default=list(ENCODERS), choices=list(ENCODERS))
     parser.add_argument("--data", nargs="*", default=["icecat", "home_depot"])
-    parser.add_argument("--no-vectors", action="store_true", help="of Icecat, by MiniLM")
+    parser.add_argument(
+        "--vectors", choices=relevance_icecat.VECTORS, default="trees",
+        help="of Icecat, by MiniLM: for trees and floor, for the floor alone, or none",
+    )  # fmt: skip
+    parser.add_argument("--no-vectors", action="store_const", dest="vectors", const="none")
     parser.add_argument("--dry", action="store_true", help="print figures, write nothing")
     arguments = parser.parse_args()
     started = time.monotonic()
@@ -40,9 +47,7 @@ def main() -> None:
         kept = Kept(arguments.keep or Path(scratch))
         figures = []
         if "icecat" in arguments.data:
-            figures += relevance_icecat.figures(
-                DATA / "search", kept, vectors=not arguments.no_vectors
-            )
+            figures += relevance_icecat.figures(DATA / "search", kept, vectors=arguments.vectors)
         if "home_depot" in arguments.data:
             home_depot = HomeDepot(
                 DATA / "search" / "home_depot.csv.gz", kept, queries=arguments.queries,

@@ -6,7 +6,10 @@ A script writes `results/text/SCRIPT.json`, the same format as any result; see `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks import result
 from benchmarks.parts import merge_parts, write_part
@@ -16,6 +19,32 @@ from benchmarks.result import Figure
 def write_text_result(figures: list[Figure], seconds: float, part: str = "") -> Path:
     """Write the part of the script that runs, and `text.json` anew; see `write_part`."""
     return write_part("text", figures, seconds, part)
+
+
+def over_seeds(runs: Sequence[Sequence[Figure]]) -> list[Figure]:
+    """Figures of several runs as one: means, from the lowest low to the highest high of any.
+
+    So an interval holds what chance does to the test texts and to the split, seed and fit. Where
+    there was none it is the least and the most. A single run stays as it is.
+    """
+    if len(runs) == 1:
+        return list(runs[0])
+    found = []
+    for same in zip(*runs, strict=True):
+        first = same[0]
+        if any(each.name != first.name for each in same):
+            raise ValueError(f"the runs have figures of their own: {[each.name for each in same]}")
+        lows = [each.value if each.low is None else each.low for each in same]
+        highs = [each.value if each.high is None else each.high for each in same]
+        note = f"mean of {len(runs)} splits and seeds, from the lowest to the highest end of any"
+        if first.low is None:
+            note = f"mean, least and most of {len(runs)} splits and seeds"
+        reference = f"{first.reference}; {note}" if first.reference else note
+        value = fmean(each.value for each in same)
+        found.append(
+            replace(first, value=value, low=min(lows), high=max(highs), reference=reference)
+        )
+    return found
 
 
 def merge_text_results(folder: Path = result.RESULTS) -> Path:

@@ -17,9 +17,9 @@ from benchmarks.__main__ import listing
 from benchmarks.events_at_scale import WORDS, _Block, base_year, make_log, one_date, write_settings
 from benchmarks.measure import differences, fingerprint_events, measured
 from benchmarks.page import PAGE, PLOT, README, page, plot, readme, scale
-from benchmarks.result import RESULTS, command
+from benchmarks.result import RESULTS, Figure, command
 from benchmarks.text_data import divided
-from benchmarks.text_results import merge_text_results
+from benchmarks.text_results import merge_text_results, over_seeds
 from raysys.config import load_settings
 from raysys.schema import LABELLED_TEXTS
 from raysys.stages.features_settings import FeaturesSettings
@@ -87,6 +87,20 @@ def test_text_results_are_the_parts_together(tmp_path) -> None:
     put("a", part("a", "x", cpu="other"))
     with pytest.raises(ValueError, match="different machines"):
         merge_text_results(tmp_path)
+
+
+def test_seeds_become_one_figure_each() -> None:
+    runs = [
+        [Figure("f1", value, "F1", value - 0.1, value + 0.1, "> 0", "ours"), Figure("s", at, "s")]
+        for at, value in enumerate((0.4, 0.6, 0.8))
+    ]
+    f1, seconds = over_seeds(runs)
+    assert (f1.value, f1.low, f1.high) == pytest.approx((0.6, 0.3, 0.9))
+    assert f1.aim == "> 0" and f1.reference.startswith("ours; mean of 3 splits and seeds")
+    assert (seconds.value, seconds.low, seconds.high) == (1, 0, 2)
+    assert over_seeds(runs[:1]) == runs[0]
+    with pytest.raises(ValueError, match="figures of their own"):
+        over_seeds([runs[0], runs[1][::-1]])
 
 
 def test_the_listing_knows_scripts_of_either_kind(tmp_path) -> None:

@@ -343,7 +343,7 @@ class TwoTower(Learner[TwoTowerSettings]):
             **run_configs(self.name, context, resumes=checkpoint is not None),
         )
         models = []
-        with trained(trainer, checkpoint and checkpoint.root) as folder:
+        with trained(trainer, checkpoint.root if checkpoint else None) as folder:
             for number in range(len(folds)):
                 model = TwoTowerModel.load(folder / f"fold={number}", context.catalogue)
                 _ = model.encoder  # open it while its folder is there

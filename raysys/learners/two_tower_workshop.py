@@ -250,7 +250,7 @@ def train_loop(config: dict[str, Any]) -> None:
     workshop = Workshop(config["settings"], catalogue, ray.train.torch.get_device())
     wrap = ray.train.torch.prepare_model if world > 1 else None
     kept: CheckpointFolder | None = config["checkpoint"]  # of a worker that is alone
-    with tempfile.TemporaryDirectory() as folder, stopping(kept and kept.root):
+    with tempfile.TemporaryDirectory() as folder, stopping(kept.root if kept else None):
         for number, examples in enumerate(config["folds"]):
             share = examples.of_worker(rank, world)
             own = kept and kept.of(f"fold={number}")

@@ -214,7 +214,10 @@ def _on_ray(
         num_cpus=0.25,
         compute=TaskPoolStrategy(size=max(1, int(cpus / 2))),
     ).map_batches(
-        # as an attribute of the class: Ray warns of arguments that lie in its object store
+        # as an attribute of the class: nothing of ours is a constructor's argument. What Ray's core
+        # worker says of those at the start is about Ray Data's own context, which it hands to
+        # every actor through the object store; without restarts, the cure it names, a worker
+        # that dies would end the run
         type("Scoring", (Scoring,), {"job": job}),
         batch_size=1,
         batch_format="pyarrow",
