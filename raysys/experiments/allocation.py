@@ -28,6 +28,7 @@ Float64 = npt.NDArray[np.float64]
 
 _HASH_SPACE = 1 << 64
 _MOST_CONTEXTS = 1000  # that weights are kept for; others get those of nobody in particular
+_UNSEEN = "\0"  # a value that no attribute has
 _MOST_VALUES = 100  # of attributes, that a linear model learns
 
 
@@ -62,9 +63,10 @@ class Allocation:
     def draw(self, experiment: Experiment, user_id: str, attributes: Attributes) -> Assignment:
         """The arm of a user until the next look; its propensity is of those who are in."""
         weights = self.weights(attributes)
-        salt = f"{experiment.salt or experiment.name} {self.step}"  # no salt of a name has a blank
-        ends = list(itertools.accumulate(weights))[:-1]
-        at = bisect_right(ends, hashes(salt, user_id)[1] / _HASH_SPACE)
+        # no user's id begins so in the draw of who is in, which has the same salt
+        of_step = f"\0{self.step} {user_id}"
+        place = hashes(experiment.salt or experiment.name, of_step)[1] / _HASH_SPACE
+        at = bisect_right(list(itertools.accumulate(weights))[:-1], place)
         return Assignment(experiment.name, experiment.arms[at], weights[at])
 
 
@@ -138,7 +140,14 @@ def _by_bounds(
     once with their number.
     """
     columns = [f"context.{name}" for name in bandit.context]
-    seen = grouped.select(columns).unique(maintain_order=True).rows() if columns else []
+    frequent = (
+        grouped.group_by(columns)
+        .agg(pl.col("lists").sum())
+        .sort("lists", *columns, descending=True)
+        if columns
+        else grouped.clear()
+    )
+    seen = frequent.head(_MOST_CONTEXTS).select(columns).rows() if columns else []
     counts: Counter[tuple[int, str]] = Counter()
     for *row, n in grouped.select(*columns, "lists").iter_rows():
         counts.update(dict.fromkeys(enumerate(row), n))
@@ -167,5 +176,5 @@ def _by_bounds(
         rows = np.stack([features(arm, context) for arm in range(len(names))])
         return tuple(float(p) for p in model.probabilities(rows))
 
-    most = seen[:_MOST_CONTEXTS]
-    return probabilities([""] * len(columns)), {tuple(row): probabilities(row) for row in most}
+    nobody = [_UNSEEN] * len(columns)
+    return probabilities(nobody), {tuple(row): probabilities(row) for row in seen}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from scipy import special
 
@@ -18,6 +19,8 @@ from raysys.experiments.definition import Experiment
 from raysys.experiments.lists import with_rewards
 from raysys.experiments.parts import Metric
 from raysys.experiments.statistics import influence, sample
+
+Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,24 @@ def _value(arm: str, alpha: float, lists: pl.DataFrame) -> ArmValue:
     if not counted.sum() > 0:
         return ArmValue(arm, 0, share, float("nan"), float("nan"), float("nan"))
     found = sample(influence(earned, counted))
-    low = high = float("nan")
-    if (counted > 0).sum() > 1:
-        half = float(special.stdtrit(found.n - 1, 1 - alpha / 2)) * found.error
-        low, high = max(0.0, found.mean - half), min(1.0, found.mean + half)
+    low, high = _interval(found.mean, found.error, counted, alpha)
     return ArmValue(arm, int(mine.sum()), share, found.mean, low, high)
+
+
+def _interval(value: float, error: float, counted: Float64, alpha: float) -> tuple[float, float]:
+    """The wider of two, at either end: of the spread between users, and of a share of so many.
+
+    The first alone would be certain where nobody was rewarded yet, or everybody (Clopper and
+    Pearson, 1934, on the users that the weights are worth).
+    """
+    n = int((counted > 0).sum())
+    if n < 2:
+        return float("nan"), float("nan")
+    half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * error
+    worth = float(counted.sum() ** 2 / (counted**2).sum())
+    hits = value * worth
+    low = float(special.betaincinv(hits, worth - hits + 1, alpha / 2)) if hits > 0 else 0.0
+    high = 1.0
+    if hits < worth:
+        high = float(special.betaincinv(hits + 1, worth - hits, 1 - alpha / 2))
+    return max(0.0, min(low, value - half)), min(1.0, max(high, value + half))

@@ -20,7 +20,6 @@ from raysys.experiments.lists import lists_of, rewarded
 from raysys.experiments.parts import Metric
 from raysys.experiments.statistics import (
     Analysis,
-    influence,
     sample,
     sequential_p_value,
     sequential_width,
@@ -35,7 +34,8 @@ class Preference:
         requests: lists with any credited click on one side more than on the other, or equal.
         users: that they belong to.
         wins: of the first, of the second; ties are the rest.
-        lead: mean over clicked requests of +1 (second wins), -1 (first wins), 0: in [-1, 1].
+        lead: mean over users of the mean over their clicked requests of +1 (second wins), -1
+            (first wins), 0: in [-1, 1].
         low, high: its interval, users being the unit.
         p_value: of no preference.
         lists: that were drafted, clicked or not.
@@ -100,7 +100,7 @@ def judge_interleaving(
         raise UserError("fewer than two users have clicked: nothing to compare yet")
     led = np.bincount(of, weights=lead[any_], minlength=len(people))
     lists = np.bincount(of, minlength=len(people)).astype(np.float64)
-    found = sample(influence(led.astype(np.float64), lists))
+    found = sample(led / lists)  # each user weighs the same, as a few may bring most lists
     wins = int((lead[any_] < 0).sum()), int((lead[any_] > 0).sum())
     n = found.n
     if not found.error > 0:
@@ -147,20 +147,25 @@ def judge_interleaved(
     Raises:
         UserError: no list was drafted, or fewer than two users have clicked.
     """
-    lists = lists_of(experiment, exposures).filter(pl.col("teams").is_not_null())
-    shown = lists.select("request_id", "user_id", item_id="item_ids", team="teams")
-    credits_ = (
-        shown.explode("item_id", "team")
-        .join(rewarded(metric, answers), on=["request_id", "item_id"], how="left")
-        .with_columns(pl.col("times").fill_null(0.0))
-        .with_columns(pl.col("request_id", "user_id").rank("dense").cast(pl.Int64))
-        .collect()
-    )
-    if not len(credits_):
+    drafted = exposures.filter(pl.col("teams").is_not_null())
+    lists = lists_of(experiment, drafted.select(pl.exclude("item_ids", "teams", "attributes")))
+    n_lists = int(lists.select(pl.len()).collect().item())
+    if not n_lists:
         raise UserError(
             f"no list of {experiment.name!r} was drafted between its start and its end",
             mend="was it served yet? `raysys experiment check` says whom it is for",
         )
+    counted = rewarded(metric, answers)
+    # most lists get nothing: theirs need not be looked at
+    clicked = drafted.join(counted.select("request_id").unique(), on="request_id", how="semi")
+    credits_ = (
+        lists_of(experiment, clicked)
+        .select("request_id", "user_id", item_id="item_ids", team="teams")
+        .explode("item_id", "team")
+        .join(counted, on=["request_id", "item_id"], how="inner")
+        .with_columns(pl.col("request_id", "user_id").rank("dense").cast(pl.Int64))
+        .collect()
+    )
     found = judge_interleaving(
         credits_["team"].to_numpy(),
         credits_["times"].to_numpy(),
@@ -171,5 +176,4 @@ def judge_interleaved(
         tuned_for=experiment.expected_users,
     )
     first, second = (arm.name for arm in experiment.arms)
-    lists_drafted = int(credits_["request_id"].n_unique())
-    return replace(found, lists=lists_drafted, names=(first, second))
+    return replace(found, lists=n_lists, names=(first, second))

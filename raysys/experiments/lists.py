@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from raysys.errors import UserError
 from raysys.experiments.definition import Experiment
 from raysys.experiments.parts import Metric
 
@@ -18,7 +19,16 @@ def lists_of(experiment: Experiment, exposures: pl.LazyFrame) -> pl.LazyFrame:
     Args:
         experiment: whose.
         exposures: as `read_exposures` gives them.
+
+    Raises:
+        UserError: exposures that say neither the list nor the arm's probability.
     """
+    names = exposures.collect_schema().names()
+    if lacking := [name for name in ("request_id", "propensity") if name not in names]:
+        raise UserError(
+            f"exposures lack the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}",
+            mend=f"what came of single lists is looked at; there are: {', '.join(names)}",
+        )
     mine = exposures.filter(
         pl.col("experiment") == experiment.name,
         pl.col("timestamp") >= experiment.start,

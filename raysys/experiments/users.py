@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from raysys.errors import UserError
 from raysys.experiments.definition import Experiment
@@ -27,6 +28,7 @@ from raysys.experiments.parts import Measure, Metric
 from raysys.segments import read_once
 
 _MANY_CROSSED = 0.005
+_OF_EXPOSURES = ("experiment", "arm", "user_id", "timestamp")
 _WHEN = pl.Datetime("ms", "UTC")
 
 
@@ -63,8 +65,7 @@ def scan(path: Path, columns: Sequence[str], what: str) -> pl.LazyFrame:
         files = _files(path) if path.is_dir() else [path]
         if not files:
             raise UserError(f"no Parquet file of {what} in this folder", where=str(path))
-        # the newest first: it has the columns that older files lack
-        frame = pl.scan_parquet(files[::-1], hive_partitioning=False, missing_columns="insert")
+        frame = pl.scan_parquet(files, hive_partitioning=False)
         names = frame.collect_schema().names()
     except (pl.exceptions.PolarsError, OSError) as error:
         told = str(error).partition("\n")[0]
@@ -91,7 +92,12 @@ def read_exposures(path: Path) -> pl.LazyFrame:
     Raises:
         UserError: nothing there, columns are missing, or attributes are no map.
     """
-    frame = scan(path, ("experiment", "arm", "user_id", "timestamp"), "exposures")
+    frame = scan(path, _OF_EXPOSURES, "exposures")
+    if path.is_dir():  # replicas of two versions may have written it
+        files = sorted(_files(path), key=lambda each: -len(pq.read_schema(each).names))
+        frame = pl.scan_parquet(
+            files, hive_partitioning=False, missing_columns="insert", extra_columns="ignore"
+        )
     names = frame.collect_schema().names()
     if "forced" not in names:
         frame = frame.with_columns(forced=pl.lit(False))

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("raysys")
 
 FOLDER: Final = "serving/bandits"
+_PAUSE_S: Final = 60.0  # after a try, whatever came of it
+_CLOSE_S: Final = 2.0
 Bandits = Sequence[tuple[Experiment, Metric]]
 
 
@@ -48,8 +51,11 @@ class Allocations:
     def __init__(self, registry: Path, exposures: Path) -> None:
         self._folder, self._exposures = registry / FOLDER, exposures
         self._known: dict[str, tuple[object, Allocation]] = {}
+        self._step: dict[str, int] = {}  # the highest known: a new one is a new draw
+        self._unread: set[Path] = set()  # files whose storage does not answer
         self._worker: threading.Thread | None = None
         self._trouble: dict[str, str] = {}
+        self._tried: dict[str, float] = {}  # time.monotonic(), of the last try
 
     def look(
         self, bandits: Bandits, events: EventService | None, now: int
@@ -62,7 +68,7 @@ class Allocations:
             now: UTC ms by the deployment's clock, by which exposures are stamped.
         """
         found = {each.name: self._read(each) for each, _ in bandits}
-        due = [one for one in bandits if _is_due(one[0], found[one[0].name])]
+        due = [one for one in bandits if self._is_time(one[0], found[one[0].name])]
         working = self._worker is not None and self._worker.is_alive()
         if due and events is not None and not working:
             self._worker = threading.Thread(
@@ -72,9 +78,9 @@ class Allocations:
         return found
 
     def close(self) -> None:
-        """Wait for what is being worked out."""
+        """Wait for what is being worked out, but not for long: whoever comes makes it again."""
         if self._worker is not None:
-            self._worker.join()
+            self._worker.join(timeout=_CLOSE_S)
 
     def weigh(self, experiment: Experiment, metric: Metric, events: EventService, now: int) -> bool:
         """Work the weights of one experiment out, unless somebody does; whether they are new.
@@ -87,11 +93,12 @@ class Allocations:
             if not mine or not any(self._exposures.glob("date=*/[0-9]*.parquet")):
                 return False
             before = self._read(experiment)
-            if not _is_due(experiment, before):
+            if not _is_due(experiment, before) or self._place(experiment.name) in self._unread:
                 return False
             answers = logged_events(events.rolled, events.log, ANSWERING)
             exposures = read_exposures(self._exposures)
-            found = allocate(experiment, metric, exposures, answers, now, before.step + 1)
+            step = max(before.step, self._step.get(experiment.name, 0)) + 1
+            found = allocate(experiment, metric, exposures, answers, now, step)
             content = asdict(found) | {
                 "made": time.time_ns() // 1_000_000,  # what is due goes by the wall's clock
                 "by_context": [[list(k), list(p)] for k, p in found.by_context.items()],
@@ -102,25 +109,38 @@ class Allocations:
     def _weigh_all(self, due: Bandits, events: EventService, now: int) -> None:
         for experiment, metric in due:
             name = experiment.name
+            self._tried[name] = time.monotonic()
             try:
                 self.weigh(experiment, metric, events, now)
                 self._trouble.pop(name, None)
             except (UserError, LogUnavailable, OSError) as error:
-                if self._trouble.get(name) != str(error):  # said once
-                    log.warning("the arms of %s cannot be weighed now: %s", name, error)
-                self._trouble[name] = str(error)
+                self._say(name, f"the arms of {name} cannot be weighed now: {error}")
             except Exception:  # the weights of before go on
                 log.exception("the arms of %s could not be weighed", name)
+
+    def _say(self, of: str, what: str) -> None:
+        """Warn, once."""
+        if self._trouble.get(of) != what:
+            log.warning("%s", what)
+        self._trouble[of] = what
+
+    def _is_time(self, experiment: Experiment, known: Allocation) -> bool:
+        """Whether weights are too old, and the last try not too young: each reads all exposures."""
+        assert experiment.bandit is not None
+        pause = min(experiment.bandit.update_minutes * 60, _PAUSE_S)
+        young = time.monotonic() - self._tried.get(experiment.name, -math.inf) < pause
+        return not young and _is_due(experiment, known)
 
     def _read(self, experiment: Experiment) -> Allocation:
         """As the file says; what holds at the beginning where there is none, or a damaged one."""
         place = self._place(experiment.name)
+        last = self._known.get(experiment.name)
+        self._unread.discard(place)
         try:
             state = place.stat()
             stamp: object = (state.st_mtime_ns, state.st_size, state.st_ino)
-            known = self._known.get(experiment.name)
-            if known is not None and known[0] == stamp:
-                return known[1]
+            if last is not None and last[0] == stamp:
+                return last[1]
             content = json.loads(place.read_text(encoding="utf-8"))
             found = Allocation(
                 step=int(content["step"]),
@@ -135,10 +155,14 @@ class Allocations:
                 raise ValueError("weights of other arms")
         except FileNotFoundError:
             return even(experiment)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be used, and is made anew: %s", place, error)
+        except OSError:  # storage does not answer: what it said goes on
+            self._unread.add(place)
+            return even(experiment) if last is None else last[1]
+        except (ValueError, KeyError, TypeError) as error:
+            self._say(place.name, f"{place} cannot be used, and is made anew: {error}")
             return even(experiment)
         self._known[experiment.name] = stamp, found
+        self._step[experiment.name] = max(found.step, self._step.get(experiment.name, 0))
         return found
 
     def _place(self, name: str) -> Path:

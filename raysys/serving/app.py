@@ -118,9 +118,9 @@ def http_app(service: Service, arms: Arms | None = None, tracing: Tracing | None
         if board is not None:
             board.start()
         yield
+        service.close()
         if board is not None:
             board.close()
-        service.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
 

@@ -28,7 +28,7 @@ from raysys.serving.drafting import draft
 from raysys.serving.experiment_arms import ExperimentArms
 from raysys.serving.exposures import Drafted
 from raysys.serving.guard import Arm, Guard
-from raysys.serving.intake import SURFACES
+from raysys.serving.intake import SURFACES, until
 from raysys.serving.lease import Lease
 from raysys.serving.loading import Loading
 from raysys.serving.outcomes import NO_EXPERIMENT, Outcomes
@@ -253,7 +253,7 @@ class Arms:
         treatment = None
         if context is not None and (self.experiments.served is not None or context.forced):
             with self._held() as champion:
-                treatment = self.experiments.treatment(asked, context, champion)
+                treatment = self.experiments.drawn(asked, context, champion)
         failed, drafted = False, None
         if treatment is None:
             answer = self._untreated(name, asked, *rest)
@@ -285,10 +285,10 @@ class Arms:
                 answer = self._by_arm(treatment, name, asked, *rest)
             else:
                 with self._held() as champion:
-                    at = champion.ranker.now()
+                    at, late = champion.ranker.now(), until(rest[0], champion.args)
                 answer, drafted = draft(
                     lambda team, context: self._by_arm(team, "content", asked, context),
-                    treatment, asked.k, rest[0], at,
+                    treatment, asked.k, rest[0], at, late,
                 )  # fmt: skip
                 answer = answer if name == "content" else ListAnswer.model_validate(answer)
         except Exception as error:

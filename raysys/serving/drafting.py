@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,12 +20,15 @@ def draft(
     k: int,
     context: Context,
     at: int,
-) -> tuple[dict[str, Any], Drafted]:
-    """One list of both arms' lists, by the fields of `ListAnswer`.
+    late: float,
+) -> tuple[dict[str, Any], Drafted | None]:
+    """One list of both arms' lists, by the fields of `ListAnswer`, and who brought what.
 
-    Both are ranked in full, which takes the time of two. Each item keeps the score of the arm that
+    Both are ranked in full, each in half of the time that is left: with what the first one left,
+    the second would lose its dear learners more often. Each item keeps the score of the arm that
     brought it; all else that an answer says of its ranking is the first arm's, and what is said of
-    degraded answers is of both.
+    degraded answers is of both. Nobody is said to have brought a degraded list: that one compares
+    what was left of the arms.
 
     Args:
         answer: gives an arm's list.
@@ -31,13 +36,17 @@ def draft(
         k: length of the list.
         context: how the call came in.
         at: UTC ms, of a new request id.
+        late: `time.perf_counter()` at which the caller waits no more; infinite: never.
     """
     assert treatment.teams is not None
     request_id = context.request_id or new_request_id(at)
     # what neither of them was shown is in no shown list, which would be judged by propensities
     part = replace(context, request_id=request_id, shown=False)
+    if math.isfinite(late):
+        half = max(late - time.perf_counter(), 0.002) / 2
+        part = replace(part, deadline_ms=half * 1000)
     first, second = (
-        answer(team, replace(part, counted=number == 0))
+        answer(team, replace(part, arrived=time.perf_counter(), counted=number == 0))
         for number, team in enumerate(treatment.teams)
     )
     known = [{item["item_id"]: item for item in each["items"]} for each in (first, second)]
@@ -56,6 +65,6 @@ def draft(
         "degraded": first["degraded"] or second["degraded"],
         "left_out": list(reasons),
         "reasons": reasons,
-        "took_ms": second["took_ms"],  # both begin when the call came in
+        "took_ms": round((time.perf_counter() - context.arrived) * 1000, 2),
     }
-    return told, Drafted(ids, teams.tolist())
+    return told, None if told["degraded"] else Drafted(ids, teams.tolist())

@@ -28,7 +28,7 @@ from raysys.serving.exposures import Drafted, ExposureLog
 from raysys.serving.intake import SURFACES, ListRequest, who_asks
 from raysys.serving.lease import Lease
 from raysys.serving.metrics import Metrics
-from raysys.serving.problems import invalid
+from raysys.serving.problems import Problem, invalid
 from raysys.serving.service import Service
 from raysys.serving.treatments import HEADER, Served, Treatment, attributes_of
 
@@ -132,6 +132,20 @@ class ExperimentArms:
         read = attributes_of(features, at, place, asked.user_id, who, asked.attributes)
         return served.treatment(place, who, read, context.forced, at)
 
+    def drawn(self, asked: ListRequest, context: Context, champion: Service) -> Treatment | None:
+        """The same; a fault costs the experiment, not the answer.
+
+        Raises:
+            Problem: as `treatment`.
+        """
+        try:
+            return self.treatment(asked, context, champion)
+        except Problem:
+            raise
+        except Exception:
+            log.exception("nobody could be drawn; the champion answers")
+            return None
+
     def lease(self, bundle: str) -> Lease | None:
         """The service of a bundle other than the champion's, in use until it is given back."""
         found = self._leases.get(bundle)
@@ -190,10 +204,10 @@ class ExperimentArms:
         for lease in self._leases.values():
             lease.retire()
         self._leases = {}
-        self._allocations.close()
         if self._log is not None:
             self._log.close()
             self._log = None
+        self._allocations.close()
 
     def _read_or_keep(
         self, patterns: Sequence[str], now: int
@@ -237,6 +251,10 @@ class ExperimentArms:
             if why:
                 trouble[name] = why
                 continue
+            experiment = served.settings.find(name)
+            by_lists = experiment is not None and experiment.by_lists
+            if by_lists and champion.service.events is None:
+                trouble[name] = "no events are taken (args.events), so nothing comes of its lists"
             ready.add(name)
             wanted |= bundles
         if ready and self._log is None:

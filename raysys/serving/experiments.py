@@ -123,7 +123,9 @@ def check_served(settings: ExperimentsSettings, args: ServeArgs, where: str) -> 
             at = f"{where}: {experiment.name}.arms.{arm.name}"
             _check_parameters(arm, surfaces, args, at)
             for surface in sorted(surfaces):
-                with_arm(args, surface, decides(arm, surface, args), at)
+                decided = with_arm(args, surface, decides(arm, surface, args), at)
+                if experiment.interleave:
+                    _check_draftable(decided.of(surface), surface, at)
         # `home` and `recommend` are two names that may mean one list
         names = tuple(sorted(place for _, place in places))
         expanded.append(experiment.model_copy(update={"surfaces": names}))
@@ -257,6 +259,18 @@ class AcceptedFile:
         with self.path.with_name(".experiments.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _check_draftable(args: ListArgs, surface: str, where: str) -> None:
+    """A drafted list has two policies, and places and counts of neither."""
+    for name in ("pinned", "at_most"):
+        if getattr(args.policy, name, None):
+            raise UserError(
+                f"a drafted list of {surface} does not keep `{name}` of its policy",
+                where=where,
+                mend=f"set `{name}` empty in the policies of both arms, or compare arms apart "
+                "(no interleave)",
+            )
 
 
 def _parameters(surface: str, args: ServeArgs) -> list[str]:

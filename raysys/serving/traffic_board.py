@@ -8,6 +8,7 @@ replica that has ended. It is for people to look at: metrics are Ray's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -55,8 +56,9 @@ class TrafficBoard:
         """End, and leave the board."""
         self._ended.set()
         if self._thread is not None:
-            self._thread.join()
-        self._place(self._name).unlink(missing_ok=True)
+            self._thread.join(timeout=EVERY_S)
+        with contextlib.suppress(OSError):  # it is forgotten by its age
+            self._place(self._name).unlink(missing_ok=True)
 
     def tell(self) -> None:
         """Write this replica's place.

@@ -211,6 +211,80 @@ def test_values_cover_the_truth_whatever_the_bandit_drew() -> None:
     assert np.mean(held) > 0.88  # 95% are meant; of 60, and few lists of an arm that lost
 
 
+def test_a_few_users_with_most_lists_do_not_decide() -> None:
+    """Of equal rankings, where one user's taste would be the pooled lead and its own error."""
+    experiment, metric = mixed(interleave=True, analysis="fixed", end="2026-12-01")
+    rng, found = np.random.default_rng(1), []
+    for run in range(60):
+        shown, clicks, n = [], [], 0
+        for user in range(30):
+            taste = rng.beta(0.3, 0.3)
+            for _ in range(min(100, int(1 + rng.pareto(1.0)))):
+                items, teams = team_draft(
+                    ["a", "b"], ["c", "d"], 4, salt=str(run), request_id=f"r{n}"
+                )
+                more = {"item_ids": items, "teams": teams.tolist()}
+                shown.append(exposure(n, BOTH, f"u{user}", 0.2, **more))
+                wanted = int(rng.random() < taste)
+                clicks.append((f"r{n}", items[int(np.flatnonzero(teams == wanted)[0])]))
+                n += 1
+        judged = judge_interleaved(experiment, metric, *frames(shown, clicks))
+        found.append(judged.low > 0 or judged.high < 0)
+    assert np.mean(found) < 0.15  # 5% are meant, of 60
+
+
+def test_an_arm_without_a_reward_is_not_sure_to_earn_nothing() -> None:
+    experiment, metric = mixed(bandit="thompson")
+    shown = [exposure(n, "champion", f"u{n}", 0.95) for n in range(100)]
+    shown += [exposure(100 + n, "challenger", f"v{n}", 0.05) for n in range(3)]
+    clicks = [(f"r{n}", "i") for n in range(5)]
+    values = value_arms(experiment, metric, *frames(shown, clicks))
+    assert values[1].value == 0 and values[1].low == 0 and values[1].high > 0.5
+    assert "so far" in found_so_far(values)
+    everything = value_arms(
+        experiment, metric, *frames(shown[100:], [("r100", "i"), ("r101", "i"), ("r102", "i")])
+    )
+    assert everything[1].high == 1 and everything[1].low < 0.5
+
+
+def test_values_that_a_context_lacks_are_not_those_of_nobody() -> None:
+    experiment, metric = mixed(bandit={"kind": "linucb", "context": ["country"], "floor": 0.05})
+    shown, clicks = [], []
+    for n in range(400):
+        arm, country = ("champion", "challenger")[n % 2], ("de", "")[n // 2 % 2]
+        told = {"country": country} if country else {}
+        shown.append(exposure(n, arm, f"u{n}", attributes=told))
+        if (arm == "champion") == (country == "de") and n % 3:
+            clicks.append((f"r{n}", "i"))
+    weights = allocate(experiment, metric, *frames(shown, clicks), NOW, 1)
+    assert weights.weights({"country": "de"})[0] == pytest.approx(0.95)
+    assert weights.weights({})[1] == pytest.approx(0.95)
+    assert weights.weights({"country": "fr"}) == weights.otherwise != weights.weights({})
+
+
+def test_a_long_name_and_many_steps_draw_as_well() -> None:
+    experiment, _ = mixed(bandit="thompson", name="n" * 60)
+    weights = Allocation(10**9, 0, (), (0.5, 0.5), {}, (0, 0), (0, 0))
+    assert weights.draw(experiment, "anna", {}).arm.name in ("champion", "challenger")
+
+
+def test_exposures_of_two_versions_are_read_together(tmp_path) -> None:
+    from raysys.experiments.users import read_exposures
+
+    new, old = drafted_lists(0.5, lists=4)[0].collect(), drafted_lists(0.5, lists=2)[0].collect()
+    for number, frame in enumerate((new, old.drop("item_ids", "teams"))):
+        frame.write_parquet(tmp_path / f"{number}.parquet")
+    found = read_exposures(tmp_path).collect()
+    assert len(found) == 6 and found["teams"].null_count() == 2
+
+
+def test_exposures_that_name_no_list_are_refused(tmp_path) -> None:
+    experiment, metric = mixed(bandit="thompson")
+    exposures, answers = frames([exposure(0, "champion", "u1")], [])
+    with pytest.raises(UserError, match="lack the column propensity"):
+        value_arms(experiment, metric, exposures.drop("propensity"), answers)
+
+
 def test_lists_that_are_not_settled_do_not_count() -> None:
     experiment, metric = mixed(bandit={"kind": "thompson", "settle_minutes": 30})
     exposures, answers = frames([exposure(n, "champion", f"u{n}") for n in range(100)], [])

@@ -53,7 +53,7 @@ def trial(**more: Any) -> dict[str, Any]:
 
 def other_order(share: float = 0.5) -> list[dict[str, Any]]:
     """The control, and an arm whose lists are of other items."""
-    arms = by_policy(at_most={"category": 1})
+    arms = by_policy(diversity={"relevance": 0.2, "by": ["category"]})
     return [{**arm, "share": share} for arm in arms]
 
 
@@ -133,9 +133,68 @@ def test_given_items_are_not_drafted(lab: Mixed) -> None:
     assert "is not drafted from two" in lab.arms.experiments.trouble["files"]
 
 
+@pytest.mark.parametrize("policy", [{"at_most": {"category": 2}},
+                                    {"pinned": [{"item_id": "i00001", "position": 3}]}])  # fmt: skip
+def test_what_a_draft_would_break_is_refused(lab: Mixed, policy: dict[str, Any]) -> None:
+    lab.says(trial(arms=by_policy(**policy), interleave=True))
+    lab.arms.reconfigure(UserConfig(experiments=(str(lab.file),)))
+    (name,) = policy
+    assert f"does not keep `{name}`" in lab.arms.experiments.trouble["files"]
+
+
+def test_both_arms_have_half_of_the_time(lab: Mixed, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.runs(trial(arms=by_bundle(), interleave=True))
+    content, given = Service.content, []
+
+    def watched(self: Service, asked: Any, context: Context) -> Any:
+        given.append((context.deadline_ms, context.counted, context.shown))
+        return content(self, asked, context)
+
+    monkeypatch.setattr(Service, "content", watched)
+    headers = {"X-Deadline-Ms": "8000"}
+    body = {"user_id": "u1", "k": 5}
+    answer = lab.client.post("/v1/recommend", json=body, headers=headers).json()
+    assert answer["experiments"] == {"trial": "interleaved"}
+    (first, *_), (second, *_) = given
+    assert first == second and 3000 < first <= 4000
+    assert [each[1:] for each in given] == [(True, False), (False, False)]
+
+
+def test_a_list_of_what_was_left_counts_for_nobody(
+    lab: Mixed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.runs(trial(arms=by_bundle(), interleave=True))
+    content, second = Service.content, lab.second
+
+    def late(self: Service, asked: Any, context: Context) -> Any:
+        told = content(self, asked, context)
+        if self.bundle.id == second:
+            told |= {"degraded": True, "reasons": {"two_tower": "deadline"}}
+        return told
+
+    monkeypatch.setattr(Service, "content", late)
+    answer = lab.ask("u1")
+    assert answer["degraded"] and answer["left_out"] == ["two_tower"]
+    row = lab.exposures().row(0, named=True)
+    assert row["arm"] == "interleaved" and row["teams"] is None
+
+
+def test_a_draw_that_fails_costs_the_experiment_and_no_answer(
+    lab: Mixed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.runs(trial(arms=HALVES, bandit="thompson"))
+
+    def broken(*_: Any) -> Any:
+        raise ValueError("weights of nobody")
+
+    monkeypatch.setattr("raysys.experiments.allocation.Allocation.draw", broken)
+    answer = lab.ask("u1")
+    assert len(answer["items"]) == 5 and not answer.get("experiments")
+
+
 @pytest.mark.long
-def test_an_interleaved_experiment_from_clicks_to_the_verdict(lab: Mixed, tmp_path: Path) -> None:
-    """People who click what the second arm brings: the command and the console say so."""
+def test_an_interleaved_experiment_from_clicks_to_a_verdict(lab: Mixed, tmp_path: Path) -> None:
+    """People click what the second arm brings, and the command says so."""
     lab.runs(trial(arms=other_order(), interleave=True))
     for n in range(60):
         user = f"s{n}"
@@ -241,6 +300,57 @@ def test_replicas_weigh_one_at_a_time(lab: Mixed) -> None:
     assert weighed[0] == weighed[1] and weighed[0].step == 1
 
 
+def test_weights_stay_where_their_file_cannot_be_asked(
+    lab: Mixed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment_ = trial(arms=HALVES, bandit={"update_minutes": 60, "settle_minutes": 0})
+    lab.runs(experiment_)
+    served, events = lab.arms.experiments.served, lab.arms.champion.events
+    assert served is not None and events is not None
+    ((found, metric),) = served.bandits
+    place = lab.root / "registry" / "serving" / "bandits" / "trial.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "step": 57, "made": 0, "context": [], "otherwise": [0.1, 0.9],
+        "by_context": [], "lists": [50, 70], "rewards": [1, 30],
+    }  # fmt: skip
+    place.write_text(json.dumps(state))
+    mine = Allocations(lab.root / "registry", lab.root / "exposures")
+    now = lab.arms.champion.ranker.now()
+    before = mine.look([(found, metric)], None, now)
+    stat = Path.stat
+
+    def gone(self: Path, **more: Any) -> Any:
+        if self == place:
+            raise OSError(116, "stale file handle")
+        return stat(self, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", gone)
+        assert mine.look([(found, metric)], None, now) == before
+        assert not mine.weigh(found, metric, events, now)
+    lab.ask("u1")
+    deadline = time.monotonic() + 30
+    while not any((lab.root / "exposures").glob("date=*/[0-9]*.parquet")):
+        assert time.monotonic() < deadline
+    place.unlink()  # lost: made again, and never with the draw of a step that was
+    assert mine.weigh(found, metric, events, now)
+    assert json.loads(place.read_text())["step"] == 58
+
+
+def test_without_events_it_says_that_nothing_comes_of_the_lists(
+    bundle: Path, tmp_path: Path
+) -> None:
+    lab = Mixed(tmp_path, bundle)
+    try:
+        lab.says(trial(arms=HALVES, bandit="thompson"))
+        lab.arms.reconfigure(UserConfig(experiments=(str(lab.file),)))
+        assert "no events are taken" in lab.arms.experiments.trouble["trial"]
+        assert lab.arm("u1") in ("control", "treatment")
+    finally:
+        lab.arms.close()
+
+
 def test_weights_go_on_where_the_log_cannot_be_read(
     lab: Mixed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -249,10 +359,13 @@ def test_weights_go_on_where_the_log_cannot_be_read(
     def refused(*_: Any) -> bool:
         raise UserError("exposures are no Parquet")
 
+    lab.arms.experiments._allocations.close()
     monkeypatch.setattr(Allocations, "weigh", refused)
+    weighing = lab.arms.experiments._allocations
     for _ in range(3):
+        weighing._tried.clear()
         lab.arms.look()
-        lab.arms.experiments._allocations.close()
+        weighing.close()
     assert caplog.text.count("the arms of trial cannot be weighed now") == 1
     fresh = TestClient(http_app(lab.arms, lab.arms))  # type: ignore[arg-type]
     assert fresh.post("/v1/recommend", json={"user_id": "u1"}).status_code == 200
