@@ -133,8 +133,10 @@ def test_given_items_are_not_drafted(lab: Mixed) -> None:
     assert "is not drafted from two" in lab.arms.experiments.trouble["files"]
 
 
-@pytest.mark.parametrize("policy", [{"at_most": {"category": 2}},
-                                    {"pinned": [{"item_id": "i00001", "position": 3}]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "policy",
+    [{"at_most": {"category": 2}}, {"pinned": [{"item_id": "i00001", "position": 3}]}],
+)
 def test_what_a_draft_would_break_is_refused(lab: Mixed, policy: dict[str, Any]) -> None:
     lab.says(trial(arms=by_policy(**policy), interleave=True))
     lab.arms.reconfigure(UserConfig(experiments=(str(lab.file),)))
