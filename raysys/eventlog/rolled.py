@@ -67,7 +67,7 @@ class Stretch:
         events: used events; others: updates, and what was put aside.
         newest: UTC ms of the newest of all entries.
         newest_event: of the used events; 0: there are none.
-        received: UTC ms at which the last one came in.
+        received: UTC ms at which the last one came in, by the clock that was ahead most.
     """
 
     first: int
@@ -139,7 +139,7 @@ class Rolled:
             others=len(others),
             newest=max(e.body["timestamp"] for e in entries),
             newest_event=max((e.body["timestamp"] for e in used), default=0),
-            received=entries[-1].received,
+            received=max(e.received for e in entries),
         )
         updates = {k: [e.body for e in others if e.kind == k and not e.quarantined] for k in
                    ("item", "user")}  # fmt: skip
@@ -246,15 +246,16 @@ class Rolled:
 
 
 def last_received(log: EventLog, rolled: Rolled) -> int:
-    """UTC ms at which the newest entry came in, by the clock of then; 0: there is none.
+    """UTC ms of the latest moment at which something came in, by the clocks of then; 0: none.
+
+    Of what is rolled all is known, of the rest the newest entry.
 
     Raises:
         LogUnavailable: the log cannot be asked.
     """
-    if entries := log.read(log.end() - 1, 1):
-        return entries[-1].received
-    stretches = rolled.stretches()
-    return stretches[-1].received if stretches else 0
+    end = log.end()
+    newest = [entry.received for entry in log.read(end - 1, 1)] if end else []
+    return max([*(each.received for each in rolled.stretches()), *newest], default=0)
 
 
 def roll(

@@ -11,6 +11,7 @@ from typing import Any
 from raysys.experiments.drafting import BOTH, team_draft
 from raysys.serving.asking import Context, new_request_id
 from raysys.serving.exposures import Drafted
+from raysys.serving.tracing import Stage
 from raysys.serving.treatments import Treatment
 
 
@@ -45,10 +46,12 @@ def draft(
     if math.isfinite(late):
         half = max(late - time.perf_counter(), 0.002) / 2
         part = replace(part, deadline_ms=half * 1000)
-    first, second = (
-        answer(team, replace(part, arrived=time.perf_counter(), counted=number == 0))
-        for number, team in enumerate(treatment.teams)
-    )
+    one, other = treatment.teams
+    first = answer(one, replace(part, arrived=time.perf_counter()))
+    between = time.perf_counter()
+    second = answer(other, replace(part, arrived=between, counted=False))
+    if context.trace is not None:
+        context.trace.stages.append(Stage("second ranking", between, time.perf_counter()))
     known = [{item["item_id"]: item for item in each["items"]} for each in (first, second)]
     salt = next(each.experiment for each in treatment.assignments if each.arm.name == BOTH)
     ids, teams = team_draft(
@@ -67,4 +70,9 @@ def draft(
         "reasons": reasons,
         "took_ms": round((time.perf_counter() - context.arrived) * 1000, 2),
     }
+    if context.trace is not None:
+        context.trace.attributes |= {
+            "raysys.degraded": told["degraded"],
+            "raysys.left_out": told["left_out"],
+        }
     return told, None if told["degraded"] else Drafted(ids, teams.tolist())

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from limits import RateLimitItem, RateLimitItemPerSecond
@@ -29,7 +30,10 @@ from raysys.serving.problems import Problem
 log = logging.getLogger("raysys")
 
 REDIS_PATIENCE_S = 0.1  # nobody waits for Redis longer
+REDIS_LEAST_S = 0.02  # that the most hurried one waits: a Redis that is there answers in less
 REDIS_PAUSE_S = 5.0  # after a failure, requests do not wait for Redis for so long
+
+_WINDOW_S = 1.0  # of the rates
 
 
 class RateLimits:
@@ -49,6 +53,7 @@ class RateLimits:
         self._alone = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._together = None if args.redis is None else _in_redis(args.redis)
         self._pause_until = 0.0
+        self._refused: dict[str, float] = {}  # key → until when, by what came too late
         self._asked: set[asyncio.Task[bool | None]] = set()  # a loop holds its tasks weakly
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,8 +74,12 @@ class RateLimits:
         await problem.response(scope["path"])(scope, receive, send)
 
     def patience_s(self, scope: Scope) -> float:
-        """Seconds that a request waits for Redis: half of what its deadline leaves, at most."""
-        return min(REDIS_PATIENCE_S, max(0.0, left_s(scope, self.deadline_ms) / 2))
+        """Seconds that a request waits for Redis: half of what its deadline leaves, at most.
+
+        But never less than a Redis needs that is there: or a header would be a way around it.
+        """
+        half = left_s(scope, self.deadline_ms) / 2
+        return min(REDIS_PATIENCE_S, max(REDIS_LEAST_S, half))
 
     async def _hit(self, item: RateLimitItem, key_id: str, patience_s: float) -> bool:
         together = self._together
@@ -83,7 +92,17 @@ class RateLimits:
             done, _ = await asyncio.wait({task}, timeout=patience_s)
             if done and (allowed := task.result()) is not None:
                 return allowed
+            task.add_done_callback(partial(self._note_late, key_id))
+        if time.monotonic() < self._refused.get(key_id, 0.0):
+            return False
         return self._alone.hit(item, key_id)
+
+    def _note_late(self, key_id: str, task: asyncio.Task[bool | None]) -> None:
+        """What Redis said when nobody waited any more: a no holds for the next ones."""
+        if not task.cancelled() and task.exception() is None and task.result() is False:
+            now = time.monotonic()
+            self._refused = {k: until for k, until in self._refused.items() if until > now}
+            self._refused[key_id] = now + _WINDOW_S
 
     async def _hit_in_redis(self, hit: Coroutine[Any, Any, bool]) -> bool | None:
         """Whether Redis allows it; None: it does not answer."""

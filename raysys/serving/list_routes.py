@@ -7,7 +7,6 @@ from typing import Annotated, Final
 from fastapi import FastAPI, Header, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
-from starlette.background import BackgroundTask
 
 from raysys.serving.api import (
     Deadline,
@@ -93,10 +92,9 @@ def add_list_routes(app: FastAPI, service: Service, tracing: Tracing | None = No
             return written
 
         content = await service.run(work, context)
-        later = None
         if trace is not None and tracing is not None:
-            later = BackgroundTask(tracing.record, trace)
-        return Response(content, media_type="application/json", background=later)
+            tracing.offer(trace)
+        return Response(content, media_type="application/json")
 
     @app.post(
         "/v1/recommend",

@@ -153,7 +153,11 @@ class Transformer:
         until = time.perf_counter() + left_s
         try:
             hosted = self.host.get(bundle)
-            asked = (*hosted.encode(texts, histories, until), hosted.compared(compared, until))
+            first = hosted.encode(texts, histories, until)
+            try:
+                asked = (*first, hosted.compared(compared, until))
+            except FullError:  # of features alone: who searches by meaning gets theirs
+                asked = (*first, None)
             made: list[Float32 | None] = [None] * len(asked)
             for place, future in enumerate(asked):
                 if future is not None:

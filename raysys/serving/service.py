@@ -332,7 +332,7 @@ class Service:
             explained["explanation"] = explanation(
                 ranking, ask, told, laps, self.bundle, self.ranker.policies[ask.surface].args
             )
-        if context.trace is not None and context.shown:
+        if context.trace is not None and context.counted:
             laps = watch.laps
             context.trace.ranked(began, ranked, told, ranking.milliseconds, laps)
             context.trace.attributes = {

@@ -1,11 +1,15 @@
-"""Answers as traces: a span for each, with one for every stage, told once the answer is sent.
+"""Answers as traces: a span for each, with one for every stage.
 
-On an answer's way only moments are noted; spans are made of them afterwards, in another thread.
+On an answer's way only moments are noted; spans are made of them in a thread of their own.
 They hold no user, no query and no item, so that whoever sees traces sees nothing of persons.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import queue
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +24,10 @@ from raysys.errors import UserError
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
+log = logging.getLogger("raysys")
+
+_WAITING: Final = 4096  # traces whose spans are still to be made
+_CLOSE_S: Final = 2.0
 _WITHIN: Final = ("encode", "propose")  # parts of `candidates`
 _MADE: Final = ("off", "miss")  # what the cache says where the ranking was made for this answer
 
@@ -142,6 +150,30 @@ class Tracing:
         )
         self._provider.add_span_processor(BatchSpanProcessor(exporter or _otlp(args.otlp)))
         self._tracer = self._provider.get_tracer("raysys", __version__)
+        self._queue: queue.Queue[Trace | None] = queue.Queue(_WAITING)
+        self._full = False
+        self._thread = threading.Thread(target=self._keep_recording, name="traces", daemon=True)
+        self._thread.start()
+
+    def offer(self, trace: Trace) -> None:
+        """Have the spans of an answer made; never waits, and drops it where too many do."""
+        try:
+            self._queue.put_nowait(trace)
+            self._full = False
+        except queue.Full:
+            if not self._full:
+                log.warning("more traces than can be sent: some are dropped")
+            self._full = True
+
+    def _keep_recording(self) -> None:
+        while (trace := self._queue.get()) is not None:
+            try:
+                self.record(trace)
+            except Exception:
+                log.exception("a trace could not be made")
+            finally:
+                self._queue.task_done()
+        self._queue.task_done()
 
     def record(self, trace: Trace) -> None:
         """Make the spans of an answer that was sent."""
@@ -174,10 +206,14 @@ class Tracing:
 
     def flush(self) -> None:
         """Send what waits to be sent."""
+        self._queue.join()
         self._provider.force_flush()
 
     def close(self) -> None:
-        """Send what waits, and end the thread that sends."""
+        """Send what waits, and end the threads."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=_CLOSE_S)
+            self._thread.join(timeout=_CLOSE_S)
         self._provider.shutdown()
 
 

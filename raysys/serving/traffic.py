@@ -142,13 +142,15 @@ class Watched:
         if not route.startswith("/v1/"):
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 0
+        began, ended, status = time.perf_counter(), 0.0, 0
 
         async def noted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                ended = time.perf_counter()  # what is done behind the answer is not its time
 
         try:
             await self.app(scope, receive, noted)
@@ -158,7 +160,7 @@ class Watched:
         finally:
             status = status or 500
             degraded = bool(scope.get("state", {}).get("degraded"))
-            spent = (time.perf_counter() - began) * 1000
+            spent = ((ended or time.perf_counter()) - began) * 1000
             self.traffic.note(route, spent, status, degraded=degraded)
             self.metrics().count("raysys_requests", route=route, status=str(status))
             self.metrics().observe("raysys_request_seconds", spent / 1000, route=route)

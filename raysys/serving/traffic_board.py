@@ -44,6 +44,7 @@ class TrafficBoard:
     def __init__(self, registry: Path, traffic: Traffic, counts: Callable[[], Counts]) -> None:
         self._folder, self._name = registry / FOLDER, uuid.uuid4().hex
         self._traffic, self._counts = traffic, counts
+        self._seen: dict[str, tuple[float, float]] = {}  # what it said last, and when we saw it
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -83,14 +84,18 @@ class TrafficBoard:
         return 1 + len(others), facts, counts
 
     def _others(self) -> list[dict[str, Any]]:
-        found = []
-        now = time.time()
+        found, seen = [], {}
         for path in sorted(self._folder.glob("*.json")):
             if path.stem == self._name:
                 continue
             try:
                 told = json.loads(path.read_text(encoding="utf-8"))
-                age = now - float(told["at"])
+                at, now = float(told["at"]), time.monotonic()
+                # by our own clock since it last said something new: theirs may stand elsewhere
+                before = self._seen.get(path.stem)
+                first = now - max(0.0, time.time() - at) if before is None else now
+                seen[path.stem] = before if before and before[0] == at else (at, first)
+                age = now - seen[path.stem][1]
                 if age > _GONE_S:
                     path.unlink(missing_ok=True)  # it was killed
                 elif age <= FRESH_S:
@@ -98,6 +103,7 @@ class TrafficBoard:
                     found.append(told)
             except (OSError, ValueError, KeyError, TypeError, IndexError):
                 continue  # another one's place is not worth an error on somebody's page
+        self._seen = seen
         return found
 
     def _place(self, name: str) -> Path:

@@ -137,8 +137,9 @@ def asked(deadline: bytes | None, since_s: float = 0.0) -> dict[str, Any]:
         (b"60000", 0.0, 50.0, 0.1),  # the caller's own counts
         (b"50", 0.0, None, 0.025),  # the other half is for the answer
         (None, 0.0, 50.0, 0.025),
-        (b"50", 0.04, 60_000.0, 0.005),
-        (b"50", 3.0, None, 0.0),  # too late already
+        (b"50", 0.04, 60_000.0, 0.02),
+        (b"50", 3.0, None, 0.02),  # too late already
+        (b"0.001", 0.0, None, 0.02),  # no way around a Redis that is there
         (b"soon", 0.0, 50.0, 0.025),  # the route refuses these
         (b"nan", 0.0, 50.0, 0.025),
     ],
@@ -148,7 +149,7 @@ def test_redis_gets_a_part_of_what_is_left_of_the_deadline(
 ) -> None:
     limits = RateLimits(Shared().limits.app, LimitArgs(), deadline_ms=own)
     given = limits.patience_s(asked(deadline, since_s))
-    assert 0 <= given <= most_s
+    assert module.REDIS_LEAST_S <= given <= most_s
     if most_s == module.REDIS_PATIENCE_S:
         assert given == most_s
 
@@ -212,6 +213,28 @@ def test_a_caller_in_a_hurry_does_not_make_a_redis_that_answers_be_left_alone() 
         return alone, bool(await replica.hits(1, "k"))
 
     assert asyncio.run(hurried()) == (True, False)  # alone at first, then as Redis says
+
+
+def test_a_no_that_comes_late_holds_for_the_next() -> None:
+    async def hasty() -> list[bool]:
+        replica, late = Shared(), asyncio.Event()
+
+        class Slow:
+            async def hit(self, *_: Any) -> bool:
+                await late.wait()
+                return False
+
+        replica.limits._together = Slow()
+        first = bool(await replica.hits(1, "k", patience_s=0.0))
+        late.set()
+        await asyncio.gather(*replica.limits._asked)
+        late.clear()  # nobody waits for it again
+        others = [bool(await replica.hits(1, key, patience_s=0.0)) for key in ("k", "other")]
+        late.set()
+        await asyncio.gather(*replica.limits._asked)
+        return [first, *others]
+
+    assert asyncio.run(hasty()) == [True, False, True]
 
 
 def test_bad_limits_are_named() -> None:

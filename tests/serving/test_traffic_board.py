@@ -48,8 +48,20 @@ def test_who_was_killed_is_forgotten(tmp_path: Path) -> None:
     told = json.loads(place.read_text())
     place.write_text(json.dumps({**told, "at": time.time() - FRESH_S - 1}))
     assert first.look()[0] == 1 and place.exists()
+    third = replica(tmp_path, 1, 1.0)
     place.write_text(json.dumps({**told, "at": time.time() - 7200}))
-    assert first.look()[0] == 1 and not place.exists()
+    assert third.look()[0] == 1 and not place.exists()
+
+
+def test_a_clock_that_stands_elsewhere_hides_nobody(tmp_path: Path) -> None:
+    first, second = replica(tmp_path, 1, 1.0), replica(tmp_path, 1, 1.0)
+    second.tell()
+    (place,) = (tmp_path / FOLDER).glob("*.json")
+    told = json.loads(place.read_text())
+    for behind in (30, 28):  # half a minute, and going on
+        place.write_text(json.dumps({**told, "at": time.time() - behind}))
+        seen = first.look()[0]
+    assert seen == 2
 
 
 @pytest.mark.parametrize(
