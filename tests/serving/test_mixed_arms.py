@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import yaml
 from fastapi.testclient import TestClient
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from typer.testing import CliRunner
 
 from raysys.cli import app as cli
@@ -24,6 +25,7 @@ from raysys.serving.app import http_app
 from raysys.serving.asking import Context
 from raysys.serving.rollout import UserConfig
 from raysys.serving.service import Service
+from raysys.serving.tracing import Tracing, TracingArgs
 from raysys.storage import Workspace
 from tests.serving.test_arms import USERS
 from tests.serving.test_experiments import HALVES, Lab, by_bundle, by_policy, experiment
@@ -160,6 +162,27 @@ def test_both_arms_have_half_of_the_time(lab: Mixed, monkeypatch: pytest.MonkeyP
     (first, *_), (second, *_) = given
     assert first == second and 3000 < first <= 4000
     assert [each[1:] for each in given] == [(True, False), (False, False)]
+
+
+def test_a_drafted_list_has_a_trace_of_both_rankings(lab: Mixed) -> None:
+    exporter = InMemorySpanExporter()
+    tracing = Tracing(TracingArgs(otlp="http://127.0.0.1:1/v1/traces"), exporter)
+    app = http_app(lab.arms, lab.arms, tracing=tracing)  # type: ignore[arg-type]
+    lab.runs(trial(arms=by_bundle(), interleave=True))
+    try:
+        answer = TestClient(app).post("/v1/recommend", json={"user_id": "u1", "k": 5}).json()
+        tracing.flush()
+    finally:
+        tracing.close()
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    whole = spans["POST /v1/recommend"]
+    assert whole.attributes is not None
+    assert whole.attributes["raysys.request_id"] == answer["request_id"]
+    assert whole.attributes["raysys.degraded"] is False
+    assert {"candidates", "policy", "second ranking"} < set(spans)
+    second = spans["second ranking"]
+    assert second.end_time is not None and whole.end_time is not None
+    assert whole.start_time < second.start_time <= second.end_time <= whole.end_time  # type: ignore[operator]
 
 
 def test_a_list_of_what_was_left_counts_for_nobody(
