@@ -71,7 +71,7 @@ class Store:
         wanted = set(keys)
         root = self.root / kind
         for entry in os.scandir(root) if root.is_dir() else ():
-            if entry.name not in wanted:
+            if entry.name not in wanted and entry.is_dir(follow_symlinks=False):
                 self.drop(kind, entry.name)
 
     def clear(self) -> None:

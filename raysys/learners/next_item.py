@@ -228,8 +228,17 @@ class NextItem(Learner[NextItemSettings]):
 
     def fit_folds(self, folds: Sequence[Examples], context: Context) -> list[Model]:
         """See `Learner.fit_folds`: texts are encoded once for all."""
-        facts = self._facts(context.catalogue)
-        return [self._fit(examples, context, None, facts) for examples in folds]
+        facts = self._facts(context)
+        kept = context.checkpoint
+        return [
+            self._fit(
+                examples,
+                replace(context, checkpoint=None if kept is None else kept.of(f"fold={number}")),
+                None,
+                facts,
+            )
+            for number, examples in enumerate(folds)
+        ]
 
     def fit_local(
         self, examples: Examples, context: Context, report: Report | None = None
@@ -242,14 +251,15 @@ class NextItem(Learner[NextItemSettings]):
             UserError: nothing retrieved was wanted, nothing follows anything, or `text_model` or
                 `text` cannot be read.
         """
-        return self._fit(examples, context, report, self._facts(context.catalogue))
+        return self._fit(examples, context, report, self._facts(context))
 
-    def _facts(self, catalogue: Catalogue) -> ItemFacts:
+    def _facts(self, context: Context) -> ItemFacts:
         """What a transformer reads of the items beside their numbers."""
-        facts = _facts(catalogue, self.settings.attributes)
+        facts = _facts(context.catalogue, self.settings.attributes)
         if not self.settings.settings.get("texts"):
             return facts
-        return replace(facts, vectors=_text_vectors(catalogue, self.settings))
+        vectors = _text_vectors(context.catalogue, self.settings, _device(context))
+        return replace(facts, vectors=vectors)
 
     def _fit(
         self, examples: Examples, context: Context, report: Report | None, facts: ItemFacts
@@ -367,7 +377,7 @@ def _facts(catalogue: Catalogue, columns: Sequence[str]) -> ItemFacts:
     return ItemFacts(table[table >= 0].astype(np.int32), offsets)
 
 
-def _text_vectors(catalogue: Catalogue, told: NextItemSettings) -> Float32:
+def _text_vectors(catalogue: Catalogue, told: NextItemSettings, device: str) -> Float32:
     """Unit vectors of items' texts, float32[n_items, d]; zeros of items without any text.
 
     Raises:
@@ -377,5 +387,6 @@ def _text_vectors(catalogue: Catalogue, told: NextItemSettings) -> Float32:
 
     texts = item_texts(catalogue, told.text)
     encoder = Encoder.open(told.text_model, told.max_tokens, None, where="next_item.text_model")
+    encoder.place(device)
     vectors = encoder.encode([text if text != NO_TEXT else "" for text in texts.distinct])
     return vectors[texts.codes]

@@ -48,7 +48,17 @@ def stopping(place: Path | None) -> Iterator[None]:
     raised here.
     """
     try:
-        yield
+        try:
+            yield
+        except Exception as error:
+            from raysys.text.training.precision import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                "memory ran out while training",
+                mend="take a smaller batch_size, a smaller model, or fewer tokens",
+            ) from error
     except UserError as error:
         if place is None:
             raise

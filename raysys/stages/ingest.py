@@ -130,10 +130,11 @@ def run(
 def _variant(outcome: pipeline.Outcome, force: bool) -> str:
     """What tells an outcome from others of the same files, by which later stages know it.
 
-    A forced run was asked for because fingerprints do not tell all; and rows that lay in the
-    future come in without any file's change.
+    A forced run was asked for because fingerprints do not tell all; of files that storage did not
+    give, another part may come in each time; and rows that lay in the future come in without any
+    file's change.
     """
-    if force:
+    if force or outcome.unread:
         return uuid.uuid4().hex
     return "" if outcome.ahead is None else f"without what is later than {outcome.ahead}"
 

@@ -36,7 +36,7 @@ def inputs_of(settings: TextSettings, found: Found, workspace: Workspace) -> dic
         for part in parts
     }
     if settings.behaviour is not None:
-        told["behaviour"] = read_manifest(workspace.ingest).fingerprint
+        told["behaviour"] = read_manifest(workspace.ingest).outcome
     return told
 
 

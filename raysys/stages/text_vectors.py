@@ -74,7 +74,7 @@ def make_vectors(
         asked = list(queries) if name in plan.of_queries else []
         folder, digest = _folder_of(name, spec), digests[name]
         kept = KeptVectors(
-            workspace.root / _FOLDER / f"{digest}-{spec.max_tokens}",
+            workspace.root / _FOLDER / f"{digest}-{spec.max_tokens}-{name}",
             partial(_open, str(folder), spec, name),
         )
         distinct = list(dict.fromkeys([*texts.distinct, *asked]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,10 +25,11 @@ _UNUSED: Final = 4  # times as many as are asked for: other settings may ask for
 
 
 class KeptVectors:
-    """What one model makes of texts, of each once; one process writes at a time.
+    """What one model makes of texts, of each once; processes that ask at once wait for each other.
 
     Args:
-        folder: of what is kept, of this model and so many tokens alone; made if it is missing.
+        folder: of what is kept, of this model, so many tokens and one use alone, as what that use
+            asks for no more is forgotten; made if it is missing.
         open_encoder: opens the model, which takes seconds: called when a text is new.
     """
 
@@ -44,6 +46,12 @@ class KeptVectors:
             texts: distinct; an empty one has zeros.
             advance: told how many more are there.
         """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / ".lock").open("w") as lock:  # trials share what a workspace keeps
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return self._of(texts, advance)
+
+    def _of(self, texts: Sequence[str], advance: Callable[[int], object]) -> tuple[Half, int]:
         place = {text: row for row, text in enumerate(texts)}
         found: Half | None = None
         known = np.zeros(len(texts), dtype=np.bool_)
@@ -66,10 +74,11 @@ class KeptVectors:
             advance(len(rows))
         if found is None:  # no text at all: only the model knows how wide it is
             found = self.encode([])
-        elif unused > _UNUSED * len(texts) or len(files) >= _FILES:
-            read = [*files, *self._folder.glob("*.parquet")]
+            return found, 0
+        there = set(self._folder.glob("*.parquet"))
+        if unused > _UNUSED * len(texts) or len(there) > _FILES:
             self._write(list(texts), found)
-            for path in set(read):
+            for path in there:
                 path.unlink(missing_ok=True)
         return found, len(fresh)
 

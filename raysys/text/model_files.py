@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Final
 
 from raysys.storage import file_digest
 from raysys.text.compression.runtime import is_compressed
 from raysys.text.models import WANTED, open_tokenizer
 
+_COMPRESSED: Final = ("**/*.json", "**/*.onnx", "**/*.safetensors", "**/*.npy")
+
 
 def files_of_model(folder: Path) -> list[Path]:
     """What of a model's folder is read when it is opened: paths within it, sorted."""
-    patterns = ("**/*",) if is_compressed(folder) else WANTED
+    patterns = (*WANTED, *_COMPRESSED) if is_compressed(folder) else WANTED
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     return sorted(path.relative_to(folder) for path in found)
 
@@ -37,10 +40,18 @@ def copy_model(folder: Path, to: Path, *, where: str) -> None:
     Raises:
         UserError: its tokenizer cannot be opened.
     """
-    for path in files_of_model(folder):
+    fresh = to.with_name(f".{to.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)  # of a run that was cut off
+    files = files_of_model(folder)
+    for path in files:
         if path.suffix == ".model":  # of SentencePiece; tokenizer.json says the same
             continue
-        (to / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / path, to / path)
-    if not (to / "tokenizer.json").is_file():
-        open_tokenizer(folder, str(folder), where).save_pretrained(to)
+        (fresh / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / path, fresh / path)
+    if not (fresh / "tokenizer.json").is_file():
+        saved = fresh / ".tokenizer"
+        open_tokenizer(folder, str(folder), where).save_pretrained(saved)
+        for path in saved.glob("*.json"):  # templates and vocabularies of other kinds stay behind
+            path.replace(fresh / path.name)
+        shutil.rmtree(saved)
+    fresh.rename(to)

@@ -291,3 +291,20 @@ def test_an_outcome_is_not_done_while_files_wait_to_be_read(tmp_path, storage, c
     assert "next run" not in caplog.text
     third = run(settings_for(tmp_path), workspace, spread=InProcess())
     assert third.created == second.created
+
+
+def test_what_came_in_of_a_part_is_another_outcome_each_time(tmp_path, storage, monkeypatch):
+    """Later stages would go on with pieces of the other log."""
+    Shop(tmp_path, "csv")
+    workspace = Workspace(tmp_path / "ws")
+    features = load_settings(FeaturesSettings, find_config("complete_journey", "features"))
+    size = (tmp_path / "logs" / "1.csv").stat().st_size
+    storage.errors = {"1.csv": TimeoutError("no answer")}
+    known = []
+    monkeypatch.setattr(chunks, "CHUNK", 256)
+    for after in (size // 3, 2 * size // 3):
+        storage.after = after
+        made = run(settings_for(tmp_path), workspace, spread=InProcess())
+        known.append((made.counts["events.out"], planned_features(features, workspace).fingerprint))
+    (few, first), (more, second) = known
+    assert few < more and first != second

@@ -103,6 +103,20 @@ def test_force_reads_a_file_again_that_changed_unseen_and_later_stages_know(tmp_
     assert run(settings_for(log), workspace, spread=InProcess()).outcome == forced.outcome
 
 
+def test_what_others_left_among_the_pieces_is_passed_over(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join([HEADER, *good_rows()]))
+    workspace = Workspace(tmp_path / "ws")
+    first = run(settings_for(log), workspace, spread=InProcess())
+    for kind in [workspace.pieces, *(p for p in workspace.pieces.iterdir() if p.is_dir())]:
+        (kind / ".DS_Store").write_bytes(b"a finder's")
+    log.write_text(log.read_text().replace(",i3,", ",ix,"))
+    second = run(settings_for(log), workspace, spread=InProcess())
+    forced = run(settings_for(log), workspace, spread=InProcess(), force=True)
+    assert first.counts == second.counts == forced.counts
+    assert (workspace.pieces / ".DS_Store").exists()
+
+
 def items_of(workspace):
     events = pl.read_parquet(workspace.ingest / "events/**/*.parquet", hive_partitioning=False)
     return set(events["item_id"])

@@ -257,3 +257,21 @@ def test_patience_reaches_over_pieces(tmp_path: Path):
         pieces = course(folder)
         assert (pieces.best, len(pieces.scores)) == (2, 6)
     shutil.rmtree(tmp_path / "pieces")
+
+
+SEQUENCES = {"width": 16, "layers": 1, "epochs": 3, "batch_size": 128, "learning_rate": 2e-2}
+
+
+def test_folds_of_sequences_share_no_checkpoint(shop, tmp_path):
+    """The second would go on where the first ended, and know what it must not."""
+    examples, context = shop
+    folds = [examples.with_folds(0), examples.with_folds(0, 1)]
+    judged = examples.with_folds(2).batch()
+    learner = make_learner("next_item", {"settings": SEQUENCES, "history": 12})
+    alone = learner.fit_folds(folds, replace(context, checkpoint=None))
+    kept = CheckpointFolder(tmp_path / "kept", 5)
+    beside = learner.fit_folds(folds, replace(context, checkpoint=kept))
+    again = learner.fit_folds(folds, replace(context, checkpoint=kept))
+    for one, other, third in zip(alone, beside, again, strict=True):
+        np.testing.assert_array_equal(one.score(judged), other.score(judged))
+        np.testing.assert_array_equal(one.score(judged), third.score(judged))

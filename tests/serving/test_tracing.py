@@ -27,6 +27,15 @@ PARENT = "00f067aa0ba902b7"
 SEARCH = {"query": "rye bread", "user_id": "u1", "k": 5}
 
 
+@pytest.fixture(scope="module")
+def service(registry: Registry) -> Iterator[Service]:
+    """One of its own: servers of other tests have closed the one that they share."""
+    made = Service(ServeArgs(registry=str(registry.root), clock="log_end"))
+    made.warm_up()
+    yield made
+    made.close()
+
+
 class Seen:
     """A client of an application that is traced, and the spans of what it asked."""
 

@@ -321,7 +321,7 @@ def test_groups_that_are_not_there_are_said_before_any_fit(
     tmp_path: Path, without_ray: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = write_features(tmp_path, n_requests=80)
-    monkeypatch.setattr(train, "_fit", lambda *_: pytest.fail("it was fitted"))
+    monkeypatch.setattr(train, "fit_members", lambda *_: pytest.fail("it was fitted"))
     with pytest.raises(UserError, match="no request of fold 2 has a query"):
         train.run(settings(ensemble={**QUICK, "block_by": "query"}), workspace)
 
