@@ -23,6 +23,7 @@ from benchmarks.serving_parts.ask import REQUESTS
 from raysys.serving.app import http_app
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Context, Watch
+from raysys.serving.listing import listed
 from raysys.serving.service import Service
 
 
@@ -69,7 +70,7 @@ def _round(
         watch.skip()
         arranged = service.ranker.arrange(ranking, ask)
         watch.lap("policy")
-        service._listed(ranking, arranged, False)
+        listed(ranking, arranged, service.bundle, explain=False)
         watch.lap("listing")
         for stage, ms in {**watch.laps, **ranking.milliseconds}.items():
             spent[stage].append(ms * 1000)

@@ -7,20 +7,18 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
 
 from raysys.catalogue import Catalogue
 from raysys.registry import Bundle, Registry
 from raysys.serving import cache as caching
+from raysys.serving import listing
 from raysys.serving.api import Explanation, ListAnswer, Readiness
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Ask, Context, Ranking, Watch
 from raysys.serving.cache import Cache
 from raysys.serving.drift import DriftWatch
-from raysys.serving.encoding import There, UnavailableError
+from raysys.serving.encoding import There
 from raysys.serving.events import EventService, open_events
 from raysys.serving.experiments import with_arm
 from raysys.serving.feedback import FeedbackWatch
@@ -37,8 +35,8 @@ from raysys.serving.shown_row import Facts, row_of
 from raysys.serving.stock import Stock
 from raysys.serving.text import TextService
 from raysys.serving.versions import Versions
-from raysys.serving.warming import warming_requests
-from raysys.serving.why import explanation, whys
+from raysys.serving.warming import warm_ranking
+from raysys.serving.why import explanation
 from raysys.serving.workers import BACKGROUND, Workers
 
 if TYPE_CHECKING:
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("raysys")
 T = TypeVar("T")
 _VARIANTS = 256
-_REFRESH_S = 5.0  # that making a ranking anew may take when nobody waits for it
 
 
 class Service:
@@ -211,24 +208,8 @@ class Service:
                 if not self.versions.state and (follower.restored or changed):
                     self.versions.state = f"log {follower.followed.position}"
         if self._bundle is not None:
-            self._warm_up_ranking()
+            warm_ranking(self.ranker, self.bundle, self.args.transformer, self.asking)
         self.ready = True
-
-    def _warm_up_ranking(self) -> None:
-        began = time.perf_counter()
-        if self.args.transformer is not None:
-            try:
-                self.ranker.encoding.prepare(self.args.transformer.start_s)
-            except UnavailableError as error:
-                log.error("the transformer is not ready, answers begin without it: %s", error)
-        rounds = warming_requests(self.bundle.features.users, self.catalogue)
-        for number, asked in enumerate(rounds):
-            for request in asked:
-                ask, _ = self.asking(request, Context(float("inf")))
-                self.ranker.arrange(self.ranker.scored(ask), ask)
-            if not number:  # these loaded and compiled: nothing will take that long again
-                self.ranker.costs.forget()
-        log.info("%s warmed up in %.1f s", self.bundle.id, time.perf_counter() - began)
 
     async def run(self, work: Callable[[], T], context: Context | None = None) -> T:
         """Do blocking work off the event loop, at most `threads` pieces at once.
@@ -319,7 +300,7 @@ class Service:
         watch.skip()
         arranged = self.ranker.arrange(ranking, ask)
         watch.lap("policy")
-        items = self._listed(ranking, arranged, asked.explain)
+        items = listing.listed(ranking, arranged, self.bundle, explain=asked.explain)
         items += [
             {"item_id": item_id, "score": None, "position": position}
             for position, item_id in enumerate(unknown, start=len(items) + 1)
@@ -333,20 +314,11 @@ class Service:
                 ranking, ask, told, laps, self.bundle, self.ranker.policies[ask.surface].args
             )
         if context.trace is not None and context.counted:
-            laps = watch.laps
-            context.trace.ranked(began, ranked, told, ranking.milliseconds, laps)
-            context.trace.attributes = {
-                "raysys.request_id": ask.request_id,
-                "raysys.surface": ask.surface,
-                "raysys.bundle": self.bundle.id,
-                "raysys.cache": told,
-                "raysys.candidates": len(ranking.pool.items),
-                "raysys.degraded": bool(ranking.reasons),
-                "raysys.left_out": list(ranking.reasons),
-            }
+            between = began, ranked
+            listing.trace_answer(context.trace, ask, ranking, told, self.bundle.id, watch, between)
         took = max(0.0, (time.perf_counter() - context.arrived) * 1000)
         if context.counted:
-            self._count(ask, ranking)
+            listing.count(self.metrics, ask, ranking)
         if context.shown and not asked.explain:  # to look at is not to be shown
             self._note(ask, asked, ranking, arranged, told, took, context.http_request_id)
         return {
@@ -416,58 +388,14 @@ class Service:
         cache = self._cache
         if cache is None or ask.surface == "rank":
             return self.ranker.scored(ask), "off"
-        key = caching.key_of(
-            f"{self.bundle.id} {self._variant}",
-            ask.surface,
-            # by name: a replica numbers new users as it hears of them
-            (self.bundle.features.users[ask.user] if ask.user >= 0 else None, known),
-            (ask.session, ask.query, ask.text, ask.place, ask.seeds.tolist()),
-            (ask.filters, max(ask.k, self._pool_size(ask))),
-            # they are candidates while they count, which begins and ends by itself
-            sorted(self.ranker.policies[ask.surface].pins(ask.at, ask.text).values()),
+        user = self.bundle.features.users[ask.user] if ask.user >= 0 else None
+        variant = f"{self.bundle.id} {self._variant}"
+        ranking, told = listing.cached(
+            cache, self.ranker, ask, user, known, variant, explain=asked.explain
         )
-        if asked.explain:  # what led to the scores is not kept
-            return self.ranker.scored(ask), cache.peek(key)
-
-        def again() -> Ranking:
-            return self.ranker.scored(replace(ask, until=time.perf_counter() + _REFRESH_S))
-
-        def get(key: str) -> tuple[Ranking, str]:
-            return cache.get(key, lambda: self.ranker.scored(ask), again=again, until=ask.until)
-
-        ranking, told = get(key)
-        if len(ranking.pool.items) < ask.k and ranking.filled_for < ask.k:
-            ranking, told = get(caching.key_of(key, ask.k))  # that one was for a shorter list
-        self.metrics.count("raysys_cache", result=told)
+        if not asked.explain:
+            self.metrics.count("raysys_cache", result=told)
         return ranking, told
-
-    def _pool_size(self, ask: Ask) -> int:
-        return self.args.of(ask.surface).candidates
-
-    def _listed(
-        self, ranking: Ranking, arranged: Arrangement, explain: bool
-    ) -> list[dict[str, Any]]:
-        shown = arranged.shown
-        ids = self.catalogue.ids[ranking.pool.items[shown]].tolist()
-        scores = arranged.scores[shown].astype(np.float64).round(6).tolist()
-        listed: list[dict[str, Any]] = [
-            {"item_id": item, "score": score, "position": place}
-            for place, (item, score) in enumerate(zip(ids, scores, strict=True), start=1)
-        ]
-        if explain:
-            for item, why in zip(listed, whys(ranking, arranged, self.bundle), strict=True):
-                item["why"] = why
-        return listed
-
-    def _count(self, ask: Ask, ranking: Ranking) -> None:
-        """Count the answer, and where its time went."""
-        self.metrics.count(
-            "raysys_answers", surface=ask.surface, degraded=str(bool(ranking.reasons)).lower()
-        )
-        for name, reason in ranking.reasons.items():
-            self.metrics.count("raysys_left_out", member=name, reason=reason)
-        for stage, spent in ranking.milliseconds.items():
-            self.metrics.observe("raysys_stage_seconds", spent / 1000, stage=stage)
 
     def _note(
         self,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import TypeAdapter, ValidationError
 
 from raysys.catalogue import Catalogue
+from raysys.registry import Bundle
 from raysys.serving.api import (
     Id,
     Query,
@@ -16,10 +19,47 @@ from raysys.serving.api import (
     SearchRequest,
     SimilarRequest,
 )
+from raysys.serving.asking import Ask, Context
+from raysys.serving.encoding import UnavailableError
+from raysys.serving.intake import ListRequest
+from raysys.serving.ranker import Ranker
+from raysys.serving.transformer import TransformerArgs
+
+log = logging.getLogger("raysys")
 
 _USERS = 3
 _ID: TypeAdapter[str] = TypeAdapter(Id)
 _QUERY: TypeAdapter[str] = TypeAdapter(Query)
+
+
+def warm_ranking(
+    ranker: Ranker,
+    bundle: Bundle,
+    transformer: TransformerArgs | None,
+    asking: Callable[[ListRequest, Context], tuple[Ask, list[str]]],
+) -> None:
+    """Answer requests of every kind.
+
+    Args:
+        ranker: answers.
+        bundle: its own.
+        transformer: of the deployment that reads texts and histories; None: they are read here.
+        asking: turns a request into numbers.
+    """
+    began = time.perf_counter()
+    if transformer is not None:
+        try:
+            ranker.encoding.prepare(transformer.start_s)
+        except UnavailableError as error:
+            log.error("the transformer is not ready, answers begin without it: %s", error)
+    rounds = warming_requests(bundle.features.users, bundle.features.catalogue)
+    for number, asked in enumerate(rounds):
+        for request in asked:
+            ask, _ = asking(request, Context(float("inf")))
+            ranker.arrange(ranker.scored(ask), ask)
+        if not number:  # these loaded and compiled: nothing will take that long again
+            ranker.costs.forget()
+    log.info("%s warmed up in %.1f s", bundle.id, time.perf_counter() - began)
 
 
 def warming_requests(
