@@ -113,7 +113,7 @@ def judge_interleaving(
     else:
         width = float(special.stdtrit(n - 1, 1 - alpha / 2)) * found.error
         p_value = float(2 * special.stdtr(n - 1, -abs(z)))
-    low, high = found.mean - width, found.mean + width
+    low, high = max(-1.0, found.mean - width), min(1.0, found.mean + width)
     return Preference(int(any_.sum()), n, wins, found.mean, low, high, p_value)
 
 

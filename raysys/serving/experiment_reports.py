@@ -206,6 +206,10 @@ class ExperimentReports:
         served = self._served()
         bundles = {} if served is None else served.bundles.get(experiment.name, {})
         found = judged.found
+        allocated = None if served is None else served.allocations.get(experiment.name)
+        shares = [float(arm.share) for arm in experiment.arms]
+        if allocated is not None:  # what the bandit gives now, of all eligible users
+            shares = [float(experiment.total) * weight for weight in allocated.otherwise]
         ready = served is not None and experiment.name in served.ready
         state = (
             "planned" if now < experiment.start else "runs" if experiment.runs_at(now) else "over"
@@ -219,12 +223,12 @@ class ExperimentReports:
             arms=tuple(
                 ArmFacts(
                     name=arm.name,
-                    share=float(arm.share),
+                    share=share,
                     bundle=bundles.get(arm.name, ""),
                     exposures=judged.exposures.get(arm.name, 0),
                     users=None if found is None else found.users.get(arm.name, 0),
                 )
-                for arm in experiment.arms
+                for arm, share in zip(experiment.arms, shares, strict=True)
             ),
             verdict=judged.verdict or (f"Nothing to say yet: {judged.why}.",),
             made=self._told,

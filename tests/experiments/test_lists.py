@@ -115,6 +115,8 @@ def test_the_arm_that_is_clicked_more_is_preferred() -> None:
     assert found.lead == pytest.approx(0.4, abs=0.1)
     other = judge_interleaved(experiment, metric, *drafted_lists(0.5))
     assert other.low < 0 < other.high and "Neither" in other.sentence
+    few = judge_interleaved(experiment, metric, *drafted_lists(0.5, lists=8))
+    assert -1 <= few.low < few.lead < few.high <= 1
 
 
 @pytest.mark.parametrize("analysis", ["fixed", "sequential"])

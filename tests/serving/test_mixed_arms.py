@@ -366,12 +366,23 @@ def test_weights_stay_where_their_file_cannot_be_asked(
 def test_without_events_it_says_that_nothing_comes_of_the_lists(
     bundle: Path, tmp_path: Path
 ) -> None:
-    lab = Mixed(tmp_path, bundle)
+    lab = Mixed(tmp_path, bundle, pages={"console": True})
     try:
         lab.says(trial(arms=HALVES, bandit="thompson"))
         lab.arms.reconfigure(UserConfig(experiments=(str(lab.file),)))
         assert "no events are taken" in lab.arms.experiments.trouble["trial"]
         assert lab.arm("u1") in ("control", "treatment")
+        place = lab.root / "registry" / "serving" / "bandits" / "trial.json"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "step": 3, "made": int(time.time() * 1000), "context": [], "otherwise": [0.13, 0.87],
+            "by_context": [], "lists": [50, 70], "rewards": [1, 30],
+        }  # fmt: skip
+        place.write_text(json.dumps(state))
+        lab.arms.look()
+        fresh = TestClient(http_app(lab.arms, lab.arms))  # type: ignore[arg-type]
+        page = fresh.get("/console/experiments").text
+        assert "13.00 %" in page and "87.00 %" in page  # as the bandit gives them now
     finally:
         lab.arms.close()
 
