@@ -197,16 +197,21 @@ def test_a_redis_that_hangs_is_left_alone_whoever_waited_for_it(
     assert caplog.text.count("counts alone") == 1
 
 
+class LateNo:
+    """Redis that refuses, once it is told to answer."""
+
+    def __init__(self, told: asyncio.Event) -> None:
+        self._told = told
+
+    async def hit(self, *_: Any) -> bool:
+        await self._told.wait()
+        return False
+
+
 def test_a_caller_in_a_hurry_does_not_make_a_redis_that_answers_be_left_alone() -> None:
     async def hurried() -> tuple[bool, bool]:
         replica, late = Shared(), asyncio.Event()
-
-        class Slow:
-            async def hit(self, *_: Any) -> bool:
-                await late.wait()
-                return False
-
-        replica.limits._together = Slow()
+        replica.limits._together = LateNo(late)
         alone = bool(await replica.hits(1, "k", patience_s=0.0))
         late.set()
         await asyncio.gather(*replica.limits._asked)
@@ -218,13 +223,7 @@ def test_a_caller_in_a_hurry_does_not_make_a_redis_that_answers_be_left_alone() 
 def test_a_no_that_comes_late_holds_for_the_next() -> None:
     async def hasty() -> list[bool]:
         replica, late = Shared(), asyncio.Event()
-
-        class Slow:
-            async def hit(self, *_: Any) -> bool:
-                await late.wait()
-                return False
-
-        replica.limits._together = Slow()
+        replica.limits._together = LateNo(late)
         first = bool(await replica.hits(1, "k", patience_s=0.0))
         late.set()
         await asyncio.gather(*replica.limits._asked)
