@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-import fsspec
-
+from raysys.datasets.fetching import of_storage, opened
 from raysys.datasets.files import Fault, Part
-from raysys.datasets.unpack import DAMAGE, of_storage, unpacked
+from raysys.datasets.unpack import DAMAGE, unpacked
 
 CHUNK: Final = 16 << 20
 """Bytes of text parsed at a time."""
@@ -32,8 +31,8 @@ def chunks(part: Part, *, quoted: bool) -> Iterator[bytes | Lost]:
     rest = b""
     first = True
     try:
-        with fsspec.open(part.path, "rb") as opened:
-            file = unpacked(opened)
+        with opened(part.path) as packed:
+            file = unpacked(packed)
             while data := file.read(CHUNK):
                 rest += data.removeprefix(BOM) if first else data
                 first = False

@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysys.datasets.arrow_values import to_polars
+from raysys.datasets.fetching import error_text, of_storage, opened
 from raysys.datasets.mapping import AnyFiles, Fit, RecordFiles, absent, check_columns, fit
 from raysys.datasets.records import conform
-from raysys.datasets.unpack import of_storage
 from raysys.errors import UserError
 
 Format = Literal["csv", "jsonl", "parquet"]
@@ -127,8 +127,8 @@ def find(files: AnyFiles, derived: frozenset[str] = frozenset()) -> list[Part]:
         try:
             system, inner = fsspec.core.url_to_fs(path)
             sizes = _listed(system, inner)
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"cannot be listed: {error}", where=path) from None
+        except Exception as error:  # clients of storage have errors of their own: no credentials, …
+            raise UserError(f"cannot be listed: {error_text(error)}", where=path) from error
         if not sizes:
             raise UserError(
                 "no such file, folder or pattern", where=path, mend="check the path in the mapping"
@@ -197,7 +197,7 @@ def peek(part: Part, files: AnyFiles) -> list[str] | None:
     if part.format != "parquet":
         return text.peek(part, files)
     try:
-        with fsspec.open(part.path, "rb") as file:
+        with opened(part.path) as file:
             names: list[str] = pq.ParquetFile(file).schema_arrow.names
             return names
     except (OSError, EOFError, pa.ArrowException):
@@ -210,12 +210,12 @@ def fingerprint(part: Part) -> str:
     Made of its size and time of change (or the store's own tag), and of what its path says. That
     of a file whose storage does not answer is another each time.
     """
-    system, inner = fsspec.core.url_to_fs(part.path)
     try:
+        system, inner = fsspec.core.url_to_fs(part.path)
         info = system.info(inner)
     except FileNotFoundError:
         info = {"mtime": "gone"}
-    except OSError:  # it may have changed or not: like nothing that was read before or will be
+    except Exception:  # it may have changed or not: like nothing that was read before or will be
         info = {"mtime": uuid.uuid4().hex}
     stamp = next(
         (info[key] for key in ("ETag", "etag", "mtime", "LastModified", "created") if key in info),
@@ -230,7 +230,7 @@ def split(part: Part, rows_a_part: int) -> list[Part]:
     if part.format != "parquet":
         return [part]
     try:
-        with fsspec.open(part.path, "rb") as file:
+        with opened(part.path) as file:
             metadata = pq.ParquetFile(file).metadata
     except (OSError, EOFError, pa.ArrowException):
         return [part]  # reading it says what is wrong
@@ -294,8 +294,8 @@ def filled(rows: pl.DataFrame, fitted: Fit) -> pl.DataFrame:
 def _read_parquet(part: Part, files: AnyFiles, derived: frozenset[str]) -> Iterator[Block]:
     row = part.first_row
     try:
-        with fsspec.open(part.path, "rb") as opened:
-            file = pq.ParquetFile(opened)
+        with opened(part.path) as stored:
+            file = pq.ParquetFile(stored)
             if file.metadata.num_rows == 0:
                 yield nothing_but(Fault(0, "empty_file", "no rows"))
                 return

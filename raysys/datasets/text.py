@@ -12,12 +12,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
-import fsspec
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from raysys.datasets.chunks import BOM, Lost, as_fault, chunks, utf8
+from raysys.datasets.fetching import opened
 from raysys.datasets.files import Block, Fault, Part, filled, lacks_needed, nothing_but
 from raysys.datasets.json_lines import parse_line
 from raysys.datasets.mapping import (
@@ -37,8 +37,8 @@ def peek(part: Part, files: AnyFiles) -> list[str] | None:
     if part.format == "csv" and files.header:
         return list(files.header)
     try:
-        with fsspec.open(part.path, "rb") as opened:
-            text = unpacked(opened).read(_PEEK).removeprefix(BOM)
+        with opened(part.path) as packed:
+            text = unpacked(packed).read(_PEEK).removeprefix(BOM)
     except (OSError, *DAMAGE):
         return None
     text = utf8(text, files.encoding)

@@ -10,19 +10,13 @@ from typing import IO, Any, Final, Protocol
 
 import pyarrow as pa
 
+from raysys.datasets.fetching import of_storage
+
 DAMAGE: Final = (EOFError, zlib.error, lzma.LZMAError, ValueError)
 """What a reader of `unpacked` raises for a file that is damaged or ends in the middle."""
 
 _BLOCKS: Final = (b"1AY&SY", b"\x17rE8P\x90")  # how bzip2 goes on: a block, or the end
 _PIECE: Final = 1 << 18  # packed bytes read at a time
-
-
-def of_storage(error: OSError) -> bool:
-    """Whether storage failed (a timeout, a permission, a file that is gone), not the content.
-
-    Another time the same file may be read. Decoders raise a bare OSError without a number.
-    """
-    return type(error) is not OSError or error.errno is not None
 
 
 class Bytes(Protocol):

@@ -29,11 +29,15 @@ from tests.ingest.test_incremental import same
 ENDINGS = ("csv", "csv.gz", "csv.zst", "csv.bz2", "jsonl", "parquet")
 
 
+class ClientError(Exception):
+    """As clients of object stores have them: of no kind that Python knows."""
+
+
 class Failing(LocalFileSystem):
     """Raises for the files in `errors` when they are opened, or once `after` bytes are read."""
 
     protocol = "failing"
-    errors: ClassVar[dict[str, OSError]] = {}
+    errors: ClassVar[dict[str, Exception]] = {}
     after: ClassVar[int] = 0
 
     def _open(self, path, mode="rb", block_size=None, **more):
@@ -128,7 +132,13 @@ class Shop:
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize(
     "error",
-    [TimeoutError("no answer"), PermissionError(13, "Permission denied"), OSError(5, "I/O")],
+    [
+        TimeoutError("no answer"),
+        PermissionError(13, "Permission denied"),
+        OSError(5, "I/O"),
+        ClientError("SlowDown: reduce your request rate"),
+    ],
+    ids=lambda error: type(error).__name__,
 )
 def test_a_file_that_could_not_be_read_for_a_while_is_read_by_the_next_run(
     tmp_path, storage, ending, error
@@ -150,15 +160,18 @@ def test_a_file_that_could_not_be_read_for_a_while_is_read_by_the_next_run(
 
 @pytest.mark.long
 @pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(
+    "error", [TimeoutError("no answer"), ClientError("SlowDown")], ids=["system's", "client's"]
+)
 def test_a_connection_lost_within_a_file_keeps_nothing_of_it_for_the_next_run(
-    tmp_path, monkeypatch, storage, ending
+    tmp_path, monkeypatch, storage, ending, error
 ):
     monkeypatch.setattr(chunks, "CHUNK", 20_000)
     monkeypatch.setattr(files, "ROWS", 100)
     monkeypatch.setattr("raysys.datasets.unpack._PIECE", 1000)
     shop = Shop(tmp_path, ending, 4000)
     size = shop.files[1].stat().st_size
-    storage.errors = {shop.files[1].name: TimeoutError("no answer")}
+    storage.errors = {shop.files[1].name: error}
     for share in (0.4, 0.7):  # another part of the file each time: both are taken as they are
         storage.after = int(share * size)
         cut = shop.take()
