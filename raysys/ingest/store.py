@@ -2,7 +2,8 @@
 
 A folder's name is the digest of everything its content depends on (the file's fingerprint, the
 mapping, the rules, …), so what is there never needs to be asked whether it is still true. A run
-that was killed finds its finished work again, and the next run finds that of the last.
+that was killed finds its finished work again, and the next run finds that of the last. Who asks for
+everything anew is remembered here too: an outcome of before is none of the work that lies here now.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from raysys.storage import write_atomic
+
 RESULT: Final = "result.json"
+_BEGUN: Final = "begun.json"
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,35 @@ class Store:
             if entry.name not in wanted and entry.is_dir(follow_symlinks=False):
                 self.drop(kind, entry.name)
 
-    def clear(self) -> None:
-        """Remove everything."""
-        for entry in os.scandir(self.root) if self.root.is_dir() else ():
+    @property
+    def begun(self) -> str:
+        """Names the moment since which all is done anew (hex); empty: nobody asked for that."""
+        told = self._told()
+        return str(told["mark"]) if told else ""
+
+    def begin_anew(self) -> None:
+        """Remove everything, and remember it, so that a run that is killed is not forgotten."""
+        self._begin({"mark": uuid.uuid4().hex, "empty": False})
+
+    def recover(self) -> None:
+        """Remove what a run that was to begin anew had not removed yet when it was killed."""
+        told = self._told()
+        if told and not told["empty"]:
+            self._begin(told)
+
+    def _told(self) -> dict[str, Any] | None:
+        try:
+            told: dict[str, Any] = json.loads((self.root / _BEGUN).read_bytes())
+        except FileNotFoundError:
+            return None
+        return told
+
+    def _begin(self, told: dict[str, Any]) -> None:
+        # first the word: what is found beside it until the second one may be of before
+        write_atomic(self.root / _BEGUN, json.dumps(told))
+        for entry in os.scandir(self.root):
             self.keep_only(entry.name, ())
+        write_atomic(self.root / _BEGUN, json.dumps({**told, "empty": True}))
 
 
 def link(source: Path, target: Path) -> None:

@@ -83,7 +83,7 @@ def run(
         settings: the YAML.
         workspace: of the shop.
         force: run although the outcome is there, and read everything anew: nothing that is kept
-            of earlier runs stands.
+            of earlier runs stands. A run after one that was cut off goes on with what that read.
         spread: who does the pieces; None: tasks on Ray.
 
     Raises:
@@ -100,24 +100,28 @@ def run(
         inputs=inputs.named(),
         settings=settings.model_dump(mode="json"),
     )
+    store = Store(workspace.pieces)
     if not force and is_done(workspace.ingest, manifest):
         done = read_manifest(workspace.ingest)
-        if not has_come(done.figures.get("ahead"), settings.rules):
+        wanted = store.begun  # empty, too, where somebody deleted the store: its outcome stands
+        forgotten = wanted and wanted != done.figures.get("begun")
+        if not forgotten and not has_come(done.figures.get("ahead"), settings.rules):
             return done
     treatment = pipeline.Treatment(
         settings.limits, settings.rules, settings.sessions, settings.impressions
     )
     session = ray_session() if spread is None else contextlib.nullcontext()
-    store = Store(workspace.pieces)
     work = Below(store.root, spread or OnRay())
     with naming_full_disk(workspace.root), session, replacing(workspace.ingest) as folder:
         if force:
-            store.clear()  # the old outcome has names of its own for what it is made of
+            store.begin_anew()  # the old outcome has names of its own for what it is made of
+        else:
+            store.recover()
         outcome = pipeline.ingest(source, inputs, treatment, folder, work, store)
-        manifest.variant = _variant(outcome, force)
+        manifest.variant = _variant(outcome, store.begun)
         manifest.inputs = inputs.named(outcome.unread)
         manifest.counts = counts(outcome)
-        manifest.figures = figures(outcome)
+        manifest.figures = {**figures(outcome), "begun": store.begun}
         with task("quality report"):
             page = folder / "report.html"
             quality.write_report(outcome, source.title, settings.limits, page, settings.rules)
@@ -127,16 +131,17 @@ def run(
     return manifest
 
 
-def _variant(outcome: pipeline.Outcome, force: bool) -> str:
+def _variant(outcome: pipeline.Outcome, begun: str) -> str:
     """What tells an outcome from others of the same files, by which later stages know it.
 
-    A forced run was asked for because fingerprints do not tell all; of files that storage did not
-    give, another part may come in each time; and rows that lay in the future come in without any
-    file's change.
+    A forced run was asked for because fingerprints do not tell all: what is made of what it read is
+    told by its mark, `begun`. Of files that storage did not give, another part may come in each
+    time; and rows that lay in the future come in without any file's change.
     """
-    if force or outcome.unread:
+    if outcome.unread:
         return uuid.uuid4().hex
-    return "" if outcome.ahead is None else f"without what is later than {outcome.ahead}"
+    ahead = "" if outcome.ahead is None else f"without what is later than {outcome.ahead}"
+    return " ".join(filter(None, [begun and f"read anew {begun}", ahead]))
 
 
 def _warn_of_unread(outcome: pipeline.Outcome) -> None:

@@ -172,9 +172,13 @@ def test_storage_that_fails_once_leaves_the_next_reading_whole(tmp_path, storage
 def test_what_the_reader_swallows_is_told_when_the_file_is_left(tmp_path, storage):
     part, _ = part_of(tmp_path, "csv")
     storage(lambda action, place: ClientError("SlowDown") if action == "read" else None)
-    with pytest.raises(StorageError, match="ClientError: SlowDown"), opened(part.path) as file:
-        with contextlib.suppress(OSError):  # as a reader might that takes it for the end
-            file.read(10)
+    taken_for_the_end = contextlib.suppress(OSError)
+    with (
+        pytest.raises(StorageError, match="ClientError: SlowDown"),
+        opened(part.path) as file,
+        taken_for_the_end,
+    ):
+        file.read(10)
 
 
 def test_what_the_reader_makes_of_a_failure_is_the_failure(tmp_path, storage):
