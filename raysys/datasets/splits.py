@@ -136,8 +136,8 @@ def components(rows: pl.DataFrame, task: str) -> Int64:
 
     n = rows.height
     if task == "relevance":
-        return _codes(_plain(rows["query"]))
-    text, group = _codes(_plain(rows["text"])), _codes(rows["group"])
+        return _codes(plain(rows["query"]))
+    text, group = _codes(plain(rows["text"])), _codes(rows["group"])
     if (group < 0).all():
         return text
     # rows, texts and groups are nodes; a row is tied to its text and to its group, if it has one
@@ -226,7 +226,7 @@ def _drawn(
     test, validation = shares
     unit = np.unique(unit, return_inverse=True)[1]
     sizes = np.bincount(unit)
-    keys = _plain(rows["query" if task == "relevance" else "text"]).to_list()
+    keys = plain(rows["query" if task == "relevance" else "text"]).to_list()
     draw = np.ones(len(sizes))
     np.minimum.at(draw, unit, np.array([_draw(key, seed) for key in keys]))
     stratum = _most_frequent(unit, strata)
@@ -318,7 +318,7 @@ def _aside(rows: pl.DataFrame, reasons: npt.NDArray[np.object_]) -> pl.DataFrame
     )
 
 
-def _plain(texts: pl.Series) -> pl.Series:
+def plain(texts: pl.Series) -> pl.Series:
     """Texts without what hardly makes a difference: case and blanks."""
     return texts.str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
 

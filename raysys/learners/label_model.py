@@ -56,7 +56,9 @@ class Labelling:
     @classmethod
     def of(cls, task: LabelTask, labels: LabelSet, train: LabelledTexts) -> Labelling:
         """That of training texts, not calibrated yet."""
-        seen = np.bincount(train.codes[train.codes >= 0], minlength=len(labels))
+        labelled = train.codes >= 0
+        weight = train.weight[labelled]
+        seen = np.bincount(train.codes[labelled], weights=weight, minlength=len(labels))
         known = train.rating[np.isfinite(train.rating)].astype(np.float64)
         ratings = None
         if len(known):

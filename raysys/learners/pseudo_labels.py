@@ -135,7 +135,7 @@ class PseudoLabels(TextLearner[PseudoLabelSettings]):
             [at for at, label in enumerate(given) if label is None and texts[at].strip()],
             dtype=np.int64,
         )
-        seen = np.bincount(labelled.codes[labelled.codes >= 0])
+        seen = np.bincount(labelled.codes[(labelled.codes >= 0) & labelled.original])
         judged = np.flatnonzero(held.codes >= 0)
         best: LabelModel | None = None
         history: list[dict[str, float]] = []

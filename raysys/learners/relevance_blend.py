@@ -179,6 +179,7 @@ class RelevanceBlendLearner(TextLearner[RelevanceBlendSettings]):
     name: ClassVar[str] = "relevance_blend"
     tasks: ClassVar[tuple[Task, ...]] = ("relevance",)
     family: ClassVar[str] = "transformer"
+    takes_copies: ClassVar[bool] = False  # folds go by query, and a changed query is another
     settings_model = RelevanceBlendSettings
     model_class: ClassVar[type[TextModel]] = RelevanceBlendModel
 

@@ -228,7 +228,8 @@ class TextClassifier(TextLearner[TextClassifierSettings]):
 
 def _class_weights(texts: LabelledTexts, k: int, kind: str) -> Float32:
     """Of each label, with mean 1 over the labelled texts: float32[k]."""
-    seen = np.bincount(texts.codes[texts.codes >= 0], minlength=k).astype(np.float64)
+    labelled = texts.codes >= 0
+    seen = np.bincount(texts.codes[labelled], weights=texts.weight[labelled], minlength=k)
     power = {"none": 0.0, "root": 0.5, "balanced": 1.0}[kind]
     weights = np.maximum(seen, 1) ** -power
     return (weights * seen.sum() / (weights * seen).sum()).astype(np.float32)

@@ -99,11 +99,15 @@ class LabelledTexts:
         texts: n of them.
         codes: int64[n], see `LabelSet`; -1 where no label is known.
         rating: float32[n], NaN where none is known.
+        weight: float32[n], in the loss: 1, or what an example shares with its copies.
+        origin: int64[n], ascending: the same number for an example and the copies behind it.
     """
 
     texts: list[str]
     codes: Codes
     rating: Float32
+    weight: Float32
+    origin: Codes
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -112,6 +116,11 @@ class LabelledTexts:
     def rated(self) -> bool:
         """Whether a rating is known of any text."""
         return bool(np.isfinite(self.rating).any())
+
+    @property
+    def original(self) -> npt.NDArray[np.bool_]:
+        """Which are no copies: bool[n]."""
+        return np.diff(self.origin, prepend=-1) > 0
 
 
 def read_training(
@@ -141,11 +150,11 @@ def read_training(
     return labels, _labelled(rows, labels, "train"), _labelled(held, labels, "validation")
 
 
-Rows = tuple[list[str], list[str | None], Float32]
+Rows = tuple[list[str], list[str | None], Float32, Float32, Codes]
 
 
 def _rows(table: pa.Table, task: LabelTask, split: str) -> Rows:
-    """Texts that are not empty, labels (null and blank are the same) and ratings."""
+    """Texts that are not empty, labels (null and blank are the same), ratings, weights, origins."""
     for name in ("text", "label"):
         if name not in table.column_names:
             raise UserError(
@@ -161,12 +170,19 @@ def _rows(table: pa.Table, task: LabelTask, split: str) -> Rows:
     kept = np.array([bool(text.strip()) for text in texts], dtype=bool)
     kept &= np.array([label is not None for label in labels], dtype=bool) | np.isfinite(rating)
     chosen = np.flatnonzero(kept)
-    return [texts[at] for at in chosen], [labels[at] for at in chosen], rating[chosen]
+    weight, origin = np.ones(len(texts), dtype=np.float32), np.arange(len(texts))
+    if "augmented" in table.column_names:
+        weight = table["weight"].to_numpy().astype(np.float32)
+        origin = np.cumsum(table["augmented"].is_null().to_numpy()) - 1
+    _, origin = np.unique(origin[chosen], return_inverse=True)
+    told = [texts[at] for at in chosen], [labels[at] for at in chosen]
+    return *told, rating[chosen], weight[chosen], origin.astype(np.int64)
 
 
 def _labelled(rows: Rows, labels: LabelSet, split: str) -> LabelledTexts:
-    texts, names, rating = rows
-    return LabelledTexts(texts, labels.codes(names, where=f"column label of split {split}"), rating)
+    texts, names, rating, weight, origin = rows
+    codes = labels.codes(names, where=f"column label of split {split}")
+    return LabelledTexts(texts, codes, rating, weight, origin)
 
 
 def _listed(names: Sequence[str | None]) -> str:

@@ -111,9 +111,13 @@ class TextLearner(ABC, Generic[S]):
         settings_model: its typed settings, as found under `learners.NAME` in YAML.
         model_class: what `fit` returns.
         unlabelled: whether texts of training that have no label are put to use.
+        takes_copies: whether copies of training rows may stand among them (see
+            `raysys.text.augment`): their column `augmented` names the method, and they stand behind
+            their original.
     """
 
     unlabelled: ClassVar[bool] = False
+    takes_copies: ClassVar[bool] = True
     name: ClassVar[str]
     tasks: ClassVar[tuple[Task, ...]]
     family: ClassVar[str]

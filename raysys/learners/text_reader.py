@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Hierarchy = Literal["marginal", "heads"]
+_LEAST = 1e-6  # of a sum of weights that is divided by: a batch may hold nothing that is known
 TOKENS_PER_BATCH = 4096
 
 
@@ -229,14 +230,15 @@ class ReadingObjective(Objective):
         batch["codes"] = torch.from_numpy(self.train.codes[rows])
         mean, deviation = self.center
         batch["rating"] = torch.from_numpy((self.train.rating[rows] - mean) / deviation).float()
+        batch["weight"] = torch.from_numpy(self.train.weight[rows])
         return batch
 
     def loss(self, module: nn.Module, batch: Tensors) -> Tensor:
         """See `Objective.loss`."""
         outputs = module(batch["input_ids"], batch["attention_mask"])
         codes, losses = batch["codes"], self.losses
-        known = codes >= 0
-        some = known.sum().clamp(min=1)
+        known = (codes >= 0) * batch["weight"]
+        some = known.sum().clamp(min=_LEAST)
         target = codes.clamp(min=0)
         levels = self.outputs.by_level(outputs)
         picked = levels[-1].gather(1, target[:, None])[:, 0]
@@ -249,9 +251,9 @@ class ReadingObjective(Objective):
             missed = -said.gather(1, node[:, None])[:, 0] * known
             total = total + losses.level_weight * missed.sum() / some
         if self.outputs.rated:
-            rated = torch.isfinite(batch["rating"])
+            rated = torch.isfinite(batch["rating"]) * batch["weight"]
             error = self.outputs.rating(outputs) - torch.nan_to_num(batch["rating"])
-            squared = (error**2 * rated).sum() / rated.sum().clamp(min=1)
+            squared = (error**2 * rated).sum() / rated.sum().clamp(min=_LEAST)
             total = total + losses.rating_weight * squared
         return total
 

@@ -23,7 +23,7 @@ from pydantic import Field
 from raysys.config import Settings
 from raysys.learners.label_model import Labelling, LabelModel, Scores
 from raysys.learners.text_calibration import ThresholdSettings, fit_temperature, softmax
-from raysys.learners.text_labels import Codes, LabelTask, read_training
+from raysys.learners.text_labels import Codes, LabelledTexts, LabelTask, read_training
 from raysys.learners.text_protocol import Task, TextContext, TextLearner
 from raysys.learners.text_terms import (
     VIEWS,
@@ -39,6 +39,9 @@ from raysys.learners.text_terms import (
 log = logging.getLogger("raysys")
 
 Float32 = npt.NDArray[np.float32]
+
+Folds = list[tuple[Codes, Codes]]
+"""Rows to fit on, and rows to judge by."""
 
 MOST_WEIGHTS = 50_000_000
 """Labels times terms at most: 200 MB of float32."""
@@ -175,15 +178,13 @@ class TfidfClassifier(TextLearner[TfidfSettings]):
         most = min(settings.most, max(1, MOST_WEIGHTS // len(labels) // len(wanted)))
         views, rows = fit_views(lines, wanted, least=settings.least, most=most)
         known = np.flatnonzero(texts.codes >= 0)
-        if len(known) < len(texts):
-            labelled, codes = rows[known], texts.codes[known]
-        else:
-            labelled, codes = rows, texts.codes
-        cost = self._cost(labelled, codes, context.seed)
-        linear = self._linear(labelled, codes, len(labels), cost)
+        labelled = rows[known] if len(known) < len(texts) else rows
+        codes, weight = texts.codes[known], _uneven(texts.weight[known])
+        cost = self._cost(labelled, codes, weight, texts.origin[known], context.seed)
+        linear = self._linear(labelled, codes, weight, len(labels), cost)
         rating = None
         if texts.rated:
-            rating = _ridge(rows, texts.rating, settings, context.seed)
+            rating = _ridge(rows, texts, settings, context.seed)
         model = TfidfModel(Labelling.of(settings.task, labels, texts), views, linear, rating)
         if len(held):
             logits = model.scores(held.texts).logits
@@ -195,18 +196,20 @@ class TfidfClassifier(TextLearner[TfidfSettings]):
         )  # fmt: skip
         return model
 
-    def _cost(self, rows: Any, codes: Codes, seed: int) -> float:
+    def _cost(
+        self, rows: Any, codes: Codes, weight: Float32 | None, origin: Codes, seed: int
+    ) -> float:
         """Which of the costs is best on left-out folds of the training texts."""
 
-        def value(cost: float, sample: Codes, folds: list[Codes]) -> float:
+        def value(cost: float, folds: Folds) -> float:
             logits, truth = [], []
-            for fold in folds:
-                rest = np.setdiff1d(sample, fold)
+            for rest, fold in folds:
                 present, again = np.unique(codes[rest], return_inverse=True)
                 judged = fold[np.isin(codes[fold], present)]
                 if len(present) < 2 or not len(judged):
                     continue
-                linear = self._linear(rows[rest], again, len(present), cost)
+                heavy = None if weight is None else weight[rest]
+                linear = self._linear(rows[rest], again, heavy, len(present), cost)
                 # a label that the fold's training lacks: as unlikely as can be told
                 full = np.full((len(judged), int(codes.max()) + 1), -30.0)
                 full[:, present] = logits_of(linear(rows[judged]))
@@ -216,20 +219,23 @@ class TfidfClassifier(TextLearner[TfidfSettings]):
                 return 0.0
             return _judged(np.concatenate(logits), np.concatenate(truth), self.settings.search_by)
 
-        return _best_by_folds(self.settings.costs, value, len(codes), self.settings, seed)
+        return _best_by_folds(self.settings.costs, value, origin, self.settings, seed)
 
-    def _linear(self, rows: Any, codes: Codes, k: int, cost: float) -> Linear:
+    def _linear(
+        self, rows: Any, codes: Codes, weight: Float32 | None, k: int, cost: float
+    ) -> Linear:
         """Fit to codes 0 … k-1, each of which occurs. Two labels have one row of weights."""
         settings = self.settings
         if settings.weighting == "tfidf" and settings.classifier == "logistic" and k > 2:
-            return _fitted(rows, codes, cost, settings)
+            return _fitted(rows, codes, weight, cost, settings)
         binary = [codes == 1] if k == 2 else [codes == at for at in range(k)]
         found = []
         for positive in binary:
             ratio = None
             if settings.weighting == "nb":
-                ratio = _log_count_ratio(rows, positive, settings.smoothing)
-            found.append(_fitted(rows, positive.astype(np.int64), cost, settings, ratio))
+                ratio = _log_count_ratio(rows, positive, weight, settings.smoothing)
+            target = positive.astype(np.int64)
+            found.append(_fitted(rows, target, weight, cost, settings, ratio))
         return Linear(
             np.concatenate([each.weight for each in found]),
             np.concatenate([each.bias for each in found]),
@@ -243,8 +249,18 @@ def logits_of(values: Float32) -> Float32:
     return np.concatenate([-values / 2, values / 2], axis=1)
 
 
+def _uneven(weight: Float32) -> Float32 | None:
+    """Weights, or None where all are 1: scikit-learn goes other ways with weights."""
+    return weight if (weight != 1).any() else None
+
+
 def _fitted(
-    rows: Any, codes: Codes, cost: float, settings: TfidfSettings, ratio: Float32 | None = None
+    rows: Any,
+    codes: Codes,
+    heavy: Float32 | None,
+    cost: float,
+    settings: TfidfSettings,
+    ratio: Float32 | None = None,
 ) -> Linear:
     """One model of scikit-learn as a linear map."""
     from sklearn.linear_model import LogisticRegression
@@ -262,7 +278,7 @@ def _fitted(
     if ratio is not None:
         rows = rows.copy()
         rows.data = rows.data * ratio[rows.indices]
-    model.fit(rows, codes)
+    model.fit(rows, codes, sample_weight=heavy)
     coefficients = model.coef_ if ratio is None else model.coef_ * ratio
     bias = np.broadcast_to(model.intercept_, len(coefficients))
     # C order: safetensors writes an array as it lies, whatever its strides say
@@ -270,51 +286,64 @@ def _fitted(
     return Linear(weights, bias.astype(np.float32))
 
 
-def _log_count_ratio(rows: Any, positive: npt.NDArray[np.bool_], smoothing: float) -> Float32:
+def _log_count_ratio(
+    rows: Any, positive: npt.NDArray[np.bool_], heavy: Float32 | None, smoothing: float
+) -> Float32:
     """How much oftener texts of a label have each term than others: float32[f]."""
     share = []
     for which in (positive, ~positive):
-        seen = np.bincount(rows[np.flatnonzero(which)].indices, minlength=rows.shape[1])
+        some = rows[np.flatnonzero(which)]
+        weights = None if heavy is None else np.repeat(heavy[which], np.diff(some.indptr))
+        seen = np.bincount(some.indices, weights=weights, minlength=rows.shape[1])
         share.append((seen + smoothing) / (seen + smoothing).sum())
     return np.log(share[0] / share[1]).astype(np.float32)
 
 
-def _ridge(rows: Any, rating: Float32, settings: TfidfSettings, seed: int) -> Linear:
+def _ridge(rows: Any, texts: LabelledTexts, settings: TfidfSettings, seed: int) -> Linear:
     """Ridge regression of what ratings are known, its penalty chosen by folds."""
     from sklearn.linear_model import Ridge
 
-    known = np.flatnonzero(np.isfinite(rating))
-    rows, target = rows[known], rating[known].astype(np.float64)
+    known = np.flatnonzero(np.isfinite(texts.rating))
+    rows, target = rows[known], texts.rating[known].astype(np.float64)
+    weight = _uneven(texts.weight[known])
 
     def fitted(cost: float, which: Codes) -> Any:
-        return Ridge(alpha=1 / cost, solver="sparse_cg", tol=1e-4).fit(rows[which], target[which])
+        model = Ridge(alpha=1 / cost, solver="sparse_cg", tol=1e-4)
+        heavy = None if weight is None else weight[which]
+        return model.fit(rows[which], target[which], sample_weight=heavy)
 
-    def value(cost: float, sample: Codes, folds: list[Codes]) -> float:
-        errors = [
-            fitted(cost, np.setdiff1d(sample, fold)).predict(rows[fold]) - target[fold]
-            for fold in folds
-        ]
+    def value(cost: float, folds: Folds) -> float:
+        errors = [fitted(cost, rest).predict(rows[fold]) - target[fold] for rest, fold in folds]
         return -float((np.concatenate(errors) ** 2).mean())
 
-    cost = _best_by_folds((0.03, 0.1, 0.3, 1.0, 3.0), value, len(known), settings, seed)
+    cost = _best_by_folds((0.03, 0.1, 0.3, 1.0, 3.0), value, texts.origin[known], settings, seed)
     model = fitted(cost, np.arange(len(known)))
-    weight = model.coef_.astype(np.float32)[None, :]
-    return Linear(weight, np.array([model.intercept_], dtype=np.float32))
+    return Linear(
+        model.coef_.astype(np.float32)[None, :], np.array([model.intercept_], dtype=np.float32)
+    )
 
 
 def _best_by_folds(
     costs: Sequence[float],
-    value: Callable[[float, Codes, list[Codes]], float],
-    n: int,
+    value: Callable[[float, Folds], float],
+    origin: Codes,
     settings: TfidfSettings,
     seed: int,
 ) -> float:
-    """The cost of the largest value; of one cost, or texts too few for folds, the middle one."""
+    """The cost of the largest value; of one cost, or texts too few for folds, the middle one.
+
+    A copy is in the fold of its original, and only originals are judged.
+    """
+    first, unit = np.unique(origin, return_index=True, return_inverse=True)[1:]
+    n = len(first)
     if len(costs) == 1 or n < 2 * settings.folds:
         return costs[len(costs) // 2]
     sample = np.random.default_rng(seed).permutation(n)[: settings.search_texts or n]
-    folds = [sample[at :: settings.folds] for at in range(settings.folds)]
-    values = [value(cost, sample, folds) for cost in costs]
+    parts = [sample[at :: settings.folds] for at in range(settings.folds)]
+    folds = [
+        (np.flatnonzero(np.isin(unit, np.setdiff1d(sample, part))), first[part]) for part in parts
+    ]
+    values = [value(cost, folds) for cost in costs]
     return costs[int(np.argmax(values))]
 
 

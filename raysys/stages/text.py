@@ -30,6 +30,7 @@ from raysys.learners.text_protocol import Task, TextContext, TextLearner
 from raysys.progress import task
 from raysys.registry import TEXT, Registry, write_text
 from raysys.stages.named_files import named_files
+from raysys.stages.text_augmentation import copies_of, require_copies_fit, with_copies
 from raysys.stages.text_judging import Fit, Outcome, judge
 from raysys.stages.text_settings import TextSettings
 from raysys.stages.text_sources import inputs_of, read_and_divide, text_columns
@@ -42,10 +43,12 @@ from raysys.storage import (
     working_folder,
     write_atomic,
 )
+from raysys.text.augment.table import AUGMENTED, counts
 
 log = logging.getLogger("raysys")
 
 ROWS = "rows.parquet"
+COPIES = "copies.parquet"
 BLEND = "text_blend"
 
 _COLUMNS = 4  # figures in the terminal's table
@@ -71,10 +74,12 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
         name: make_text_learner(name, values, task=settings.task, where=f"learners.{name}")
         for name, values in settings.learners.items()
     }
+    require_copies_fit(settings, learners)
     found = labelled.find(settings.files)
+    named = named_files([settings.learners, settings.augmentation.model_dump(mode="json")])
     planned = Manifest(
         stage="text",
-        inputs={**inputs_of(settings, found, workspace), **named_files(settings.learners)},
+        inputs={**inputs_of(settings, found, workspace), **named},
         settings=settings.model_dump(mode="json"),
     )
     registry = Registry(workspace.registry)
@@ -87,7 +92,8 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
     (work / "models").mkdir(exist_ok=True)
     unlabelled = any(learner.unlabelled for learner in learners.values())
     read, divided = read_and_divide(settings, found, workspace, unlabelled)
-    tables = tables_of(settings.task, divided.rows)
+    tables = with_copies(settings, tables_of(settings.task, divided.rows))
+    copies = copies_of(tables["train"])
     with _cluster_if_wanted(settings):
         fits = {
             name: _fit(name, learner, tables, settings, work) for name, learner in learners.items()
@@ -116,6 +122,8 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
         divided.rows.write_parquet(fresh / ROWS)
         if aside.height:
             aside.write_parquet(fresh / "quarantine.parquet")
+        if copies is not None:
+            pq.write_table(copies, fresh / COPIES, compression="zstd")
         for name, said in outcome.said.items():
             (fresh / "predictions").mkdir(exist_ok=True)
             pq.write_table(said, fresh / "predictions" / f"{name}.parquet", compression="zstd")
@@ -128,6 +136,7 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
             "split": divided.by,
             "notes": list(divided.notes),
             "mended": {name: count for name, count in read.notes.items() if count},
+            "augmented": {} if copies is None else counts(copies[AUGMENTED]),
             "seconds": {name: round(fit.seconds, 2) for name, fit in fits.items()},
             **figures,
         }

@@ -11,6 +11,7 @@ from raysys.datasets.labelled_files import CompleteJourneyProducts, LabelledFile
 from raysys.datasets.splits import SplitSettings
 from raysys.learners.text_protocol import Task
 from raysys.stages.train_settings import ResourceSettings
+from raysys.text.augment.settings import Augmentation
 from raysys.text.behaviour_source import BehaviourSource
 
 AnySource = Annotated[
@@ -30,6 +31,8 @@ class TextSettings(StageSettings):
         distinct: take what says the same (text, label, grade) once.
         sample: fit on about so many rows at most; null: on all.
         split: into train, validation and test.
+        augmentation: copies of train with changed texts (for relevance: queries), of which all
+            learners learn; nothing that is judged has any. Not for entities. Off by default.
         learners: name → its settings.
         blend: for classify and sentiment: try a weighted average of the learners as well.
         resources: of every fit, through Ray Train; null: in this very process.
@@ -47,6 +50,7 @@ class TextSettings(StageSettings):
     distinct: bool = False
     sample: int | None = Field(None, ge=20)
     split: SplitSettings = SplitSettings()
+    augmentation: Augmentation = Augmentation()
     learners: dict[str, dict[str, Any]] = Field(min_length=1)
     blend: bool = True
     resources: ResourceSettings | None = None
@@ -76,6 +80,18 @@ class TextSettings(StageSettings):
             raise ValueError("sources: name `kind: behaviour` once: a workspace has one log")
         if behaviours == len(self.sources) and self.split.by not in (None, "time"):
             raise ValueError(f"split.by: behaviour is divided by time, not {self.split.by}")
+        return self
+
+    @model_validator(mode="after")
+    def _copies_keep_what_is_known(self) -> TextSettings:
+        if self.augmentation and self.task == "entities":
+            raise ValueError(
+                "augmentation: changed words would not be where their spans say; "
+                "leave it out for entities"
+            )
+        if self.augmentation.history_methods:
+            kinds = ", ".join(method.kind for method in self.augmentation.history_methods)
+            raise ValueError(f"augmentation.methods: {kinds}: a text has no history to change")
         return self
 
     @property

@@ -67,7 +67,8 @@ def test_either_hierarchy_learns(hierarchy, tiny, tmp_path) -> None:
 
 def test_rare_labels_weigh_more_and_the_mean_is_one() -> None:
     codes = np.array([0] * 90 + [1] * 10 + [-1] * 5)
-    texts = LabelledTexts(["t"] * 105, codes, np.full(105, np.nan, np.float32))
+    nothing, alike = np.full(105, np.nan, np.float32), np.ones(105, np.float32)
+    texts = LabelledTexts(["t"] * 105, codes, nothing, alike, np.arange(105))
     for kind, ratio in (("none", 1), ("root", 3), ("balanced", 9)):
         weights = _class_weights(texts, 2, kind)
         assert weights[1] / weights[0] == pytest.approx(ratio, rel=1e-5)

@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysys.datasets.splits import plain
 from raysys.errors import UserError
 from raysys.text.augment.draws import UInt64, derived, keys_of, uniform
 from raysys.text.augment.edits import spelling_noise, word_dropout, word_swap
@@ -91,7 +92,12 @@ def _apply(method: TextMethod, texts: pl.Series, keys: UInt64, seed: int, copy: 
 
 
 def augment_table(
-    table: pa.Table, column: str, settings: Augmentation, *, row_id: str | None = None
+    table: pa.Table,
+    column: str,
+    settings: Augmentation,
+    *,
+    row_id: str | None = None,
+    unlike: pl.Series | None = None,
 ) -> pa.Table:
     """A table of training rows with copies of them, in which one text is changed.
 
@@ -101,6 +107,7 @@ def augment_table(
         column: the text.
         settings: what to do.
         row_id: the column that names rows; None: rows are named by the text itself.
+        unlike: texts that no copy may be, but for case and blanks; None: any.
 
     Returns:
         The rows in their order, each followed by its copies, with the further columns `augmented`
@@ -121,6 +128,8 @@ def augment_table(
     chosen = np.flatnonzero(may)
     ids = ids.gather(chosen) if isinstance(ids, pl.Series) else ids[chosen]
     copies = augment_texts(texts.gather(chosen), ids, settings)
+    if unlike is not None:
+        copies = copies.filter(~plain(copies["text"]).is_in(plain(unlike).unique().implode()))
     source = np.concatenate([np.arange(table.num_rows), chosen[copies["row"].to_numpy()]])
     order = np.argsort(source, kind="stable")  # an original comes before its copies
     text = pl.concat([texts.rename("text"), copies["text"]]).gather(order)

@@ -13,6 +13,7 @@ import yaml
 from benchmarks.result import RESULTS
 from raysys.config import parse_settings
 from raysys.learners.two_tower_settings import TwoTowerSettings
+from raysys.stages.text_settings import TextSettings
 from raysys.text.augment import Augmentation
 
 PAGE = Path(__file__).parents[3] / "docs" / "augmentation.md"
@@ -44,9 +45,11 @@ def test_the_page_does_not_promise_what_was_not_measured() -> None:
 
 
 def test_the_yaml_is_taken() -> None:
-    training, translation = (yaml.safe_load(block) for block in blocks("yaml"))
+    training, fit, translation = (yaml.safe_load(block) for block in blocks("yaml"))
     found = parse_settings(TwoTowerSettings, training["learners"]["two_tower"], where="page")
     assert [method.kind for method in found.augmentation.methods] == [
         "synonym_replacement", "word_dropout", "crop",
     ]  # fmt: skip
+    told = parse_settings(TextSettings, fit, where="page").augmentation
+    assert [method.kind for method in told.methods] == ["spelling_noise", "word_swap"]
     assert parse_settings(Augmentation, translation, where="page").text_methods
