@@ -263,3 +263,26 @@ def test_weights_count_in_the_loss_of_a_transformer() -> None:
     assert loss([0, 0, 1, 2, 3], [0.5, 0.5, 1.0, 1.0, 1.0]) == pytest.approx(once)
     assert loss([0, 0, 1, 2, 3], [1.0] * 5) != pytest.approx(once)
     assert loss([2], [0.25]) == pytest.approx(loss([2], [1.0]))  # a mean, whatever the weights
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("task", "learners"),
+    [
+        ("relevance", {"relevance_trees": {"vectors": None}}),
+        ("sentiment", {"tfidf_classifier": {"costs": [1.0, 3.0]}}),
+    ],
+)
+def test_the_other_tasks_are_fitted_with_copies(
+    tmp_path: Path, task: str, learners: dict[str, Any]
+) -> None:
+    write = texts.write_judgements if task == "relevance" else texts.write_reviews
+    settings = texts.settings_of(task, write(tmp_path / "a.csv"), learners, augmentation=SLIPS)
+    workspace = Workspace(tmp_path / "ws")
+    manifest = text.run(settings, workspace)
+    copies = pl.read_parquet(workspace.text / f"text-{task}" / "copies.parquet")
+    assert set(copies["augmented"]) == {"spelling_noise", "word_swap"}
+    assert sum(manifest.figures["augmented"].values()) == copies.height
+    column = "query" if task == "relevance" else "text"
+    rows = pl.read_parquet(workspace.text / f"text-{task}" / "rows.parquet")
+    assert not set(plain(copies[column])) & set(plain(rows[column]))
