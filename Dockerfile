@@ -1,7 +1,7 @@
 # Serves bundles; trains nothing: see deploy/requirements-serve.txt.
 #   docker build -t raysys-serve .
 #   docker run --shm-size=2g -p 127.0.0.1:8000:8000 -v /srv/raysys:/srv/raysys raysys-serve
-# It was written where no container engine is: its text is checked by tests, it was never built.
+# It was written where no container engine is: hadolint and tests read it, it was never built.
 FROM python:3.11-slim-bookworm AS wheel
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
@@ -11,7 +11,9 @@ COPY serve_configs serve_configs
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11-slim-bookworm
-# libgomp1: LightGBM and XGBoost; wget: KubeRay's probes
+# libgomp1: LightGBM and XGBoost; wget: KubeRay's probes. Without versions: Debian's mirrors drop a
+# package when its security update comes, so that a pin would break the build and keep the hole.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgomp1 wget \
     && rm -rf /var/lib/apt/lists/*

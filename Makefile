@@ -28,11 +28,12 @@ test: $(VENV)/.installed  ## Every test, the slow ones last
 test-fast: $(VENV)/.installed  ## Tests that neither start Ray nor take seconds each
 	@$(BIN)/python -m pytest -m "not slow and not long" $(SHARED)
 
-check: $(VENV)/.installed  ## Lint, format, types, import rules, documentation
+check: $(VENV)/.installed  ## Lint, format, types, import rules, Dockerfile, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/hadolint Dockerfile
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/.installed  ## Mend lint and format

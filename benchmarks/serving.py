@@ -1,6 +1,6 @@
 """Serving: five servers compared, a request's budget, growth, overload, kills, fuzzing.
 
-About forty minutes in all; each part also alone: `compare`, `stages`, `growth`, `overload`,
+About forty-five minutes in all; each part also alone: `compare`, `stages`, `growth`, `overload`,
 `kills`, `fuzz`. Needs the bundle of a finished demo (`make demo`), and pip for two of the peers,
 which get environments of their own.
 
@@ -31,7 +31,7 @@ def compare(given: argparse.Namespace) -> list[Figure]:
     from benchmarks.serving_parts.servers import NAMES
 
     names = given.servers.split(",") if given.servers else NAMES
-    rounds, seconds = (2, 0.7) if given.quick else (5, 1.5)
+    rounds, seconds = (2, 0.7) if given.quick else (compare.ROUNDS, compare.SECONDS)
     return compare.measure(
         given.registry, given.environments, rounds=rounds, seconds=seconds, servers=names
     )

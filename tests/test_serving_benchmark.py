@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.serving_page import plot, table
-from benchmarks.serving_parts import growth, overload
+from benchmarks.serving_parts import compare, growth, overload
 from benchmarks.serving_parts.kills import gaps
 from benchmarks.serving_parts.load import NO_ANSWER, Outcome, closed, opened, requests
 from benchmarks.serving_parts.overload import recovery_s
@@ -205,3 +205,47 @@ def test_a_shop_of_any_size_is_built_and_asked(
     told = growth.ask(2000, tmp_path)
     assert told["events"] == 4000 and told["texts"] == 500
     assert all(0 < told[f"{surface}_p99_ms"] < 60_000 for surface in growth.SURFACES)
+
+
+def test_servers_are_compared_by_turns_in_runs_long_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Five runs of three seconds of every load on every server, within twenty minutes."""
+    names = ("uvicorn", "serve", "serve_haproxy", "litserve", "bentoml")
+    ran: list[tuple[int, str, float]] = []  # port, load, seconds
+
+    @contextlib.contextmanager
+    def running(name: str, *_: Any) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(
+            port=names.index(name), path=str, memory_gb=1.0, body=lambda surface, asked: b"{}"
+        )
+
+    def outcome(port: int, load: str, seconds: float) -> Outcome:
+        ran.append((port, load, seconds))
+        n = 10 * (port + 1)
+        return Outcome(seconds, np.zeros(n), np.ones(n), np.full(n, 200))
+
+    monkeypatch.setattr(compare, "running", running)
+    monkeypatch.setattr(compare, "arguments", lambda registry: {})
+    monkeypatch.setattr(
+        compare, "questions", lambda registry: dict.fromkeys(compare.SURFACES, [{}] * 3)
+    )
+    monkeypatch.setattr(
+        compare, "closed", lambda host, port, work, n, seconds: outcome(port, f"{n}", seconds)
+    )
+    monkeypatch.setattr(
+        compare,
+        "opened",
+        lambda host, port, work, per_s, seconds, seed: outcome(port, f"at {per_s:.2f}/s", seconds),
+    )
+    figures = {figure.name: figure for figure in compare.measure(tmp_path, tmp_path)}
+    assert all(seconds >= 3 for _, _, seconds in ran)
+    assert sum(seconds for _, _, seconds in ran) <= 15 * 60  # starting and loading come on top
+    warm = len(names) * len(compare.SURFACES)
+    turns = [ran[at : at + len(names)] for at in range(warm, len(ran), len(names))]
+    assert all(sorted(port for port, _, _ in turn) == [*range(len(names))] for turn in turns)
+    assert len({turn[0][0] for turn in turns}) == len(names)  # each comes first once
+    for name in names:
+        for surface in compare.SURFACES:
+            assert "5 runs of 3 s" in figures[f"{surface}_{name}_per_s_8"].reference
+    assert figures["rank_ratio_uvicorn"].value == pytest.approx(3.0)  # 30 answers against 10

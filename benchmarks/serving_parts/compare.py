@@ -1,8 +1,10 @@
 """One bundle behind five servers: closed loops at 1, 8 and 32 connections, and fixed rates.
 
-All servers run at once, each with one process that answers; runs of a few seconds alternate
-between them, so that whatever else the machine does meets all alike. What a run takes the load
-generator is taken from the same cores, and from all alike.
+All servers run at once, each with one process that answers, over one bundle with the same
+arguments; runs of a few seconds alternate between them, so that whatever else the machine does
+meets all alike. What a run takes the load generator is taken from the same cores, and from all
+alike. uvicorn and Ray Serve run one application; LitServe and BentoML read and write JSON in their
+own way, and requests are checked by the same models. About 18 minutes, four of them for starting.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ from benchmarks.serving_parts.args import SURFACES, arguments, questions
 from benchmarks.serving_parts.load import Outcome, closed, opened
 from benchmarks.serving_parts.servers import NAMES, Running, running
 
-CONNECTIONS = (1, 8, 32)
-SHARES = (0.5, 0.75)  # of what a server did at 8 connections
+ROUNDS = 5
+SECONDS = 3.0  # of a run
+CONNECTIONS = {"rank": (1, 8, 32)}
+SHARES = {"rank": (0.5, 0.75)}  # of what a server did at 8 connections
+OTHER_CONNECTIONS, OTHER_SHARES = (8, 32), (0.5,)  # of the other surfaces
 OURS = "serve_haproxy"
 MEANS = {
     "uvicorn": "FastAPI on uvicorn, one process",
@@ -37,8 +42,8 @@ def measure(
     registry: Path,
     environments: Path,
     *,
-    rounds: int = 5,
-    seconds: float = 2.0,
+    rounds: int = ROUNDS,
+    seconds: float = SECONDS,
     servers: Sequence[str] = NAMES,
     surfaces: Sequence[str] = SURFACES,
 ) -> list[Figure]:
@@ -86,17 +91,17 @@ def _round(
 ) -> None:
     """One run of every kind on every server, another one first each time."""
     names = [*there][number % len(there) :] + [*there][: number % len(there)]
-    for connections in CONNECTIONS:
+    for connections in CONNECTIONS.get(surface, OTHER_CONNECTIONS):
         for name in names:
             some = work[name, surface][number * 131 :] + work[name, surface][: number * 131]
             found = closed("127.0.0.1", there[name].port, some, connections, seconds)
             runs[name, surface, f"{connections}"].append(found)
-    for share in SHARES if surface == "rank" else (0.5,):
+    for share in SHARES.get(surface, OTHER_SHARES):
         for name in names:
             capacity = np.median([run.per_s for run in runs[name, surface, "8"]])
             found = opened(
                 "127.0.0.1", there[name].port, work[name, surface], max(1.0, share * capacity),
-                2 * seconds, seed=number,
+                seconds, seed=number,
             )  # fmt: skip
             runs[name, surface, f"open{share * 100:.0f}"].append(found)
 

@@ -17,12 +17,12 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raysys import __version__
 from raysys.registry import Registry
 from raysys.serving.access import with_roles
 from raysys.serving.admin_routes import add_admin_routes
+from raysys.serving.admission import BodyLimit
 from raysys.serving.api import Health, Readiness
 from raysys.serving.args import ServeArgs
 from raysys.serving.arms import Arms
@@ -30,21 +30,18 @@ from raysys.serving.asking import Context
 from raysys.serving.edge import minimal, policy_for, protect
 from raysys.serving.edge_args import under_home
 from raysys.serving.events_routes import add_event_routes
-from raysys.serving.list_routes import LISTS, add_list_routes
+from raysys.serving.list_routes import add_list_routes
 from raysys.serving.pages import add_pages
-from raysys.serving.problems import Problem, ProblemBody, handle_problems
+from raysys.serving.problems import ProblemBody, handle_problems
 from raysys.serving.profile import Profile
 from raysys.serving.service import Service
 from raysys.serving.text_routes import add_text_routes
 from raysys.serving.tracing import Tracing, check_tracing, open_tracing
 from raysys.serving.traffic import Traffic
 from raysys.serving.traffic_board import TrafficBoard
-from raysys.serving.workers import BACKGROUND
 
 if TYPE_CHECKING:
     from ray.serve import Application
-
-MAX_BODY = 1 << 20  # bytes
 
 
 def build(args: ServeArgs) -> "Application":
@@ -131,14 +128,16 @@ def http_app(service: Service, arms: Arms | None = None, tracing: Tracing | None
         docs_url=None,  # ours below needs no CDN
         redoc_url=None,
         lifespan=lifespan,
+        # its spans would name whole paths, in which users' ids stand; ours are `args.tracing`
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     traffic = Traffic()
     board = None
     if service.args.pages.console and service.args.bundle is not None:
         place = service.args.registry_path
         board = TrafficBoard(place, traffic, lambda: service.metrics.read())
-    app.add_middleware(Admission, service=service)
-    protect(app, service.args, traffic, lambda: service.metrics)
+    app.add_middleware(BodyLimit)
+    protect(app, service.args, traffic, lambda: service.metrics, lambda: service.workers)
     handle_problems(app)
 
     add_list_routes(app, service, tracing)
@@ -169,65 +168,6 @@ def http_app(service: Service, arms: Arms | None = None, tracing: Tracing | None
     add_pages(app, service, arms, board)
     _serve_docs(app, service.args)
     return app
-
-
-class Admission:
-    """Refuses a body larger than `MAX_BODY` and, before anything is read, a list for which there is
-    no room.
-
-    Args:
-        app: what answers.
-        service: whose threads would do the work.
-    """
-
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.service = app, service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        if scope["method"] == "POST" and (refused := self._no_room(scope)) is not None:
-            await refused.response(scope["path"])(scope, receive, send)
-            return
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > MAX_BODY:
-                raise _TooLarge
-            return message
-
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        try:
-            if length.isdigit() and int(length[:20]) > MAX_BODY:
-                raise _TooLarge
-            await self.app(scope, counted, send)
-        except _TooLarge:
-            detail = f"the body is larger than {MAX_BODY:,} bytes; send fewer items"
-            response = Problem(413, "too-large", detail).response(scope["path"])
-            await response(scope, receive, send)
-
-    def _no_room(self, scope: Scope) -> Problem | None:
-        """Why a list is refused now, if it is; all other calls wait for their turn."""
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        priority = LISTS.get(path)
-        if priority is None:
-            return None
-        for name, value in scope["headers"]:
-            if name == b"x-priority" and value == b"background":
-                priority = BACKGROUND
-        refused = self.service.workers.refusal(priority)
-        if refused is not None:
-            self.service.metrics.count("raysys_shed", kind=refused.kind)
-        return refused
-
-
-class _TooLarge(BaseException):
-    """Not an Exception: FastAPI turns those into a 400 while it reads the body."""
 
 
 def _serve_docs(app: FastAPI, args: ServeArgs) -> None:

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raysys.serving.admission import Admission
 from raysys.serving.api import Readiness
 from raysys.serving.args import ServeArgs
 from raysys.serving.arrival import Arrival
@@ -20,6 +21,7 @@ from raysys.serving.limits import RateLimits
 from raysys.serving.metrics import Metrics
 from raysys.serving.problems import FieldError, Problem, fault
 from raysys.serving.traffic import Traffic, Watched
+from raysys.serving.workers import Workers
 
 PAGE_POLICY = (
     "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
@@ -45,22 +47,28 @@ _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def protect(
-    app: FastAPI, args: ServeArgs, traffic: Traffic, metrics: Callable[[], Metrics]
+    app: FastAPI,
+    args: ServeArgs,
+    traffic: Traffic,
+    metrics: Callable[[], Metrics],
+    workers: Callable[[], Workers],
 ) -> None:
-    """Put the moment of arrival, headers, CORS, counts, keys and rate limits before an application,
-    in this order.
+    """Put the moment of arrival, headers, CORS, counts, keys, room and rate limits before an
+    application, in this order: nobody without a key is told whether there is room.
 
     Args:
         app: what answers.
         args: the deployment's.
         traffic: where each answer is noted, also one that refuses.
         metrics: gives the metrics it is counted in.
+        workers: gives the threads that lists need room in.
 
     Raises:
         UserError: the file of keys is missing or damaged.
     """
     app.add_middleware(JsonOnly)  # each that follows comes before it
     app.add_middleware(RateLimits, args=args.limits, deadline_ms=args.deadline_ms)
+    app.add_middleware(Admission, workers=workers, metrics=metrics)
     app.add_middleware(Auth, args=args.auth, cors_origins=args.cors_origins)
     app.add_middleware(Faults)
     app.add_middleware(Watched, traffic=traffic, metrics=metrics)

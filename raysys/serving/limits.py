@@ -37,7 +37,7 @@ _WINDOW_S = 1.0  # of the rates
 
 
 class RateLimits:
-    """Answers 429 with Retry-After to a key beyond its rate; comes after `Auth`.
+    """Answers 429 with Retry-After to a key beyond its rate; comes after `Admission`.
 
     Args:
         app: what answers.

@@ -100,14 +100,14 @@ class Metrics:
 
     def count(self, name: str, amount: int = 1, **tags: str) -> None:
         """Add to a counter of `NAMES`."""
-        key = (name, tuple(sorted(tags.items())))
+        key = (name, _sorted(tags))
         with self._lock:
             self._counts[key] += amount
 
     def observe(self, name: str, seconds: float, **tags: str) -> None:
         """Add to a histogram of `SECONDS`, or a number to one of `SIZES`."""
         if self._on_ray and len(self._seconds) < _MOST:
-            self._seconds.append(((name, tuple(sorted(tags.items()))), seconds))
+            self._seconds.append(((name, _sorted(tags)), seconds))
 
     def gauge(
         self,
@@ -126,7 +126,7 @@ class Metrics:
                 it keeps the last one.
             tags: by name.
         """
-        key = (name, tuple(sorted(tags.items())))
+        key = (name, _sorted(tags))
         self._gauges.append((key, read))
         if afterwards is not None:
             self._afterwards[key] = afterwards
@@ -194,3 +194,7 @@ class Metrics:
             keys = tuple(tag for tag, _ in tags)
             self._of_ray[name] = kind(name, names[name], tag_keys=keys, **more)
         return self._of_ray[name]
+
+
+def _sorted(tags: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(tags.items()) if len(tags) > 1 else tags.items())

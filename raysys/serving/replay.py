@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from raysys.config import parse_settings
+from raysys.errors import UserError
 from raysys.registry import Registry
 from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
 from raysys.serving.args import ServeArgs
@@ -92,7 +93,17 @@ def open_service(
     if bundle is not None:
         pinned = Registry(Path(content["registry"])).resolve(bundle)
     content["pinned"] = pinned
-    return Service(parse_settings(ServeArgs, content, where=str(folder)))
+    args = parse_settings(ServeArgs, content, where=str(folder))
+    try:
+        Registry(args.registry_path).resolve(pinned)
+    except UserError:
+        raise UserError(
+            f"the bundle {pinned!r} that answered is gone",
+            where=str(args.registry_path),
+            mend="name the folder that holds it with --registry, or put it back; no other bundle "
+            "scores as it did",
+        ) from None
+    return Service(args)
 
 
 def ask_again(record: dict[str, Any], service: Service) -> Ask:

@@ -192,7 +192,8 @@ def find_shown(folder: Path, request_id: str) -> dict[str, Any]:
         f"no shown list {request_id!r}",
         where=str(folder),
         mend="is the id whole, and the folder the deployment's? What came within the last "
-        "segment_s may not be written yet, and what `max_waiting` was too small for never is",
+        "segment_s may not be written yet, what is older than keep_days is removed, and what "
+        "`max_waiting` was too small for was never written",
     )
 
 

@@ -21,6 +21,12 @@ PATIENCE_S = 1.0
 """Beyond its deadline nobody waits for an answer any more."""
 
 
+def overloaded(retry_after_s: int) -> Problem:
+    """The 503 for want of room."""
+    detail = "more requests than this server can answer; try again after Retry-After seconds"
+    return Problem(503, "overloaded", detail, retry_after_s=retry_after_s)
+
+
 @dataclass(order=True)
 class _Waiting:
     priority: int
@@ -58,18 +64,21 @@ class Workers:
         """How many wait."""
         return len(self._waiting)
 
-    def refusal(self, priority: int = NORMAL) -> Problem | None:
-        """What `submit` would raise for want of room; None: there is some.
+    def refusal(self, priority: int = NORMAL) -> int | None:
+        """Seconds after which to try again, where `submit` would refuse for want of room.
 
         To be asked before a request is read: under load most of a refusal's cost is the reading.
+
+        Returns:
+            None: there is room, or was at this moment, as nothing is locked.
         """
         if len(self._waiting) < self._max_waiting:
             return None
-        with self._changed:
-            full = len(self._waiting) >= self._max_waiting
-            if full and max(self._waiting).priority <= priority:
-                return self._overloaded()
-        return None
+        waiting = self._waiting[:]  # at once, as a thread may take one out
+        if len(waiting) < self._max_waiting or any(each.priority > priority for each in waiting):
+            return None
+        self.shed += 1
+        return self._wait_s()
 
     def submit(
         self, work: Callable[[], T], priority: int = NORMAL, until: float = math.inf
@@ -111,13 +120,11 @@ class Workers:
 
     def _overloaded(self) -> Problem:
         self.shed += 1
-        seconds = len(self._waiting) * self._seconds / self._threads
-        return Problem(
-            503,
-            "overloaded",
-            "more requests than this server can answer; try again after Retry-After seconds",
-            retry_after_s=max(1, math.ceil(seconds)),
-        )
+        return overloaded(self._wait_s())
+
+    def _wait_s(self) -> int:
+        """Until those who wait now have their answers."""
+        return max(1, math.ceil(len(self._waiting) * self._seconds / self._threads))
 
     def _run(self) -> None:
         while True:

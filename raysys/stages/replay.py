@@ -53,6 +53,11 @@ def as_text(replayed: Replayed) -> str:
     ]
     if replayed.differences:
         lines += ["DIFFERENT:", *(f"  {difference}" for difference in replayed.differences)]
+    elif replayed.scored_from == "nothing":
+        lines.append(
+            "the same list from the recorded scores; whether they would be the same, "
+            "nothing can say now"
+        )
     else:
         lines.append("the same, to the last bit")
     return "\n".join(lines)

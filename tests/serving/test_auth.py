@@ -28,6 +28,7 @@ from raysys.serving.keys import ROLES, KeyFile
 from raysys.serving.metrics import Metrics
 from raysys.serving.service import Service
 from raysys.serving.traffic import Traffic
+from raysys.serving.workers import Workers
 from raysys.stages.deploy_plan import DeploySettings, plan
 
 WRONG = ("missing", "unknown", "expired", "revoked", "malformed", "twice", "basic", "hash")
@@ -147,7 +148,8 @@ def test_what_became_of_a_key_is_told_to_its_holder_only(keyed: Keyed) -> None:
 
 def test_what_is_not_declared_is_not_there(keyed: Keyed) -> None:
     app = FastAPI()
-    protect(app, keyed.args, Traffic(), Metrics)
+    workers = Workers(1, 1)
+    protect(app, keyed.args, Traffic(), Metrics, lambda: workers)
 
     @app.get("/v1/secret")
     @app.delete("/v1/search")

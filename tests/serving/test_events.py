@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from raysys.eventlog.rolled import roll
 from raysys.registry import Registry
-from raysys.serving.app import MAX_BODY, settle
+from raysys.serving.admission import MAX_BODY
+from raysys.serving.app import settle
 from raysys.serving.args import ServeArgs
 from raysys.serving.service import Service
 from tests.serving.eventing import (

@@ -8,7 +8,8 @@ from urllib.parse import quote
 import pytest
 from fastapi.testclient import TestClient
 
-from raysys.serving.app import MAX_BODY, http_app
+from raysys.serving.admission import MAX_BODY
+from raysys.serving.app import http_app
 from raysys.serving.args import ServeArgs
 from raysys.serving.service import Service
 

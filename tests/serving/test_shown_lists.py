@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,41 @@ def test_the_command_says_whether_it_is_the_same(registry: Registry, tmp_path: P
     (tmp_path / f"settings-{replay_of(tmp_path, answer)['settings']}.json").unlink()
     with pytest.raises(UserError, match="no settings"):
         replay(tmp_path, answer.request_id)
+
+
+def test_the_command_does_not_call_the_same_what_it_did_not_compute(
+    registry: Registry, tmp_path: Path
+) -> None:
+    service = serve(registry, tmp_path, **inputs(tmp_path, 0.0))
+    service.versions.state = "log 17"  # it has moved on, and no features are recorded
+    answer = service.answer(ASKED[0], context())
+    service.close()
+    args = ["replay", answer.request_id, "-s", str(tmp_path)]
+    done = CliRunner().invoke(cli, args)
+    assert done.exit_code == 0 and "not scored again" in done.output
+    assert "the same list from the recorded scores" in done.output
+    assert "the same, to the last bit" not in done.output
+    told = json.loads(CliRunner().invoke(cli, [*args, "--json"]).output)
+    assert told["same"] is True and told["scored_from"] == "nothing"
+
+
+def test_what_replay_lacks_is_told_with_how_to_mend_it(registry: Registry, tmp_path: Path) -> None:
+    own = Registry(tmp_path / "registry")
+    shutil.copytree(registry.root, own.root)
+    folder = tmp_path / "lists"
+    service = serve(own, folder, **inputs(folder, 1.0))
+    answer = service.answer(ASKED[0], context())
+    service.close()
+    bundle = own.resolve("champion")
+    shutil.rmtree(own.path(bundle))
+    args = ["replay", answer.request_id, "-s", str(folder)]
+    done = CliRunner().invoke(cli, args)
+    said = " ".join(done.output.split())
+    assert done.exit_code == 2 and f"{bundle!r} that answered is gone" in said
+    assert "--registry" in said
+    assert CliRunner().invoke(cli, [*args, "--registry", str(registry.root)]).exit_code == 0
+    done = CliRunner().invoke(cli, ["replay", "0" * 32, "-s", str(folder)])
+    assert done.exit_code == 2 and "keep_days" in " ".join(done.output.split())
 
 
 def test_the_log_lines_of_a_call_find_its_list(registry: Registry, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysys.serving.app import MAX_BODY, http_app
+from raysys.serving.admission import MAX_BODY
+from raysys.serving.app import http_app
 from raysys.serving.args import ServeArgs
 from raysys.serving.metrics import Metrics
 from raysys.serving.service import Service
