@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from raysys.cli import app
 from raysys.errors import UserError
-from raysys.stages import relevance_members
+from raysys.stages import benchmark_relevance, relevance_members
 from raysys.stages.benchmark_pairs import read_pairs
 from raysys.stages.benchmark_relevance import join_members
 from raysys.stages.relevance_judging import Ground, Judge, Member, figures_of, least_products
@@ -157,6 +157,39 @@ def test_lists_are_joined_and_yes_is_one(tmp_path: Path) -> None:
     nested.write_parquet(tmp_path / "nested.parquet")
     with pytest.raises(UserError, match="column 'title' holds Struct"):
         read(tmp_path / "nested.parquet")
+
+
+def test_of_a_file_too_large_for_its_time_fewer_queries_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(120, 10).write_csv(tmp_path / "a.csv")
+    monkeypatch.setattr(benchmark_relevance, "PROBE_PAIRS", 300)
+    probed = []
+
+    def fitted(ground: Ground, budget: object) -> tuple[dict[str, Member], dict[str, str]]:
+        rng = np.random.default_rng(0)
+        said = {name: np.float32(rng.random(len(each))) for name, each in ground.pairs.items()}
+        return {"relevance_trees": Member(said, {}, 0.0)}, {}
+
+    def ran(seconds_a_pair: float) -> dict[str, int]:
+        def pace(ground: Ground) -> float:
+            pairs = sum(map(len, ground.pairs.values()))
+            probed.append(pairs)
+            return seconds_a_pair * pairs
+
+        monkeypatch.setattr(benchmark_relevance, "seconds_of_features", pace)
+        options = {"query_col": "search", "text_cols": ["title"], "label_col": "stars"}
+        found = benchmark_relevance.run(tmp_path / "a.csv", minutes=60, **options)  # type: ignore[arg-type]
+        return found["queries"]  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(benchmark_relevance, "fit_members", fitted)
+    whole = ran(0.01)
+    names = sum(whole.values())
+    # two seconds a pair, of which a quarter of an hour makes 450
+    some = sum(ran(2.0).values())
+    pairs = 1200
+    assert some == pytest.approx(names * 450 / pairs, abs=1)
+    assert probed and max(probed) < pairs / 2
 
 
 def test_few_long_lists_do_not_speak_for_all() -> None:
