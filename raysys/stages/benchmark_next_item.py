@@ -84,6 +84,7 @@ class Trial:
     spent: dict[str, float] = field(default_factory=dict)
     pace: float = 0.0  # epochs a second of the transformer trained last
     needed: float = 0.0  # seconds for scoring the test cases, as measured on validation
+    refitting: float = 0.0  # seconds for fitting the neighbours once more
     joined: int = 0  # validation cases that the ensemble is fitted on
 
     def __post_init__(self) -> None:
@@ -164,6 +165,7 @@ class Trial:
                 shown.advance()
             shown.note = f"{best.value:.4f} with {best.settings or 'the defaults'}"
         best.seconds = time.monotonic() - began
+        self.refitting += longest
         return best
 
     def _compile(self, name: str, settings: dict[str, Any]) -> None:
@@ -277,7 +279,7 @@ class Trial:
         affordable = int(FOR_VALIDATION * self.left / (1.5 * each + joining))
         self.joined = min(len(self.problem.validation), VALIDATION_CASES, max(affordable, PROBE))
         scoring = 1.5 * each * (len(self.problem.test) + self.joined) + joining * self.joined
-        return min(scoring + 0.13 * 60 * self.minutes, 0.6 * self.left)
+        return min(scoring + self.refitting + 0.13 * 60 * self.minutes, 0.6 * self.left)
 
     def _facts(self, train: Sequences) -> PlainFacts:
         problem, n = self.problem, self.problem.n_items
