@@ -1,11 +1,13 @@
-"""AutoGluon tabular (`best_quality`) on our features: Complete Journey, and Home Depot's pairs.
+"""AutoGluon tabular (`best_quality`) on our features: Complete Journey, Home Depot, the next item.
 
 An hour a data set with its default time limit; less with `--seconds`. AutoGluon lives in an
 environment of its own, which the first run makes with pip.
 
 It gets the very columns that our trees read, of the same rows, whole requests in one fold of its
 bagging, as many cores as this process may use, and as many seconds as it is told. It fits a table,
-so on Complete Journey it learns how likely a candidate is to be bought, and is ranked by that.
+so where there are candidates (Complete Journey, Diginetica, Beauty) it learns how likely one is
+to be taken, and is ranked by that. Of the next item's test cases 5,000 are judged unless
+`--requests` says otherwise: each has more than a hundred candidates.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import sys
 import tempfile
 import time
 import venv
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from benchmarks._autogluon_next_item import next_item
+from benchmarks._autogluon_table import FOLDS, Table, figure, told
 from benchmarks.parts import write_rankings_result
 from benchmarks.result import ROOT, Figure
 from raysys.ensemble import Judgements, ndcg
@@ -37,29 +40,15 @@ from raysys.storage import Workspace, read_manifest
 DATA = Path(os.environ.get("RAYSYS_DATA", ROOT.parent / "shared" / "data"))
 PACKAGES = "autogluon.tabular[lightgbm,xgboost,catboost,fastai]>=1.4,<2"
 CHILD = Path(__file__).with_name("_autogluon_child.py")
-FOLDS = 8
-
-
-@dataclass(frozen=True)
-class Table:
-    """What AutoGluon gets, and what is judged.
-
-    Attributes:
-        train: features, `label`, and `group`: rows of one group are in one fold.
-        test: the same features.
-        problem: `binary` or `regression`.
-        metric: by which it chooses.
-    """
-
-    train: pl.DataFrame
-    test: pl.DataFrame
-    problem: str
-    metric: str
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", choices=["complete_journey", "home_depot"], required=True)
+    parser.add_argument("--data", choices=list(MAKERS), required=True)
+    parser.add_argument(
+        "--files", type=Path, nargs="+", default=[],
+        help="instead of diginetica's (train, test) or beauty's (one), with --dry",
+    )  # fmt: skip
     parser.add_argument("--workspace", type=Path, default=ROOT / "runs" / "demo")
     parser.add_argument("--environment", type=Path, default=ROOT / "runs" / "autogluon")
     parser.add_argument("--seconds", type=int, default=3600, help="of AutoGluon's fit")
@@ -67,10 +56,11 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=40, help="irrelevant ones to learn from")
     parser.add_argument("--dry", action="store_true", help="print figures, write nothing")
     arguments = parser.parse_args()
+    if arguments.files and not arguments.dry:
+        parser.error("figures of other files are not the data set's: give --dry")
     started = time.monotonic()
     python = environment(arguments.environment)
-    make = complete_journey if arguments.data == "complete_journey" else home_depot
-    table, judge = make(arguments)
+    table, judge = MAKERS[arguments.data](arguments)
     said, facts = fitted(python, table, arguments.seconds)
     found = judge(said, facts)
     if arguments.dry:
@@ -144,14 +134,14 @@ def complete_journey(arguments: argparse.Namespace):
             name: ndcg(judgements, judgements.ranks(score), 10)
             for name, score in {**base, "ensemble": ours, "autogluon": said}.items()
         }
-        about = f"{report.n_requests} requests of the last four weeks; {_told(facts)}"
+        about = f"{report.n_requests} requests of the last four weeks; {told(facts)}"
         return [
-            _figure("completejourney_ndcg10_autogluon", draws.mean(of["autogluon"]), about),
-            _figure(
+            figure("completejourney_ndcg10_autogluon", draws.mean(of["autogluon"]), about),
+            figure(
                 "completejourney_ndcg10_beside_autogluon", draws.mean(of["ensemble"]),
                 "our ensemble on the same requests",
             ),
-            _figure(
+            figure(
                 "completejourney_gain_over_autogluon",
                 draws.difference(of["ensemble"], of["autogluon"]),
                 "paired, our ensemble minus AutoGluon",
@@ -217,19 +207,19 @@ def home_depot(arguments: argparse.Namespace):
         mine = test.ndcg(joined[judging.best_on_validation(joined, held)][0]["test"])
         theirs = test.ndcg(said)
         n = int((~np.isnan(mine)).sum())
-        about = f"{n} unseen queries, {len(frame)} pairs; {_told(facts)}"
+        about = f"{n} unseen queries, {len(frame)} pairs; {told(facts)}"
         return [
-            _figure("homedepot_ndcg10_autogluon", draws.mean(theirs), about),
-            _figure("homedepot_rmse_autogluon", test.rmse(said, draws), about),
-            _figure(
+            figure("homedepot_ndcg10_autogluon", draws.mean(theirs), about),
+            figure("homedepot_rmse_autogluon", test.rmse(said, draws), about),
+            figure(
                 "homedepot_ndcg10_beside_autogluon", draws.mean(mine),
                 f"our ensemble of {', '.join(members)} in {took:.0f} s",
             ),
-            _figure(
+            figure(
                 "homedepot_rmse_beside_autogluon",
                 test.rmse(joined["weighted_grades"][0]["test"], draws), "our ensemble",
             ),
-            _figure(
+            figure(
                 "homedepot_gain_over_autogluon", draws.difference(mine, theirs),
                 "NDCG@10, paired, our ensemble minus AutoGluon",
             ),
@@ -239,16 +229,12 @@ def home_depot(arguments: argparse.Namespace):
     return Table(frame, test, "regression", "root_mean_squared_error"), judge
 
 
-def _figure(name: str, found, reference: str) -> Figure:
-    return Figure(name, found.value, "", found.low, found.high, "", reference)
-
-
-def _told(facts: dict) -> str:
-    return (
-        f"AutoGluon {facts['version']}, {facts['models']} models in {facts['seconds']:.0f} s "
-        f"(limit {facts['limit']} s), {facts['rows']} rows, {facts['cores']} cores, "
-        f"best: {facts['best']}"
-    )
+MAKERS = {
+    "complete_journey": complete_journey,
+    "home_depot": home_depot,
+    "diginetica": next_item,
+    "beauty": next_item,
+}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import by_hand_polars
 from benchmarks.__main__ import listing
+from benchmarks._autogluon_next_item import learned, table_of
 from benchmarks.events_at_scale import WORDS, _Block, base_year, make_log, one_date, write_settings
 from benchmarks.measure import differences, fingerprint_events, measured
 from benchmarks.page import PAGE, PLOT, README, page, plot, readme, scale
@@ -21,6 +22,7 @@ from benchmarks.result import RESULTS, Figure, command
 from benchmarks.text_data import divided
 from benchmarks.text_results import merge_text_results, over_seeds
 from raysys.config import load_settings
+from raysys.ensemble.next_item import PLAIN, Candidates
 from raysys.schema import LABELLED_TEXTS
 from raysys.stages.features_settings import FeaturesSettings
 from raysys.stages.ingest import IngestSettings
@@ -119,6 +121,29 @@ def test_the_listing_knows_scripts_of_either_kind(tmp_path) -> None:
         ("one", "What one is.", "A minute."),
         ("two", "What two is.", "3 s on 2 cores of one"),
     ]
+
+
+def test_autogluon_learns_the_right_candidate_and_some_others() -> None:
+    """Of cases whose item nobody proposed nothing is learned."""
+    label = np.array([0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1], dtype=np.float32)
+    n = len(label)
+    shares = np.arange(2 * n, dtype=np.float32).reshape(2, n)
+    plain = np.zeros((n, len(PLAIN)), dtype=np.float32)
+    offsets = np.array([0, 5, 8, 11])
+    found = Candidates(np.arange(n, dtype=np.int32), offsets, shares, shares + 1, plain, label)
+    rows = learned(found, np.array([7, 7, 9]), 2, 0)
+    assert {1, 10} < set(rows.tolist())
+    assert [int(((rows >= a) & (rows < b)).sum()) for a, b in ((0, 5), (5, 8), (8, 11))] == [
+        3,
+        0,
+        3,
+    ]
+    table = table_of(found, ["one", "two"])
+    assert table.columns[:6] == [
+        "share_one", "share_two", "lead_one", "lead_two", "rank_one", "rank_two",
+    ]  # fmt: skip
+    assert table["share_two"].to_list() == shares[1].tolist()
+    assert table["lead_one"].to_list()[5:8] == [-2, -1, 0]
 
 
 def test_texts_are_divided_by_whole_groups_and_alike_in_labels() -> None:

@@ -2,9 +2,9 @@
 
 Every member ranks all items; what can win is in somebody's first places, so the union of those is
 ranked again. Scores are logarithms of a member's share, so a weighted sum is a product of experts
-(Hinton, 2002). Three methods compete on validation, each fitted on one half of the cases and
-judged on the other: greedy weights, listwise weights, and LambdaMART (Burges, 2010) over scores,
-ranks and a few plain facts.
+(Hinton, 2002). Four methods compete on validation, each fitted on one half of the cases and
+judged on the other: the best member alone, greedy weights, listwise weights, and LambdaMART
+(Burges, 2010) over scores, ranks and a few plain facts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Int64 = npt.NDArray[np.int64]
 FLOOR = 1e-6  # of a share: what a member that says nothing of an item says
 PLAIN = ("popularity", "recent_popularity", "trend", "age_in_prefix", "times_in_prefix",
          "prefix_length", "last_popularity", "kinship")  # fmt: skip
-METHODS = ("average", "listwise", "trees")
+METHODS = ("single", "average", "listwise", "trees")
 STOPS = 0.2
 """Share of the fitted cases that trees do not see, and stop by."""
 
@@ -126,6 +126,19 @@ class Candidates:
         lead = self.shares - _by_request(np.maximum, self.shares, self.offsets)
         parts = [self.shares.T, lead.T, np.log(self.ranks).T, self.plain]
         return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+
+def joined(parts: Sequence[Candidates]) -> Candidates:
+    """The candidates of all parts, one after the other; at least one part, of the same members."""
+    ends = np.cumsum([0, *(part.offsets[-1] for part in parts)])
+    return Candidates(
+        np.concatenate([part.item for part in parts]),
+        np.concatenate([[0], *(p.offsets[1:] + end for p, end in zip(parts, ends, strict=False))]),
+        np.concatenate([part.shares for part in parts], axis=1),
+        np.concatenate([part.ranks for part in parts], axis=1),
+        np.concatenate([part.plain for part in parts]),
+        np.concatenate([part.label for part in parts]),
+    )
 
 
 def _by_request(reduce: np.ufunc, values: Float32, offsets: Int64) -> Float32:
@@ -306,7 +319,7 @@ def _fit_all(
     deadline: float,
 ) -> dict[str, NextItemEnsemble]:
     """Every method; trees stop where the cases of bool[r] `late`, which they do not see, say."""
-    found = {m: _fit(members, fitted, m, settings) for m in ("average", "listwise")}
+    found = {m: _fit(members, fitted, m, settings) for m in ("single", "average", "listwise")}
     seen, unseen = (fitted.take(np.flatnonzero(which)) for which in (~late, late))
     if not (seen.label.any() and unseen.label.any()):
         return found
@@ -323,10 +336,9 @@ def _fit(
     settings: StackSettings,
     trees: int = 0,
 ) -> NextItemEnsemble:
-    if method == "average":
-        weights = select(
-            candidates.shares, candidates.judgements, rounds=settings.rounds, k=settings.k
-        )
+    if method in ("single", "average"):
+        rounds = 1 if method == "single" else settings.rounds
+        weights = select(candidates.shares, candidates.judgements, rounds=rounds, k=settings.k)
     else:
         weights = fit_listwise(candidates.shares, candidates.judgements)
     grown = ""

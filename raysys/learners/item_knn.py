@@ -25,6 +25,7 @@ from raysys.learners.sequence_protocol import (
     SequenceLearner,
     SequenceModel,
     Sequences,
+    damp_seen,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class ItemKNNSettings(Settings):
         prefix_decay: each step back in the prefix counts so much less.
         last: so many items of the prefix ask.
         neighbours: kept of each item.
+        seen: share of its score that an item keeps which the prefix already holds: 0 where nobody
+            takes a thing twice.
     """
 
     window: int = Field(10, ge=1)
@@ -60,6 +63,7 @@ class ItemKNNSettings(Settings):
     prefix_decay: float = Field(0.7, gt=0, le=1)
     last: int = Field(20, ge=1)
     neighbours: int = Field(500, ge=1)
+    seen: float = Field(1.0, ge=0, le=1)
 
 
 def pair_counts(
@@ -127,6 +131,7 @@ class ItemKNNModel(SequenceModel):
         rows = asking(prefixes, self.n_items, last=last, decay=decay)
         dense: Float32 = (rows @ self.follows).toarray()
         dense += TIE * self.popular
+        damp_seen(dense, prefixes, self.settings.seen)
         return dense
 
     def save(self, folder: Path) -> None:

@@ -17,6 +17,7 @@ from raysys.learners.sequence_protocol import (
     SequenceLearner,
     SequenceModel,
     Sequences,
+    damp_seen,
 )
 
 FILE = "popularity.safetensors"
@@ -25,9 +26,11 @@ FILE = "popularity.safetensors"
 class PopularitySettings(Settings):
     """Attributes:
     half_life: share of the sequences, in time order, after which one counts half; 0: none ages.
+    seen: share of its score that an item keeps which the prefix already holds.
     """
 
     half_life: float = Field(0.05, ge=0)
+    seen: float = Field(1.0, ge=0, le=1)
 
 
 def ageing(sequences: Sequences, half_life: float) -> Float64:
@@ -52,28 +55,34 @@ def popularity(sequences: Sequences, n_items: int, half_life: float = 0.05) -> F
 
 
 class PopularityModel(SequenceModel):
-    """The same scores after every prefix.
+    """The same scores after every prefix, but for what it already holds.
 
     Args:
         scores: float32[n_items].
+        seen: share of its score that an item keeps which the prefix already holds.
     """
 
-    def __init__(self, scores: Float32) -> None:
+    def __init__(self, scores: Float32, seen: float = 1.0) -> None:
         self.scores = scores
+        self.seen = seen
         self.n_items = len(scores)
 
     def score(self, prefixes: Sequences) -> Float32:
         """See `SequenceModel.score`."""
-        return np.tile(self.scores, (len(prefixes), 1))
+        scores = np.tile(self.scores, (len(prefixes), 1))
+        damp_seen(scores, prefixes, self.seen)
+        return scores
 
     def save(self, folder: Path) -> None:
         """See `SequenceModel.save`."""
-        save_file({"scores": self.scores}, folder / FILE)
+        save_file({"scores": self.scores, "seen": np.array([self.seen])}, folder / FILE)
 
     @classmethod
     def load(cls, folder: Path) -> PopularityModel:
         """See `SequenceModel.load`."""
-        return cls(load_file(folder / FILE)["scores"])
+        parts = load_file(folder / FILE)
+        seen = parts.get("seen")  # folders of before have none
+        return cls(parts["scores"], 1.0 if seen is None else float(seen[0]))
 
 
 class RecentPopularity(SequenceLearner[PopularitySettings]):
@@ -86,4 +95,5 @@ class RecentPopularity(SequenceLearner[PopularitySettings]):
 
     def fit(self, train: Sequences, context: SequenceContext) -> PopularityModel:
         """See `SequenceLearner.fit`."""
-        return PopularityModel(popularity(train, context.n_items, self.settings.half_life))
+        told = self.settings
+        return PopularityModel(popularity(train, context.n_items, told.half_life), told.seen)

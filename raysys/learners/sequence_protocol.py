@@ -94,14 +94,38 @@ class Sequences:
         start = np.maximum(self.offsets[:-1], self.offsets[1:] - size)
         return self.cut(every, start, self.offsets[1:])
 
-    def prefixes(self) -> tuple[Sequences, Int32]:
-        """Every prefix and the item that follows it: as many as there are items but the firsts."""
+    def pieces(self, size: int) -> Sequences:
+        """All of every sequence in pieces of `size` (2 or more), cut from its end.
+
+        A piece begins with the item that ends the one before: each step from an item to the next
+        is in exactly one. The first of a sequence may be shorter.
+        """
+        count = np.maximum(-(-(self.sizes - 1) // (size - 1)), 1)
+        which = np.repeat(np.arange(len(self)), count)
+        last = np.cumsum(count)[which] - 1  # the number of each sequence's last piece
+        stop = self.offsets[which + 1] - (last - np.arange(len(which))) * (size - 1)
+        return self.cut(which, np.maximum(stop - size, self.offsets[which]), stop)
+
+    def prefixes(
+        self, which: Int64 | None = None, longest: int | None = None
+    ) -> tuple[Sequences, Int32]:
+        """Every prefix and the item that follows it: as many as there are items but the firsts.
+
+        Args:
+            which: numbers of some of them, as all would stand; None: all. Of very long sequences
+                all are the square of their length.
+            longest: items of a prefix that are kept, the last ones; None: all.
+        """
         sizes = np.maximum(self.sizes - 1, 0)
-        which = np.repeat(np.arange(len(self)), sizes)
-        first = np.concatenate([[0], np.cumsum(sizes)])[:-1]
-        length = np.arange(len(which)) - np.repeat(first, sizes) + 1
-        start = self.offsets[which]
-        return self.cut(which, start, start + length), self.items[start + length]
+        ends = np.cumsum(sizes)
+        asked = np.arange(int(sizes.sum())) if which is None else which
+        of = np.searchsorted(ends, asked, side="right")
+        length = asked - (ends - sizes)[of] + 1
+        stop = self.offsets[of] + length
+        start = (
+            self.offsets[of] if longest is None else np.maximum(stop - longest, self.offsets[of])
+        )
+        return self.cut(of, start, stop), self.items[stop]
 
     @property
     def owner(self) -> Int64:
@@ -212,6 +236,18 @@ class SequenceModel(ABC):
             dense = self.score(prefixes.take(rows))
             items[rows], scores[rows], _, _ = survey(dense, np.full(len(rows), -1, np.int32), k)
         return items, scores
+
+
+def damp_seen(scores: Float32, prefixes: Sequences, share: float) -> None:
+    """Leave what each prefix already holds `share` of its score, in place.
+
+    Args:
+        scores: float32[len(prefixes), n_items], weights from 0 up.
+        prefixes: what was asked.
+        share: 1 leaves scores as they are, 0 proposes nothing twice.
+    """
+    if share != 1:
+        scores[prefixes.owner, prefixes.items] *= np.float32(share)  # once, however often held
 
 
 def batches(n: int, n_items: int) -> Iterator[Int64]:

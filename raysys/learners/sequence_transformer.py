@@ -49,6 +49,7 @@ class SequenceTransformerSettings(Settings):
         layers: of the transformer.
         heads: of attention; they divide the width.
         max_length: items of a sequence that are read, the last ones.
+        whole: of longer sequences all is learned, in pieces of that length; otherwise the end.
         dropout: inside the layers.
         item_dropout: on what goes in.
         cosine: vectors have unit length, see `Encoder`.
@@ -79,6 +80,7 @@ class SequenceTransformerSettings(Settings):
     layers: int = Field(2, ge=1, le=24)
     heads: int = Field(2, ge=1)
     max_length: int = Field(50, ge=1, le=1000)
+    whole: bool = False
     dropout: float = Field(0.2, ge=0, lt=1)
     item_dropout: float = Field(0.2, ge=0, lt=1)
     cosine: bool = True
@@ -300,10 +302,13 @@ class SequenceTransformer(SequenceLearner[SequenceTransformerSettings]):
         return device_here() if self.settings.device == "auto" else self.settings.device
 
     def _pieces(self, train: Sequences) -> Sequences:
-        """The last `max_length` + 1 items (an input and its target) of sequences of two or more."""
+        """Pieces of `max_length` + 1 items (an input and its target) of sequences of two or more.
+
+        The last of each; with `whole` those before it as well.
+        """
         told = self.settings
         longest = told.max_length + (told.objective == "causal")
-        tails = train.tails(longest)
+        tails = train.pieces(longest) if told.whole and longest > 1 else train.tails(longest)
         kept = np.flatnonzero(tails.sizes > 1)
         if not len(kept):
             raise UserError(

@@ -25,12 +25,15 @@ from raysys.learners.sequence_protocol import (
     SequenceLearner,
     SequenceModel,
     Sequences,
+    damp_seen,
 )
 from raysys.retrieval.sorting import largest
 
 META = "session_knn.json"
 FILE = "session_knn.safetensors"
 TIE = 1e-7
+REACH = 18.0
+"""Of `distance_decay`: what is further from the shared item counts below float32's precision."""
 
 
 class SessionKNNSettings(Settings):
@@ -46,6 +49,8 @@ class SessionKNNSettings(Settings):
         idf: shared items count by the logarithm of their rarity to this power.
         length_power: likeness is divided by the neighbour's length to this power.
         last: so many items of the prefix ask.
+        seen: share of its score that an item keeps which the prefix already holds: 0 where nobody
+            takes a thing twice.
     """
 
     neighbours: int = Field(500, ge=1)
@@ -57,6 +62,7 @@ class SessionKNNSettings(Settings):
     idf: float = Field(0.5, ge=0)
     length_power: float = Field(0.25, ge=0, le=1)
     last: int = Field(20, ge=1)
+    seen: float = Field(1.0, ge=0, le=1)
 
 
 class SessionKNNModel(SequenceModel):
@@ -100,8 +106,10 @@ class SessionKNNModel(SequenceModel):
             scores, prefixes.items, prefixes.offsets, self.sequences.items, self.sequences.offsets,
             self._holder, self._holders, self._rarity, self._scale, told.neighbours, told.last,
             told.prefix_decay, told.distance_decay, told.backward, told.again,
+            1 + int(REACH * told.distance_decay),
         )  # fmt: skip
         scores += TIE * self.popular
+        damp_seen(scores, prefixes, told.seen)
         return scores
 
     def save(self, folder: Path) -> None:
@@ -142,7 +150,7 @@ class SessionKNN(SequenceLearner[SessionKNNSettings]):
 @njit(cache=True, nogil=True)
 def _score(  # type: ignore[no-untyped-def]
     scores, prefix, prefix_offsets, items, offsets, holder, holders, rarity, scale, k, last,
-    prefix_decay, distance_decay, backward, again,
+    prefix_decay, distance_decay, backward, again, reach,
 ):  # fmt: skip
     """Adds what the neighbours of each prefix say; touched sessions are cleared as it goes."""
     alike = np.zeros(len(offsets) - 1, dtype=np.float32)
@@ -187,7 +195,7 @@ def _score(  # type: ignore[no-untyped-def]
             while items[pivot] != shared[touched[i]]:
                 pivot -= 1
             scores[row, items[pivot]] += value_of[i] * np.float32(again)
-            for place in range(a, b):
+            for place in range(max(a, pivot - reach), min(b, pivot + reach + 1)):
                 if place != pivot:
                     apart = abs(place - pivot) - 1
                     near = np.float32(np.exp(-apart / distance_decay))

@@ -25,78 +25,41 @@ from raysys.ensemble.next_item import (
     fit_next_item,
     target_ranks,
 )
-from raysys.evaluation.intervals import Bootstrap
 from raysys.learners.full_ranking import survey
 from raysys.learners.sequence_popularity import popularity
 from raysys.learners.sequence_protocol import (
     ItemFacts,
     SequenceContext,
-    SequenceLearner,
     SequenceModel,
     Sequences,
     batches,
 )
 from raysys.learners.sequences import make_sequence_learner
 from raysys.progress import task
+from raysys.stages.next_item_members import MENUS, TRANSFORMERS, Member
 from raysys.stages.next_item_problem import Cases, Int64, Problem
+from raysys.stages.next_item_report import figures_of
 
 log = logging.getLogger("raysys")
 
-
-MENUS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "session_knn": {
-        "half_life": (0.06, 0.5, 0.0),
-        "again": (1.0, 0.0, 2.0),
-        "prefix_decay": (0.8, 3.0),
-        "backward": (0.3, 1.0),
-        "distance_decay": (1.0, 6.0),
-        "length_power": (0.0, 0.5),
-        "idf": (0.0, 1.0),
-        "neighbours": (150, 1500),
-    },
-    "item_knn": {
-        "half_life": (0.06, 0.5, 0.0),
-        "popularity_power": (0.2, 0.6),
-        "prefix_decay": (0.5, 0.85),
-        "source_power": (0.2, 0.8),
-        "backward": (0.25, 1.0),
-        "distance_decay": (0.5, 1.5),
-    },
-}
-"""What is tried for the neighbours, one setting after another, the weightier ones first."""
-
-TRANSFORMERS: tuple[dict[str, Any], ...] = (
-    {"dropout": 0.3, "item_dropout": 0.4},
-    {"dropout": 0.1, "item_dropout": 0.2},
-    {"dropout": 0.5, "item_dropout": 0.5},
-)
-"""What is tried for the transformer, each for a short while; the first if there is no time to."""
 
 TRIAL = 0.1
 """Of the time for transformers, for each that is tried."""
 FEW_EPOCHS, MANY_EPOCHS = 12, 40
 """With fewer in all, one transformer gets all the time; with more, several are tried."""
 
+SPECTRAL = 0.08
+"""Of the time for transformers, at most, for where vectors of items start."""
+
 MAX_EPOCHS = 80.0
 TOP = 50
 TUNING_CASES = 1000
 VALIDATION_CASES = 10_000
+PROBE = 256
+"""Cases on which the pace of scoring is measured, and the first that are judged."""
 CHUNK = 4096
-
-
-@dataclass
-class Member:
-    """A learner with chosen settings, its model, and how it did on validation."""
-
-    learner: str
-    settings: dict[str, Any]
-    model: SequenceModel
-    value: float
-    seconds: float
-
-    def make(self) -> SequenceLearner[Any]:
-        """The learner."""
-        return make_sequence_learner(self.learner, self.settings)
+FOR_VALIDATION = 0.2
+"""Of what is left after the neighbours, at most, to score validation and fit the ensemble on it."""
 
 
 @dataclass
@@ -108,16 +71,21 @@ class Trial:
         minutes: that all of it may take.
         seed: of everything random.
         began: of `time.monotonic()`, when the command started: reading counts, too.
+        keep: told the candidates of validation, and of each piece of the test cases as it is
+            judged, with its cases and where the ensemble ranks the right item; None in validation.
     """
 
     problem: Problem
     minutes: float
     seed: int = 0
     began: float = field(default_factory=time.monotonic)
+    keep: Callable[[Candidates, Cases, Int64 | None], None] = lambda *told: None
     members: dict[str, Member] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
     pace: float = 0.0  # epochs a second of the transformer trained last
     needed: float = 0.0  # seconds for scoring the test cases, as measured on validation
+    refitting: float = 0.0  # seconds for fitting the neighbours once more
+    joined: int = 0  # validation cases that the ensemble is fitted on
 
     def __post_init__(self) -> None:
         self.end = self.began + 60 * self.minutes
@@ -131,7 +99,14 @@ class Trial:
         self._timed("transformers", lambda: self._transformers(self.end - reserve))
         ensemble = self._timed("ensemble", self._ensemble)
         self._timed("refit", self._refit)
-        return self._timed("test", lambda: self._judge(ensemble))
+        found = self._timed("test", lambda: self._judge(ensemble))
+        return {
+            **found,
+            "seconds": round(time.monotonic() - self.began, 1),
+            "seconds_by_part": self.spent,
+            "minutes": self.minutes,
+            "seed": self.seed,
+        }
 
     def _timed(self, name: str, work: Callable[[], Any]) -> Any:
         began = time.monotonic()
@@ -161,13 +136,7 @@ class Trial:
         return float(self.problem.quality(np.concatenate(ranks)).mean())
 
     def _neighbours(self) -> None:
-        """Popularity as it is; sessions and items that are near, their settings one by one."""
-        began = time.monotonic()
-        plain = make_sequence_learner("recent_popularity", {}).fit(
-            self.problem.fit, self._context()
-        )
-        value, took = self._value(plain), time.monotonic() - began
-        self.members["recent_popularity"] = Member("recent_popularity", {}, plain, value, took)
+        """What is popular, sessions and items that are near: their settings one by one."""
         for name, menu in MENUS.items():
             deadline = time.monotonic() + 0.05 * 60 * self.minutes
             self.members[name] = self._searched(name, menu, deadline)
@@ -196,6 +165,7 @@ class Trial:
                 shown.advance()
             shown.note = f"{best.value:.4f} with {best.settings or 'the defaults'}"
         best.seconds = time.monotonic() - began
+        self.refitting += longest
         return best
 
     def _compile(self, name: str, settings: dict[str, Any]) -> None:
@@ -224,18 +194,26 @@ class Trial:
             "width": 96 if many else 64,
             "negatives": 0 if n <= 4000 else 3000 if many else 2000,
             "max_length": int(np.clip(np.quantile(sizes, 0.98), 4, 50)),
+            "whole": True,
             "half_life": half_life,
             "epochs": MAX_EPOCHS,
         }
 
     def _transformers(self, deadline: float) -> None:
         """One or several for a while; the best goes on, and one that looks both ways beside it."""
-        time_left = deadline - time.monotonic()
-        if time_left < 5:
+        if deadline - time.monotonic() < 5:
             log.warning("no time for a transformer")
             return
         common = self._transformer_settings()
         self._compile("sequence_transformer", {**common, "epochs": 1, "start": "random"})
+        began = time.monotonic()
+        self._compile("sequence_transformer", {**common, "epochs": 1})
+        time_left = deadline - time.monotonic()
+        if time.monotonic() - began > SPECTRAL * time_left:  # of many items it takes long
+            common["start"] = "random"
+        if time_left < 3:  # the first import of torch may take long
+            log.warning("no time for a transformer")
+            return
         tried: list[Member] = []
         epochs = 0.0  # that all the time is worth
         for choice in TRANSFORMERS:
@@ -279,20 +257,29 @@ class Trial:
         return Member("sequence_transformer", settings, model, value, seconds)
 
     def _reserve(self) -> float:
-        """Seconds that scoring, the ensemble and fitting again will take, measured on few cases."""
-        few = self.problem.validation.sample(256, self.seed)
+        """Seconds that scoring, the ensemble and fitting again will take, measured on few cases.
+
+        Where that is much, the ensemble is fitted on fewer validation cases.
+        """
+        few = self.problem.validation.sample(PROBE, self.seed)
         models = {name: member.model for name, member in self.members.items()}
-        self._collect(models, few.take(np.arange(min(8, len(few)))))  # compiles
+        first = few.take(np.arange(min(8, len(few))))
+        self._join(self._collect(models, first)[0], first.group, 0.0)  # compiles
         began = time.monotonic()
-        self._collect(models, few)
+        found, _ = self._collect(models, few)
         for _ in range(2):  # as a transformer would
             for rows in batches(len(few), self.problem.n_items):
                 hidden = np.ones((len(rows), 96), dtype=np.float32)
                 dense = hidden @ np.ones((96, self.problem.n_items), dtype=np.float32)
                 survey(dense, np.zeros(len(rows), dtype=np.int32), TOP)
         each = (time.monotonic() - began) / len(few)
-        asked = len(self.problem.test) + min(len(self.problem.validation), VALIDATION_CASES)
-        return min(1.5 * each * asked + 0.13 * 60 * self.minutes, 0.6 * self.left)
+        began = time.monotonic()
+        self._join(found, few.group, 0.0)
+        joining = (time.monotonic() - began) / len(few)
+        affordable = int(FOR_VALIDATION * self.left / (1.5 * each + joining))
+        self.joined = min(len(self.problem.validation), VALIDATION_CASES, max(affordable, PROBE))
+        scoring = 1.5 * each * (len(self.problem.test) + self.joined) + joining * self.joined
+        return min(scoring + self.refitting + 0.13 * 60 * self.minutes, 0.6 * self.left)
 
     def _facts(self, train: Sequences) -> PlainFacts:
         problem, n = self.problem, self.problem.n_items
@@ -312,26 +299,26 @@ class Trial:
 
     def _ensemble(self) -> NextItemEnsemble:
         """Fitted on validation with the models that did not see it."""
-        cases = self.problem.validation.sample(VALIDATION_CASES, self.seed)
+        cases = self.problem.validation.sample(self.joined, self.seed)
         models = {name: member.model for name, member in self.members.items()}
         began = time.monotonic()
         with task("score validation", len(cases)) as shown:
             candidates, alone = self._collect(models, cases, advance=shown.advance)
+        self.keep(candidates, cases, None)
         each = (time.monotonic() - began) / len(cases)
         self.needed = 1.15 * each * len(self.problem.test)
         for name, ranks in alone.items():
             self.members[name].value = float(self.problem.quality(ranks).mean())
-        settings = StackSettings(
-            k=self.problem.k,
-            seed=self.seed,
-            deadline=time.monotonic() + self._spare(0.06),
-        )
         with task("fit the ensemble") as shown:
-            found = fit_next_item(
-                tuple(models), candidates, cases.group, self.problem.quality, settings
-            )
+            found = self._join(candidates, cases.group, self._spare(0.06))
             shown.note = f"{found.method}: {found.figures}"
         return found
+
+    def _join(self, candidates: Candidates, group: Int64, seconds: float) -> NextItemEnsemble:
+        """The ensemble of all members; its trees grow for so many seconds."""
+        deadline = time.monotonic() + seconds
+        settings = StackSettings(k=self.problem.k, seed=self.seed, deadline=deadline)
+        return fit_next_item(tuple(self.members), candidates, group, self.problem.quality, settings)
 
     def _refit(self) -> None:
         """Every member learns what validation asked for, too."""
@@ -352,71 +339,31 @@ class Trial:
             for rows in self._chunks(len(test)):
                 part = test.take(rows)
                 found, alone = self._collect(models, part, self.problem.whole)
-                ranks["ensemble"].append(target_ranks(ensemble.score(found), found))
+                mine = target_ranks(ensemble.score(found), found)
+                self.keep(found, part, mine)
+                ranks["ensemble"].append(mine)
                 for name, each in alone.items():
                     ranks[name].append(each)
                 done.append(rows)
                 shown.advance(len(rows))
         judged = np.concatenate(done)
         together = {name: np.concatenate(each) for name, each in ranks.items()}
-        return self._report(ensemble, together, test.group[judged])
+        group = test.group[judged]
+        return figures_of(self.problem, self.members, ensemble, together, group, self.seed)
 
     def _chunks(self, n: int) -> Iterator[Int64]:
-        """All cases in random order, in pieces, until the time is over; one piece at least."""
+        """All cases in random order, in growing pieces, until the time is over; one at least."""
         order = np.random.default_rng(self.seed).permutation(n)
-        longest = 0.0
-        for start in range(0, n, CHUNK):
+        size, start, slowest = PROBE, 0, 0.0
+        while start < n:
             began = time.monotonic()
-            if start and began + longest > self.end:
+            if start and began + slowest * size > self.end:
                 log.warning("the time is over: %s of %s test cases are judged", start, n)
                 return
-            yield order[start : start + CHUNK]
-            longest = max(longest, time.monotonic() - began)
-
-    def _report(
-        self, ensemble: NextItemEnsemble, ranks: dict[str, Int64], group: Int64
-    ) -> dict[str, Any]:
-        problem = self.problem
-        draws = Bootstrap(group, seed=self.seed)
-        values = {
-            name: {measure.name: measure.of(rank) for measure in problem.measures}
-            for name, rank in ranks.items()
-        }
-        told = {
-            name: {m: draws.mean(value).to_dict() for m, value in of.items()}
-            for name, of in values.items()
-        }
-        main = problem.measures[0].name
-        best = max(self.members, key=lambda name: told[name][main]["value"] or 0.0)
-        gain = {
-            m: draws.difference(value, values[best][m]).to_dict()
-            for m, value in values["ensemble"].items()
-        }
-        return {
-            "counts": {**problem.counts, "test_cases_judged": len(group)},
-            "members": {
-                name: {
-                    **told[name],
-                    "validation": member.value,
-                    "seconds": round(member.seconds, 1),
-                    "learner": member.learner,
-                    "settings": member.settings,
-                }
-                for name, member in self.members.items()
-            },
-            "ensemble": {
-                **told["ensemble"],
-                "method": ensemble.method,
-                "weights": dict(zip(ensemble.members, ensemble.weights.tolist(), strict=True)),
-                "validation": ensemble.figures,
-            },
-            "best_member": best,
-            "gain": gain,
-            "seconds": round(time.monotonic() - self.began, 1),
-            "seconds_by_part": self.spent,
-            "minutes": self.minutes,
-            "seed": self.seed,
-        }
+            piece = order[start : start + size]
+            yield piece
+            slowest = max(slowest, (time.monotonic() - began) / len(piece))
+            start, size = start + size, min(2 * size, CHUNK)
 
 
 def _profiles(facts: ItemFacts, n_items: int) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,17 +14,11 @@ import pyarrow.compute as pc
 
 from raysys import schema
 from raysys.errors import UserError
+from raysys.stages.benchmark_tables import read_table
 from raysys.text.pairs import clean
 
 SHARES = {"train": 0.72, "validation": 0.08, "test": 0.2}
 LEAST_QUERIES = 10
-READERS: dict[str, Callable[[Any], pl.DataFrame]] = {
-    ".csv": lambda path: pl.read_csv(path, infer_schema_length=0, truncate_ragged_lines=True),
-    ".tsv": lambda path: pl.read_csv(path, infer_schema_length=0, separator="\t"),
-    ".jsonl": lambda path: pl.read_ndjson(path, infer_schema_length=None),
-    ".ndjson": lambda path: pl.read_ndjson(path, infer_schema_length=None),
-    ".parquet": pl.read_parquet,
-}
 
 
 @dataclass(frozen=True)
@@ -65,10 +58,10 @@ def read_pairs(
         queries: at most so many, drawn at random; None: all.
 
     Raises:
-        UserError: no such file or column, labels that are no numbers or all the same, or too few
-            queries to learn from some and be judged on others.
+        UserError: no such file or column, a column of nested values, labels that are no numbers
+            or all the same, or too few queries to learn from some and be judged on others.
     """
-    frame = _read(path)
+    frame = read_table(path)
     for name in (query_col, *text_cols, label_col):
         if name not in frame.columns:
             raise UserError(
@@ -77,13 +70,15 @@ def read_pairs(
                 mend=f"there are {', '.join(frame.columns)}",
             )
     text = pl.concat_str(
-        [pl.col(name).cast(pl.String).str.strip_chars() for name in text_cols],
+        [_told(frame, name).str.strip_chars() for name in text_cols],
         separator=". ",
         ignore_nulls=True,
     )
-    grade = pl.col(label_col).cast(pl.String).str.strip_chars()
+    yes_or_no = frame.schema[label_col] == pl.Boolean
+    label = pl.col(label_col).cast(pl.Int8) if yes_or_no else _told(frame, label_col)
+    grade = label.cast(pl.String).str.strip_chars()
     rows = frame.select(
-        query=pl.col(query_col).cast(pl.String),
+        query=_told(frame, query_col),
         text=text,
         told=pl.when(grade != "").then(grade),
     ).with_columns(grade=pl.col("told").cast(pl.Float32, strict=False))
@@ -125,28 +120,16 @@ def read_pairs(
     return Judged(table.cast(schema.LABELLED_PAIRS), dropped)
 
 
-def _read(path: Path) -> pl.DataFrame:
-    """All columns of a file."""
-    if not path.is_file():
-        raise UserError("no such file", where=str(path))
-    names = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    kind = names[-1] if names else ""
-    if kind not in READERS:
+def _told(frame: pl.DataFrame, name: str) -> pl.Expr:
+    """A column as text; lists, of bullet points say, joined as columns are."""
+    column, kind = pl.col(name), frame.schema[name]
+    if isinstance(kind, pl.List) and not kind.inner.is_nested():
+        return column.list.eval(pl.element().cast(pl.String)).list.join(". ", ignore_nulls=True)
+    if kind.is_nested() or kind == pl.Binary:
         raise UserError(
-            f"a file of unknown kind {kind or path.name!r}",
-            where=str(path),
-            mend=f"give one that ends with {', '.join(READERS)}, or with .gz behind that",
+            f"column {name!r} holds {kind}", where=name, mend="give a column of texts or numbers"
         )
-    try:
-        if path.suffix.lower() == ".gz":
-            import gzip
-            import io
-
-            return READERS[kind](io.BytesIO(gzip.decompress(path.read_bytes())))
-        return READERS[kind](path)
-    except (pl.exceptions.PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot be read as {kind[1:]}: {first}", where=str(path)) from None
+    return column.cast(pl.String)
 
 
 def _plain(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ import numpy.typing as npt
 from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings, Judgements, fit_ensemble
 from raysys.learners.relevance_blend import fit_weights
 from raysys.progress import task
-from raysys.stages.benchmark_pairs import read_pairs
+from raysys.stages.benchmark_pairs import LEAST_QUERIES, Judged, read_pairs
 from raysys.stages.relevance_judging import SPLITS, Ground, Member, figures_of
-from raysys.stages.relevance_members import Budget, fit_members
+from raysys.stages.relevance_members import Budget, columns_of, fit_members
 from raysys.text.pairs import Float32
 
 log = logging.getLogger("raysys")
@@ -32,6 +32,10 @@ FAMILY = {
     "bi_encoder": "transformer",
     "cross_encoder": "transformer",
 }
+PROBE_PAIRS = 4000
+"""Pairs on which the pace of features is measured; of fewer than twice as many all are taken."""
+FOR_FEATURES = 0.25
+"""Of the budget, at most, for features; of a file that would need more, fewer queries are drawn."""
 SERVED_FROM = 100
 """Validation queries from which an ensemble may be fitted on them."""
 
@@ -62,8 +66,16 @@ def run(
     """
     budget = Budget(minutes * 60)
     with task("relevance: reading"):
-        judged = read_pairs(file, query_col, text_cols, label_col, seed=seed, queries=queries)
-        ground = Ground.of(judged, seed)
+
+        def read(most: int | None) -> tuple[Judged, Ground]:
+            judged = read_pairs(file, query_col, text_cols, label_col, seed=seed, queries=most)
+            return judged, Ground.of(judged, seed)
+
+        judged, ground = read(queries)
+        most = _affordable_queries(ground, read, budget)
+        if most is not None:
+            log.warning("relevance: there is time for the features of %s queries alone", most)
+            judged, ground = read(most)
     members, skipped = fit_members(ground, budget)
     with task("relevance: ensemble"):
         began = time.monotonic()
@@ -83,6 +95,27 @@ def run(
         "seconds": round(time.monotonic() - budget.began, 1),
         "seed": seed,
     }
+
+
+def _affordable_queries(
+    ground: Ground, read: Callable[[int], tuple[Judged, Ground]], budget: Budget
+) -> int | None:
+    """How many queries may be drawn for their features to be made in time; None: all of them."""
+    pairs = sum(map(len, ground.pairs.values()))
+    names = sum(len(each.queries) for each in ground.pairs.values())
+    if pairs < 2 * PROBE_PAIRS:
+        return None
+    few = read(max(LEAST_QUERIES, names * PROBE_PAIRS // pairs))[1]
+    whole = seconds_of_features(few) * pairs / sum(map(len, few.pairs.values()))
+    share = FOR_FEATURES * budget.left / max(whole, 1e-9)
+    return None if share >= 1 else max(LEAST_QUERIES, int(names * share))
+
+
+def seconds_of_features(ground: Ground) -> float:
+    """What the features of these pairs take, vectors apart."""
+    began = time.monotonic()
+    columns_of(ground, None)
+    return time.monotonic() - began
 
 
 def join_members(

@@ -17,7 +17,15 @@ from raysys.datasets.sequences import numbered, read_attributes, read_user_seque
 from raysys.errors import UserError
 from raysys.learners.sequence_protocol import ItemFacts, Sequences
 from raysys.stages.benchmark_next_item import Trial
-from raysys.stages.next_item_problem import Cases, Measure, Problem, discounted, hits
+from raysys.stages.next_item_problem import (
+    LONGEST,
+    Cases,
+    Measure,
+    Problem,
+    discounted,
+    hits,
+    refuse_one_item,
+)
 
 PLACES = 10
 VALIDATION_CASES = 5000
@@ -39,13 +47,24 @@ def run(
         UserError: a file that cannot be read, a malformed line, or too little to learn from.
     """
     began = time.monotonic()
-    sequences = read_user_sequences(path)
-    found = attributes or beside(path)
-    told = read_attributes(found) if found else {}
-    problem = divided(list(sequences.values()), told, seed=seed, where=str(path))
+    problem, found = read(path, attributes, seed=seed)
     report = Trial(problem, minutes, seed, began).run()
     source = str(found) if found else None
     return {"benchmark": "sequences", "file": str(path), "attributes": source, **report}
+
+
+def read(
+    path: Path, attributes: Path | None = None, *, seed: int = 0
+) -> tuple[Problem, Path | None]:
+    """A file of sequences, divided, and the file of attributes that was read with it.
+
+    Raises:
+        UserError: see `run`.
+    """
+    found = attributes or beside(path)
+    told = read_attributes(found) if found else {}
+    sequences = list(read_user_sequences(path).values())
+    return divided(sequences, told, seed=seed, where=str(path)), found
 
 
 def beside(path: Path) -> Path | None:
@@ -71,7 +90,7 @@ def divided(
     only has a number, but is never learned of.
 
     Raises:
-        UserError: fewer than ten users have three items.
+        UserError: fewer than ten users have three items, or there is but one item.
     """
     before = [items[:-1] if len(items) > 1 else items for items in sequences]
     numbers = numbered(before)
@@ -83,6 +102,7 @@ def divided(
             where=where,
             mend="give at least ten",
         )
+    refuse_one_item(len(numbers), where)
     rng = np.random.default_rng(seed)
     n = min(VALIDATION_CASES, len(able) // 2)
     held = np.sort(rng.choice(able, n, replace=False))
@@ -91,12 +111,14 @@ def divided(
     every = np.arange(len(whole))
     asked = np.flatnonzero([len(items) > 1 for items in sequences])
     labels = [numbers.get(sequences[i][-1], -1) for i in asked]
-    test = whole.take(asked)
+    test = whole.take(asked).tails(LONGEST)
     facts = _facts(attributes, numbers)
     return Problem(
         fit=whole.cut(every, whole.offsets[:-1], stop),
         whole=whole,
-        validation=Cases(whole.without_last(held), whole.items[stop[held]], np.arange(n)),
+        validation=Cases(
+            whole.without_last(held).tails(LONGEST), whole.items[stop[held]], np.arange(n)
+        ),
         test=Cases(test, np.asarray(labels, dtype=np.int32), np.arange(len(asked))),
         n_items=len(numbers),
         facts=facts,

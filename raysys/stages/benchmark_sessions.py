@@ -16,8 +16,16 @@ import numpy as np
 from raysys.datasets.sequences import Case, numbered, read_cases, read_sessions
 from raysys.errors import UserError
 from raysys.learners.sequence_protocol import ItemFacts, Sequences
-from raysys.stages.benchmark_next_item import Trial
-from raysys.stages.next_item_problem import Cases, Measure, Problem, hits, reciprocal
+from raysys.stages.benchmark_next_item import VALIDATION_CASES, Trial
+from raysys.stages.next_item_problem import (
+    LONGEST,
+    Cases,
+    Measure,
+    Problem,
+    hits,
+    reciprocal,
+    refuse_one_item,
+)
 
 PLACES = 20
 VALIDATION_SHARE = 0.05
@@ -36,16 +44,18 @@ def run(train: Path, test: Path, *, minutes: float, seed: int = 0) -> dict[str, 
         UserError: a file that cannot be read, a malformed line, or too little to learn from.
     """
     began = time.monotonic()
-    problem = divided(read_sessions(train), read_cases(test), where=str(train))
+    problem = divided(read_sessions(train), read_cases(test), seed=seed, where=str(train))
     report = Trial(problem, minutes, seed, began).run()
     return {"benchmark": "sessions", "train": str(train), "test": str(test), **report}
 
 
-def divided(sessions: list[list[str]], cases: list[Case], *, where: str = "") -> Problem:
+def divided(
+    sessions: list[list[str]], cases: list[Case], *, seed: int = 0, where: str = ""
+) -> Problem:
     """Training sessions and validation, the last of them; test cases in training's numbers.
 
     Raises:
-        UserError: fewer than ten sessions have two items.
+        UserError: fewer than ten sessions have two items, or there is but one item.
     """
     numbers = numbered(sessions)
     whole = Sequences.of([[numbers[i] for i in session] for session in sessions], ordered=True)
@@ -56,20 +66,26 @@ def divided(sessions: list[list[str]], cases: list[Case], *, where: str = "") ->
             where=where,
             mend="give at least ten",
         )
+    refuse_one_item(len(numbers), where)
     # the last sessions that hold a twentieth of all prefixes
     prefixes = np.cumsum(np.maximum(whole.sizes - 1, 0))
     first = int(np.searchsorted(prefixes, prefixes[-1] * (1 - VALIDATION_SHARE), side="right"))
     first = min(max(first, 1), int(useful[-1]))
     late = whole.take(np.arange(first, len(whole)))
-    asked, targets = late.prefixes()
-    group = np.repeat(np.arange(len(late)), np.maximum(late.sizes - 1, 0))
+    sizes = np.maximum(late.sizes - 1, 0)
+    # all prefixes of a session of thousands of clicks are millions of clicks
+    rng = np.random.default_rng(seed)
+    some = min(int(sizes.sum()), VALIDATION_CASES)
+    drawn = np.sort(rng.choice(int(sizes.sum()), some, replace=False))
+    asked, targets = late.prefixes(drawn, LONGEST)
+    group = np.unique(np.repeat(np.arange(len(late)), sizes)[drawn], return_inverse=True)[1]
     known = [[numbers[item] for item in case.session if item in numbers] for case in cases]
     labels = np.asarray([numbers.get(case.label, -1) for case in cases], dtype=np.int32)
     return Problem(
         fit=whole.take(np.arange(first)),
         whole=whole,
         validation=Cases(asked, targets, group),
-        test=Cases(Sequences.of(known), labels, same_session(cases)),
+        test=Cases(Sequences.of(known).tails(LONGEST), labels, same_session(cases)),
         n_items=len(numbers),
         facts=ItemFacts(),
         k=PLACES,
@@ -81,7 +97,7 @@ def divided(sessions: list[list[str]], cases: list[Case], *, where: str = "") ->
             "train_sessions": len(sessions),
             "train_clicks": len(whole.items),
             "items": len(numbers),
-            "validation_cases": len(targets),
+            "validation_cases": int(sizes.sum()),
             "test_cases": len(cases),
             "test_clicks_unknown": sum(len(c.session) for c in cases) - sum(map(len, known)),
             "test_labels_unknown": int((labels < 0).sum()),

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from raysys.errors import UserError
 from raysys.learners.sequence_protocol import ItemFacts, Sequences
 
 Float64 = npt.NDArray[np.float64]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+
+LONGEST = 1000
+"""Of a longer prefix the last items are asked with: no member reads more."""
 
 
 @dataclass(frozen=True)
@@ -96,3 +100,17 @@ class Problem:
         """What settings and weights are chosen by: both measures, in equal parts."""
         first, second = self.measures
         return (first.of(rank) + second.of(rank)) / 2
+
+
+def refuse_one_item(n_items: int, where: str) -> None:
+    """Nothing is to be ranked where there is one item.
+
+    Raises:
+        UserError: there is.
+    """
+    if n_items < 2:
+        raise UserError(
+            "all that is learned from is one and the same item",
+            where=where,
+            mend="give two items at least: with one there is nothing to rank",
+        )

@@ -16,6 +16,8 @@ from raysys.stages.benchmark_pairs import Judged
 from raysys.text.pairs import Float32, Pairs, ndcg_by_query
 
 LEAST_PRODUCTS = 5
+FEW = 0.1
+"""Of the queries that have an order at all: below, those with five products speak for nobody."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -83,8 +85,7 @@ def figures_of(
 ) -> dict[str, Any]:
     """Figures of the test queries; which ensemble orders them is chosen on validation queries."""
     test, low = ground.pairs["test"], float(ground.pairs["train"].grade.min())
-    sizes = np.bincount(test.query)
-    least = LEAST_PRODUCTS if (sizes >= LEAST_PRODUCTS).any() else 2
+    least = least_products(np.bincount(test.query))
     judge, held = Judge(test, least, low), Judge(ground.pairs["validation"], least, low)
     draws = Bootstrap(np.unique(test.query))
     ndcg = {name: judge.ndcg(member.said["test"]) for name, member in members.items()}
@@ -112,6 +113,16 @@ def figures_of(
         "best_member": best,
         "gain": draws.difference(mine, ndcg[best]).to_dict(),
     }
+
+
+def least_products(sizes: npt.NDArray[np.int64]) -> int:
+    """How many products a query needs to be judged by order: five; two where few have five.
+
+    Args:
+        sizes: int64[q], products of each test query.
+    """
+    many, some = ((sizes >= least).sum() for least in (LEAST_PRODUCTS, 2))
+    return LEAST_PRODUCTS if many and many >= FEW * some else 2
 
 
 def best_on_validation(

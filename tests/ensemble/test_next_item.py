@@ -12,6 +12,7 @@ from raysys.ensemble.next_item import (
     StackSettings,
     collect,
     fit_next_item,
+    joined,
     log_shares,
     target_ranks,
 )
@@ -99,7 +100,7 @@ def test_two_that_err_apart_beat_either(asked, facts) -> None:  # type: ignore[n
     assert value > best + 0.02
     weights = dict(zip(MODELS, ensemble.weights, strict=True))
     assert weights["noise"] < 0.2 * min(weights["good"], weights["other"])
-    assert set(ensemble.figures) == {"average", "listwise", "trees"}
+    assert set(ensemble.figures) == {"single", "average", "listwise", "trees"}
 
 
 def test_unknown_targets_are_missed(asked, facts) -> None:  # type: ignore[no-untyped-def]
@@ -131,7 +132,7 @@ def test_trees_stop_by_other_cases_than_they_are_judged_by(asked, facts, monkeyp
 
     group = np.arange(len(targets))
     fit_next_item(tuple(MODELS), candidates, group, quality, StackSettings(trees=20))
-    assert judged == [150] * 6  # three methods, two halves
+    assert judged == [150] * 8  # four methods, two halves
     assert len(stopped_by) == 2 and all(10 < n < 50 for n in stopped_by)  # a fifth of the other
 
 
@@ -144,6 +145,30 @@ def test_without_any_hit_everybody_counts_alike(asked, facts) -> None:  # type: 
     )
     np.testing.assert_allclose(ensemble.weights, 1 / 3)
     assert ensemble.method == "average"
+
+
+def test_the_best_alone_competes(asked, facts) -> None:  # type: ignore[no-untyped-def]
+    """Few cases and many useless members: whatever is added to the one that knows is noise."""
+    prefixes, targets = asked
+    few = np.arange(40)
+    useless = {f"noise {i}": Noisy(10 + i, 50.0, "log") for i in range(8)}
+    models = {"good": MODELS["good"], **useless}
+    found, alone = collect(models, prefixes.take(few), facts, targets[few], top=20)
+    ensemble = fit_next_item(tuple(models), found, few, worth, StackSettings(k=20))
+    assert ensemble.figures["single"] == pytest.approx(worth(alone["good"]).mean())
+    assert ensemble.figures[ensemble.method] == max(ensemble.figures.values())
+    rest = np.arange(40, 300)
+    later, told = collect(models, prefixes.take(rest), facts, targets[rest], top=20)
+    reached = worth(target_ranks(ensemble.score(later), later)).mean()
+    assert reached > worth(told["good"]).mean() - 0.01
+
+
+def test_parts_joined_are_the_whole(asked, facts) -> None:  # type: ignore[no-untyped-def]
+    prefixes, targets = asked
+    whole, _ = collect(MODELS, prefixes.take(np.arange(30)), facts, targets[:30], top=5)
+    parts = [whole.take(np.arange(a, b)) for a, b in ((0, 12), (12, 13), (13, 30))]
+    for name, value in vars(joined(parts)).items():
+        np.testing.assert_array_equal(value, getattr(whole, name), err_msg=name)
 
 
 def test_repeats_are_facts(facts: PlainFacts) -> None:

@@ -157,3 +157,60 @@ def test_a_batch_whose_every_place_is_hidden_asks_for_no_item() -> None:
     shape = Shape(N_ITEMS, 8, 1, 2, 6, 0.0, 0.0, False, True, n_attributes=1)
     found = Encoder(shape, facts).item_vectors(torch.empty(0, dtype=torch.int64))
     assert found.shape == (0, 8)
+
+
+@pytest.mark.parametrize("name", ["recent_popularity", "item_knn", "session_knn"])
+def test_what_the_prefix_holds_can_be_left_out(name: str) -> None:
+    """Where nobody takes a thing twice, a place given to what was taken is lost."""
+    train = Sequences.of([[1, 2, 3], [2, 1, 3], [1, 2, 4], [2, 1, 1]])
+    prefixes = Sequences.of([[1, 2, 1], [4], []])
+    context = SequenceContext(5)
+    as_is = make_sequence_learner(name, {}).fit(train, context).score(prefixes)
+    half = make_sequence_learner(name, {"seen": 0.5}).fit(train, context).score(prefixes)
+    none = make_sequence_learner(name, {"seen": 0.0}).fit(train, context)
+    held = np.zeros((3, 5), dtype=bool)
+    held[0, [1, 2]], held[1, 4] = True, True
+    assert (as_is[0, [1, 2]] > 0).all()
+    np.testing.assert_array_equal(half, np.where(held, as_is / 2, as_is))
+    np.testing.assert_array_equal(none.score(prefixes), np.where(held, 0, as_is))
+    assert none.propose(prefixes, 1)[0][0, 0] == 3
+
+
+def test_pieces_hold_every_step_once() -> None:
+    told = Sequences.of([[1, 2, 3, 4, 5, 6], [7], [], [8, 9, 10]], ordered=True)
+    pieces = told.pieces(3)
+    found = [pieces[i].tolist() for i in range(len(pieces))]
+    assert found == [[1, 2], [2, 3, 4], [4, 5, 6], [7], [], [8, 9, 10]]
+    assert pieces.moment is not None and pieces.moment.tolist() == [0, 0, 0, 1, 2, 3]
+
+
+def test_some_prefixes_are_those_of_all() -> None:
+    told = Sequences.of([[1], [2, 3, 4], [], [5, 6, 7, 8]])
+    every, targets = told.prefixes()
+    which = np.array([0, 3, 4])
+    some, asked = told.prefixes(which, longest=2)
+    assert asked.tolist() == targets[which].tolist()
+    assert [some[i].tolist() for i in range(3)] == [[2], [5, 6], [6, 7]]
+    assert every[4].tolist() == [5, 6, 7]
+
+
+@pytest.mark.long
+def test_the_transformer_learns_all_of_a_long_sequence() -> None:
+    """Steps of even items stand before the last piece; only who reads them knows them."""
+    rng = np.random.default_rng(0)
+    lists = []
+    for _ in range(60):
+        early = [int(rng.integers(0, 20)) for _ in range(20)]
+        late = [int(rng.integers(20, 40)) for _ in range(9)]
+        lists.append([each for item in early for each in (item, (item + 7) % 20)] + late)
+    train = Sequences.of(lists)
+    asked = Sequences.of([[item] for item in range(20)])
+    expected = (np.arange(20) + 7) % 20
+    hits = {}
+    for whole in (True, False):
+        settings = {**TINY, "whole": whole, "epochs": 12, "learning_rate": 1e-2, "start": "random"}
+        model = make_sequence_learner("sequence_transformer", settings).fit(
+            train, SequenceContext(40, seed=1)
+        )
+        hits[whole] = (model.propose(asked, 1)[0][:, 0] == expected).mean()
+    assert hits[True] > 0.8 and hits[False] < 0.3

@@ -11,9 +11,14 @@ from typer.testing import CliRunner
 
 from raysys.cli import app
 from raysys.datasets.sequences import Case
+from raysys.ensemble.next_item import NextItemEnsemble
 from raysys.errors import UserError
+from raysys.learners.sequence_protocol import SequenceContext
+from raysys.learners.sequences import make_sequence_learner
 from raysys.stages import benchmark_next_item, benchmark_sequences, benchmark_sessions
-from raysys.stages.next_item_problem import discounted, hits, reciprocal
+from raysys.stages.next_item_members import Member
+from raysys.stages.next_item_problem import LONGEST, discounted, hits, reciprocal
+from raysys.stages.next_item_report import figures_of
 from tests.learners.sequence_suite import walks
 
 
@@ -72,6 +77,71 @@ def test_sequences_never_learn_what_they_are_asked() -> None:
     assert problem.counts["users_not_asked"] == 1
     with pytest.raises(UserError, match="3 users with three items"):
         benchmark_sequences.divided(sequences[:3], {})
+
+
+@pytest.mark.long
+def test_a_session_of_thousands_of_clicks_is_no_square_of_them() -> None:
+    """All prefixes of such sessions would be a thousand million clicks."""
+    rng = np.random.default_rng(0)
+    sessions = [[f"i{item}" for item in rng.integers(0, 50, 30_000)] for _ in range(12)]
+    problem = benchmark_sessions.divided(sessions, [Case(sessions[0], "i1")])
+    asked = problem.validation.prefixes
+    assert len(asked) == benchmark_next_item.VALIDATION_CASES
+    assert problem.counts["validation_cases"] == 29_999
+    assert asked.sizes.max() == LONGEST == problem.test.prefixes.sizes.max()
+    # each is what led to its target
+    late = [int(item[1:]) for item in sessions[-1]]
+    names = list(dict.fromkeys(item for session in sessions for item in session))
+    last = [int(names[item][1:]) for item in asked[len(asked) - 1][-8:]]
+    target = int(names[problem.validation.targets[-1]][1:])
+    places = [at for at in range(8, len(late)) if late[at - 8 : at] == last]
+    assert target in [late[at] for at in places]
+
+
+def test_where_all_are_hits_the_second_measure_says_who_is_best() -> None:
+    """Of twelve items everybody's first twenty hold the right one."""
+    problem = benchmark_sessions.divided(lists(40, 0), [Case(["i1"], "i2")])
+    ranks = {"first": np.array([9, 9, 8]), "second": np.array([1, 2, 1])}
+    model = make_sequence_learner("recent_popularity", {}).fit(
+        problem.fit, SequenceContext(problem.n_items)
+    )
+    members = {name: Member("recent_popularity", {}, model, 0.0, 0.0) for name in ranks}
+    ensemble = NextItemEnsemble(tuple(ranks), "average", np.array([0.5, 0.5]))
+    ranks["ensemble"] = np.array([1, 1, 1])
+    found = figures_of(problem, members, ensemble, ranks, np.arange(3), 0)
+    assert found["best_member"] == "second"
+    assert found["gain"]["MRR@20"]["value"] == pytest.approx(1 - 2.5 / 3)
+
+
+@pytest.mark.long
+def test_nothing_twice_is_learned_where_nobody_takes_a_thing_twice() -> None:
+    """Long users who never come back: what is near a user's items is what the user had."""
+    rng = np.random.default_rng(0)
+    users = []
+    for _ in range(150):
+        start = int(rng.integers(0, 60))
+        users.append([f"i{start + step}" for step in rng.permutation(25)])
+    problem = benchmark_sequences.divided(users, {})
+    trial = benchmark_next_item.Trial(problem, minutes=60)
+    trial._neighbours()
+    for name in ("recent_popularity", "item_knn", "session_knn"):
+        member = trial.members[name]
+        assert member.settings["seen"] == 0.0
+        plain = trial._tried(name, {**member.settings, "seen": 1.0})
+        assert member.value > plain.value + 0.02
+    back = benchmark_sessions.divided(
+        [["i1", "i2"] * 4, ["i3", "i4"] * 4] * 20, [Case(["i1"], "i2")]
+    )
+    trial = benchmark_next_item.Trial(back, minutes=60)
+    trial._neighbours()
+    assert all(member.settings.get("seen", 1.0) == 1.0 for member in trial.members.values())
+
+
+def test_one_item_is_no_ranking() -> None:
+    with pytest.raises(UserError, match="one and the same item"):
+        benchmark_sessions.divided([["a", "a"]] * 20, [Case(["a"], "a")])
+    with pytest.raises(UserError, match="one and the same item"):
+        benchmark_sequences.divided([["a", "a", "b"]] * 20, {})
 
 
 def test_attributes_lie_beside(tmp_path: Path) -> None:

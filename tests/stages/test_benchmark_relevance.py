@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from raysys.cli import app
 from raysys.errors import UserError
-from raysys.stages import relevance_members
+from raysys.stages import benchmark_relevance, relevance_members
 from raysys.stages.benchmark_pairs import read_pairs
 from raysys.stages.benchmark_relevance import join_members
-from raysys.stages.relevance_judging import Ground, Judge, Member, figures_of
+from raysys.stages.relevance_judging import Ground, Judge, Member, figures_of, least_products
 from raysys.stages.relevance_members import fit_encoder
 from raysys.text.pairs import Pairs
 from tests.text.tiny import write_tiny_bert
@@ -111,6 +111,92 @@ def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"not at all")
     with pytest.raises(UserError, match="cannot be read as parquet"):
         read(tmp_path / "a.parquet")
+
+
+def test_quotes_in_a_tsv_mean_what_the_file_means(tmp_path: Path) -> None:
+    """Inches and emphasis as they stand; fields that a quoting writer wrote, with lines within."""
+    frame = judged().with_columns(
+        title=pl.concat_str(pl.lit('"Best" 5" '), pl.col("title"), pl.lit(' "'))
+    )
+    rows = ["\t".join(frame.columns), *("\t".join(map(str, row)) for row in frame.rows())]
+    (tmp_path / "bare.tsv").write_text("\n".join(rows) + "\n")
+    frame.write_csv(tmp_path / "quoted.tsv", separator="\t")
+    bare, quoted = (read(tmp_path / f"{name}.tsv").table for name in ("bare", "quoted"))  # type: ignore[attr-defined]
+    assert bare.equals(quoted) and bare.num_rows == frame.height
+    opened = frame.with_columns(title=pl.concat_str(pl.lit('"'), pl.col("search")))
+    rows = ["\t".join(frame.columns), *("\t".join(map(str, row)) for row in opened.rows())]
+    (tmp_path / "opened.tsv").write_text("\n".join(rows) + "\n")
+    assert read(tmp_path / "opened.tsv").table.num_rows == frame.height  # type: ignore[attr-defined]
+    lines = frame.with_columns(title=pl.concat_str(pl.col("title"), pl.lit("\nsecond line")))
+    lines.write_csv(tmp_path / "lines.tsv", separator="\t")
+    table = read(tmp_path / "lines.tsv").table  # type: ignore[attr-defined]
+    assert table.num_rows == frame.height
+    assert all(text.endswith("second line") for text in table["text"].to_pylist())
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
+def test_other_encodings_are_read(tmp_path: Path, encoding: str) -> None:
+    frame = judged().with_columns(title=pl.concat_str(pl.lit("café "), pl.col("title")))
+    (tmp_path / "a.csv").write_bytes(frame.write_csv().encode(encoding))
+    table = read(tmp_path / "a.csv").table  # type: ignore[attr-defined]
+    assert table.num_rows == frame.height
+    assert all(text.startswith("café ") for text in table["text"].to_pylist())
+
+
+def test_lists_are_joined_and_yes_is_one(tmp_path: Path) -> None:
+    frame = judged().with_columns(
+        title=pl.concat_list(pl.col("title"), pl.lit("a point")), stars=pl.col("stars") > 1
+    )
+    frame.write_ndjson(tmp_path / "a.jsonl")
+    frame.write_parquet(tmp_path / "a.parquet")
+    lines, parquet = (read(path).table for path in sorted(tmp_path.iterdir()))  # type: ignore[attr-defined]
+    assert lines.equals(parquet)
+    assert set(lines["grade"].to_pylist()) == {0.0, 1.0}
+    assert all(text.endswith(". a point") for text in lines["text"].to_pylist())
+    nested = frame.with_columns(title=pl.struct("title"))
+    nested.write_parquet(tmp_path / "nested.parquet")
+    with pytest.raises(UserError, match="column 'title' holds Struct"):
+        read(tmp_path / "nested.parquet")
+
+
+def test_of_a_file_too_large_for_its_time_fewer_queries_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(120, 10).write_csv(tmp_path / "a.csv")
+    monkeypatch.setattr(benchmark_relevance, "PROBE_PAIRS", 300)
+    probed = []
+
+    def fitted(ground: Ground, budget: object) -> tuple[dict[str, Member], dict[str, str]]:
+        rng = np.random.default_rng(0)
+        said = {name: np.float32(rng.random(len(each))) for name, each in ground.pairs.items()}
+        return {"relevance_trees": Member(said, {}, 0.0)}, {}
+
+    def ran(seconds_a_pair: float) -> dict[str, int]:
+        def pace(ground: Ground) -> float:
+            pairs = sum(map(len, ground.pairs.values()))
+            probed.append(pairs)
+            return seconds_a_pair * pairs
+
+        monkeypatch.setattr(benchmark_relevance, "seconds_of_features", pace)
+        options = {"query_col": "search", "text_cols": ["title"], "label_col": "stars"}
+        found = benchmark_relevance.run(tmp_path / "a.csv", minutes=60, **options)  # type: ignore[arg-type]
+        return found["queries"]  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(benchmark_relevance, "fit_members", fitted)
+    whole = ran(0.01)
+    names = sum(whole.values())
+    # two seconds a pair, of which a quarter of an hour makes 450
+    some = sum(ran(2.0).values())
+    pairs = 1200
+    assert some == pytest.approx(names * 450 / pairs, abs=1)
+    assert probed and max(probed) < pairs / 2
+
+
+def test_few_long_lists_do_not_speak_for_all() -> None:
+    assert least_products(np.array([5, 9, 3, 1])) == 5
+    assert least_products(np.array([5, *[3] * 40])) == 2
+    assert least_products(np.array([1, 1])) == 2
+    assert least_products(np.array([7, *[1] * 40])) == 5  # one product is no order
 
 
 @pytest.mark.long
