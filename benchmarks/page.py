@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import serving_page
+from benchmarks.aims import summary, told
 from benchmarks.events_at_scale import rows_of
 from benchmarks.result import RESULTS, ROOT
 
@@ -21,14 +22,25 @@ HEAD = """# Benchmarks
 
 Measured by scripts in `benchmarks/`, written by them as JSON beside the machine's facts; this page
 is generated from those files with `python -m benchmarks.page`. `make bench` lists the scripts.
+
+## In short
+
+"""
+NOTES = """
+Aims are what we want, whether it is reached or not; every figure has its interval, its unit and
+what it is compared with below. Low – high is a 95% interval, or the least and most over runs.
 """
 
 
 def page(folder: Path = RESULTS) -> str:
     """The page as Markdown: a section a result file."""
-    parts = [HEAD]
-    for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
+    contents = {
+        path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
+    }
+    parts = [HEAD.rstrip("\n") + "\n"]
+    parts += summary((path.stem, content) for path, content in contents.items())
+    parts.append(NOTES)
+    for path, content in contents.items():
         machine = content["machine"]
         facts = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB"
         parts.append(f"## {path.stem}\n")
@@ -46,9 +58,9 @@ def page(folder: Path = RESULTS) -> str:
         parts.append("|---|---:|---:|---|---|---|")
         for figure in content["figures"]:
             low, high = figure["low"], figure["high"]
-            spread = "" if low is None else f"{low:.4g} – {high:.4g}"
+            spread = "" if low is None else f"{told(low)} – {told(high)}"
             parts.append(
-                f"| `{figure['name']}` | {figure['value']:.4g} | {spread} | {figure['unit']} "
+                f"| `{figure['name']}` | {told(figure['value'])} | {spread} | {figure['unit']} "
                 f"| {figure['aim']} | {figure['reference']} |"
             )
         parts.append("")
@@ -59,7 +71,7 @@ def scale(figures: list[dict[str, Any]]) -> list[str]:
     """The log at scale as a table by size, raysys beside the polars program, and the plot."""
     by_name = {figure["name"]: figure for figure in figures}
 
-    def told(name: str, form: str = ".3g") -> str:
+    def cell(name: str, form: str = ".3g") -> str:
         figure = by_name.get(name)
         return "–" if figure is None else format(figure["value"], form)
 
@@ -69,12 +81,12 @@ def scale(figures: list[dict[str, Any]]) -> list[str]:
     ]
     for size in sizes(figures):
         cells = [
-            told(f"events_per_s_{size}", ",.0f"),
-            told(f"seconds_{size}"),
-            told(f"peak_gb_{size}"),
-            told(f"polars_seconds_{size}"),
-            told(f"polars_peak_gb_{size}"),
-            told(f"ratio_polars_{size}"),
+            cell(f"events_per_s_{size}", ",.0f"),
+            cell(f"seconds_{size}"),
+            cell(f"peak_gb_{size}"),
+            cell(f"polars_seconds_{size}"),
+            cell(f"polars_peak_gb_{size}"),
+            cell(f"ratio_polars_{size}"),
         ]
         failed = by_name.get(f"polars_peak_gb_{size}", {}).get("reference", "")
         if failed and cells[3] == "–":

@@ -51,6 +51,8 @@ def settings_tables(target: str, seen: set[type[BaseModel]] | None = None) -> st
         model = waiting.pop(0)
         if model in seen:
             continue
+        if model.__name__ in {each.__name__ for each in seen}:
+            raise ValueError(f"two models of a page are called {model.__name__}: links name one")
         seen.add(model)
         parts.append(_table(model))
         for info in model.model_fields.values():
@@ -85,7 +87,7 @@ _FILL = {"yaml": yaml_file, "figures": figures}
 def _table(model: type[BaseModel]) -> str:
     lead, notes = _documentation(model)
     lines = [f"### {model.__name__} {{ #{model.__name__.lower()} }}", "", lead, ""]
-    lines += ["| key | type | default | |", "|---|---|---|---|"]
+    lines += ["| key | type | default | what it is |", "|---|---|---|---|"]
     for name, info in model.model_fields.items():
         default = "required"
         if info.default is not PydanticUndefined:

@@ -32,18 +32,21 @@ h1 { font-size: 28px; margin: 0 0 4px } h2 { font-size: 19px; margin: 0 0 10px }
 .lead { color: var(--soft); margin: 0 0 24px }
 section { background: #fff; border: 1px solid var(--line); border-radius: 10px;
           padding: 20px 24px; margin: 0 0 20px }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 14px }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 14px;
+         margin: 0 0 16px }
 .fact b { display: block; font-size: 23px; color: var(--mark); font-variant-numeric: tabular-nums }
 .fact span { color: var(--soft); font-size: 13px }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: 6px 8px; border-bottom: 1px solid var(--line);
          vertical-align: top }
-td.long { overflow-wrap: anywhere }
+td.long { overflow-wrap: anywhere; min-width: 240px }
 th { color: var(--soft); font-weight: 600; font-size: 13px }
 td.number, th.number { text-align: right; white-space: nowrap }
 tr.strong td { font-weight: 700; background: #eef5f8 }
-figure { margin: 8px 0 0 } figure svg { width: 100%; height: auto; max-height: 520px }
+figure { margin: 8px 0 0; overflow-x: auto }
+figure svg { width: 100%; min-width: 540px; height: auto; max-height: 520px }
+@media (max-width: 720px) { main { padding: 20px 12px 40px } section { padding: 14px } }
 figcaption, .note { color: var(--soft); font-size: 13px }
 </style></head><body><main>
 <h1>{{ title }}</h1><p class="lead">{{ lead }}</p>
@@ -88,12 +91,15 @@ class Section:
     def table(
         self, headers: Sequence[str], rows: Sequence[Sequence[object]], strong: Sequence[int] = ()
     ) -> Section:
-        """A table; columns of numbers are set flush right, rows in `strong` are emphasised."""
+        """A table; columns of numbers are set flush right, rows in `strong` are emphasised.
+
+        A cell that is empty or a dash says nothing of its column.
+        """
         cells = [[_cell(value) for value in row] for row in rows]
-        numeric = [
-            bool(rows) and all(_is_number(row[column]) for row in rows)
-            for column in range(len(headers))
-        ]
+        numeric = []
+        for column in range(len(headers)):
+            said = [row[column] for row in rows if row[column] not in (None, "", "–")]
+            numeric.append(bool(said) and all(map(_is_number, said)))
         self.blocks.append(
             _render(_TABLE, headers=headers, rows=cells, numeric=numeric, strong=set(strong))
         )

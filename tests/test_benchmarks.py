@@ -15,6 +15,7 @@ import pytest
 from benchmarks import by_hand_polars
 from benchmarks.__main__ import listing
 from benchmarks._autogluon_next_item import learned, table_of
+from benchmarks.aims import reached, summary, told
 from benchmarks.events_at_scale import WORDS, _Block, base_year, make_log, one_date, write_settings
 from benchmarks.measure import differences, fingerprint_events, measured
 from benchmarks.page import PAGE, PLOT, README, page, plot, readme, scale
@@ -34,6 +35,35 @@ def test_the_page_is_what_the_results_say() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m benchmarks.page`"
     assert README.read_text(encoding="utf-8") == readme(), "run `python -m benchmarks.page`"
     assert PLOT.is_file() == (RESULTS / "ingest.json").is_file(), "run `python -m benchmarks.page`"
+
+
+def test_aims_are_judged_where_their_words_can_be_read() -> None:
+    def judged(value: float, aim: str, low: float | None = None) -> bool | None:
+        return reached({"value": value, "low": low, "aim": aim})
+
+    assert judged(0.85, "≥ 0.85") and judged(0.0049, "<= .005") and judged(1, "1")
+    assert judged(2, "0") is False and judged(299_999, "≥ 300,000") is False
+    assert judged(0.93, "at least .930") and judged(0.46, "at most .450") is False
+    assert judged(11_000, "≥ 10,000 on two cores") and judged(0, "> 0") is False
+    assert judged(0.2, "interval above zero", low=0.1)
+    assert judged(0.2, "interval above zero", low=-0.1) is False
+    for words in ("0.95", "about 1", "> baseline", "thousands", "< 1 across replicas", ""):
+        assert judged(0.5, words) is None, words
+
+
+def test_the_page_begins_with_the_aims_that_were_missed() -> None:
+    figures = [
+        {"name": "share", "value": 0.5, "low": None, "aim": "≥ 0.85"},
+        {"name": "rate", "value": 20_000, "low": None, "aim": "≥ 10,000"},
+    ]
+    lines = summary([("tried", {"figures": figures}), ("other", {"figures": []})])
+    assert "| [tried](#tried) | 1 of 2 | `share`: 0.5 (aim: ≥ 0.85) |" in lines
+    assert lines[-1].endswith("judge: [other](#other).")
+    text = page()
+    assert text.index("## In short") < text.index("| figure | value |")
+    assert [told(value) for value in (1_234_567.8, 999.96, 3.893e-05)] == [
+        "1,234,568", "1000", "3.893e-05",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", RESULT_FILES, ids=lambda path: path.stem)

@@ -25,6 +25,14 @@ def test_names_with_dollars_are_no_formulas() -> None:
     assert "arm $x^$" in texts
 
 
+def test_columns_of_numbers_are_flush_right_where_some_have_no_value() -> None:
+    page = Report("columns", "")
+    rows = [["stopped", "", None, "–"], ["complete", 0.25, 3, "–"]]
+    page.section("trials").table(["state", "score", "step", "unknown"], rows)
+    heads = re.findall(r"<th( class=\"number\")?>(\w+)</th>", page.html())
+    assert [name for number, name in heads if number] == ["score", "step"]
+
+
 def test_a_logarithmic_axis_has_plain_numbers() -> None:
     page = Report("powers", "")
     figure, axes = new_figure()

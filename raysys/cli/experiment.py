@@ -185,7 +185,7 @@ def simulate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Let shoppers whose tastes are known visit a shop that is served."""
+    """Let shoppers of known tastes visit a shop that is served."""
     from raysys import terminal
     from raysys.config import load_yaml, parse_settings
     from raysys.storage import Workspace

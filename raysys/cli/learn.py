@@ -28,7 +28,10 @@ def learn(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Warm up the champion on new events; publish a challenger if it is no worse."""
+    """Learn on from the champion with new events.
+
+    The outcome is published as challenger if it is no worse.
+    """
     if not follow:
         run_stage("learn", config, workspace, force=force, quiet=quiet, verbose=verbose)
         return

@@ -151,7 +151,10 @@ def compress(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a bundle's transformer smaller and faster, within a stated loss."""
+    """Make a bundle's transformer smaller and faster.
+
+    What it may lose is stated, and held to.
+    """
     run_stage("compress", config, workspace, force=force, quiet=quiet, verbose=verbose)
 
 

@@ -326,7 +326,7 @@ def _points(
 def _legend(axes: Any, entries: Sequence[tuple[str, str]], loc: str) -> None:
     for label, colour in entries:
         axes.plot([], [], "o-", color=colour, label=label)
-    axes.legend(frameon=False, fontsize=9, loc=loc)
+    axes.legend(fontsize=9, loc=loc, framealpha=0.85, edgecolor="none")
 
 
 def _cell(interval: Interval, digits: int = 4) -> str:

@@ -173,7 +173,7 @@ def _draw_days(section: Section, days: pl.DataFrame, names: Sequence[str]) -> No
     )
     axes.set_ylim(0, 1)
     axes.set_ylabel("share of lists")
-    axes.legend(loc="upper left")
+    axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))  # areas fill it
     figure.autofmt_xdate()
     section.plot(figure, "The bandit moves lists to the arms that earn more.")
 

@@ -17,6 +17,7 @@ from raysys.datasets.source import Source
 from raysys.ingest.aside import write_quarantine
 from raysys.ingest.columns import read_all, to_arrow
 from raysys.ingest.described import Described, read_users
+from raysys.ingest.figures import by_power
 from raysys.ingest.judging import apply
 from raysys.ingest.reading import DESCRIBES, TOLD
 from raysys.ingest.rule_settings import RuleSettings
@@ -70,7 +71,7 @@ def write_entities(
 
     Returns:
         tallies by table (of items only what was added); figures; and how many users have 1,
-        2–3, 4–7, … events, by power of two.
+        2–3, 4–7, … events, by the power of two at or below.
     """
     seen = _merge_seen(read_all(_those(units, ITEMS_SEEN), SEEN_ITEM))
     own = items
@@ -95,8 +96,7 @@ def write_entities(
     figures.users = users.height
     figures.unread = reading.unread
     figures.described_users = int((users[ATTRIBUTES].list.len() > 0).sum())
-    powers = active.select(pl.col("events").log(2).floor().cast(pl.Int64).alias("power"))
-    histogram = dict(powers.group_by("power").len().sort("power").iter_rows())
+    histogram = dict(sorted(by_power(active["events"]).items()))
     return {**tallies, "users": reading.tally}, figures, histogram
 
 

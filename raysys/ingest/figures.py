@@ -32,7 +32,7 @@ class LogFigures:
     days: Counter[str] = field(default_factory=Counter)  # "YYYY-MM-DD type" → events
     hours: Counter[int] = field(default_factory=Counter)  # hour of the day, UTC → events
     session_lengths: Counter[int] = field(default_factory=Counter)  # events of a day → sessions
-    user_events: Counter[int] = field(default_factory=Counter)  # power of two below → users
+    user_events: Counter[int] = field(default_factory=Counter)  # power of two at or below → users
     prices: Counter[int] = field(default_factory=Counter)  # bin of PRICE_EDGES → events
     free: int = 0  # events with price zero
     unpriced: int = 0
@@ -116,12 +116,17 @@ def measure(events: pl.DataFrame) -> LogFigures:
     figures.session_lengths = _counts(sessions.group_by("events").len())
     activity = sessions.group_by("user").agg(pl.col("events").sum())
     figures.users = activity.height
-    power = activity.select(
-        pl.lit(2).pow(pl.col("events").log(2).floor()).cast(pl.Int64).alias("p")
-    )
-    figures.user_events = _counts(power.group_by("p").len())
+    figures.user_events = by_power(activity["events"])
     _measure_prices(events, figures)
     return figures
+
+
+def by_power(events: pl.Series) -> Counter[int]:
+    """How many users have 1, 2–3, 4–7, … events: the power of two at or below → users."""
+    gathered: Counter[int] = Counter()
+    for count, users in events.value_counts().iter_rows():
+        gathered[1 << (count.bit_length() - 1)] += users
+    return gathered
 
 
 def _measure_prices(events: pl.DataFrame, figures: LogFigures) -> None:

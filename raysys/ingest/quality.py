@@ -351,7 +351,7 @@ def _powers(counts: Counter[int]) -> list[tuple[str, int]]:
 
 
 def _spans(counts: Counter[int]) -> list[tuple[str, int]]:
-    """Counts by power of two below: 1, 2–3, 4–7, …"""
+    """Counts by the power of two at or below: 1, 2–3, 4–7, …"""
     top = max(counts, default=1).bit_length()
     return [(_span(1 << p, (2 << p) - 1), counts.get(1 << p, 0)) for p in range(top)]
 

@@ -47,7 +47,7 @@ MEMBERS = {
 Float64 = npt.NDArray[np.float64]
 
 
-class MemberSettings(Settings):
+class RelevanceMemberSettings(Settings):
     """One member.
 
     Attributes:
@@ -71,10 +71,10 @@ class RelevanceBlendSettings(Settings):
         trees: of the combination `trees`.
     """
 
-    members: tuple[MemberSettings, ...] = (
-        MemberSettings(learner="relevance_trees"),
-        MemberSettings(learner="bi_encoder"),
-        MemberSettings(learner="cross_encoder"),
+    members: tuple[RelevanceMemberSettings, ...] = (
+        RelevanceMemberSettings(learner="relevance_trees"),
+        RelevanceMemberSettings(learner="bi_encoder"),
+        RelevanceMemberSettings(learner="cross_encoder"),
     )
     folds: int = Field(3, ge=2, le=20)
     combine: Literal["non_negative", "ridge", "trees"] = "non_negative"

@@ -35,7 +35,7 @@ FILE = "blend.json"
 Array = npt.NDArray[Any]
 
 
-class MemberSettings(Settings):
+class TextMemberSettings(Settings):
     """One model of the blend.
 
     Attributes:
@@ -58,8 +58,8 @@ class TextBlendSettings(Settings):
     """
 
     task: LabelTask = "classify"
-    members: dict[str, MemberSettings] = Field(
-        default={"tfidf_classifier": MemberSettings(), "text_classifier": MemberSettings()},
+    members: dict[str, TextMemberSettings] = Field(
+        default={"tfidf_classifier": TextMemberSettings(), "text_classifier": TextMemberSettings()},
         min_length=1,
     )
     rounds: int = Field(50, ge=1)

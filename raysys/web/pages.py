@@ -41,6 +41,20 @@ def assets() -> APIRouter:
     return router
 
 
+def days(value: float) -> str:
+    """A length in whole days, as people say it: `day`, `7 days`."""
+    whole = max(1, round(value))
+    return "day" if whole == 1 else f"{whole:,} days"
+
+
+def days_ago(value: float) -> str:
+    """When it was: `today`, `yesterday`, `12 days ago`."""
+    whole = round(value)
+    if whole < 2:
+        return "yesterday" if whole == 1 else "today"
+    return f"{whole:,} days ago"
+
+
 class Pages:
     """Renders templates; everything in them is escaped.
 
@@ -57,6 +71,8 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.globals["name"] = name
+        self._environment.filters["days"] = days
+        self._environment.filters["days_ago"] = days_ago
 
     def render(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """A page."""

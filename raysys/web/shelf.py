@@ -13,6 +13,7 @@ from raysys.catalogue import Catalogue
 FACETS = ("department", "category", "brand")
 SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£", "CNY": "¥", "JPY": "¥"}
 _TOLD = 6
+_LEFT_OUT = {"meaning": "the search by meaning", "query_vectors": "the meaning of the query"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,10 @@ def card_of(catalogue: Catalogue, item_id: str, position: int = 0) -> Card | Non
 def shelf_of(catalogue: Catalogue, heading: str, answer: dict[str, Any], asked: str = "") -> Shelf:
     """The shelf of an answer; items that the catalogue lacks are left out."""
     cards = (card_of(catalogue, item["item_id"], item["position"]) for item in answer["items"])
-    note = f"answered without {', '.join(answer['left_out'])}" if answer["degraded"] else ""
+    note = ""
+    if answer["degraded"]:
+        names = ", ".join(_LEFT_OUT.get(n, n.replace("_", " ")) for n in answer["left_out"])
+        note = f"A quick answer, without {names}."
     return Shelf(heading, [card for card in cards if card], answer["request_id"], note, asked)
 
 

@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import os
 import random
+import re
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -249,6 +250,24 @@ def test_the_report_shows_counts_and_reasons(tmp_path):
     assert "unknown event type" in page
     assert "<b>u</b>" not in page
     assert page.count("<svg") >= 3
+
+
+def test_users_are_shown_by_how_many_events_they_have(tmp_path):
+    busy = [1] * 2 + [3] * 4 + [8] + [70] * 3  # events of each user
+    lines = [
+        f"e{user}-{number},u{user},i1,view,{START + 7200 * number},1,1,"
+        for user, events in enumerate(busy)
+        for number in range(events)
+    ]
+    (tmp_path / "log.csv").write_text("\n".join([HEADER, *lines]))
+    taken = take(tmp_path, mapping(tmp_path / "log.csv"))
+    assert taken.outcome.log.user_events == {1: 2, 2: 4, 8: 1, 64: 3}
+    write_report(taken.outcome, "A shop", Limits(), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    plot = page[: page.index("users with")].rpartition("<svg")[2]
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", plot)
+    spans = [name for name in labels if "–" in name]
+    assert spans == ["2–3", "4–7", "8–15", "16–31", "32–63", "64–"]
 
 
 def test_names_of_categories_are_shown_as_they_are_a_bar_each(tmp_path):

@@ -228,6 +228,7 @@ def test_traffic_is_counted(operator: TestClient, keys: tuple[Path, dict[str, st
     page = operator.get("/console/live", params={"fragment": 1})
     assert "<html" not in page.text and "/v1/recommend" in page.text
     assert "runs without Ray Serve" in page.text and "answers" in page.text
+    assert ">whole, recommend<" in page.text and "false" not in page.text
 
 
 def test_leaving_ends_it(operator: TestClient) -> None:

@@ -20,6 +20,8 @@ from raysys.serving.events_api import Clock, read_events
 from raysys.serving.pages import ServiceAnswers
 from raysys.serving.service import Service
 from raysys.web import storefront
+from raysys.web.pages import days, days_ago
+from raysys.web.shelf import shelf_of
 from raysys.web.visit import Visit
 from tests.web.conftest import Recorded
 
@@ -52,9 +54,30 @@ def test_home_recommends_to_everybody_and_personally(visitor: TestClient, servic
     lists = []
     for user in shoppers[:3]:
         page = visitor.post("/visitor", data={"user": user})
-        assert f"What we know of {user}" in page.text and "For you" in page.text
+        assert f"What we know of user {user}" in page.text and "For you" in page.text
         lists.append(items(page.text))
     assert lists[0] != lists[1] != lists[2]
+
+
+def test_what_an_answer_lacks_is_said_in_words(service: Service) -> None:
+    answer = {
+        "items": [],
+        "request_id": "r",
+        "degraded": True,
+        "left_out": ["meaning", "two_tower"],
+    }
+    shelf = shelf_of(service.catalogue, "“bread”", answer)
+    assert shelf.note == "A quick answer, without the search by meaning, two tower."
+    assert shelf_of(service.catalogue, "", answer | {"degraded": False}).note == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "length", "ago"),
+    [(0.2, "day", "today"), (1.2, "day", "yesterday"), (6.9, "7 days", "7 days ago")],
+)
+def test_days_are_written_as_people_say_them(value: float, length: str, ago: str) -> None:
+    assert days(value) == length
+    assert days_ago(value) == ago
 
 
 def test_search_filters_and_says_what_there_is(visitor: TestClient, service: Service) -> None:
