@@ -32,7 +32,7 @@ from raysys.storage import write_atomic
 
 GROUP_ROWS: Final = 500_000  # events that a task numbers at a time, whole dates
 
-_TYPES: Final = {
+_TYPES: Final[dict[str, Any]] = {
     "user": pl.Int32,
     "item": pl.Int32,
     "kind": pl.Int8,
@@ -230,7 +230,7 @@ def _number(number: int, folder: Path) -> dict[str, Any]:
             pl.read_ipc(folder / kind / coded.name, columns=[column])[column]
             for kind, column in (("orders", "hash"), ("sessions", "session"))
         )
-        numbers = {
+        numbers: dict[str, npt.NDArray[Any]] = {
             "order": _found(orders, folder / "orders.npy"),
             "session": _session_numbers(sessions, folder),
         }
@@ -241,7 +241,7 @@ def _number(number: int, folder: Path) -> dict[str, Any]:
         columns = map_columns(coded)
         for column, values in numbers.items():
             columns[column] = np.append(values, values.dtype.type(-1))[columns[column]]
-        _write(pl.DataFrame(columns).cast(_TYPES), path)
+        _write(pl.DataFrame(columns).select(pl.col(n).cast(t) for n, t in _TYPES.items()), path)
     coded.unlink(missing_ok=True)
     time = map_columns(path)["time"]
     return {"name": path.name, "rows": len(time), "first": int(time[0]), "last": int(time[-1])}
