@@ -20,6 +20,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.ipc
+from numba import njit
 
 REQUEST_COLUMNS: Final[dict[str, Any]] = {
     "request_id": pl.String,
@@ -134,6 +135,15 @@ def read_block(folder: Path, kind: str, block: Block) -> pl.DataFrame:
     return read_arrow(folder / f"{kind}-{block.number:05d}.arrow")
 
 
+def map_block(
+    folder: Path, kind: str, block: Block, names: Sequence[str]
+) -> dict[str, npt.NDArray[Any]]:
+    """Columns of numbers of `read_block`, as views of the mapped file: no other is looked at."""
+    with pa.memory_map(str(folder / f"{kind}-{block.number:05d}.arrow")) as source:
+        batch = pa.ipc.open_file(source).get_batch(0)
+    return {name: batch.column(name).to_numpy() for name in names}
+
+
 def write_arrow(frame: pl.DataFrame, path: Path) -> None:
     """As one Arrow file, uncompressed; there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +178,23 @@ def _frame(table: pa.Table) -> pl.DataFrame:
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def rows_of(numbers: npt.NDArray[np.int32], part: int, parts: int) -> npt.NDArray[np.int64]:
+    """The rows of `share_of`, rising: int64[m]."""
+    rows: npt.NDArray[np.int64] = _rows_of(numbers, part, parts)
+    return rows
+
+
+@njit(cache=True)
+def _rows_of(numbers, part, parts):  # type: ignore[no-untyped-def]
+    """One look at each number, and none of them is copied."""
+    rows = np.empty(len(numbers), dtype=np.int64)
+    count = 0
+    for row in range(len(numbers)):
+        rows[count] = row
+        count += max(numbers[row], 0) % parts == part
+    return rows[:count].copy()
 
 
 def share_of(numbers: npt.NDArray[np.int32], part: int, parts: int) -> npt.NDArray[np.bool_]:

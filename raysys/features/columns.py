@@ -12,8 +12,9 @@ live requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -22,13 +23,14 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from raysys.features.chosen import Block, read_block, share_of
+from raysys.features.chosen import Block, map_block, rows_of, share_of
 from raysys.features.kernels import DAY_MS
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
 from raysys.features.needs import column_of, needed, rebuilt
 from raysys.features.numbered import NumberedLog
 from raysys.features.plan import FeaturePlan
+from raysys.features.state import fed_by
 from raysys.schema import EVENT_TYPES
 
 SHARED: Final = frozenset({"user", "store", "session", "query", "hour", "weekday"})
@@ -83,10 +85,6 @@ def families(plan: FeaturePlan) -> list[Family]:
     ]
 
 
-def _family(first: str, shared: bool, by: str) -> str:
-    return f"{first}-{'requests' if shared else 'rows'}{'' if by else '-whole'}"
-
-
 def replay_family(
     live: LiveFeatures,
     plan: FeaturePlan,
@@ -113,13 +111,14 @@ def replay_family(
     stats = out / "stats" / f"{family.name}-{part:05d}"
     stats.mkdir(parents=True, exist_ok=True)
     replayed = _Replay(live, family, {name: needed(plan, name) for name in family.states})
+    own = partial(_events, log, family, part, parts, replayed.columns, by_day=replayed.ages)
     at = log.first
     for block in blocks:
         rows, reads = _reads(chosen, block, family, part, parts)
-        replayed.through(_events(log, at, block.end, family, part, parts, replayed.ages), reads)
+        replayed.through(own(at, block.end), reads)
         at = max(at, block.end)
         save_arrays({"row": rows, **replayed.told()}, stats / f"{block.number:05d}.safetensors")
-    for events in _events(log, at, log.last + 1, family, part, parts, replayed.ages):
+    for events in own(at, log.last + 1):
         replayed.go(events, EventColumns.nothing())
     for name, state in live.state.all().items():
         path = out / "states" / f"{name}-{part:05d}.safetensors"
@@ -168,6 +167,7 @@ class _Replay:
         self._told: dict[str, list[npt.NDArray[Any]]] = {}
         self._day = -1
         self.ages = live.state.ages
+        self.columns = fed_by(live.plan.states[name] for name in live.state.all())
 
     def through(self, events: Iterator[EventColumns], reads: EventColumns) -> None:
         """All events, never none at a time, and the reads on the way: of one moment, first."""
@@ -196,7 +196,9 @@ class _Replay:
         return told
 
     def _merge(self, events: EventColumns, reads: EventColumns) -> None:
-        both = EventColumns.concat([reads, events]) if len(reads) else events
+        both = events.only(self.columns)
+        if len(reads):
+            both = EventColumns.concat([reads.only(self.columns), both])
         counts = np.arange(len(both)) >= len(reads)
         if len(events) and len(reads):
             order = np.argsort(both.time, kind="stable")  # of two sorted runs: one merge
@@ -215,13 +217,21 @@ class _Replay:
 
 
 def _events(
-    log: NumberedLog, start: int, end: int, family: Family, part: int, parts: int, by_day: bool
+    log: NumberedLog,
+    family: Family,
+    part: int,
+    parts: int,
+    columns: Collection[str],
+    start: int,
+    end: int,
+    *,
+    by_day: bool,
 ) -> Iterator[EventColumns]:
-    """Events of a part, slice by slice; day by day if asked for."""
+    """Some columns of the events of a part, slice by slice; day by day if asked for."""
     for each in log.between(start, end):
-        events = each.events
+        events = each.events.only(columns)
         if family.by and parts > 1:
-            events = events.take(np.flatnonzero(share_of(getattr(events, family.by), part, parts)))
+            events = events.take(rows_of(getattr(each.events, family.by), part, parts))
         if not len(events):
             continue
         if by_day:
@@ -242,21 +252,19 @@ def _reads(
     chosen: Path, block: Block, family: Family, part: int, parts: int
 ) -> tuple[npt.NDArray[np.int32], EventColumns]:
     """The rows (or requests) that a task reads: their numbers in the block, and what they are."""
-    requests = read_block(chosen, "requests", block)
-    mine = np.ones(len(requests), dtype=np.bool_)
+    names = ("user", "time", "store", "session", "query")
+    requests = map_block(chosen, "requests", block, names)
+    mine = np.ones(len(requests["user"]), dtype=np.bool_)
     if family.by:
-        mine = share_of(requests[family.by].to_numpy(), part, parts)
+        mine = share_of(requests[family.by], part, parts)
     if family.shared:
         rows = np.flatnonzero(mine)
         at, item, position = rows, np.full(len(rows), -1, np.int32), np.zeros(len(rows), np.int32)
     else:
-        frame = read_block(chosen, "rows", block)
-        rows = np.flatnonzero(mine[frame["at"].to_numpy()])
-        at, item, position = (frame[name].to_numpy()[rows] for name in ("at", "item", "position"))
-    of = {
-        name: requests[name].to_numpy()[at]
-        for name in ("user", "time", "store", "session", "query")
-    }
+        columns = map_block(chosen, "rows", block, ("at", "item", "position"))
+        rows = np.flatnonzero(mine[columns["at"]])
+        at, item, position = (columns[name][rows] for name in ("at", "item", "position"))
+    of = {name: column[at] for name, column in requests.items()}
     unknown = np.full(len(rows), np.nan)
     reads = EventColumns(
         **of,

@@ -27,6 +27,13 @@ _LARGEST = np.iinfo(np.int64).max
 _MANY = 1 << 31  # sessions never end: as many as an int32 can number
 
 
+def made_of(column: str) -> str:
+    """The column of an event or candidate that a column of keys is made of."""
+    if column in CODES:
+        return "item"
+    return "time" if column in ("hour", "weekday") else column
+
+
 class Rows(Protocol):
     """What keys are made of: `EventColumns`, or the candidates of requests.
 

@@ -1,7 +1,8 @@
-"""The numbered log, written: two passes over `events/date=*/…parquet`, a task a group of dates.
+"""The numbered log, written: from `events/date=*/…parquet`, in two passes, a task a group of dates.
 
-The first takes note of users, stores, queries, sessions and orders; once these have their numbers,
-the second writes every event as numbers alone.
+The first reads the files, takes note of users, stores, queries, sessions and orders, and writes
+every event by the places of its names in that note; once names have their numbers, the second puts
+these in the place of places. So texts are read and hashed once.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from raysys.storage import write_atomic
 
 GROUP_ROWS: Final = 500_000  # events that a task numbers at a time, whole dates
 
-_TYPES: Final = {
+_TYPES: Final[dict[str, Any]] = {
     "user": pl.Int32,
     "item": pl.Int32,
     "kind": pl.Int8,
@@ -81,7 +82,9 @@ def number_log(
     folder.mkdir(parents=True, exist_ok=True)
     with task("features: users, orders, sessions", len(groups)) as noting:
         for _ in spread.each(
-            len(groups), lambda n: _note(groups[n], n, group_by, folder, seed), "users and orders"
+            len(groups),
+            lambda n: _note(groups[n], n, catalogue, group_by, folder, seed),
+            "users and orders",
         ):
             noting.advance()
         for _ in spread.each(
@@ -91,11 +94,7 @@ def number_log(
         noting.note = f"{len(log.users):,} users"
     with task("features: numbering the log", len(groups)) as numbering:
         written = []
-        for done in spread.each(
-            len(groups),
-            lambda n: _number(groups[n], n, catalogue, group_by, folder, seed),
-            "numbering the log",
-        ):
+        for done in spread.each(len(groups), lambda n: _number(n, folder), "numbering the log"):
             written.append(done)
             numbering.advance()
         written.sort(key=lambda file: str(file["name"]))
@@ -128,30 +127,51 @@ def _groups(events: Path) -> list[list[Path]]:
 
 
 def _note(
-    paths: Sequence[Path], number: int, group_by: Sequence[str], folder: Path, seed: int
+    paths: Sequence[Path],
+    number: int,
+    catalogue: Catalogue,
+    group_by: Sequence[str],
+    folder: Path,
+    seed: int,
 ) -> None:
-    """First pass over some dates: every name in them once."""
-    done = folder / "users" / f"{number:05d}.arrow"  # written last
-    if done.exists():
+    """First pass over some dates: every name in them, and events by the places of their names."""
+    done = folder / "coded" / f"{number:05d}.arrow"  # written last
+    if done.exists() or _numbered(folder, number).exists():
         return
-    names = ["user_id", "store_id", "query", "session_id", "request_id", *group_by]
-    texts, _ = read_coded(paths, names, [])
-    pairs = _sessions_of(texts)
-    answers = texts["request_id"].names
+    names = ["user_id", "item_id", "event_type", "store_id", "session_id", "query", "request_id"]
+    others = ["quantity", "price", "week", "position", "sampling_probability"]
+    texts, frame = read_coded(paths, [*names, *group_by], others)
+    pairs, queries = _sessions_of(texts), texts["query"].map(normalised)
+    orders = _groups_of(texts, pairs, group_by, seed)
+    items, answers = texts["item_id"], texts["request_id"]
+    hashes = answers.names.hash()
     for kind, told in (
-        ("orders", _groups_of(texts, pairs, group_by, seed).names.struct.unnest()),
-        ("answers", pl.DataFrame({"hash": answers.hash(), "name": answers})),
+        ("orders", orders.names.struct.unnest()),
+        ("answers", pl.DataFrame({"hash": hashes, "name": answers.names})),
+        ("sessions", pairs.names.select(pl.Series("session", _hashes(pairs)), pl.all())),
+        ("stores", texts["store_id"].names.alias("name").to_frame()),
+        ("queries", queries.names.alias("name").to_frame()),
+        ("users", texts["user_id"].names.alias("name").to_frame()),
     ):
-        _write(told.unique("hash"), folder / kind / f"{number:05d}.arrow")
-    sessions = pairs.names.select(pl.Series("session", _hashes(pairs)), pl.all())
-    sessions = sessions.unique("session", keep="first", maintain_order=True)
-    _write(sessions, folder / "sessions" / f"{number:05d}.arrow")
-    for kind, coded in (
-        ("stores", texts["store_id"]),
-        ("queries", texts["query"].map(normalised)),
-        ("users", texts["user_id"]),
-    ):
-        _write(coded.names.alias("name").to_frame().unique(), folder / kind / f"{number:05d}.arrow")
+        _write(told, folder / kind / f"{number:05d}.arrow")
+    numbers = {
+        "user": texts["user_id"].codes,
+        "item": items.rows(catalogue.numbers(items.names.to_arrow()), -1),
+        "kind": _placed(texts["event_type"], pl.Series(EVENT_TYPES)),
+        "store": texts["store_id"].codes,
+        "order": orders.codes,
+        "session": pairs.codes,
+        "query": queries.codes,
+        "answer": answers.rows(hashes.reinterpret(signed=True).to_numpy(), 0),
+    }
+    missing = {"quantity": float("nan"), "price": float("nan"), "position": 0}
+    missing |= {"week": -1, "sampling_probability": float("nan")}
+    frame = frame.with_columns(
+        *(pl.Series(name, values) for name, values in numbers.items()),
+        *(pl.col(name).fill_null(what) for name, what in missing.items()),
+        time=pl.col("timestamp").dt.epoch("ms"),
+    ).rename({"sampling_probability": "probability"})
+    _write(frame.select(pl.col(name).cast(kind) for name, kind in _TYPES.items()), done)
 
 
 def _number_names(folder: Path) -> None:
@@ -168,7 +188,9 @@ def _number_names(folder: Path) -> None:
 def _number_orders(folder: Path) -> None:
     """Orders by a hash of their names."""
     if not (folder / "orders.npy").exists():
-        _save(np.unique(_met(folder / "orders", "hash")), folder / "orders.npy")
+        hashes = np.sort(_met(folder / "orders", "hash"))
+        fresh = np.append(True, hashes[1:] != hashes[:-1])  # `np.unique` takes 70 times as long
+        _save(hashes[fresh], folder / "orders.npy")
 
 
 def _number_sessions(folder: Path) -> None:
@@ -200,51 +222,34 @@ def _save(numbers: npt.NDArray[Any], path: Path) -> None:
     fresh.replace(path)
 
 
-def _number(
-    paths: Sequence[Path],
-    group: int,
-    catalogue: Catalogue,
-    group_by: Sequence[str],
-    folder: Path,
-    seed: int,
-) -> dict[str, Any]:
-    """Second pass over some dates: their events as numbers, in one record batch."""
-    path = folder / f"events-{group:05d}.arrow"
+def _number(number: int, folder: Path) -> dict[str, Any]:
+    """Second pass over some dates: their events by numbers of the whole log."""
+    path, coded = _numbered(folder, number), folder / "coded" / f"{number:05d}.arrow"
     if not path.exists():
-        names = ["user_id", "item_id", "event_type", "store_id", "session_id", "query"]
-        names += ["request_id", *group_by]
-        others = ["quantity", "price", "week", "position", "sampling_probability"]
-        texts, frame = read_coded(paths, names, others)
-        users, stores, queries = (
-            pl.read_parquet(folder / f"{kind}.parquet")["name"]
-            for kind in ("users", "stores", "queries")
+        orders, sessions = (
+            pl.read_ipc(folder / kind / coded.name, columns=[column])[column]
+            for kind, column in (("orders", "hash"), ("sessions", "session"))
         )
-        items, pairs = texts["item_id"], _sessions_of(texts)
-        groups = _groups_of(texts, pairs, group_by, seed)
-        numbers = {
-            "user": _placed(texts["user_id"], users),
-            "item": items.rows(catalogue.numbers(items.names.to_arrow()), -1),
-            "kind": _placed(texts["event_type"], pl.Series(EVENT_TYPES)),
-            "store": _placed(texts["store_id"], stores),
-            "order": groups.rows(
-                _found(groups.names.struct.field("hash"), folder / "orders.npy"), -1
-            ),
-            "session": pairs.rows(_session_numbers(_hashes(pairs), folder), -1),
-            "query": _placed(texts["query"].map(normalised), queries),
-            "answer": texts["request_id"].rows(
-                texts["request_id"].names.hash().reinterpret(signed=True).to_numpy(), 0
-            ),
+        numbers: dict[str, npt.NDArray[Any]] = {
+            "order": _found(orders, folder / "orders.npy"),
+            "session": _session_numbers(sessions, folder),
         }
-        missing = {"quantity": float("nan"), "price": float("nan"), "position": 0}
-        missing |= {"week": -1, "sampling_probability": float("nan")}
-        frame = frame.with_columns(
-            *(pl.Series(name, values) for name, values in numbers.items()),
-            *(pl.col(name).fill_null(what) for name, what in missing.items()),
-            time=pl.col("timestamp").dt.epoch("ms"),
-        ).rename({"sampling_probability": "probability"})
-        _write(frame.select(pl.col(name).cast(kind) for name, kind in _TYPES.items()), path)
+        for column, kind in (("user", "users"), ("store", "stores"), ("query", "queries")):
+            names = pl.read_ipc(folder / kind / coded.name)["name"]
+            vocabulary = pl.read_parquet(folder / f"{kind}.parquet")["name"]
+            numbers[column] = place(names, vocabulary).to_numpy()
+        columns = map_columns(coded)
+        for column, values in numbers.items():
+            columns[column] = np.append(values, values.dtype.type(-1))[columns[column]]
+        _write(pl.DataFrame(columns).select(pl.col(n).cast(t) for n, t in _TYPES.items()), path)
+    coded.unlink(missing_ok=True)
     time = map_columns(path)["time"]
     return {"name": path.name, "rows": len(time), "first": int(time[0]), "last": int(time[-1])}
+
+
+def _numbered(folder: Path, number: int) -> Path:
+    """The file of what `_number` writes."""
+    return folder / f"events-{number:05d}.arrow"
 
 
 def _groups_of(

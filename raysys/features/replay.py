@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from raysys.features.chosen import Block, Chooser, share_of
+from raysys.features.chosen import Block, Chooser, rows_of, share_of
 from raysys.features.kernels import DAY_MS
 from raysys.features.live import LiveFeatures
 from raysys.features.log import EventColumns
@@ -148,7 +148,7 @@ def choose_part(
 
     def own() -> Iterator[EventColumns]:
         for each in log.slices():
-            yield each.events.take(np.flatnonzero(share_of(each.events.user, part, parts)))
+            yield each.events.take(rows_of(each.events.user, part, parts))
 
     recalls = choose_candidates(live, own(), mine, relevant, retrieval, blocks, chooser, advance)
     chooser.close()

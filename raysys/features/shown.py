@@ -7,6 +7,7 @@ did at one moment. A task has some of the users, whole, so that it sees what cam
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import polars as pl
 from numba import njit
 
 from raysys.features.attribution import slot_of
-from raysys.features.chosen import REQUEST_COLUMNS, ROW_COLUMNS, Block, Chooser, share_of
+from raysys.features.chosen import REQUEST_COLUMNS, ROW_COLUMNS, Block, Chooser, rows_of
 from raysys.features.log import EventColumns
 from raysys.features.negative_rows import NegativeDraw, NegativeSources
 from raysys.features.numbered import LogSlice, NumberedLog
@@ -30,7 +31,10 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
 LabelRows = Callable[[LogSlice], Float32]
-"""Gains of rows, float32[n]: given all events of some users, in time order."""
+"""Gains of rows, float32[n]: given all events of some users, in time order, without what they cost,
+how many were bought and their order."""
+
+_LOOKED_AT = ("user", "item", "kind", "time", "store", "session", "query", "position")
 
 
 def label_in_session(
@@ -167,11 +171,11 @@ def choose_shown(
 
 
 def _of_part(log: NumberedLog, part: int, parts: int) -> LogSlice:
-    """All events of a part's users, in the order of the log."""
+    """All events of a part's users, in the order of the log, as far as they are looked at."""
     pieces = []
     for each in log.slices():
-        mine = np.flatnonzero(share_of(each.events.user, part, parts))
-        pieces.append(each.take(mine))
+        mine = rows_of(each.events.user, part, parts)
+        pieces.append(replace(each, events=each.events.only(_LOOKED_AT)).take(mine))
     return LogSlice.concat(pieces)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from raysys.features.changing import Arrays
 from raysys.features.keyed import State
-from raysys.features.keys import KeySpace, Rows
+from raysys.features.keys import KeySpace, Rows, made_of
 from raysys.features.last import Last, LastStats
 from raysys.features.log import EventColumns
 from raysys.features.plan import FeaturePlan, LastSpec, TableSpec, WindowSpec
@@ -44,6 +44,30 @@ class Feed:
     times: Int64
     weights: Float64
     values: Float64
+
+
+_WEIGHED_BY = {
+    "one": (),
+    "quantity": ("quantity",),
+    "spend": ("quantity", "price"),
+    "examination": ("position",),
+}
+"""Columns of events that each weight of a plan is made of."""
+
+
+def fed_by(specs: Iterable[TableSpec | WindowSpec | LastSpec]) -> frozenset[str]:
+    """Names of the columns of events that `States.feed` looks at for some states."""
+    found = {"time", "kind"}
+    for spec in specs:
+        found |= {made_of(column) for column in spec.keys}
+        if isinstance(spec, LastSpec):
+            found.add(made_of(spec.of))
+        else:
+            found |= {
+                *_WEIGHED_BY[spec.weight],
+                "quantity" if spec.value == "quantity" else "price",
+            }
+    return frozenset(found)
 
 
 class States:

@@ -195,9 +195,9 @@ class Work:
         seen = np.full(self.log.n_orders, -1, dtype=np.int32)
         torn = np.zeros(self.log.n_orders, dtype=np.bool_)
         for number, each in enumerate(self.log.slices()):
-            orders = np.unique(each.events.order)
-            torn[orders[seen[orders] >= 0]] = True
-            seen[orders] = number
+            order = each.events.order
+            torn[order[seen[order] >= 0]] = True
+            seen[order] = number
         del seen
         writer = BasketWriter(folder, pq.read_metadata(self.root / "catalogue.parquet").num_rows)
         rest = []

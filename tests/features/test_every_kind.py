@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,14 +12,17 @@ from hypothesis import strategies as st
 
 from raysys.features.explain import as_markdown, as_text, explain
 from raysys.features.live import LiveFeatures
+from raysys.features.log import EventColumns
 from raysys.features.plan import FeaturePlan
 from raysys.features.plan_features import FeatureSpec
 from raysys.features.read import CandidateRows
 from raysys.features.sizes import saved_state_size, state_size
+from raysys.features.state import fed_by
 from tests.features import every
 from tests.features.every import DAY, N_ITEMS, N_QUERIES, N_USERS, PLAN, in_order, same, take
 
 LATER = 45 * DAY
+FED = every.live()
 REQUESTED = ("covisitation", "on_display", "position")  # look at the request itself, not at rows
 
 
@@ -47,6 +51,38 @@ def test_columns_and_single_events_agree_to_the_last_bit(events, cuts, late) -> 
     for time in (whole.as_of, whole.as_of + 1, LATER):
         same(whole, single, time)
         same(whole, pieces, time)
+
+
+@given(every.streams(20), st.data())
+@settings(max_examples=20, deadline=None)
+def test_a_state_is_fed_the_same_by_the_columns_that_it_looks_at(events, data) -> None:
+    """However the events are cut, taken and joined, what is left out changes nothing."""
+    state = FED.state
+    rows = np.array(data.draw(st.lists(st.integers(0, len(events) - 1), min_size=1)))
+    cut = data.draw(st.integers(0, len(events)))
+    for name, spec in PLAN.states.items():
+        some = events.only(fed_by([spec]))
+        whole = EventColumns.concat([events.take(rows), events.slice(cut, len(events))])
+        bare = EventColumns.concat([some.take(rows), some.slice(cut, len(events))])
+        ours, theirs = state.feed(name, bare), state.feed(name, whole)
+        for column in ("keys", "times", "weights", "values"):
+            np.testing.assert_array_equal(getattr(ours, column), getattr(theirs, column))
+            assert getattr(ours, column).dtype == getattr(theirs, column).dtype
+
+
+def test_columns_that_no_state_looks_at_take_no_memory() -> None:
+    events = every.as_columns(
+        [(0, 1, every.KINDS[2], day * DAY, 2, 1.5, 0, 1, 1, 1) for day in (1, 2)]
+    )
+    columns = fed_by([PLAN.tables["item"]])
+    assert columns == {"time", "kind", "item", "price"}
+    bare = events.only(columns)
+    joined = EventColumns.concat([bare, bare.take(np.array([1, 0, 1]))])
+    assert joined.item.tolist() == [1] * 5 and joined.price.tolist() == [1.5] * 5
+    assert joined.user.tolist() == [-1] * 5 and np.isnan(joined.quantity).all()
+    assert joined.user.strides == joined.quantity.strides == (0,)
+    other = replace(bare, store=np.broadcast_to(np.int32(7), 2))  # one value too, yet another
+    assert EventColumns.concat([bare, other]).store.tolist() == [-1, -1, 7, 7]
 
 
 def rows_at(times: list[int], seed: int) -> CandidateRows:

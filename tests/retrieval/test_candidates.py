@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysys.retrieval.baskets import Baskets, BasketWriter
+from raysys.retrieval.baskets import Baskets, BasketWriter, distinct_pairs
 from raysys.retrieval.covisitation import CoVisitation
 from raysys.retrieval.merge import merge
 from raysys.retrieval.popular import Popular
@@ -137,6 +138,26 @@ def test_baskets_on_disk_give_the_neighbours_of_their_epoch(
         np.testing.assert_array_equal(ours.neighbours, theirs.neighbours)
         np.testing.assert_array_equal(ours.scores, theirs.scores)
         _against_definition(theirs, orders[known], items[known], **how)
+
+
+@pytest.mark.parametrize("far", [0, 1 << 52, -(1 << 20)])
+def test_pairs_of_orders_are_the_same_whatever_the_orders_are_called(far) -> None:
+    """Numbers that fit side by side into 64 bits, some that do not, and some below 0."""
+    rng = np.random.default_rng(3)
+    orders, items = rng.integers(0, 90, 800), rng.integers(-1, 5000, 800).astype(np.int32)
+    items[::2] = rng.integers(0, 4, 400)  # some come again in their order
+    epochs = rng.integers(0, 300, 800).astype(np.uint16)
+    first: dict[tuple[int, int], int] = {}
+    for order, item, epoch in zip(orders.tolist(), items.tolist(), epochs.tolist(), strict=True):
+        if item >= 0:
+            first[order, item] = min(epoch, first.get((order, item), epoch))
+    ends, found, came = distinct_pairs(orders + far, items, epochs)
+    assert [*zip(found.tolist(), came.tolist(), strict=True)] == [
+        (item, first[order, item]) for order, item in sorted(first)
+    ]
+    of = sorted(order for order, _ in first)
+    assert ends.tolist() == [n + 1 for n in range(len(of)) if of[n : n + 2] != [of[n]] * 2]
+    assert (ends.dtype, found.dtype, came.dtype) == (np.int64, np.int32, np.uint16)
 
 
 def _against_definition(fitted, orders, items, k, min_count, max_order) -> None:
