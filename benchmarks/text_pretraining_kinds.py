@@ -189,7 +189,7 @@ def measure_titles(scratch: Path, asked: argparse.Namespace) -> list[Figure]:
         held = sorted(set(rest["query"]))[::8]  # a few queries of the other half to stop by
         known = pl.col("query").is_in(held)
         parts.append((rest.filter(~known), rest.filter(known), mine))
-    judge = judge_of(pl.concat([mine for _, _, mine in parts]))
+    judge = judge_of(pl.concat([mine for _, _, mine in parts]), least_grade=0.0)
 
     def grades(model: str, seed: int) -> pa.Table:
         settings = {**brief(READER, asked.steps), "model": model}
@@ -205,8 +205,11 @@ def measure_titles(scratch: Path, asked: argparse.Namespace) -> list[Figure]:
 def clicked(rest: pl.DataFrame, lists: int) -> Pairs:
     """Queries and the titles that were clicked for them twice or more, of a log made of pairs."""
     log = pl.DataFrame(simulated(rest, lists, np.random.default_rng(SEED)))
+    asked = log.filter(pl.col("event_type") == "impression").unique("request_id")
     often = (
         log.filter(pl.col("event_type") == "click")
+        .drop("query")
+        .join(asked.select("request_id", "query"), on="request_id")
         .group_by("query", "item_id")
         .agg(pl.len().alias("n"))
         .filter(pl.col("n") >= 2)

@@ -34,10 +34,10 @@ def table(pairs: pl.DataFrame) -> pa.Table:
     return pairs.select(schema.LABELLED_PAIRS.names).to_arrow().cast(schema.LABELLED_PAIRS)
 
 
-def judge_of(truth: pl.DataFrame) -> TextJudge:
-    """Of NDCG@10, drawn by query."""
+def judge_of(truth: pl.DataFrame, least_grade: float = 1.0) -> TextJudge:
+    """Of NDCG@10, drawn by query; a gain is a grade less the least."""
     return TextJudge(
-        "relevance", table(truth), components(truth, "relevance"), least_grade=1.0, seed=0
+        "relevance", table(truth), components(truth, "relevance"), least_grade=least_grade, seed=0
     )
 
 

@@ -184,7 +184,7 @@ def test_several_workers_begin_again_with_more_parts(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     examples, context = shop
-    wide = replace(context, resources=Resources(workers=2, cpus_per_worker=1))
+    wide = replace(context, resources=Resources(workers=2, cpus_per_worker=0.5))
     monkeypatch.setattr(two_tower_workshop, "train_loop", _in_little_memory)
     with ray_session(), caplog.at_level(logging.WARNING, "raysys"):
         model = make_learner("two_tower", towers).fit(examples, wide)
