@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,10 @@ from raysys.features.examples import Examples
 from raysys.learners import make_learner, two_tower_workshop
 from raysys.learners.protocol import Context, Model
 from raysys.learners.sequence_encoder import Encoder
+from raysys.learners.two_tower import TwoTower
 from raysys.learners.two_tower_workshop import train_loop
 from raysys.text.encoder import Upper
+from raysys.text.training.parts import MorePartsNeeded, Parts
 from tests.synthetic import write_examples
 from tests.text.tiny import write_tiny_bert
 
@@ -167,6 +170,41 @@ def test_memory_for_what_is_learned_of_the_weights(
     with pytest.raises(UserError, match="memory ran out while training: Default") as caught:
         learner.fit_local(*shop)
     assert caught.value.where == "sequence_transformer"
+
+
+def test_where_others_wait_nobody_goes_on_alone() -> None:
+    def gradients(parts: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    forgot: list[bool] = []
+    memory = Parts("here", "one text", "so", alone=False)
+    with pytest.raises(MorePartsNeeded, match="out of memory at step 7") as caught:
+        memory.compute(7, 8, gradients, lambda: forgot.append(True))
+    assert forgot == [True]
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301  as Ray carries it
+    assert type(again) is MorePartsNeeded and again.what == caught.value.what
+
+
+def test_folds_begin_again_with_twice_as_many_parts(
+    shop: Shop,
+    towers: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tried: list[int] = []
+
+    def fit_folds(self: Any, folds: Any, context: Any, catalogue: Path, parts: int) -> list[str]:
+        assert catalogue.is_file()
+        tried.append(parts)
+        if parts < 4:
+            raise MorePartsNeeded("out of memory at step 1", where="two_tower")
+        return ["a model"]
+
+    monkeypatch.setattr(TwoTower, "_fit_folds", fit_folds)
+    with caplog.at_level(logging.WARNING, "raysys"):
+        assert make_learner("two_tower", towers).fit_folds([shop[0]], shop[1]) == ["a model"]
+    assert tried == [1, 2, 4] and len(told(caplog)) == 2
+    assert not list(shop[1].scratch.glob("*-catalogue.parquet"))
 
 
 def _in_little_memory(config: dict[str, Any]) -> None:
