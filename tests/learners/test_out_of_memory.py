@@ -81,6 +81,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if "out of memory" in each.getMessage()]
 
 
+@pytest.mark.long
 def test_two_towers_keep_their_batch_and_its_negatives(
     shop: Shop,
     towers: dict[str, Any],
@@ -99,6 +100,7 @@ def test_two_towers_keep_their_batch_and_its_negatives(
     assert "batch and loss stay what they are" in said[0]
 
 
+@pytest.mark.long
 def test_a_head_keeps_its_batch(
     shop: Shop,
     towers: dict[str, Any],
@@ -116,6 +118,7 @@ def test_a_head_keeps_its_batch(
     assert told(caplog)[0].startswith("two_tower: head: out of memory at step 1")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", ["causal", "masked"])
 @pytest.mark.parametrize("negatives", [0, 20])
 def test_sequences_keep_their_batch_and_its_competitors(
