@@ -16,6 +16,8 @@ from raysys import schema
 
 SHARES = (0.8, 0.1, 0.1)
 SPLITS = ("train", "validation", "test")
+MOST: list[int] = []
+"""Texts of a data set, at most about; none: all. For scripts that are tried out."""
 
 
 def data_folder() -> Path:
@@ -82,6 +84,8 @@ def _unique(rows: pl.DataFrame) -> pl.DataFrame:
     """Texts that are there, each once: the first; ids and, where none are given, groups."""
     found = rows.filter(pl.col("text").str.strip_chars() != "")
     found = found.unique("text", keep="first", maintain_order=True)
+    if MOST:
+        found = found.gather_every(max(1, found.height // MOST[-1]))
     found = found.with_row_index("row").with_columns(text_id=pl.col("row").cast(pl.String))
     if "group" not in found.columns:
         found = found.with_columns(group="text_id")

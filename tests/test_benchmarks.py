@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
-from benchmarks import by_hand_polars
+from benchmarks import by_hand_polars, text_queries
 from benchmarks.__main__ import listing
 from benchmarks._autogluon_next_item import learned, table_of
 from benchmarks.aims import reached, summary, told
@@ -458,3 +459,27 @@ def plain_read(kept, time):
         told[f"count_{days}d"] = kept[f"count_{days}d"] * fade
         told[f"price_{days}d"] = kept[f"sum_{days}d"] / kept[f"count_{days}d"]
     return told
+
+
+def test_a_gain_is_the_mean_over_seeds_of_what_queries_gain() -> None:
+    grade = [3.0, 2.0, 1.0] * 20
+    truth = pl.DataFrame(
+        {
+            "query": [f"q{at // 3}" for at in range(60)],
+            "item_id": [str(at) for at in range(60)],
+            "text": [f"text {at}" for at in range(60)],
+            "grade": grade,
+            "weight": 1.0,
+            "split": "test",
+        }
+    )
+    right, wrong = (pa.table({"grade": np.array(way) * np.array(grade)}) for way in (1.0, -1.0))
+    judge = text_queries.judge_of(truth)
+    once = text_queries.gain_figures("x", judge, [(right, wrong)], ("one", "other"))
+    assert [each.name for each in once] == ["x_ndcg10", "x_ndcg10_without", "x_gain"]
+    assert once[0].value == pytest.approx(1.0) and once[2].value > 0.3
+    assert once[2].value == pytest.approx(once[0].value - once[1].value)
+    runs = [(right, wrong), (wrong, right)]
+    twice = text_queries.gain_figures("x", judge, runs, ("one", "other"))
+    assert twice[2].value == pytest.approx(0.0)
+    assert twice[0].value == pytest.approx((once[0].value + once[1].value) / 2)

@@ -71,6 +71,10 @@ def score(
     query: Annotated[
         str | None, typer.Option("--query", help="Column of the query, for relevance.")
     ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Of entities: find these alone; repeatable. All if left out."),
+    ] = None,
     workspace: Folder = WORKSPACE,
     force: Force = False,
     quiet: Quiet = False,
@@ -78,6 +82,7 @@ def score(
 ) -> None:
     """Predict for files of texts with a fitted text task."""
     told = {"bundle": bundle, "paths": given, "output": output, "text": column, "query": query}
+    told["labels"] = label
     options = {name: value for name, value in told.items() if value}
     lacks = [name for name in ("bundle", "input", "output") if not told[_NAMES.get(name, name)]]
     if config is None and lacks:

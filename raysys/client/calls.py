@@ -110,6 +110,12 @@ def of_texts(task: str, answer: type[A], texts: Sequence[str], **asked: Any) -> 
     return Call("POST", f"/v1/text/{task}", answer, {"texts": list(texts), **asked})
 
 
+def of_spans(texts: Sequence[str], labels: Sequence[str] | None) -> Call[answers.Entities]:
+    """A call for spans; of some labels alone, or of all."""
+    asked = {} if labels is None else {"labels": list(labels)}
+    return of_texts("entities", answers.Entities, texts, **asked)
+
+
 READY = Call("GET", "/readyz", answers.Readiness)
 BUNDLES = Call("GET", "/v1/admin/bundles", answers.BundlesAnswer)
 CANARY = Call("GET", "/v1/admin/canary", answers.CanaryAnswer)

@@ -121,9 +121,11 @@ class Client:
         """How texts sound."""
         return self._send(calls.of_texts("sentiment", answers.Sentiments, texts, choices=choices))
 
-    def entities(self, texts: Sequence[str]) -> answers.Entities:
-        """Brands, models and the like in texts."""
-        return self._send(calls.of_texts("entities", answers.Entities, texts))
+    def entities(
+        self, texts: Sequence[str], *, labels: Sequence[str] | None = None
+    ) -> answers.Entities:
+        """Brands, models and the like in texts; `labels`: these alone."""
+        return self._send(calls.of_spans(texts, labels))
 
     def relevance(self, query: str, texts: Sequence[str]) -> answers.Grades:
         """How well texts answer a query."""
@@ -253,9 +255,11 @@ class AsyncClient:
         call = calls.of_texts("sentiment", answers.Sentiments, texts, choices=choices)
         return await self._send(call)
 
-    async def entities(self, texts: Sequence[str]) -> answers.Entities:
+    async def entities(
+        self, texts: Sequence[str], *, labels: Sequence[str] | None = None
+    ) -> answers.Entities:
         """See `Client.entities`."""
-        return await self._send(calls.of_texts("entities", answers.Entities, texts))
+        return await self._send(calls.of_spans(texts, labels))
 
     async def relevance(self, query: str, texts: Sequence[str]) -> answers.Grades:
         """See `Client.relevance`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
@@ -28,7 +28,7 @@ from raysys.learners.span_decisions import (
     predictions,
     span_log_loss,
 )
-from raysys.learners.text_protocol import TextContext, TextLearner, TextModel, run_folder
+from raysys.learners.text_protocol import SpanModel, TextContext, TextLearner, run_folder
 from raysys.text.crf import Chain
 from raysys.text.entity_network import EntityNetwork, Pooling, Window, chain_of, collate
 from raysys.text.gazetteer import Gazetteer
@@ -92,7 +92,7 @@ class EntityTaggerSettings(WordTaggerSettings):
     )
 
 
-class EntityModel(TextModel):
+class EntityModel(SpanModel):
     """A fitted tagger.
 
     Args:
@@ -104,7 +104,6 @@ class EntityModel(TextModel):
         thresholds: of the probability, by label.
     """
 
-    task = "entities"
     fitted: Fitted | None = None
     """How training went; None after `load`."""
 
@@ -124,16 +123,32 @@ class EntityModel(TextModel):
         self.temperature = temperature
         self.thresholds = thresholds or Thresholds(0.5, {})
 
-    def predict(self, table: pa.Table) -> pa.Table:
-        """See `TextModel.predict`; the probability is that of exactly this span."""
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """See `SpanModel`."""
+        return self.tags.labels
+
+    def predict(self, table: pa.Table, labels: Collection[str] | None = None) -> pa.Table:
+        """See `SpanModel.predict`; the probability is that of exactly this span.
+
+        It is the same whatever is asked for: a chain without the other labels would read a colour
+        as a brand, for want of anything better.
+        """
         texts = table["text"].to_pylist()
-        found = self.candidates(texts)
+        found = self.candidates(texts, labels)
         return predictions(texts, [self.thresholds.said(each) for each in found])
 
-    def candidates(self, texts: Sequence[str]) -> list[list[FoundSpan]]:
-        """The likeliest spans of each text, none overlapping another, however unlikely."""
+    def candidates(
+        self, texts: Sequence[str], labels: Collection[str] | None = None
+    ) -> list[list[FoundSpan]]:
+        """The likeliest spans of each text, none overlapping another, however unlikely.
+
+        Args:
+            texts: n of them.
+            labels: of the spans; None: all.
+        """
         units = [self.reader.splitter(text) for text in texts]
-        return self._found(units, self._chains(units), self.temperature)
+        return self._found(units, self._chains(units), self.temperature, labels)
 
     @torch.inference_mode()
     def _chains(self, texts: Sequence[Units]) -> Chains:
@@ -168,9 +183,13 @@ class EntityModel(TextModel):
         return by_text
 
     def _found(
-        self, texts: Sequence[Units], chains: Chains, temperature: float
-    ) -> list[list[FoundSpan]]:
+        self, texts: Sequence[Units], chains: Chains, temperature: float,
+        labels: Collection[str] | None = None,
+    ) -> list[list[FoundSpan]]:  # fmt: skip
         every = self._candidates(texts, chains, temperature)
+        if labels is not None:
+            asked = {at for at, label in enumerate(self.tags.labels) if label in labels}
+            every = [[each for each in spans if each.label in asked] for spans in every]
         return [
             [self._said(units, each) for each in apart(spans)]
             for units, spans in zip(texts, every, strict=True)

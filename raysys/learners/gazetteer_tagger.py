@@ -7,7 +7,7 @@ would otherwise write by hand as lists and regular expressions. Fits in a second
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from pydantic import Field
 
 from raysys.config import Settings
 from raysys.learners.span_decisions import FoundSpan, Thresholds, predictions
-from raysys.learners.text_protocol import TextContext, TextLearner, TextModel
+from raysys.learners.text_protocol import SpanModel, TextContext, TextLearner
 from raysys.text.gazetteer import Gazetteer, Match
 from raysys.text.reader import labelled, require_spans, spans_in_units
 from raysys.text.spans import Span, spans_of
@@ -34,7 +34,7 @@ class GazetteerTaggerSettings(Settings):
     longest: int = Field(10, ge=1, le=50)
 
 
-class GazetteerModel(TextModel):
+class GazetteerModel(SpanModel):
     """Known values, and from which trust on they are said.
 
     Args:
@@ -43,28 +43,35 @@ class GazetteerModel(TextModel):
         thresholds: of the trust, by label.
     """
 
-    task = "entities"
-
     def __init__(self, splitter: Splitter, gazetteer: Gazetteer, thresholds: Thresholds) -> None:
         self.splitter = splitter
         self.gazetteer = gazetteer
         self.thresholds = thresholds
+        self._labels = gazetteer.labels()
 
-    def predict(self, table: pa.Table) -> pa.Table:
-        """See `TextModel.predict`; the probability is the trust in the value."""
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """See `SpanModel`."""
+        return self._labels
+
+    def predict(self, table: pa.Table, labels: Collection[str] | None = None) -> pa.Table:
+        """See `SpanModel.predict`; the probability is the trust in the value."""
         texts = table["text"].to_pylist()
-        return predictions(texts, [self._said(text, self.thresholds) for text in texts])
+        return predictions(texts, [self._said(text, self.thresholds, labels) for text in texts])
 
     def candidates(self, texts: Sequence[str]) -> list[list[FoundSpan]]:
         """Every known value, whatever the trust; none overlaps another."""
         return [self._said(text, Thresholds(0.0, {})) for text in texts]
 
-    def _said(self, text: str, thresholds: Thresholds) -> list[FoundSpan]:
+    def _said(
+        self, text: str, thresholds: Thresholds, labels: Collection[str] | None = None
+    ) -> list[FoundSpan]:
         units = self.splitter(text)
         trusted = [
             match
             for match in self.gazetteer.matches(units)
             if match.trust >= thresholds.of(match.label)
+            and (labels is None or match.label in labels)
         ]
         return [_found(units, match) for match in longest_first(trusted)]
 

@@ -8,10 +8,10 @@ ICML 2007). Scoring is plain numpy: a replica needs no torch for it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,14 @@ from raysys.learners.quantile_scale import Scale
 from raysys.learners.validation import chosen_features
 from raysys.storage import CheckpointFolder
 
+if TYPE_CHECKING:
+    import torch
+
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+
+_WHERE: Final = "two_tower: head"
+_SMALLER: Final = "take a smaller head.width, head.vector_size or head.batch_size"
 
 
 class HeadSettings(Settings):
@@ -193,8 +199,11 @@ def fit_head(
     wrap: Callable[[Any], Any] | None = None,
     after_step: Callable[[int, Callable[[], Head]], None] | None = None,
     checkpoint: CheckpointFolder | None = None,
+    parts: int = 1,
 ) -> Head:
     """A head that ranks the wanted candidates of each request first.
+
+    Where memory runs out a step goes on in parts; its batch and loss stay what they are.
 
     Args:
         batch: labelled rows of requests that have something wanted.
@@ -210,14 +219,18 @@ def fit_head(
         wrap: makes the module a distributed one.
         after_step: told the step (from 1) and what gives the head as it stands.
         checkpoint: where the training leaves its state, and takes it up from, alone.
+        parts: of a step, to begin with.
 
     Raises:
-        UserError: a loss, gradients or weights that are no numbers.
+        UserError: a loss, gradients or weights that are no numbers; not enough memory for one row.
+        MorePartsNeeded: memory ran out in one of several workers.
     """
     import torch
     from torch import nn
 
+    from raysys.learners.head_network import HeadNetwork, whitening
     from raysys.text.training.astray import require_finite, require_finite_weights
+    from raysys.text.training.parts import Parts
     from raysys.text.training.resuming import resumed, write_state
 
     assert batch.label is not None and batch.weight is not None
@@ -228,7 +241,8 @@ def fit_head(
     gain = batch.label * batch.weight
     stands_for = _stands_for(batch) if settings.correct_sampling else None
     torch.manual_seed(seed)
-    network = _network(wide.shape[1], _whitening(vectors, settings.vector_size), settings)
+    project = whitening(vectors, settings.vector_size)
+    network = HeadNetwork(wide.shape[1], project, settings.width, settings.dropout)
     network.to(device)
     module = wrap(network) if wrap else network
     optimiser = torch.optim.AdamW(
@@ -246,23 +260,16 @@ def fit_head(
         project = state["project.weight"].copy()
         return Head(batch.names, scale, center, project, tuple(layers))
 
-    rng = np.random.default_rng(seed)
-    queue = np.empty(0, dtype=np.int64)
-    done = resumed(checkpoint, network, optimiser, schedule)
-    for step in range(1, steps + 1):
-        if len(queue) < min(settings.batch_size, batch.n_requests):
-            queue = np.concatenate([queue, rng.permutation(batch.n_requests)])
-        chosen, queue = queue[: settings.batch_size], queue[settings.batch_size :]
-        if step <= done:
-            continue
+    def there(values: npt.NDArray[Any]) -> Any:
+        return torch.from_numpy(values).to(device)
+
+    def gradients(parts: int, chosen: Int64) -> torch.Tensor:
+        """Of some requests; their loss."""
+        network.parts = parts
         sizes = batch.sizes[chosen]
         row = np.repeat(np.arange(len(chosen)), sizes)
         place = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         rows = batch.offsets[chosen][row] + place
-
-        def there(values: npt.NDArray[Any]) -> Any:
-            return torch.from_numpy(values).to(device)
-
         at = there(row), there(place)
         texts, text = np.unique(codes[rows].astype(np.int64), return_inverse=True)
         items, mine = of_text[there(texts)], of_user[there(chosen)]
@@ -274,12 +281,27 @@ def fit_head(
         wanted = torch.zeros(shape, device=device).index_put(at, there(gain[rows]))
         share = wanted / wanted.sum(1, keepdim=True)
         loss = -(share * torch.log_softmax(listed, 1)).sum(1).mean()
-        optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    rng = np.random.default_rng(seed)
+    queue = np.empty(0, dtype=np.int64)
+    memory = Parts(_WHERE, "one row", _SMALLER, number=parts, alone=wrap is None)
+    done = resumed(checkpoint, network, optimiser, schedule)
+    for step in range(1, steps + 1):
+        if len(queue) < min(settings.batch_size, batch.n_requests):
+            queue = np.concatenate([queue, rng.permutation(batch.n_requests)])
+        chosen, queue = queue[: settings.batch_size], queue[settings.batch_size :]
+        if step <= done:
+            continue
+        optimiser.zero_grad(set_to_none=True)
+        n_rows = int(batch.sizes[chosen].sum())
+        of_chosen = partial(gradients, chosen=chosen)
+        loss = memory.compute(step, n_rows, of_chosen, optimiser.zero_grad)
         norm = nn.utils.clip_grad_norm_(module.parameters(), 5.0)
         require_finite(
-            *(float(loss.detach()), float(norm), step, steps, network, optimiser, checkpoint),
-            where="two_tower: head",
+            *(float(loss), float(norm), step, steps, network, optimiser, checkpoint),
+            where=_WHERE,
             rate="head.learning_rate",
         )
         optimiser.step()
@@ -288,7 +310,7 @@ def fit_head(
             after_step(step, as_it_stands)
         if checkpoint is not None and (checkpoint.due(step) or step == steps):
             write_state(checkpoint, step, network, optimiser)
-    require_finite_weights(network, steps, where="two_tower: head", rate="head.learning_rate")
+    require_finite_weights(network, steps, where=_WHERE, rate="head.learning_rate")
     return as_it_stands()
 
 
@@ -304,62 +326,6 @@ def _stands_for(batch: Batch) -> Float32 | None:
         return None
     many = np.where(batch.label > 0, np.float32(1), inverse_weights(drawn.astype(np.float64)))
     return np.log(many).astype(np.float32)
-
-
-def _whitening(vectors: Float32, size: int) -> Float32:
-    """Onto the main directions of centred vectors, each with variance one: float32[p, d]."""
-    _, length, directions = np.linalg.svd(vectors, full_matrices=False)
-    kept = int(min(size, (length > 1e-3 * length[0]).sum()))
-    spread = length[:kept] / math.sqrt(len(vectors))
-    whitening: Float32 = (directions[:kept] / spread[:, None]).astype(np.float32)
-    return whitening
-
-
-def _network(wide: int, project: Float32, settings: HeadSettings) -> Any:
-    """The module: (wide [n, k], texts [t, d], text [n], users [b, d], request [n]) -> scores [n].
-
-    `text` and `request` say which text and user each row has: what many share is projected once.
-    """
-    import torch
-    from torch import Tensor, cat, nn
-
-    size, vector = project.shape
-    share = min(255, round(256 * settings.dropout))
-
-    class Dropout(nn.Module):
-        """As `nn.Dropout`, in 256ths: a byte a value is drawn faster than torch's fractions."""
-
-        def forward(self, values: Tensor) -> Tensor:
-            if not (self.training and share):
-                return values
-            if values.device.type == "cpu":
-                seed = int(torch.randint(1 << 62, ()))  # whose state a checkpoint holds
-                drawn = np.random.default_rng(seed).integers(0, 256, values.shape, np.uint8)
-                byte = torch.from_numpy(drawn)
-            else:
-                byte = torch.randint(0, 256, values.shape, dtype=torch.uint8, device=values.device)
-            return values * (byte >= share).to(values.dtype).mul_(256 / (256 - share))
-
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.project = nn.Linear(vector, size, bias=False)
-            self.project.weight = nn.Parameter(torch.from_numpy(project))
-            width = settings.width
-            self.body = nn.Sequential(
-                nn.Linear(wide + 2 * size, width), nn.SiLU(), Dropout(),
-                nn.Linear(width, width), nn.SiLU(), Dropout(),
-                nn.Linear(width, 1),
-            )  # fmt: skip
-
-        def forward(
-            self, wide: Tensor, texts: Tensor, text: Tensor, users: Tensor, request: Tensor
-        ) -> Tensor:
-            item, user = self.project(texts)[text], self.project(users)[request]
-            scores: Tensor = self.body(cat([wide, item, item * user], dim=1))
-            return scores.squeeze(1)
-
-    return Network()
 
 
 def _agreed(scale: Scale, device: Any) -> Scale:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,13 @@ import torch
 from raysys.learners.sequence_encoder import Encoder, Padded, padded
 from raysys.learners.sequence_popularity import ageing
 from raysys.learners.sequence_protocol import Float32, Float64, Int64, SequenceContext, Sequences
-from raysys.learners.sequence_softmax import Sampler, seen_before, softmax_loss
+from raysys.learners.sequence_softmax import Competitors, Sampler, seen_before, softmax_loss
 from raysys.progress import task
+from raysys.text.training.parts import Parts, out_of_memory_told
 from raysys.text.training.resuming import restored, write_state
+
+_WHERE: Final = "sequence_transformer"
+_SMALLER: Final = "take a smaller width, max_length or batch_size, or negatives"
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ class Trainer:
         ]
         rate = schedule.learning_rate
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+        self.memory = Parts(_WHERE, "one sequence", _SMALLER)
 
     def run(self, told: Callable[[int], None]) -> int:
         """Train to the end of the epochs or of the time; `told` is called after every epoch.
@@ -100,7 +106,14 @@ class Trainer:
 
         Returns:
             The epochs that were begun, those before a kill included.
+
+        Raises:
+            UserError: not enough memory, not even for one sequence.
         """
+        with out_of_memory_told(_WHERE, _SMALLER):
+            return self._run(told)
+
+    def _run(self, told: Callable[[int], None]) -> int:
         places = float((self.share * (self.train.sizes - 1)).sum())
         steps = max(1, math.ceil(places * self.schedule.epochs / self.schedule.batch_size))
         began, left = time.monotonic(), self.context.seconds_left
@@ -116,7 +129,7 @@ class Trainer:
                         break
                     for group in self.optimizer.param_groups:
                         group["lr"] = self.schedule.learning_rate * self._pace(at)
-                    now = self._step(batch)
+                    now = self._step(step + 1, batch)
                     loss += (now - loss) * max(0.02, 1 / (step + 1))
                     step += 1
                     shown.reach(step)
@@ -166,13 +179,36 @@ class Trainer:
         for run in self.rng.permutation(len(runs)):
             yield self.train.take(runs[run])
 
-    def _step(self, batch: Sequences) -> float:
-        """One update; the loss before it."""
-        hide = self._hidden if self.schedule.masked else self._causal
-        asked = hide(batch)
-        inputs, there, targets, seen = asked.inputs, asked.there, asked.targets, asked.seen
+    def _step(self, step: int, batch: Sequences) -> float:
+        """The update number `step`, from 1; the loss before it.
+
+        Where memory runs out it is made of parts, which compete with the same items: the loss of
+        the batch stays what it is.
+        """
+        asked = (self._hidden if self.schedule.masked else self._causal)(batch)
+        competitors = self.sampler.draw(asked.targets, asked.seen.row, asked.seen.item, self.rng)
+
+        def gradients(parts: int) -> torch.Tensor:
+            total = torch.zeros((), device=self.device)
+            for some in np.array_split(np.arange(len(batch)), parts):
+                rows = slice(int(some[0]), int(some[-1]) + 1)
+                mine, theirs = asked.of(rows, competitors)
+                loss = self._loss(mine, theirs) * (len(mine.targets) / len(asked.targets))
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
+            return total
+
+        forget = self.optimizer.zero_grad
+        forget()
+        loss = self.memory.compute(step, len(batch), gradients, forget)
+        torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 5.0)
+        self.optimizer.step()
+        return float(loss)
+
+    def _loss(self, asked: _Asked, competitors: Competitors) -> torch.Tensor:
+        """The mean over the places that are asked."""
+        inputs, seen = asked.inputs, asked.seen
         known, where = np.unique(inputs.items.numpy(), return_inverse=True)
-        competitors = self.sampler.draw(targets, seen.row, seen.item, self.rng)
         encoder, device = self.encoder, self.device
         mask = encoder.shape.n_items
         real = known[known < mask]
@@ -185,7 +221,7 @@ class Trainer:
             None if inputs.gaps is None else inputs.gaps.to(device),
         )
         index = torch.from_numpy(where.reshape(inputs.items.shape)).to(device)
-        hidden = encoder(given, rows, index)[torch.from_numpy(there).to(device)]
+        hidden = encoder(given, rows, index)[torch.from_numpy(asked.there).to(device)]
         asking = hidden[torch.from_numpy(seen.row).to(device)]
         again = encoder.again(asking, torch.from_numpy(seen.back).to(device))
         rivals = competitors.items
@@ -193,12 +229,7 @@ class Trainer:
             None if rivals is None else torch.from_numpy(rivals).to(device)
         )
         told = self.schedule
-        loss = softmax_loss(hidden / told.temperature, items, again, competitors, told.smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 5.0)
-        self.optimizer.step()
-        return float(loss.detach())
+        return softmax_loss(hidden / told.temperature, items, again, competitors, told.smoothing)
 
     def _causal(self, batch: Sequences) -> _Asked:
         """All but the last item goes in; at every place the next is the target."""
@@ -251,6 +282,28 @@ class _Asked:
     there: npt.NDArray[np.bool_]
     targets: Int64
     seen: Seen
+
+    def of(self, rows: slice, competitors: Competitors) -> tuple[_Asked, Competitors]:
+        """The same of some sequences, and their competitors."""
+        a, b = (int(self.there[:at].sum()) for at in (rows.start, rows.stop))
+        seen = self.seen
+        cells = slice(*np.searchsorted(seen.row, [a, b]).tolist())
+        row = seen.row[cells] - a
+        given = self.inputs
+        gaps = None if given.gaps is None else given.gaps[rows]
+        mine = _Asked(
+            Padded(given.items[rows], given.there[rows], gaps),
+            self.there[rows],
+            self.targets[a:b],
+            Seen(row, seen.item[cells], seen.back[cells]),
+        )
+        theirs = replace(
+            competitors,
+            target=competitors.target[a:b],
+            row=row,
+            column=competitors.column[cells],
+        )
+        return mine, theirs
 
 
 def spectral_start(

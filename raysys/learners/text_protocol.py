@@ -7,8 +7,10 @@ a transformer are the same to the stage that compares them, to calibration, scor
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, Literal, TypeVar
@@ -18,6 +20,7 @@ import pyarrow as pa
 from raysys import schema
 from raysys.cluster import Resources
 from raysys.config import Settings
+from raysys.errors import UserError
 
 Task = Literal["classify", "entities", "sentiment", "relevance"]
 
@@ -96,6 +99,55 @@ class TextModel(ABC):
     @abstractmethod
     def load(cls, folder: Path) -> TextModel:
         """Read what `save` wrote; predictions are the same to the last bit."""
+
+
+class SpanModel(TextModel):
+    """A fitted learner of entities: it can be told which labels are asked for."""
+
+    task: ClassVar[Task] = "entities"
+
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[str, ...]:
+        """All that it can say, in order."""
+
+    @abstractmethod
+    def predict(self, table: pa.Table, labels: Collection[str] | None = None) -> pa.Table:
+        """See `TextModel.predict`.
+
+        Args:
+            table: has the column `text`.
+            labels: that are asked for; None: all. Spans of others are left aside before overlaps
+                are settled, so that none stands in the way of one that is asked for.
+        """
+
+
+def check_labels(model: TextModel, labels: Collection[str], *, where: str) -> None:
+    """Refuse labels that a model does not know.
+
+    Args:
+        model: fitted.
+        labels: that are asked for.
+        where: the setting that names them.
+
+    Raises:
+        UserError: an unknown label, or a task without spans.
+    """
+    if not isinstance(model, SpanModel):
+        raise UserError(
+            f"labels are asked for of entities, not of {model.task}",
+            where=where,
+            mend="leave them out",
+        )
+    for label in labels:
+        if label not in model.labels:
+            near = difflib.get_close_matches(label, model.labels, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UserError(
+                f"unknown label {label!r}",
+                where=where,
+                mend=f"{hint}known are {', '.join(map(repr, model.labels))}",
+            )
 
 
 S = TypeVar("S", bound=Settings)

@@ -47,18 +47,11 @@ def stopping(place: Path | None) -> Iterator[None]:
     It is written down in a folder, and the worker ends well; `trained` raises it. None: it is
     raised here.
     """
-    try:
-        try:
-            yield
-        except Exception as error:
-            from raysys.text.training.precision import is_out_of_memory
+    from raysys.text.training.parts import out_of_memory_told
 
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(
-                "memory ran out while training",
-                mend="take a smaller batch_size, a smaller model, or fewer tokens",
-            ) from error
+    try:
+        with out_of_memory_told():
+            yield
     except UserError as error:
         if place is None:
             raise

@@ -19,7 +19,8 @@ from raysys.learners.head import Head, fit_head, standard
 from raysys.learners.protocol import Report
 from raysys.learners.sampling import thinned, with_some_positive
 from raysys.learners.training import stopping
-from raysys.learners.two_tower import TwoTower, TwoTowerModel, mean_of_history
+from raysys.learners.two_tower import TwoTower
+from raysys.learners.two_tower_model import TwoTowerModel, mean_of_history
 from raysys.learners.two_tower_settings import TwoTowerSettings
 from raysys.learners.validation import NDCG, no_positives
 from raysys.storage import CheckpointFolder
@@ -39,10 +40,14 @@ class Workshop:
         settings: of the learner.
         catalogue: every item.
         device: to run on.
+        parts: of every training step, to begin with; see `Parts`.
     """
 
-    def __init__(self, settings: TwoTowerSettings, catalogue: Catalogue, device: Any) -> None:
+    def __init__(
+        self, settings: TwoTowerSettings, catalogue: Catalogue, device: Any, parts: int = 1
+    ) -> None:
         self.settings = settings
+        self.parts = parts
         self.texts = item_texts(catalogue, settings.text)
         self.device = device
 
@@ -79,7 +84,8 @@ class Workshop:
 
         Raises:
             UserError: no request has both a history and something wanted; a loss, or what comes of
-                the training, is no number.
+                the training, is no number; not enough memory.
+            MorePartsNeeded: memory ran out in one of several workers.
         """
         import torch
 
@@ -134,6 +140,7 @@ class Workshop:
             wrap=wrap,
             after_step=after_step,
             checkpoint=checkpoint and checkpoint.of("towers"),
+            parts=self.parts,
         )
         model = placed()
         if not np.isfinite(model.item_vectors).all():
@@ -204,6 +211,7 @@ class Workshop:
             wrap=wrap,
             after_step=after_step,
             checkpoint=checkpoint,
+            parts=self.parts,
         )
         return with_head(head)
 
@@ -247,7 +255,8 @@ def train_loop(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config["threads"])
     catalogue = Catalogue.load(config["catalogue"])
-    workshop = Workshop(config["settings"], catalogue, ray.train.torch.get_device())
+    device = ray.train.torch.get_device()
+    workshop = Workshop(config["settings"], catalogue, device, config["parts"])
     wrap = ray.train.torch.prepare_model if world > 1 else None
     kept: CheckpointFolder | None = config["checkpoint"]  # of a worker that is alone
     with tempfile.TemporaryDirectory() as folder, stopping(kept.root if kept else None):

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from raysys.errors import UserError
+from raysys.learners.text_protocol import SpanModel, check_labels
 from raysys.registry import Registry, TextBundle
 from raysys.serving.args import ServeArgs
-from raysys.serving.problems import Problem
+from raysys.serving.problems import Problem, invalid
 from raysys.serving.text_api import (
     ClassifyAnswer,
     EntitiesAnswer,
@@ -82,8 +83,20 @@ class TextService:
         return SentimentAnswer(results=results, **_head(bundle, arrived))
 
     def entities(self, asked: EntitiesRequest, arrived: float) -> EntitiesAnswer:
-        """Answer POST /v1/text/entities; see `classify`."""
-        bundle, rows = self._predict("entities", asked.texts)
+        """Answer POST /v1/text/entities.
+
+        Raises:
+            Problem: the deployment has no such task, or its model does not know a label.
+        """
+        bundle = self._bundle("entities")
+        model, table = bundle.model, pa.table({"text": list(asked.texts)})
+        assert isinstance(model, SpanModel)
+        for at, label in enumerate(asked.labels or ()):
+            try:
+                check_labels(model, [label], where=f"body.labels.{at}")
+            except UserError as error:
+                raise invalid(error.where, f"{error.what}; {error.mend}", label) from None
+        rows = model.predict(table, asked.labels).to_pylist()
         results = [SpannedText(spans=row["spans"] or []) for row in rows]
         return EntitiesAnswer(results=results, **_head(bundle, arrived))
 
@@ -102,6 +115,13 @@ class TextService:
     def _predict(
         self, task: str, texts: Sequence[str], query: str | None = None
     ) -> tuple[TextBundle, list[dict[str, Any]]]:
+        bundle = self._bundle(task)
+        columns = {"text": list(texts)}
+        if query is not None:
+            columns["query"] = [query] * len(texts)
+        return bundle, bundle.model.predict(pa.table(columns)).to_pylist()
+
+    def _bundle(self, task: str) -> TextBundle:
         bundle = self.bundles.get(task)
         if bundle is None:
             raise Problem(
@@ -110,10 +130,7 @@ class TextService:
                 f"this deployment has no text task {task!r}: fit one (`raysys text fit`), add "
                 f"`text: {{{task}: text-{task}}}` to the args of the serve config, and deploy it",
             )
-        columns = {"text": list(texts)}
-        if query is not None:
-            columns["query"] = [query] * len(texts)
-        return bundle, bundle.model.predict(pa.table(columns)).to_pylist()
+        return bundle
 
 
 def _cut(row: dict[str, Any], choices: int) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from raysys.serving.api import Plain, Query
 MAX_TEXTS = 256
 MAX_TEXT = 10_000  # characters
 
+MAX_LABELS = 256
+
+Label = Annotated[str, StringConstraints(min_length=1, max_length=256), *Plain]
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT), *Plain]
 Texts = Annotated[
     list[Text],
@@ -39,10 +42,23 @@ class EntitiesRequest(_Request):
     """Texts to find spans in."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"texts": ["Crocs Women's Jayna Flat, Navy, 4 M US"]}]}
+        json_schema_extra={
+            "examples": [
+                {"texts": ["Crocs Women's Jayna Flat, Navy, 4 M US"], "labels": ["brand", "model"]}
+            ]
+        }
     )
 
     texts: Texts
+    labels: Annotated[
+        list[Label] | None,
+        Field(
+            min_length=1,
+            max_length=MAX_LABELS,
+            description="That are asked for, such as the attributes of a category: spans of others "
+            "are left out, and stand in nobody's way. null: all.",
+        ),
+    ] = None
 
 
 class RelevanceRequest(_Request):

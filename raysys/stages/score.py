@@ -23,6 +23,7 @@ from raysys.datasets import files
 from raysys.datasets.files import Part
 from raysys.datasets.mapping import Files, TableFiles
 from raysys.errors import UserError
+from raysys.learners.text_protocol import check_labels
 from raysys.progress import task
 from raysys.registry import TEXT, TEXT_FILE, Registry, TextBundle
 from raysys.stages.score_tasks import WORK, Job, Reading, Scoring, fingerprint_of, key_of
@@ -42,6 +43,7 @@ class ScoreSettings(StageSettings, Files):
         text: column of the text, or several, joined; none: those that the bundle was fitted on.
         join: between texts of several columns; null: as when fitted.
         query: column of the query, for relevance.
+        labels: of entities, that are asked for; none: all that were learned.
         piece: rows that a model is given at once.
         workers: processes that hold a model; null: as many as the cluster has room for.
         cpus_per_worker: of each.
@@ -55,6 +57,7 @@ class ScoreSettings(StageSettings, Files):
     text: tuple[str, ...] = ()
     join: str | None = None
     query: str = "query"
+    labels: tuple[str, ...] = ()
     piece: int = Field(2048, ge=1, le=1_000_000)
     workers: int | None = Field(None, ge=1)
     cpus_per_worker: float = Field(1.0, gt=0)
@@ -70,8 +73,8 @@ def run(settings: ScoreSettings, workspace: Workspace, *, force: bool = False) -
     """Predict for every row of the files; see `Job` and the module.
 
     Raises:
-        UserError: no such bundle or files, a column that no file has, or an output that
-            holds something else or is no folder of this machine.
+        UserError: no such bundle or files, a column that no file has, a label that was not
+            learned, or an output that holds something else or is no folder of this machine.
     """
     began = time.monotonic()
     output = on_disk(Path(settings.output))
@@ -91,6 +94,9 @@ def run(settings: ScoreSettings, workspace: Workspace, *, force: bool = False) -
     parts = [piece for part in files.find(table) for piece in files.split(part, PIECE_ROWS)]
     plan = {"bundle": bundle_id, "text": text, "join": join, "query": columns.get("query")}
     plan |= {name: value for name, value in where.items() if name != "paths"}
+    if settings.labels:
+        check_labels(TextBundle.load(folder).model, settings.labels, where="labels")
+        plan["labels"] = sorted(set(settings.labels))
     done = _prepare(output, plan, force)
     states = {key_of(part): fingerprint_of(part) for part in parts}
     todo = tuple(
@@ -113,7 +119,7 @@ def run(settings: ScoreSettings, workspace: Workspace, *, force: bool = False) -
         for name in done.pop(key, {}).get("files", ()):
             (output / name).unlink(missing_ok=True)
         (output / _DONE / f"{key}.json").unlink(missing_ok=True)
-    job = Job(todo, table, text, join, settings.piece, folder, output)
+    job = Job(todo, table, text, join, settings.piece, folder, output, settings.labels)
     rows = 0
     if todo:
         with ray_session():
@@ -155,7 +161,8 @@ def _prepare(output: Path, plan: dict[str, Any], force: bool) -> dict[str, dict[
             )
         before = json.loads(plan_file.read_text(encoding="utf-8"))
         if before != plan and not force:
-            changed = ", ".join(name for name in plan if before.get(name) != plan[name])
+            names = {**plan, **before}
+            changed = ", ".join(name for name in names if before.get(name) != plan.get(name))
             raise UserError(
                 f"the folder holds predictions of another {changed}",
                 where=str(output),

@@ -18,6 +18,7 @@ from raysys.datasets import files
 from raysys.datasets.files import Part
 from raysys.datasets.labelled import QUARANTINE, blocks, joined, unsayable
 from raysys.datasets.mapping import TableFiles
+from raysys.learners.text_protocol import SpanModel
 from raysys.registry import TextBundle
 from raysys.storage import digest
 
@@ -37,6 +38,7 @@ class Job:
         piece: rows that a model is given at once.
         bundle: the bundle's folder.
         output: where predictions go.
+        labels: of entities, that are asked for; none: all.
     """
 
     parts: tuple[Part, ...]
@@ -46,6 +48,7 @@ class Job:
     piece: int
     bundle: Path
     output: Path
+    labels: tuple[str, ...] = ()
 
 
 class Reading:
@@ -135,7 +138,11 @@ class Scoring:
         if self.bundle.task == "relevance":
             query = rows[self.job.table.columns["query"]].cast(pl.String)
             columns["query"] = query.to_arrow().cast(pa.string())
-        said = pl.from_arrow(self.bundle.model.predict(pa.table(columns)))
+        model, table = self.bundle.model, pa.table(columns)
+        if self.job.labels and isinstance(model, SpanModel):
+            said = pl.from_arrow(model.predict(table, self.job.labels))
+        else:
+            said = pl.from_arrow(model.predict(table))
         assert isinstance(said, pl.DataFrame)
         said = said.rename({name: f"predicted_{name}" for name in said.columns})
         # columns of earlier predictions give way

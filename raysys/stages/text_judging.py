@@ -123,7 +123,7 @@ def judge(
     value = {name: v.figures[criterion].value for name, v in verdicts["validation"].items()}
     simple = [name for name, fit in fits.items() if fit.family in SIMPLE]
     baseline = max(simple, key=value.__getitem__) if simple else None
-    chosen = _simplest(value, fits, verdicts["validation"], judges["validation"])
+    chosen = simplest(value, fits, verdicts["validation"], judges["validation"])
     others = [name for name in value if name != chosen]
     against = baseline if chosen != baseline else max(others, key=value.__getitem__, default=None)
     gain = None
@@ -135,7 +135,7 @@ def judge(
     )
 
 
-def _simplest(
+def simplest(
     value: Mapping[str, float],
     fits: Mapping[str, Fit],
     verdicts: Mapping[str, TextVerdict],

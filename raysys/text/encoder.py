@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from raysys.errors import UserError
 from raysys.text.compression.runtime import RuntimeBackbone
 from raysys.text.half_weights import halve
+from raysys.text.in_parts import in_parts
 from raysys.text.models import layers_of, longest_input, open_model, readable
 
 TOKENS_PER_BATCH = 4096
@@ -108,15 +109,18 @@ class Upper(nn.Module):
         mean = (hidden * weights).sum(1) / weights.sum(1)
         return nn.functional.normalize(mean.float(), dim=1)
 
-    def by_length(self, states: Tensor, mask: Tensor) -> Tensor:
-        """The same, those of like length together: padding is half of a batch of mixed ones."""
+    def by_length(self, states: Tensor, mask: Tensor, parts: int = 1) -> Tensor:
+        """The same, those of like length together: padding is half of a batch of mixed ones.
+
+        More than one part: with less memory, see `in_parts`.
+        """
         lengths = mask.sum(1)
         order = torch.argsort(lengths, stable=True)
-        parts = []
+        found = []
         for which in order.chunk(_PARTS):
             longest = int(lengths[which[-1]])
-            parts.append(self(states[which, :longest], mask[which, :longest]))
-        return torch.cat(parts)[torch.argsort(order)]
+            found.append(in_parts(self, parts, (states[which, :longest], mask[which, :longest])))
+        return torch.cat(found)[torch.argsort(order)]
 
 
 class Encoder:

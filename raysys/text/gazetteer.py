@@ -102,6 +102,11 @@ class Gazetteer:
         default=None, repr=False, compare=False
     )
 
+    def labels(self) -> tuple[str, ...]:
+        """Of all values, in order."""
+        counts = (count for way in self.labelled for count in way.values())
+        return tuple(sorted({label for count in counts for label in count}))
+
     @classmethod
     def fit(
         cls, texts: Iterable[tuple[Units, Sequence[tuple[int, int, str]]]], longest: int = 10

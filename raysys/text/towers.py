@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from raysys.text.encoder import Upper
 from raysys.text.histories import PAD
+from raysys.text.in_parts import in_parts
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,14 @@ class Towers(nn.Module):
         width: d of its vectors.
         length: of histories.
         sharpness: to begin with.
+
+    Attributes:
+        parts: in which texts and users are computed, where memory is short; see `in_parts`.
     """
 
     def __init__(self, upper: Upper, width: int, length: int, sharpness: float) -> None:
         super().__init__()
+        self.parts = 1
         self.upper = upper
         self.turn = nn.Parameter(torch.zeros(width, width))
         self.age = nn.Parameter(-0.05 * torch.arange(length, dtype=torch.float32))
@@ -94,16 +99,20 @@ class Towers(nn.Module):
             history: int64[b, length], rows of `states`, -1 where there is nothing.
             columns: int64[c], rows of `states`.
         """
-        vectors = self.upper.by_length(states, mask)
+        vectors = self.upper.by_length(states, mask, self.parts)
         turned = nn.functional.normalize(vectors + vectors @ self.turn.T, dim=1)
+        nearness = turned @ vectors[columns].T
+        near = in_parts(self._near, self.parts, (history,), (nearness,))
+        return near + (vectors[columns] @ self.common)[None, :]
+
+    def _near(self, history: Tensor, nearness: Tensor) -> Tensor:
+        """The soft maximum float32[b, c] over histories of the nearness float32[m, c] of texts."""
         held = history != PAD
         sharpness = self.log_sharpness.exp()
-        nearness = (turned @ vectors[columns].T)[history.clamp(min=0)]  # b, length, c
-        logits = sharpness * nearness + self.age[None, :, None]
+        logits = sharpness * nearness[history.clamp(min=0)] + self.age[None, :, None]  # b, l, c
         logits = logits.masked_fill(~held[:, :, None], -torch.inf)
         norm = self.age[None, :].expand(len(history), -1).masked_fill(~held, -torch.inf)
-        near = (torch.logsumexp(logits, 1) - torch.logsumexp(norm, 1)[:, None]) / sharpness
-        return near + (vectors[columns] @ self.common)[None, :]
+        return (torch.logsumexp(logits, 1) - torch.logsumexp(norm, 1)[:, None]) / sharpness
 
     def user_side(self) -> UserSide:
         """What was learned, as arrays."""

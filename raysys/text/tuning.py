@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Final
 
@@ -21,9 +22,11 @@ from raysys.text.histories import PAD, history_codes
 from raysys.text.items import ItemTexts
 from raysys.text.towers import Towers, sampled_softmax_loss
 from raysys.text.training.astray import require_finite, require_finite_weights
+from raysys.text.training.parts import Parts
 from raysys.text.training.resuming import resumed, write_state
 
 _WHERE: Final = "two_tower"
+_SMALLER: Final = "take a smaller model, fewer max_tokens or a smaller batch_size"
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,11 @@ def fine_tune(
     wrap: Callable[[nn.Module], nn.Module] | None = None,
     after_step: Callable[[int, float], None] | None = None,
     checkpoint: CheckpointFolder | None = None,
+    parts: int = 1,
 ) -> None:
     """Fine-tune `towers` in place: AdamW, linear warm-up, then linear decay to nothing.
+
+    Where memory runs out a step goes on in parts; texts of the batch stay each other's negatives.
 
     Args:
         towers: begin as they are.
@@ -179,9 +185,12 @@ def fine_tune(
         wrap: what makes the module a distributed one; None: alone.
         after_step: told (step from 1, loss).
         checkpoint: where the training leaves its state, and takes it up from, alone.
+        parts: of a step, to begin with.
 
     Raises:
-        UserError: a loss, gradients or weights that are no numbers.
+        UserError: a loss, gradients or weights that are no numbers; not enough memory for one
+            text.
+        MorePartsNeeded: memory ran out in one of several workers.
     """
     towers.to(device).train(False)  # gradients yes, dropout no: so few steps need none
     module = wrap(towers) if wrap else towers
@@ -203,10 +212,11 @@ def fine_tune(
         lambda step: min((step + 1) / warm, (course.steps - step) / max(1, course.steps - warm)),
     )
     log_q = torch.from_numpy(requests.log_q(course.negatives)) * course.popularity_correction
-    done = resumed(checkpoint, towers, optimiser, schedule)
-    for step, lesson in enumerate(requests.lessons(course, seed), start=1):
-        if step <= done:
-            continue  # drawn all the same: the draws that follow depend on it
+    memory = Parts(_WHERE, "one text", _SMALLER, number=parts, alone=wrap is None)
+
+    def gradients(parts: int, lesson: Lesson) -> Tensor:
+        """Of a batch; its loss."""
+        towers.parts = parts
         padded, mask = states.padded(torch.from_numpy(lesson.texts), device)
         of_columns = log_q[torch.from_numpy(lesson.texts[lesson.columns])].to(device)
         with autocast(device):
@@ -221,10 +231,18 @@ def fine_tune(
         loss = sampled_softmax_loss(
             scores.float(), positive, of_columns, course.temperature, weight
         )
-        optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    done = resumed(checkpoint, towers, optimiser, schedule)
+    for step, lesson in enumerate(requests.lessons(course, seed), start=1):
+        if step <= done:
+            continue  # drawn all the same: the draws that follow depend on it
+        optimiser.zero_grad(set_to_none=True)
+        of_lesson = partial(gradients, lesson=lesson)
+        loss = memory.compute(step, len(lesson.texts), of_lesson, optimiser.zero_grad)
         norm = nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
-        told = float(loss.detach())
+        told = float(loss)
         require_finite(
             *(told, float(norm), step, course.steps, towers, optimiser, checkpoint), where=_WHERE
         )

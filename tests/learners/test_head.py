@@ -12,11 +12,10 @@ from raysys.features.batch import Batch
 from raysys.learners.head import (
     Head,
     HeadSettings,
-    _network,
-    _whitening,
     fit_head,
     standard,
 )
+from raysys.learners.head_network import HeadNetwork, whitening
 from raysys.learners.quantile_scale import Scale
 
 
@@ -75,7 +74,7 @@ def test_numpy_scores_as_torch_does() -> None:
     columns = rng.normal(size=(30, 3)).astype(np.float32)
     scale = Scale.fit(columns, seed=0)
     torch.manual_seed(0)
-    network = _network(6, _whitening(vectors_, 8), HeadSettings(width=12)).eval()
+    network = HeadNetwork(6, whitening(vectors_, 8), width=12, dropout=0.2).eval()
     codes, request = rng.integers(0, 50, 30), np.repeat([0, 1], 15)
     users = vectors_[:2]
     with torch.no_grad():
@@ -95,7 +94,7 @@ def test_whitened_vectors_have_no_main_direction() -> None:
     rng = np.random.default_rng(2)
     vectors = (rng.normal(size=(400, 6)) * [9, 5, 1, 0.1, 0, 0]).astype(np.float32)
     vectors -= vectors.mean(0)
-    white = vectors @ _whitening(vectors, 5).T
+    white = vectors @ whitening(vectors, 5).T
     assert white.shape[1] == 4  # two directions hold nothing
     np.testing.assert_allclose(np.cov(white.T), np.eye(4), atol=0.02)
 
@@ -160,7 +159,7 @@ def test_a_head_reads_what_it_is_told_to() -> None:
 @pytest.mark.parametrize(("dropout", "kept"), [(0.0, 1.0), (0.2, 0.8), (0.999, 1 / 256)])
 def test_dropout_leaves_out_its_share_and_keeps_the_mean(dropout: float, kept: float) -> None:
     torch.manual_seed(0)
-    network = _network(6, np.eye(4, dtype=np.float32), HeadSettings(width=12, dropout=dropout))
+    network = HeadNetwork(6, np.eye(4, dtype=np.float32), 12, dropout)
     layer = network.body[2]
     found = layer.train()(torch.ones(400, 500))
     assert float((found > 0).float().mean()) == pytest.approx(kept, abs=0.01)

@@ -14,7 +14,7 @@ from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.learners import load_model, make_learner
 from raysys.learners.protocol import Context, Learner, Model, TextEncoder
-from raysys.learners.two_tower import TwoTowerModel
+from raysys.learners.two_tower_model import TwoTowerModel
 from raysys.learners.two_tower_settings import TwoTowerSettings
 from raysys.learners.validation import NDCG
 from tests.learners.suite import LearnerSuite, TrainedOnSeveralWorkers, request

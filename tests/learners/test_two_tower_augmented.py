@@ -14,7 +14,7 @@ import pytest
 from raysys.features.examples import Examples
 from raysys.learners import load_model, make_learner
 from raysys.learners.protocol import Context
-from raysys.learners.two_tower import META, TwoTowerModel
+from raysys.learners.two_tower_model import META, TwoTowerModel
 from tests.learners.suite import rewritten
 from tests.synthetic import write_examples
 from tests.text.tiny import write_tiny_bert

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,20 @@ def test_answers_are_those_of_the_schema(client: TestClient) -> None:
         assert set(model.model_fields) <= set(promised), name
         needed = {field for field, info in model.model_fields.items() if info.is_required()}
         assert needed <= set(schemas[name].get("required", [])) | {"status"}, name
+
+
+def test_spans_of_some_labels_or_of_all() -> None:
+    sent: list[Any] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        told = {"request_id": "r", "bundle": "b", "took_ms": 1.0, "results": [{"spans": []}]}
+        return httpx.Response(200, json=told)
+
+    with Client(transport=httpx.MockTransport(note)) as api:
+        api.entities(["a"])
+        api.entities(["a"], labels=("brand", "model"))
+    assert sent == [{"texts": ["a"]}, {"texts": ["a"], "labels": ["brand", "model"]}]
 
 
 CALLS: dict[str, tuple[Any, ...]] = {

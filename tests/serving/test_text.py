@@ -108,6 +108,18 @@ def test_spans_have_offsets_of_characters(client: TestClient) -> None:
         assert text[span["start"] : span["end"]] == span["text"]
 
 
+def test_only_labels_that_are_asked_for_come_back(client: TestClient) -> None:
+    text = "Acme cheddar cheese, 3 g"
+    every = ask(client, "entities", texts=[text], labels=None)["results"][0]["spans"]
+    assert {span["label"] for span in every} == {"brand", "kind"}
+    kinds = ask(client, "entities", texts=[text], labels=["kind"])["results"][0]["spans"]
+    assert kinds == [span for span in every if span["label"] == "kind"]
+    problem = refuse(client, "entities", 422, texts=[text], labels=["kind", "knid"])
+    (error,) = problem["errors"]
+    assert (error["path"], error["value"]) == ("body.labels.1", "knid")
+    assert "did you mean 'kind'? known are 'brand', 'kind'" in error["message"]
+
+
 def test_texts_are_graded_and_placed_for_a_query(client: TestClient) -> None:
     results = ask(
         client, "relevance", query="oat milk", texts=["acme hand soap", "north oat milk", "x"]
@@ -145,6 +157,10 @@ def test_all_of_the_largest_request_is_answered_in_order(client: TestClient) -> 
         ("classify", {"texts": ["a", "b\x1bc"]}, "body.texts.1"),
         ("sentiment", {"texts": ["\x7f"]}, "body.texts.0"),
         ("entities", {"texts": ["a\x0bb"]}, "body.texts.0"),
+        ("entities", {"texts": ["a"], "labels": []}, "body.labels"),
+        ("entities", {"texts": ["a"], "labels": ["b"] * 257}, "body.labels"),
+        ("entities", {"texts": ["a"], "labels": ["brand", None]}, "body.labels.1"),
+        ("classify", {"texts": ["a"], "labels": ["b"]}, "body.labels"),
     ],
 )
 def test_what_is_wrong_is_named(

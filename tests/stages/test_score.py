@@ -233,6 +233,33 @@ def test_pairs_are_graded_and_one_without_a_query_goes_aside(
     assert good > bad
 
 
+def test_spans_of_the_labels_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    InProcess(monkeypatch)
+    path = texts.write_attributes(tmp_path / "attributes.jsonl", 120)
+    ws, output = Workspace(tmp_path / "ws"), tmp_path / "out"
+    fitting.run(texts.settings_of("entities", path, {"gazetteer_tagger": {}}), ws)
+    (tmp_path / "in.csv").write_text('title\n"Acme cheddar cheese, 3 g"\n')
+
+    def asked(*labels: str) -> ScoreSettings:
+        told = {"bundle": "text-entities", "paths": str(tmp_path / "in.csv"), "labels": labels}
+        return settings_of(tmp_path, output, **told)
+
+    def found() -> list[str]:
+        return [span["label"] for span in predictions(output)["predicted_spans"][0]]
+
+    with pytest.raises(UserError, match="labels: unknown label 'knid'"):
+        score.run(asked("knid"), ws)
+    assert not output.exists()
+    score.run(asked("kind"), ws)
+    assert found() == ["kind"]
+    with pytest.raises(UserError, match="predictions of another labels"):
+        score.run(asked(), ws)
+    score.run(asked(), ws, force=True)
+    assert found() == ["brand", "kind"]
+
+
 def test_a_folder_of_other_things_is_left_alone(
     workspace: Workspace, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +285,7 @@ def test_a_folder_of_other_things_is_left_alone(
         ({"text": ["headline"]}, "no column 'headline'"),
         ({"paths": "/nowhere/*.csv"}, "no such file"),
         ({"piece": 0}, "piece: 0"),
+        ({"labels": ["brand"]}, "labels are asked for of entities, not of classify"),
     ],
 )
 def test_what_cannot_be_scored_is_said(

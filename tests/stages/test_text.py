@@ -331,7 +331,7 @@ def test_the_cheapest_that_is_as_good_is_chosen(
                 for s in said]  # fmt: skip
         verdicts[name] = judging.verdict(pa.Table.from_pylist(told, PREDICTIONS["classify"]))
     fits = {name: text_judging.Fit(None, name, 0.0, []) for name in quality}  # type: ignore[arg-type]
-    assert text_judging._simplest(quality, fits, verdicts, judging) == chosen
+    assert text_judging.simplest(quality, fits, verdicts, judging) == chosen
 
 
 @pytest.mark.parametrize(
