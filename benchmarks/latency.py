@@ -67,8 +67,12 @@ def load(url: str, path: str, work: list[dict], connections: int, seconds: float
     def caller(number: int) -> list[float]:
         taken = []
         with httpx.Client(base_url=url, timeout=30) as client:
-            client.get("/healthz")
-            ready.wait()
+            try:
+                client.get("/healthz").raise_for_status()
+            except BaseException:
+                ready.abort()  # or the others wait for ever
+                raise
+            ready.wait(60)
             at = number * 31
             while time.monotonic() < until:
                 began = time.perf_counter()
@@ -79,7 +83,12 @@ def load(url: str, path: str, work: list[dict], connections: int, seconds: float
         return taken
 
     with ThreadPoolExecutor(connections) as pool:
-        return np.array([ms for part in pool.map(caller, range(connections)) for ms in part])
+        callers = [pool.submit(caller, number) for number in range(connections)]
+    failed = [each for each in callers if each.exception() is not None]
+    for each in failed:  # what broke the barrier tells more than that it broke
+        if not isinstance(each.exception(), threading.BrokenBarrierError):
+            each.result()
+    return np.array([ms for each in callers for ms in each.result()])
 
 
 def main() -> None:

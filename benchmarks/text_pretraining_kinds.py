@@ -7,7 +7,8 @@ Each is the same fine-tuning with and without, judged on the same test texts or 
 new GPT on Chinese reviews. titles: next-sentence prediction over titles and descriptions of Icecat.
 queries: the same over queries and what was clicked for them, from a log made of Home Depot's
 judgements (see `text_weak`). behaviour: those pairs brought together by the contrastive loss.
-No test text and no query of the test is pre-trained on, nothing is chosen on test texts.
+No judgement, no review and no query of the test is pre-trained on (titles and descriptions of
+products are, as a shop has them all), and nothing is chosen on test texts.
 """
 
 from __future__ import annotations

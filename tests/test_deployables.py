@@ -152,16 +152,11 @@ def test_the_dockerfile_copies_what_there_is(dockerfile: DockerfileParser) -> No
 
 
 def dockerfiles() -> list[Path]:
-    """Of the whole repository, less what is installed or made in it."""
-    made = {"runs", "site", "dist"}
-    return [
-        Path(folder, name)
-        for top in ROOT.iterdir()
-        if top.is_file() or not (top.name.startswith(".") or top.name in made)
-        for folder, _, names in (os.walk(top) if top.is_dir() else [(ROOT, [], [top.name])])
-        for name in names
-        if name.startswith("Dockerfile") or name.endswith(".Dockerfile")
-    ]
+    """Of all places where one may be."""
+    places = [ROOT / each for each in ("benchmarks", "deploy", "docs", "raysys", "tests")]
+    names = ("Dockerfile*", "*.Dockerfile")
+    found = {path for place in places for name in names for path in place.rglob(name)}
+    return sorted(found | {path for name in names for path in ROOT.glob(name)})
 
 
 def lint(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from benchmarks import latency, result
@@ -42,9 +43,22 @@ class Shop(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+class Server(ThreadingHTTPServer):
+    """Takes callers that come all at once."""
+
+    request_queue_size = 64
+
+
+class Closed(Shop):
+    """Turns a caller away."""
+
+    def do_GET(self) -> None:
+        self.send_error(503)
+
+
 @pytest.fixture
-def url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Shop)
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    server = Server(("127.0.0.1", 0), getattr(request, "param", Shop))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -74,3 +88,9 @@ def test_it_measures_the_four_lists_and_records_them_under_its_name(
     }
     assert all(value > 0 for value in values.values())
     assert {path for path, n in Shop.asked.items() if n > 1} == {f"/v1/{name}" for name in LISTS}
+
+
+@pytest.mark.parametrize("url", [Closed], indirect=True)
+def test_a_server_that_turns_callers_away_ends_the_run(url: str) -> None:
+    with pytest.raises(httpx.HTTPStatusError):
+        latency.load(url, "/v1/rank", [{"item_ids": []}], 4, 1.0)

@@ -225,6 +225,17 @@ def _save(numbers: npt.NDArray[Any], path: Path) -> None:
 def _number(number: int, folder: Path) -> dict[str, Any]:
     """Second pass over some dates: their events by numbers of the whole log."""
     path, coded = _numbered(folder, number), folder / "coded" / f"{number:05d}.arrow"
+    try:
+        _number_to(path, coded, folder)
+    except FileNotFoundError:  # a task that was thought dead has done it meanwhile
+        if not path.exists():
+            raise
+    coded.unlink(missing_ok=True)
+    time = map_columns(path)["time"]
+    return {"name": path.name, "rows": len(time), "first": int(time[0]), "last": int(time[-1])}
+
+
+def _number_to(path: Path, coded: Path, folder: Path) -> None:
     if not path.exists():
         orders, sessions = (
             pl.read_ipc(folder / kind / coded.name, columns=[column])[column]
@@ -242,9 +253,6 @@ def _number(number: int, folder: Path) -> dict[str, Any]:
         for column, values in numbers.items():
             columns[column] = np.append(values, values.dtype.type(-1))[columns[column]]
         _write(pl.DataFrame(columns).select(pl.col(n).cast(t) for n, t in _TYPES.items()), path)
-    coded.unlink(missing_ok=True)
-    time = map_columns(path)["time"]
-    return {"name": path.name, "rows": len(time), "first": int(time[0]), "last": int(time[-1])}
 
 
 def _numbered(folder: Path, number: int) -> Path:

@@ -131,8 +131,13 @@ class PseudoLabels(TextLearner[PseudoLabelSettings]):
             )
         given = [(label or "").strip() or None for label in train["label"].to_pylist()]
         texts = [text or "" for text in train["text"].to_pylist()]
+        source = _originals(train)  # a copy has its original's label
         unlabelled = np.array(
-            [at for at, label in enumerate(given) if label is None and texts[at].strip()],
+            [
+                at
+                for at, label in enumerate(given)
+                if label is None and texts[at].strip() and source[at] == at
+            ],
             dtype=np.int64,
         )
         seen = np.bincount(labelled.codes[(labelled.codes >= 0) & labelled.original])
@@ -142,7 +147,8 @@ class PseudoLabels(TextLearner[PseudoLabelSettings]):
         added: dict[int, str] = {}
         for _ in range(settings.rounds + 1):
             labels = pa.array(
-                [label or added.get(at) for at, label in enumerate(given)], pa.string()
+                [label or added.get(int(source[at])) for at, label in enumerate(given)],
+                pa.string(),
             )
             rows = train.set_column(train.schema.get_field_index("label"), "label", labels)
             model = learner.fit(rows, validation, context)
@@ -172,3 +178,11 @@ class PseudoLabels(TextLearner[PseudoLabelSettings]):
             taken[mine[np.argsort(-value[mine], kind="stable")[allowed:]]] = False
         names = model.labels.names
         return {int(unlabelled[at]): names[best[at]] for at in np.flatnonzero(taken)}
+
+
+def _originals(train: pa.Table) -> Codes:
+    """The row that each row copies, or is: int64[n]; copies stand behind their originals."""
+    rows = np.arange(len(train))
+    if "augmented" in train.column_names:
+        rows = np.maximum.accumulate(np.where(train["augmented"].is_null().to_numpy(), rows, 0))
+    return rows

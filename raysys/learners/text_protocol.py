@@ -12,6 +12,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Generic, Literal, TypeVar
 
@@ -21,6 +22,8 @@ from raysys import schema
 from raysys.cluster import Resources
 from raysys.config import Settings
 from raysys.errors import UserError
+
+SHOWN = 20  # labels in one message
 
 Task = Literal["classify", "entities", "sentiment", "relevance"]
 
@@ -122,6 +125,12 @@ class SpanModel(TextModel):
         """
 
 
+def _listed(names: Collection[str]) -> str:
+    """The first few, quoted."""
+    shown = ", ".join(repr(name) for name in islice(names, SHOWN))
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
+
+
 def check_labels(model: TextModel, labels: Collection[str], *, where: str) -> None:
     """Refuse labels that a model does not know.
 
@@ -146,7 +155,7 @@ def check_labels(model: TextModel, labels: Collection[str], *, where: str) -> No
             raise UserError(
                 f"unknown label {label!r}",
                 where=where,
-                mend=f"{hint}known are {', '.join(map(repr, model.labels))}",
+                mend=f"{hint}known are {_listed(model.labels)}",
             )
 
 

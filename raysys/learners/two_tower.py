@@ -22,6 +22,9 @@ from raysys.text.items import item_texts
 
 log = logging.getLogger("raysys")
 
+MOST_PARTS = 64
+"""Of a step: several workers do not begin again in more."""
+
 
 class TwoTower(Learner[TwoTowerSettings]):
     """A fine-tuned transformer on both sides."""
@@ -87,8 +90,13 @@ class TwoTower(Learner[TwoTowerSettings]):
                 try:
                     return self._fit_folds(folds, context, place, parts)
                 except MorePartsNeeded as error:
-                    log.warning("%s: starting again: %s", error.where, error.what)
-                parts *= 2
+                    if parts >= MOST_PARTS:  # other memory than that of a step
+                        raise
+                    parts *= 4  # all begins again: few tries
+                    log.warning(
+                        "%s: %s: starting again, with steps in %d parts",
+                        *(error.where, error.what, parts),
+                    )
         finally:
             place.unlink()
 

@@ -42,11 +42,7 @@ class EntitiesRequest(_Request):
     """Texts to find spans in."""
 
     model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"texts": ["Crocs Women's Jayna Flat, Navy, 4 M US"], "labels": ["brand", "model"]}
-            ]
-        }
+        json_schema_extra={"examples": [{"texts": ["Crocs Women's Jayna Flat, Navy, 4 M US"]}]}
     )
 
     texts: Texts

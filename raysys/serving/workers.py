@@ -77,8 +77,9 @@ class Workers:
         waiting = self._waiting[:]  # at once, as a thread may take one out
         if len(waiting) < self._max_waiting or any(each.priority > priority for each in waiting):
             return None
-        self.shed += 1
-        return self._wait_s()
+        with self._changed:
+            self.shed += 1
+            return self._wait_s()
 
     def submit(
         self, work: Callable[[], T], priority: int = NORMAL, until: float = math.inf

@@ -48,8 +48,10 @@ TRIAL = 0.1
 FEW_EPOCHS, MANY_EPOCHS = 12, 40
 """With fewer in all, one transformer gets all the time; with more, several are tried."""
 
-SPECTRAL = 0.08
-"""Of the time for transformers, at most, for where vectors of items start."""
+SPECTRAL = 4e8
+"""Items times the square of the width, a minute given: with more, their vectors start at random."""
+WHOLE = 1.2
+"""Times as much is learned from whole sequences as from their ends, or ends are enough."""
 
 MAX_EPOCHS = 80.0
 TOP = 50
@@ -58,6 +60,8 @@ VALIDATION_CASES = 10_000
 PROBE = 256
 """Cases on which the pace of scoring is measured, and the first that are judged."""
 CHUNK = 4096
+FITTING, TREES = 0.13, 0.06
+"""Of all the time, for fitting the ensemble and the members again; its trees' part of it."""
 FOR_VALIDATION = 0.2
 """Of what is left after the neighbours, at most, to score validation and fit the ensemble on it."""
 
@@ -100,6 +104,7 @@ class Trial:
         ensemble = self._timed("ensemble", self._ensemble)
         self._timed("refit", self._refit)
         found = self._timed("test", lambda: self._judge(ensemble))
+        found["counts"]["validation_cases_joined"] = self.joined
         return {
             **found,
             "seconds": round(time.monotonic() - self.began, 1),
@@ -186,15 +191,17 @@ class Trial:
         problem = self.problem
         n, sizes = problem.n_items, problem.fit.sizes
         many = n > 20_000
+        width, longest = 96 if many else 64, int(np.clip(np.quantile(sizes, 0.98), 4, 50))
         half_life = 0.0
         if problem.fit.moment is not None:
             aged = self.members["session_knn"].make().settings.half_life
             half_life = max(aged, 0.1) if aged else 0.0
         return {
-            "width": 96 if many else 64,
+            "width": width,
+            "start": "random" if n * width**2 > SPECTRAL * self.minutes else "spectral",
             "negatives": 0 if n <= 4000 else 3000 if many else 2000,
-            "max_length": int(np.clip(np.quantile(sizes, 0.98), 4, 50)),
-            "whole": True,
+            "max_length": longest,
+            "whole": bool(sizes.sum() > WHOLE * np.minimum(sizes, longest).sum()),
             "half_life": half_life,
             "epochs": MAX_EPOCHS,
         }
@@ -206,11 +213,7 @@ class Trial:
             return
         common = self._transformer_settings()
         self._compile("sequence_transformer", {**common, "epochs": 1, "start": "random"})
-        began = time.monotonic()
-        self._compile("sequence_transformer", {**common, "epochs": 1})
         time_left = deadline - time.monotonic()
-        if time.monotonic() - began > SPECTRAL * time_left:  # of many items it takes long
-            common["start"] = "random"
         if time_left < 3:  # the first import of torch may take long
             log.warning("no time for a transformer")
             return
@@ -264,7 +267,7 @@ class Trial:
         few = self.problem.validation.sample(PROBE, self.seed)
         models = {name: member.model for name, member in self.members.items()}
         first = few.take(np.arange(min(8, len(few))))
-        self._join(self._collect(models, first)[0], first.group, 0.0)  # compiles
+        self._collect(models, first)  # compiles
         began = time.monotonic()
         found, _ = self._collect(models, few)
         for _ in range(2):  # as a transformer would
@@ -273,13 +276,24 @@ class Trial:
                 dense = hidden @ np.ones((96, self.problem.n_items), dtype=np.float32)
                 survey(dense, np.zeros(len(rows), dtype=np.int32), TOP)
         each = (time.monotonic() - began) / len(few)
-        began = time.monotonic()
-        self._join(found, few.group, 0.0)
-        joining = (time.monotonic() - began) / len(few)
+        joining = self._joining(found, few.group)
         affordable = int(FOR_VALIDATION * self.left / (1.5 * each + joining))
         self.joined = min(len(self.problem.validation), VALIDATION_CASES, max(affordable, PROBE))
-        scoring = 1.5 * each * (len(self.problem.test) + self.joined) + joining * self.joined
-        return min(scoring + self.refitting + 0.13 * 60 * self.minutes, 0.6 * self.left)
+        scoring = 1.5 * each * (len(self.problem.test) + self.joined)
+        fitting = FITTING * 60 * self.minutes
+        more = max(0.0, joining * self.joined - TREES * 60 * self.minutes)  # than `fitting` holds
+        return min(scoring + self.refitting + fitting + more, 0.6 * self.left)
+
+    def _joining(self, candidates: Candidates, group: Int64) -> float:
+        """Seconds that fitting the ensemble takes for one case more: imports do not count."""
+        half = np.arange(len(group) // 2)
+        took = []
+        for _ in range(2):  # the first time imports and compiles
+            for part, of in ((candidates, group), (candidates.take(half), group[half])):
+                began = time.monotonic()
+                self._join(part, of, 0.0)
+                took.append(time.monotonic() - began)
+        return max(0.0, took[2] - took[3]) / max(1, len(group) - len(half))
 
     def _facts(self, train: Sequences) -> PlainFacts:
         problem, n = self.problem, self.problem.n_items
@@ -310,7 +324,7 @@ class Trial:
         for name, ranks in alone.items():
             self.members[name].value = float(self.problem.quality(ranks).mean())
         with task("fit the ensemble") as shown:
-            found = self._join(candidates, cases.group, self._spare(0.06))
+            found = self._join(candidates, cases.group, self._spare(TREES))
             shown.note = f"{found.method}: {found.figures}"
         return found
 

@@ -19,6 +19,7 @@ from raysys.text.pairs import clean
 
 SHARES = {"train": 0.72, "validation": 0.08, "test": 0.2}
 LEAST_QUERIES = 10
+YES_OR_NO = {"yes": "1", "true": "1", "no": "0", "false": "0"}
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,10 @@ def read_pairs(
         separator=". ",
         ignore_nulls=True,
     )
-    yes_or_no = frame.schema[label_col] == pl.Boolean
-    label = pl.col(label_col).cast(pl.Int8) if yes_or_no else _told(frame, label_col)
-    grade = label.cast(pl.String).str.strip_chars()
+    grade = _told(frame, label_col).cast(pl.String).str.strip_chars()
+    said = grade.str.to_lowercase()
+    if frame.select(said.is_in(["", *YES_OR_NO]).all()).item():
+        grade = said.replace(YES_OR_NO)
     rows = frame.select(
         query=_told(frame, query_col),
         text=text,

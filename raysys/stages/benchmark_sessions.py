@@ -75,7 +75,8 @@ def divided(
     sizes = np.maximum(late.sizes - 1, 0)
     # all prefixes of a session of thousands of clicks are millions of clicks
     rng = np.random.default_rng(seed)
-    some = min(int(sizes.sum()), VALIDATION_CASES)
+    # the ensemble joins half of them: many that choose settings are others
+    some = min(int(sizes.sum()), 2 * VALIDATION_CASES)
     drawn = np.sort(rng.choice(int(sizes.sum()), some, replace=False))
     asked, targets = late.prefixes(drawn, LONGEST)
     group = np.unique(np.repeat(np.arange(len(late)), sizes)[drawn], return_inverse=True)[1]

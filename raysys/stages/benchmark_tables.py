@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import logging
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def read_table(path: Path) -> pl.DataFrame:
         if path.suffix.lower() == ".gz":
             content = gzip.decompress(content)
         return READERS[kind](content)
-    except (pl.exceptions.PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
+    except (pl.exceptions.PolarsError, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot be read as {kind[1:]}: {first}", where=str(path)) from None
 

@@ -47,7 +47,7 @@ def with_copies(settings: TextSettings, tables: Mapping[str, pa.Table]) -> dict[
 
     Returns:
         The same tables. With augmentation train has the further columns `augmented` (the method;
-        null for originals) and `weight` (float32); rows without label and rating have no copies
+        null for originals) and `weight` (float32); rows of which nothing is known have no copies
         and come last.
 
     Raises:
@@ -59,7 +59,7 @@ def with_copies(settings: TextSettings, tables: Mapping[str, pa.Table]) -> dict[
     column = "query" if pairs else "text"
     train = tables["train"]
     said = pl.concat([pl.Series(table[column]) for table in tables.values()])
-    known = pa.array([True] * len(train)) if pairs else _told(train)
+    known = pa.array([True] * len(train)) if pairs else _told(train, settings.task)
     copied = augment_table(
         train.filter(known),
         column,
@@ -82,6 +82,7 @@ def copies_of(train: pa.Table) -> pa.Table | None:
     return train.filter(pc.is_valid(train[AUGMENTED]))
 
 
-def _told(train: pa.Table) -> pa.Array:
-    """Whether a label or a rating is known of each row."""
-    return pc.or_(pc.is_valid(train["label"]), pc.is_valid(train["rating"]))
+def _told(train: pa.Table, task: str) -> pa.Array:
+    """Whether a label, or a rating that the task reads, is known of each row."""
+    labelled = pc.is_valid(train["label"])
+    return pc.or_(labelled, pc.is_valid(train["rating"])) if task == "sentiment" else labelled

@@ -55,6 +55,17 @@ def days_ago(value: float) -> str:
     return f"{whole:,} days ago"
 
 
+def counted(tags: str, counter: str) -> str:
+    """What a counter's tags say, in words: `degraded, search` of `raysys_answers`."""
+    told = tags.split(",")
+    if counter == "raysys_answers":
+        told = [{"true": "degraded", "false": "whole"}.get(tag, tag) for tag in told]
+    place = {"raysys_arm_answers": 1, "raysys_arm_events": 2}.get(counter)  # of the experiment
+    if place is not None and told[place] == "none":
+        del told[place]
+    return ", ".join(tag or "all" for tag in told)
+
+
 class Pages:
     """Renders templates; everything in them is escaped.
 
@@ -73,6 +84,7 @@ class Pages:
         self._environment.globals["name"] = name
         self._environment.filters["days"] = days
         self._environment.filters["days_ago"] = days_ago
+        self._environment.filters["counted"] = counted
 
     def render(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """A page."""

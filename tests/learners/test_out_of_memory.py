@@ -188,25 +188,31 @@ def test_where_others_wait_nobody_goes_on_alone() -> None:
     assert type(again) is MorePartsNeeded and again.what == caught.value.what
 
 
-def test_folds_begin_again_with_twice_as_many_parts(
+def test_folds_begin_again_with_more_parts_but_not_for_ever(
     shop: Shop,
     towers: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     tried: list[int] = []
+    enough = 16
 
     def fit_folds(self: Any, folds: Any, context: Any, catalogue: Path, parts: int) -> list[str]:
         assert catalogue.is_file()
         tried.append(parts)
-        if parts < 4:
+        if parts < enough:
             raise MorePartsNeeded("out of memory at step 1", where="two_tower")
         return ["a model"]
 
     monkeypatch.setattr(TwoTower, "_fit_folds", fit_folds)
     with caplog.at_level(logging.WARNING, "raysys"):
         assert make_learner("two_tower", towers).fit_folds([shop[0]], shop[1]) == ["a model"]
-    assert tried == [1, 2, 4] and len(told(caplog)) == 2
+    assert tried == [1, 4, 16] and len(told(caplog)) == 2
+    tried.clear()
+    enough = 10_000
+    with pytest.raises(MorePartsNeeded):
+        make_learner("two_tower", towers).fit_folds([shop[0]], shop[1])
+    assert tried == [1, 4, 16, 64]
     assert not list(shop[1].scratch.glob("*-catalogue.parquet"))
 
 
@@ -230,5 +236,5 @@ def test_several_workers_begin_again_with_more_parts(
     with ray_session(), caplog.at_level(logging.WARNING, "raysys"):
         model = make_learner("two_tower", towers).fit(examples, wide)
     assert np.isfinite(scores(model, shop)).all()
-    assert "starting again: out of memory at step 1: going on in 2 parts" in told(caplog)[0]
+    assert "out of memory at step 1: starting again, with steps in 4 parts" in told(caplog)[0]
     assert not list(Path(context.scratch).glob("*-catalogue.parquet"))

@@ -95,3 +95,25 @@ def test_without_validation_labels_nobody_can_tell(tmp_path) -> None:
 )
 def test_it_is_as_dear_as_what_it_wraps(learner: str, family: str) -> None:
     assert make_text_learner("pseudo_labels", {"learner": learner}).family == family
+
+
+def test_a_copy_has_its_originals_label_and_takes_nobodys_place(tmp_path) -> None:
+    labelled = bridged(20, 0, "train", known=True, late=False)
+    rest = bridged(60, 1, "train", known=False, late=False)
+    validation = bridged(60, 2, "validation", known=True, late=False)
+    settings = {"settings": INNER, "confidence": 0.6, "most_per_label": 2.0}
+
+    def added(copies: int) -> list[float]:
+        train = pa.concat_tables([labelled, rest])
+        order = np.repeat(np.arange(len(train)), copies + 1)
+        methods = np.tile(["", *["word_swap"] * copies], len(train))
+        train = train.take(order).append_column(
+            "augmented", pa.array([method or None for method in methods], pa.string())
+        )
+        weights = pa.array(np.full(len(train), 1 / (copies + 1)), pa.float32())
+        learner = make_text_learner("pseudo_labels", settings, task="sentiment")
+        model = learner.fit(train.append_column("weight", weights), validation,
+                            TextContext(tmp_path))  # fmt: skip
+        return [entry["pseudo_labels"] for entry in model.history]
+
+    assert added(2) == added(0)

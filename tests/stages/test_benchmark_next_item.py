@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from raysys.cli import app
 from raysys.datasets.sequences import Case
-from raysys.ensemble.next_item import NextItemEnsemble
+from raysys.ensemble.next_item import Candidates, NextItemEnsemble
 from raysys.errors import UserError
 from raysys.learners.sequence_protocol import SequenceContext
 from raysys.learners.sequences import make_sequence_learner
@@ -86,7 +86,7 @@ def test_a_session_of_thousands_of_clicks_is_no_square_of_them() -> None:
     sessions = [[f"i{item}" for item in rng.integers(0, 50, 30_000)] for _ in range(12)]
     problem = benchmark_sessions.divided(sessions, [Case(sessions[0], "i1")])
     asked = problem.validation.prefixes
-    assert len(asked) == benchmark_next_item.VALIDATION_CASES
+    assert len(asked) == 2 * benchmark_next_item.VALIDATION_CASES
     assert problem.counts["validation_cases"] == 29_999
     assert asked.sizes.max() == LONGEST == problem.test.prefixes.sizes.max()
     # each is what led to its target
@@ -135,6 +135,44 @@ def test_nothing_twice_is_learned_where_nobody_takes_a_thing_twice() -> None:
     trial = benchmark_next_item.Trial(back, minutes=60)
     trial._neighbours()
     assert all(member.settings.get("seen", 1.0) == 1.0 for member in trial.members.values())
+
+
+@pytest.mark.long
+def test_what_the_ensemble_takes_is_measured_without_what_it_takes_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = benchmark_sessions.divided(lists(400, 0), [Case(["i1"], "i2")] * 50)
+    trial = benchmark_next_item.Trial(problem, minutes=60)
+    trial._neighbours()
+    now, joins = [0.0], []
+
+    def join(candidates: Candidates, group: np.ndarray, seconds: float) -> None:
+        joins.append(len(group))
+        now[0] += 50.0 * (len(joins) == 1) + 5.0 + 0.01 * len(group)  # an import, a start, cases
+
+    monkeypatch.setattr(trial, "_join", join)
+    monkeypatch.setattr(benchmark_next_item.time, "monotonic", lambda: now[0])
+    few = problem.validation.sample(100, 0)
+    models = {name: member.model for name, member in trial.members.items()}
+    found, _ = trial._collect(models, few)
+    assert trial._joining(found, few.group) == pytest.approx(0.01)
+    assert len(joins) == 4
+
+
+def test_whole_sequences_are_learned_where_their_ends_are_a_part_only() -> None:
+    def whole(sessions: list[list[str]]) -> bool:
+        problem = benchmark_sessions.divided(sessions, [Case(["i1"], "i2")])
+        trial = benchmark_next_item.Trial(problem, minutes=60)
+        trial.members["session_knn"] = trial._tried("session_knn", {})
+        settings = trial._transformer_settings()
+        assert settings["start"] == "spectral"
+        trial.minutes = 1e-6
+        assert trial._transformer_settings()["start"] == "random"
+        return bool(settings["whole"])
+
+    short, rng = lists(200, 0), np.random.default_rng(0)
+    long = [[f"i{item}" for item in rng.integers(0, 30, 200)] for _ in range(60)]
+    assert whole(long) and not whole(short)
 
 
 def test_one_item_is_no_ranking() -> None:

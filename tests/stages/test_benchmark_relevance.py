@@ -153,10 +153,26 @@ def test_lists_are_joined_and_yes_is_one(tmp_path: Path) -> None:
     assert lines.equals(parquet)
     assert set(lines["grade"].to_pylist()) == {0.0, 1.0}
     assert all(text.endswith(". a point") for text in lines["text"].to_pylist())
+    for no, yes in (("no", "Yes"), ("FALSE", "true")):
+        words = judged().with_columns(
+            stars=pl.when(pl.col("stars") > 1).then(pl.lit(yes)).otherwise(pl.lit(no))
+        )
+        words.write_csv(tmp_path / "words.csv")
+        told = read(tmp_path / "words.csv").table  # type: ignore[attr-defined]
+        assert told["grade"].equals(lines["grade"])
     nested = frame.with_columns(title=pl.struct("title"))
     nested.write_parquet(tmp_path / "nested.parquet")
     with pytest.raises(UserError, match="column 'title' holds Struct"):
         read(tmp_path / "nested.parquet")
+
+
+def test_a_damaged_gzip_is_named(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(judged().write_csv().encode()))
+    for at in range(60, 70):
+        packed[at] ^= 0xFF
+    (tmp_path / "a.csv.gz").write_bytes(packed)
+    with pytest.raises(UserError, match="cannot be read as csv"):
+        read(tmp_path / "a.csv.gz")
 
 
 def test_of_a_file_too_large_for_its_time_fewer_queries_are_taken(

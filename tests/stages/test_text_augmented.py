@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from scipy.sparse import csr_matrix
@@ -125,6 +126,36 @@ def test_the_pairs_of_a_query_have_the_same_copies() -> None:
     assert all(grades == [0, 1, 2] for grades in lists["grade"].to_list())
     assert "sofa leather" not in set(rows["query"])  # which the test asks
     assert set(rows["text"]) == {"thing 0", "thing 1", "thing 2"}
+
+
+def test_two_queries_have_no_copy_in_common() -> None:
+    """It would be one list with two grades an item."""
+    rows = [
+        {"query": q, "item_id": f"i{n}", "text": "t", "grade": g, "weight": 1.0, "split": s}
+        for s, q, grades in (
+            ("train", "red leather sofa", (3.0, 1.0)),
+            ("train", "blue leather sofa", (0.0, 2.0)),
+            ("validation", "garden hose", (0.0, 1.0)),
+        )
+        for n, g in enumerate(grades)
+    ]
+    table = pa.Table.from_pylist(rows, schema.LABELLED_PAIRS)
+    tables = {s: table.filter(pc.equal(table["split"], s)) for s in ("train", "validation")}
+    dropped = {"methods": [{"kind": "word_dropout", "strength": 0.3}], "copies": 5}
+    found = pl.DataFrame(with_copies(settings_for("relevance", dropped), tables)["train"])
+    copies = found.filter(pl.col("augmented").is_not_null())
+    assert copies.height > 0  # "red sofa" is one query's alone
+    grades = found.group_by("query", "item_id").agg(pl.col("grade").n_unique())
+    assert grades["grade"].max() == 1
+
+
+def test_a_rating_is_told_where_the_task_reads_it() -> None:
+    said: list[tuple[str, str | None]] = [*TRAIN, ("grey garden bench", None)]
+    tables = {**splits(TRAIN), "train": labelled(said, "train", rating=4.0)}
+    for task, has in (("classify", False), ("sentiment", True)):
+        made = pl.DataFrame(with_copies(settings_for(task), tables)["train"])
+        copies = made.filter(pl.col("augmented").is_not_null())
+        assert ("train4" in set(copies["text_id"])) is has
 
 
 @pytest.mark.parametrize(

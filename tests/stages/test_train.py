@@ -221,6 +221,19 @@ def test_files_that_learners_read_are_part_of_what_is_done(
     assert named_files(named) != before
 
 
+@pytest.mark.parametrize("file", ["words.txt", "wordnet/data.noun"])
+def test_a_thesaurus_that_is_edited_is_another(tmp_path: Path, file: str) -> None:
+    (tmp_path / "wordnet").mkdir()
+    path = tmp_path / file
+    path.write_text("sofa, couch")
+    source = str(path if path.suffix == ".txt" else path.parent)
+    named = {"methods": [{"kind": "synonym_replacement", "thesaurus": ("wordnet", source)}]}
+    before = named_files(named)
+    assert [Path(each).name for each in before] == [path.name]
+    path.write_text("sofa, divan")
+    assert named_files(named).keys() == before.keys() and named_files(named) != before
+
+
 def test_an_ensemble_needs_base_scores_of_these_features(
     tmp_path: Path, trained: Workspace
 ) -> None:

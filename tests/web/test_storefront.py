@@ -20,7 +20,7 @@ from raysys.serving.events_api import Clock, read_events
 from raysys.serving.pages import ServiceAnswers
 from raysys.serving.service import Service
 from raysys.web import storefront
-from raysys.web.pages import days, days_ago
+from raysys.web.pages import counted, days, days_ago
 from raysys.web.shelf import shelf_of
 from raysys.web.visit import Visit
 from tests.web.conftest import Recorded
@@ -78,6 +78,20 @@ def test_what_an_answer_lacks_is_said_in_words(service: Service) -> None:
 def test_days_are_written_as_people_say_them(value: float, length: str, ago: str) -> None:
     assert days(value) == length
     assert days_ago(value) == ago
+
+
+@pytest.mark.parametrize(
+    ("counter", "tags", "told"),
+    [
+        ("raysys_answers", "true,search", "degraded, search"),
+        ("raysys_arm_answers", "none,none,ok,rank", "none, ok, rank"),
+        ("raysys_arm_answers", "true,exp,ok,rank", "true, exp, ok, rank"),
+        ("raysys_arm_events", "a,click,none,rank", "a, click, rank"),
+        ("raysys_shed", "", "all"),
+    ],
+)
+def test_counters_are_told_in_words(counter: str, tags: str, told: str) -> None:
+    assert counted(tags, counter) == told
 
 
 def test_search_filters_and_says_what_there_is(visitor: TestClient, service: Service) -> None:

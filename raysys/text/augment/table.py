@@ -107,7 +107,8 @@ def augment_table(
         column: the text.
         settings: what to do.
         row_id: the column that names rows; None: rows are named by the text itself.
-        unlike: texts that no copy may be, but for case and blanks; None: any.
+        unlike: texts that no copy may be, but for case and blanks; then no two texts may have one
+            copy in common either, as it would be told two things. None: any.
 
     Returns:
         The rows in their order, each followed by its copies, with the further columns `augmented`
@@ -129,7 +130,7 @@ def augment_table(
     ids = ids.gather(chosen) if isinstance(ids, pl.Series) else ids[chosen]
     copies = augment_texts(texts.gather(chosen), ids, settings)
     if unlike is not None:
-        copies = copies.filter(~plain(copies["text"]).is_in(plain(unlike).unique().implode()))
+        copies = _apart(copies, texts.gather(chosen), unlike)
     source = np.concatenate([np.arange(table.num_rows), chosen[copies["row"].to_numpy()]])
     order = np.argsort(source, kind="stable")  # an original comes before its copies
     text = pl.concat([texts.rename("text"), copies["text"]]).gather(order)
@@ -148,6 +149,14 @@ def augment_table(
         weight = weight / np.bincount(source, minlength=table.num_rows)[source].astype(np.float32)
     found = found.append_column(WEIGHT, pa.array(weight, pa.float32()))
     return found.append_column(AUGMENTED, _arrow(labels.gather(order), pa.string()))
+
+
+def _apart(copies: pl.DataFrame, texts: pl.Series, unlike: pl.Series) -> pl.DataFrame:
+    """Copies that are neither one of the texts `unlike` nor a copy of two different texts."""
+    met = copies.with_columns(_said=plain(copies["text"]), _of=plain(texts).gather(copies["row"]))
+    one = pl.col("_of").n_unique().over("_said") == 1
+    new = ~pl.col("_said").is_in(plain(unlike).unique().implode())
+    return met.filter(one & new).drop("_said", "_of")
 
 
 def counts(augmented: Any) -> dict[str, int]:

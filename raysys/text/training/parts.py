@@ -61,6 +61,7 @@ class Parts:
             MorePartsNeeded: memory ran out, and others wait.
         """
         drawn = torch.get_rng_state()
+        on_device = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         while True:
             try:
                 return gradients(min(self.number, most))
@@ -77,12 +78,17 @@ class Parts:
                     where=self._where,
                     mend=self._mend,
                 )
-            self.number *= 2
-            told = f"out of memory at step {step}: going on in {self.number} parts a step"
+            told = f"out of memory at step {step}"
             if not self._alone:
                 raise MorePartsNeeded(told, where=self._where, mend=self._mend)
-            log.warning("%s: %s, whose batch and loss stay what they are", self._where, told)
+            self.number *= 2
+            log.warning(
+                "%s: %s: going on in %d parts a step, whose batch and loss stay what they are",
+                *(self._where, told, self.number),
+            )
             torch.set_rng_state(drawn)
+            if on_device is not None:
+                torch.cuda.set_rng_state(on_device)
 
 
 @contextmanager
