@@ -9,6 +9,7 @@ proposed can be ranked by nobody.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from benchmarks import sequences
 from benchmarks._autogluon_table import FOLDS, Table, figure, told
 from benchmarks.result import Figure
 from raysys.datasets.sequences import read_cases, read_sessions
-from raysys.ensemble.next_item import PLAIN, Candidates, joined, target_ranks
+from raysys.ensemble.next_item import PLAIN, Candidates, target_ranks
 from raysys.evaluation.intervals import Bootstrap
 from raysys.stages import benchmark_sequences, benchmark_sessions
 from raysys.stages.benchmark_next_item import Trial
@@ -112,3 +113,16 @@ def next_item(arguments: argparse.Namespace):
         return found
 
     return Table(train, table_of(test, members), "binary", "log_loss"), judge
+
+
+def joined(parts: Sequence[Candidates]) -> Candidates:
+    """The candidates of all parts, one after the other; at least one part, of the same members."""
+    ends = np.cumsum([0, *(part.offsets[-1] for part in parts)])
+    return Candidates(
+        np.concatenate([part.item for part in parts]),
+        np.concatenate([[0], *(p.offsets[1:] + end for p, end in zip(parts, ends, strict=False))]),
+        np.concatenate([part.shares for part in parts], axis=1),
+        np.concatenate([part.ranks for part in parts], axis=1),
+        np.concatenate([part.plain for part in parts]),
+        np.concatenate([part.label for part in parts]),
+    )

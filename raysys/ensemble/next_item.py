@@ -128,19 +128,6 @@ class Candidates:
         return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
 
-def joined(parts: Sequence[Candidates]) -> Candidates:
-    """The candidates of all parts, one after the other; at least one part, of the same members."""
-    ends = np.cumsum([0, *(part.offsets[-1] for part in parts)])
-    return Candidates(
-        np.concatenate([part.item for part in parts]),
-        np.concatenate([[0], *(p.offsets[1:] + end for p, end in zip(parts, ends, strict=False))]),
-        np.concatenate([part.shares for part in parts], axis=1),
-        np.concatenate([part.ranks for part in parts], axis=1),
-        np.concatenate([part.plain for part in parts]),
-        np.concatenate([part.label for part in parts]),
-    )
-
-
 def _by_request(reduce: np.ufunc, values: Float32, offsets: Int64) -> Float32:
     """Each row's reduction over its request: float32[m, n]."""
     reduced = reduce.reduceat(values, offsets[:-1], axis=1)

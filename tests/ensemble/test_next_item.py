@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks._autogluon_next_item import joined
 from raysys.ensemble.next_item import (
     PlainFacts,
     StackSettings,
     collect,
     fit_next_item,
-    joined,
     log_shares,
     target_ranks,
 )
