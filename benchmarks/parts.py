@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import result
 from benchmarks.result import Figure
 
-NAMES = ("loop", "rankings", "serving", "text")
+NAMES = ("loop", "rankings", "serving", "text", "text_gpu")
 
 
 def write_part(name: str, figures: list[Figure], seconds: float, part: str = "") -> Path:

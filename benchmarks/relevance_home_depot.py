@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import html
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -33,7 +35,7 @@ from raysys.text.models import PACKAGED
 from raysys.text.pairs import Pairs, ndcg_by_query
 from raysys.text.relevance_features import PairFeatures
 
-FOLDS, TREE_FOLDS = 2, 4
+TREE_FOLDS = 4
 CHUNK = 2000
 SIMPLE = (
     "query_words", "item_words", "common_words", "coverage", "bm25", "letters_jaccard",
@@ -41,10 +43,39 @@ SIMPLE = (
 )  # fmt: skip
 """The seven features of the baseline."""
 TREES = {"n_estimators": 800, "learning_rate": 0.03, "num_leaves": 31, "colsample": 0.3}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A transformer and what it reads.
+
+    Attributes:
+        learner: by which it is fitted.
+        typed: the learner's settings.
+        settings: beside those that all have.
+        right: it reads queries with their spelling put right.
+        batch: pairs, or queries, of a step.
+        head_rate: learning rate of its head.
+    """
+
+    learner: Any
+    typed: Any
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    right: bool = False
+    batch: int = 32
+    head_rate: float = 1e-3
+
+
+_LISTS = {"loss": "listwise", "list_size": 8}
 ENCODERS = {
-    "cross_encoder": (CrossEncoderLearner, CrossEncoderSettings),
-    "bi_encoder": (BiEncoderLearner, BiEncoderSettings),
+    "cross_encoder": Reading(CrossEncoderLearner, CrossEncoderSettings),
+    "cross_encoder_right": Reading(CrossEncoderLearner, CrossEncoderSettings, right=True),
+    "cross_encoder_lists": Reading(
+        CrossEncoderLearner, CrossEncoderSettings, _LISTS, right=True, batch=6
+    ),
+    "bi_encoder": Reading(BiEncoderLearner, BiEncoderSettings, batch=6, head_rate=1e-2),
 }
+USUAL = ("cross_encoder", "bi_encoder")
 
 
 def read(path: Path, queries: int | None, seed: int = 0) -> pa.Table:
@@ -115,15 +146,25 @@ class Judge:
         )
 
 
+_shared: PairFeatures
+"""For processes that are forked: it cannot be sent to others."""
+
+
+def _columns(pairs: Pairs) -> np.ndarray:
+    return _shared.of(pairs)
+
+
 class HomeDepot:
     """All stages; each is kept."""
 
     def __init__(
         self, path: Path, kept: Kept, *, queries: int | None, workers: int, epochs: float,
-        members: Sequence[str], taught: int | None = None, seed: int = 0,
+        members: Sequence[str], taught: int | None = None, folds: int = 2, larger: int = 1,
+        seed: int = 0,
     ) -> None:  # fmt: skip
         self.kept, self.workers, self.epochs, self.seed = kept, workers, epochs, seed
         self.members, self.taught = tuple(members), taught
+        self.folds, self.larger = folds, larger
         self.about = {"queries": queries, "seed": seed}
         table = read(path, queries, seed)
         self.table = {
@@ -131,7 +172,7 @@ class HomeDepot:
             for name in ("train", "validation", "test")
         }
         self.pairs = {name: Pairs.of(each) for name, each in self.table.items()}
-        self.fold = folds_by_query(self.pairs["train"], FOLDS, seed)
+        self.fold = folds_by_query(self.pairs["train"], folds, seed)
         self.tree_fold = folds_by_query(self.pairs["train"], TREE_FOLDS, seed + 1)
         self.encoded = 0
         self.seconds: dict[str, float] = {}
@@ -166,7 +207,7 @@ class HomeDepot:
                 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
                     found = learn()
                     return {
-                        "columns": found.of(pairs.take(rows)),
+                        "columns": self._in_parts(found, pairs.take(rows)),
                         "names": np.array(found.names),
                     }, {}
 
@@ -177,6 +218,16 @@ class HomeDepot:
         self.seconds["features"] = seconds
         self.rate["features"] = sum(map(len, columns.values())) / max(seconds, 1e-9)
         return tuple(str(name) for name in names), columns
+
+    def _in_parts(self, features: PairFeatures, pairs: Pairs) -> np.ndarray:
+        """Columns, by as many processes as may run; they share what was learned."""
+        if self.workers == 1:
+            return features.of(pairs)
+        parts = [pairs.take(rows) for rows in np.array_split(np.arange(len(pairs)), self.workers)]
+        global _shared
+        _shared = features
+        with ProcessPoolExecutor(self.workers, mp_context=get_context("fork")) as pool:
+            return np.concatenate(list(pool.map(_columns, parts)))
 
     def vectors(self, catalogue: list[str]) -> dict[str, np.ndarray]:
         """Of titles and of queries, as typed and as put right, by the packaged MiniLM as it is."""
@@ -244,15 +295,22 @@ class HomeDepot:
 
     # ── transformers ─────────────────────────────────────────────────────────────────────────
 
-    def encoder(self, name: str) -> Said:
-        """A fine-tuned transformer: out of fold on train, and the folds' mean elsewhere."""
-        settings = self._settings(name)
-        jobs = [(name, settings, number) for number in range(FOLDS)]
+    def encoders(self) -> dict[str, Said]:
+        """Fine-tuned transformers: out of fold on train, and the folds' mean elsewhere."""
+        jobs = [(name, number) for name in self.members for number in range(self.folds)]
         if self.workers > 1:
-            with ProcessPoolExecutor(self.workers) as pool:
+            # not forked: what has used a GPU cannot be
+            with ProcessPoolExecutor(self.workers, mp_context=get_context("spawn")) as pool:
                 outcomes = list(pool.map(self._fold, jobs))
         else:
             outcomes = [self._fold(job) for job in jobs]
+        each = range(0, len(jobs), self.folds)
+        return {
+            name: self._joined(name, outcomes[at : at + self.folds])
+            for name, at in zip(self.members, each, strict=True)
+        }
+
+    def _joined(self, name: str, outcomes: Sequence[Outcome]) -> Said:
         train = np.empty(len(self.pairs["train"]), np.float32)
         for number, outcome in enumerate(outcomes):
             train[self.fold == number] = outcome["train"]
@@ -264,26 +322,48 @@ class HomeDepot:
             np.mean([outcome["test"] for outcome in outcomes], axis=0),
         )
 
-    def _settings(self, name: str) -> dict[str, object]:
+    def _settings(self, reading: Reading) -> dict[str, Any]:
+        # a step of more pairs goes further: rates by the root of how many more (Krizhevsky 2014)
         training = {
             "epochs": self.epochs,
-            "learning_rate": 1e-4,
-            "head_learning_rate": 1e-3 if name == "cross_encoder" else 1e-2,
+            "learning_rate": 1e-4 * self.larger**0.5,
+            "head_learning_rate": reading.head_rate * self.larger**0.5,
             "warm_up": 0.1,
-            "batch_size": 32 if name == "cross_encoder" else 6,
+            "batch_size": reading.batch * self.larger,
             "checkpoint_every": {"seconds": 90},
             "keep": "last",
             "evaluate_every": {"epochs": 1000},
         }
-        return {"training": training, "max_tokens": 48}
+        return {"training": training, "max_tokens": 48, **reading.settings}
 
-    def _fold(self, job: tuple[str, dict[str, object], int]) -> Outcome:
+    def _read_by(self, reading: Reading) -> dict[str, pa.Table]:
+        """The splits as a transformer reads them."""
+        if not reading.right:
+            return self.table
+        lines: dict[str, str] = {}
+        catalogue = sorted({text for pairs in self.pairs.values() for text in pairs.items})
+        words = PairFeatures.learn(self.pairs["train"], catalogue, factors=0, seed=self.seed)
+        for pairs in self.pairs.values():
+            lines |= {text: words.query(text).line or text for text in pairs.queries}
+        return {
+            split: table.set_column(
+                table.schema.get_field_index("query"), "query",
+                pa.array([lines[text] for text in table["query"].to_pylist()]),
+            )
+            for split, table in self.table.items()
+        }  # fmt: skip
+
+    def _fold(self, job: tuple[str, int]) -> Outcome:
         """One model of a member, and what it says of everything it did not see."""
-        name, settings, number = job
-        about = {**self.about, **settings, "fold": number, "taught": self.taught}
-        learner, typed = ENCODERS[name]
+        name, number = job
+        reading = ENCODERS[name]
+        settings = self._settings(reading)
+        about = {**self.about, **settings, "fold": [number, self.folds], "taught": self.taught,
+                 "right": reading.right}  # fmt: skip
+        learner, typed = reading.learner, reading.typed
         folder = self.kept.scratch(f"{name}-{number}", about)
-        train = self.table["train"]
+        tables = self._read_by(reading)
+        train = tables["train"]
         inside = np.flatnonzero(self.fold != number)
         if self.taught is not None and len(inside) > self.taught:  # whole queries of them
             share = self.taught / len(inside)
@@ -295,7 +375,7 @@ class HomeDepot:
             scratch.mkdir(parents=True, exist_ok=True)
             model = learner(typed(**settings)).fit(
                 train.take(inside),
-                self.table["validation"].slice(0, 0),
+                tables["validation"].slice(0, 0),
                 TextContext(scratch, seed=self.seed + number),
             )
             shutil.rmtree(folder / "model", ignore_errors=True)
@@ -310,7 +390,7 @@ class HomeDepot:
         seconds = outcome.seconds
         found = {}
         outside = train.take(np.flatnonzero(self.fold == number))
-        for split, table in {**self.table, "train": outside}.items():
+        for split, table in {**tables, "train": outside}.items():
             parts = []
             for at in range(0, table.num_rows, CHUNK):
                 few = table.slice(at, CHUNK)
@@ -342,7 +422,7 @@ class HomeDepot:
             "trees": self.trees("trees", columns, names),
             "trees_ranking": self.trees("trees_ranking", columns, names, objective="lambdarank"),
         }
-        members = {name: self.encoder(name) for name in self.members}
+        members = self.encoders()
         said |= members
         if members:
             wide = {

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks import relevance_icecat
 from benchmarks.kept import Kept
-from benchmarks.relevance_home_depot import ENCODERS, HomeDepot
+from benchmarks.relevance_home_depot import ENCODERS, USUAL, HomeDepot
 from benchmarks.result import ROOT
 from benchmarks.text_results import write_text_result
 
@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="folds fitted at a time")
     parser.add_argument("--epochs", type=float, default=2.0, help="of the transformers")
     parser.add_argument("--taught", type=int, help="pairs a transformer learns from, at most")
-    parser.add_argument("--members", nargs="*", default=list(ENCODERS), choices=list(ENCODERS))
+    parser.add_argument("--members", nargs="*", default=list(USUAL), choices=list(ENCODERS))
+    parser.add_argument("--folds", type=int, default=2, help="of a transformer: one fit each")
+    parser.add_argument("--larger", type=int, default=1, help="batches, so many times: for GPUs")
     parser.add_argument("--data", nargs="*", default=["icecat", "home_depot"])
     parser.add_argument(
         "--vectors", choices=relevance_icecat.VECTORS, default="trees",
@@ -52,14 +54,15 @@ def main() -> None:
             home_depot = HomeDepot(
                 DATA / "search" / "home_depot.csv.gz", kept, queries=arguments.queries,
                 workers=arguments.workers, epochs=arguments.epochs, members=arguments.members,
-                taught=arguments.taught,
+                taught=arguments.taught, folds=arguments.folds, larger=arguments.larger,
             )  # fmt: skip
             figures += home_depot.figures()
     if arguments.dry:
         for figure in figures:
             print(f"{figure.name:40s} {figure.value:.4f} [{figure.low}, {figure.high}]")
         return
-    write_text_result(figures, time.monotonic() - started + sum(kept.spared))
+    part = arguments.data[0] if len(arguments.data) == 1 else ""
+    write_text_result(figures, time.monotonic() - started + sum(kept.spared), part)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+import torch
+
 from benchmarks import result
 from benchmarks.parts import merge_parts, write_part
 from benchmarks.result import Figure
 
 
 def write_text_result(figures: list[Figure], seconds: float, part: str = "") -> Path:
-    """Write the part of the script that runs, and `text.json` anew; see `write_part`."""
-    return write_part("text", figures, seconds, part)
+    """Write the part of the script that runs, and `text.json` anew; see `write_part`.
+
+    What was fitted on a GPU stands in `text_gpu`: it is another machine.
+    """
+    name = "text_gpu" if torch.cuda.is_available() else "text"
+    return write_part(name, figures, seconds, part)
 
 
 def over_seeds(runs: Sequence[Sequence[Figure]]) -> list[Figure]:
