@@ -7,7 +7,6 @@ a feature of the last trees.
 
 from __future__ import annotations
 
-import html
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from benchmarks.home_depot import Judge, Said, read
 from benchmarks.kept import Kept, Outcome
 from benchmarks.result import Figure
-from raysys import schema
 from raysys.evaluation.intervals import Bootstrap, Interval
 from raysys.learners.bi_encoder import BiEncoderLearner, BiEncoderSettings
 from raysys.learners.cross_encoder import CrossEncoderLearner, CrossEncoderSettings
@@ -32,7 +30,7 @@ from raysys.learners.relevance_trees import RelevanceTreesLearner, RelevanceTree
 from raysys.learners.text_protocol import TextContext
 from raysys.text.encoder import Encoder
 from raysys.text.models import PACKAGED
-from raysys.text.pairs import Pairs, ndcg_by_query
+from raysys.text.pairs import Pairs
 from raysys.text.relevance_features import PairFeatures
 
 TREE_FOLDS = 4
@@ -76,74 +74,6 @@ ENCODERS = {
     "bi_encoder": Reading(BiEncoderLearner, BiEncoderSettings, batch=6, head_rate=1e-2),
 }
 USUAL = ("cross_encoder", "bi_encoder")
-
-
-def read(path: Path, queries: int | None, seed: int = 0) -> pa.Table:
-    """`schema.LABELLED_PAIRS`; of so many queries only, if given."""
-    raw = pl.read_csv(path)
-    names = sorted(set(raw["search_term"]))
-    order = np.random.default_rng(seed).permutation(len(names))[:queries]
-    split = np.where(
-        np.arange(len(order)) < 0.72 * len(order),
-        "train",
-        np.where(np.arange(len(order)) < 0.8 * len(order), "validation", "test"),
-    )
-    of = {names[at]: str(part) for at, part in zip(order, split, strict=True)}
-    rows = raw.filter(pl.col("search_term").is_in(list(of))).to_dicts()
-    columns = {
-        "query": [row["search_term"] for row in rows],
-        "item_id": [str(row["product_uid"]) for row in rows],
-        "text": [html.unescape(row["product_title"]) for row in rows],
-        "grade": [row["relevance"] for row in rows],
-        "weight": [1.0] * len(rows),
-        "split": [of[row["search_term"]] for row in rows],
-    }
-    return pa.table(columns, schema=schema.LABELLED_PAIRS)
-
-
-@dataclass(frozen=True)
-class Said:
-    """Grades of the pairs of each split by one model."""
-
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-
-
-@dataclass(frozen=True)
-class Judge:
-    """RMSE and NDCG@10 (queries of five products or more, gain = relevance - 1), paired."""
-
-    pairs: Pairs
-
-    @property
-    def gain(self) -> np.ndarray:
-        return (self.pairs.grade - 1).astype(np.float32)
-
-    def ndcg(self, said: np.ndarray) -> np.ndarray:
-        """By query, NaN where it has too few products or none relevant."""
-        names, values = ndcg_by_query(said.astype(np.float32), self.gain, self.pairs.query)
-        size = np.bincount(self.pairs.query)[names]
-        return np.where(size >= 5, values, np.nan)
-
-    def rmse(self, said: np.ndarray) -> float:
-        return float(np.sqrt(np.mean((said - self.pairs.grade) ** 2)))
-
-    def rmse_of(self, said: np.ndarray, other: np.ndarray | None, draws: Bootstrap) -> Interval:
-        """Of one, or how much lower than another's, drawn by query."""
-        query = np.unique(self.pairs.query, return_inverse=True)[1]
-
-        def replicated(guess: np.ndarray) -> np.ndarray:
-            error = (guess - self.pairs.grade).astype(np.float64) ** 2
-            sums = np.stack([draws.sums(error, query), draws.sums(np.ones(len(error)), query)], 1)
-            totals = draws.replicate(sums)
-            return np.sqrt(totals[:, 0] / totals[:, 1])
-
-        if other is None:
-            return draws.interval(self.rmse(said), replicated(said))
-        return draws.interval(
-            self.rmse(other) - self.rmse(said), replicated(other) - replicated(said)
-        )
 
 
 _shared: PairFeatures

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from benchmarks.relevance_home_depot import read
+from benchmarks.home_depot import read
 from benchmarks.result import Figure
 from benchmarks.text_data import SPLITS, data_folder
 from raysys import schema

@@ -24,7 +24,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from benchmarks.relevance_home_depot import read
+from benchmarks.home_depot import read
 from benchmarks.result import ROOT, Figure
 from benchmarks.text_results import over_seeds, write_text_result
 from raysys import schema

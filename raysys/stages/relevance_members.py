@@ -15,18 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 
 from raysys.errors import UserError
-from raysys.learners.relevance_blend import member_class
 from raysys.learners.relevance_trees import (
     RelevanceTreesLearner,
     RelevanceTreesSettings,
     Remembered,
 )
-from raysys.learners.text_protocol import TextContext, TextModel
 from raysys.progress import task
+from raysys.stages.relevance_encoders import fit_encoder
 from raysys.stages.relevance_judging import Ground, Member
 from raysys.text.models import PACKAGED
 from raysys.text.pairs import Float32
@@ -35,10 +32,7 @@ from raysys.text.relevance_features import PairFeatures
 log = logging.getLogger("raysys")
 
 FOLDS = 3
-ENCODER_FOLDS = 2
 PROBE = 96
-MARGIN = 0.8
-"""Of what is left of the budget, how much is planned: measurements on a few pairs err."""
 
 
 @dataclass
@@ -189,83 +183,3 @@ def _tree_folds(
         grades = [model.grades(columns[split]) for model in models]
         said[split] = np.asarray(np.mean(grades, axis=0, dtype=np.float64), dtype=np.float32)
     return said
-
-
-def fit_encoder(
-    name: str, ground: Ground, seconds: float, scratch: Path, model: str = PACKAGED
-) -> Member | str:
-    """A transformer fitted as long as it may take; or why it was not.
-
-    Args:
-        name: bi_encoder or cross_encoder.
-        ground: to learn from and to score.
-        seconds: for all of it.
-        scratch: a folder that is not there yet.
-        model: where the fit starts.
-    """
-    began = time.monotonic()
-    train, fold = ground.tables["train"], ground.folds(ENCODER_FOLDS)
-    batch = 32 if name == "cross_encoder" else 8
-    training: dict[str, Any] = {
-        "learning_rate": 1e-4,
-        "head_learning_rate": 1e-3 if name == "cross_encoder" else 1e-2,
-        "batch_size": batch,
-        "keep": "last",
-        "evaluate_every": {"epochs": 1000},
-        "checkpoint_every": None,
-    }
-    settings = {"model": model, "max_tokens": 48, "training": training}
-    nothing = ground.tables["validation"].slice(0, 0)
-
-    def fit(rows: npt.NDArray[np.int64], steps: int, place: str) -> TextModel:
-        steps_too = {**settings, "training": {**training, "epochs": 1000, "max_steps": steps}}
-        learner = member_class(name)(member_class(name).settings_model(**steps_too))
-        where = scratch / place
-        where.mkdir(parents=True)
-        return learner.fit(train.take(rows), nothing, TextContext(where, ground.seed))
-
-    inside = [np.flatnonzero(fold != number) for number in range(ENCODER_FOLDS)]
-    if seconds < 20:
-        return f"{seconds:.0f} s are left for it"
-    # files may be sorted by grade
-    some = np.random.default_rng(ground.seed).permutation(inside[0])[: 8 * PROBE]
-    probe = fit(some, 3, "probe")  # its first steps pay for loading
-    at = time.monotonic()
-    fit(some, 9, "pace")
-    step = (time.monotonic() - at) / 9
-    at = time.monotonic()
-    probe.predict(ground.tables["test"].slice(0, PROBE))
-    pair = (time.monotonic() - at) / min(PROBE, len(ground.tables["test"]))
-    rest = len(ground.tables["validation"]) + len(ground.tables["test"])
-    scoring = pair * (len(train) + ENCODER_FOLDS * rest)
-    left = seconds * MARGIN - (time.monotonic() - began) - scoring
-    whole = 2 * min(map(len, inside)) // batch  # two epochs
-    if name == "bi_encoder":  # a batch counts queries
-        whole = 2 * len(ground.pairs["train"].queries) // ENCODER_FOLDS // batch
-    steps = int(min(left / (ENCODER_FOLDS * step), max(whole, 20)))
-    if steps < min(whole, 60):
-        return (
-            f"{seconds:.0f} s are left for it, scoring takes {scoring:.0f} s and a step "
-            f"{step:.2f} s"
-        )
-    settings["training"] = {**training, "max_steps": steps}
-    models = []
-    for number, rows in enumerate(inside):
-        at = time.monotonic()
-        models.append(fit(rows, steps, f"fold={number}"))
-        now = time.monotonic()
-        # a machine that has become much slower leaves the others less
-        left = (seconds - (now - began) - scoring) / max(1, ENCODER_FOLDS - 1 - number)
-        steps = max(1, min(steps, int(left * steps / (now - at))))
-    said: dict[str, Float32] = {"train": np.empty(len(train), np.float32)}
-    for number, made in enumerate(models):
-        outside = np.flatnonzero(fold == number)
-        said["train"][outside] = _grades(made, train.take(outside))
-    for split in ("validation", "test"):
-        grades = [_grades(made, ground.tables[split]) for made in models]
-        said[split] = np.asarray(np.mean(grades, axis=0, dtype=np.float64), dtype=np.float32)
-    return Member(said, settings, time.monotonic() - began)
-
-
-def _grades(model: TextModel, table: pa.Table) -> Float32:
-    return np.asarray(model.predict(table)["grade"].to_numpy(), dtype=np.float32)

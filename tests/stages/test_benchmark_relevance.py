@@ -14,11 +14,10 @@ from typer.testing import CliRunner
 
 from raysys.cli import app
 from raysys.errors import UserError
-from raysys.stages import benchmark_relevance, relevance_members
+from raysys.stages import benchmark_relevance, relevance_encoders
 from raysys.stages.benchmark_pairs import read_pairs
 from raysys.stages.benchmark_relevance import join_members
 from raysys.stages.relevance_judging import Ground, Judge, Member, figures_of, least_products
-from raysys.stages.relevance_members import fit_encoder
 from raysys.text.pairs import Pairs
 from tests.text.tiny import write_tiny_bert
 
@@ -221,12 +220,12 @@ def test_a_transformer_is_fitted_as_far_as_its_time_goes(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Out of fold on train; too little time is a reason, not a failure."""
-    monkeypatch.setattr(relevance_members, "PROBE", 4)
+    monkeypatch.setattr(relevance_encoders, "PROBE", 4)
     # by grade: the first rows have one alone
     judged(20, 6).sort("stars").write_csv(tmp_path / "a.csv")
     ground = Ground.of(read(tmp_path / "a.csv"), 0)  # type: ignore[arg-type]
     tiny = str(write_tiny_bert(tmp_path / "tiny"))
-    member = fit_encoder(name, ground, 600, tmp_path / "fit", tiny)
+    member = relevance_encoders.fit_encoder(name, ground, 600, tmp_path / "fit", tiny)
     assert not isinstance(member, str), member
     for split, pairs in ground.pairs.items():
         assert member.said[split].shape == (len(pairs),)
@@ -234,8 +233,52 @@ def test_a_transformer_is_fitted_as_far_as_its_time_goes(
     assert member.settings["training"]["max_steps"] == 20
     ensembles = join_members(ground, {name: member, "relevance_trees": member}, 0)
     assert set(ensembles) == {"weighted_grades", "order"}
-    refused = fit_encoder(name, ground, 5, tmp_path / "refused", tiny)
+    refused = relevance_encoders.fit_encoder(name, ground, 5, tmp_path / "refused", tiny)
     assert isinstance(refused, str) and "left for it" in refused
+
+
+def described(words: int, n_queries: int = 20) -> pl.DataFrame:
+    """Titles with a description of so many words behind them."""
+    more = " ".join(f"word{at % 7}" for at in range(words))
+    return judged(n_queries, 6).with_columns(title=pl.col("title") + " " + more)
+
+
+@pytest.mark.parametrize("name", ["bi_encoder", "cross_encoder"])
+def test_texts_are_read_to_their_end(tmp_path: Path, name: str) -> None:
+    tiny = str(write_tiny_bert(tmp_path / "tiny"))
+    read_of = []
+    for words in (0, 15, 2000):
+        described(words).write_csv(tmp_path / "a.csv")
+        pairs = Ground.of(read(tmp_path / "a.csv"), 0).pairs["train"]  # type: ignore[arg-type]
+        read_of.append(relevance_encoders.tokens_to_read(name, pairs, tiny, 0))
+    assert read_of[0] <= read_of[1] < read_of[2]
+    assert (read_of[0], read_of[2]) == (relevance_encoders.SHORT, relevance_encoders.LONG)
+    assert not any(each % 16 for each in read_of)
+
+
+@pytest.mark.long
+def test_long_texts_are_read_short_where_time_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that only fits move: a step takes as many seconds as texts have tokens."""
+    described(2000, 60).write_csv(tmp_path / "a.csv")
+    ground = Ground.of(read(tmp_path / "a.csv"), 0)  # type: ignore[arg-type]
+    tiny = str(write_tiny_bert(tmp_path / "tiny"))
+    measured: list[int] = []
+
+    def pace(self: object, tokens: int) -> relevance_encoders.Pace:
+        measured.append(tokens)
+        return relevance_encoders.Pace(tokens, tokens / 100, 1e-5)
+
+    monkeypatch.setattr(relevance_encoders._Fits, "pace", pace)
+    for number, (seconds, tokens) in enumerate([(1000, 192), (30, 48)]):
+        measured.clear()
+        member = relevance_encoders.fit_encoder(
+            "cross_encoder", ground, seconds, tmp_path / str(number), tiny
+        )
+        assert not isinstance(member, str), member
+        assert member.settings["max_tokens"] == tokens
+        assert measured == ([192] if tokens == 192 else [192, 48])
 
 
 def test_members_that_are_better_than_they_were_out_of_fold_count_for_more() -> None:
