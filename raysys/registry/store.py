@@ -154,6 +154,11 @@ class Registry:
             self._write_pointer(name, bundle_id, history)
             self._note(name, pointer.get("bundle"), bundle_id, cause)
 
+    def earlier(self, name: str) -> str | None:
+        """Id of the bundle that `rollback` would give the name back to; None: there is none."""
+        pointer = self._pointer(name)
+        return str(pointer["history"][0]["bundle"]) if pointer and pointer["history"] else None
+
     def rollback(self, name: str, *, cause: str = "rolled back") -> str:
         """Point the name at the bundle it meant before; returns that bundle's id.
 

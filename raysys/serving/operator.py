@@ -114,6 +114,10 @@ class Operator:
             raise Refused(404, error.what) from None
         return self._named(name)
 
+    def earlier_champion(self) -> str | None:
+        """See `Operations`."""
+        return self._registry.earlier("champion")
+
     def roll_back(self) -> NameFacts:
         """Point `champion` at the bundle before.
 

@@ -49,8 +49,10 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
 
     async def listing(said: str, status: int = 200) -> Response:
         known = await asyncio.to_thread(system.bundles)
+        earlier = await asyncio.to_thread(system.earlier_champion)
         champion = next((each for each in known if "champion" in each.pointers), None)
-        return page("bundles.html", status, bundles=known, champion=champion, said=said)
+        told = {"bundles": known, "champion": champion, "earlier": earlier, "said": said}
+        return page("bundles.html", status, **told)
 
     @router.get("/login")
     async def ask_for_key() -> HTMLResponse:

@@ -216,6 +216,9 @@ class Operations(Protocol):
             Refused: no such bundle, or one that is worse than the champion.
         """
 
+    def earlier_champion(self) -> str | None:
+        """Id of the bundle that `roll_back` leads to; None: there is none."""
+
     def roll_back(self) -> NameFacts:
         """Point `champion` at the bundle before.
 

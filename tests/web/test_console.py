@@ -117,6 +117,7 @@ def test_bundles_are_listed_and_the_last_cannot_be_rolled_back(
 ) -> None:
     page = operator.get("/console")
     assert service.bundle.id in page.text and "champion" in page.text
+    assert "Roll back" not in page.text
     page = operator.post("/console/champion", data={"action": "rollback"})
     assert page.status_code == 404 and 'role="status"' in page.text
     page = operator.post("/console/champion", data={"bundle": "../../etc", "action": "promote"})
@@ -184,6 +185,8 @@ def test_it_is_said_who_answers_from_a_new_champion(two: Shop) -> None:
     page = two.client.post("/console/champion", data={"bundle": two.second, "force": "1"})
     assert "There is a new champion; replicas that run go over to it within seconds." in page.text
     assert two.ask("u1")["bundle"] == two.second
+    offered = page.text.partition("Roll back to the champion before")[2]
+    assert f"<code>{two.first}</code>" in offered
     page = two.client.post("/console/champion", data={"action": "rollback"})
     assert "The champion before is back; replicas that run" in page.text
     two.arms.args = two.arms.args.model_copy(update={"follow": False})
