@@ -181,10 +181,11 @@ def home_depot(arguments: argparse.Namespace):
     ground = judging.Ground.of(judged, 0)
     pairs = ground.pairs
     began = time.monotonic()
-    members, skipped = members_of.fit_members(ground, members_of.Budget(arguments.seconds))
+    members, _ = members_of.fit_members(ground, members_of.Budget(arguments.seconds))
     joined = ours.join_members(ground, members, 0)
     took = time.monotonic() - began
-    encode = None if "vectors of texts" in skipped else Remembered("all-MiniLM-L6-v2", 32)
+    told = members["relevance_trees"].settings
+    encode = Remembered(told["vectors"], told["max_tokens"]) if told["vectors"] else None
     columns, features = members_of.columns_of(ground, encode)
     names = list(features.names)
     learned = ("train", "validation")

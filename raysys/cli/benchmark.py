@@ -71,6 +71,12 @@ def relevance(
     queries: Annotated[
         int | None, typer.Option("--queries", min=10, help="At most so many, drawn at random.")
     ] = None,
+    language: Annotated[
+        str, typer.Option("--language", help="Of the texts, for stems: german, french, …")
+    ] = "english",
+    model: Annotated[
+        str, typer.Option("--model", help="Transformer: packaged, a folder or a Hugging Face id.")
+    ] = "all-MiniLM-L6-v2",
     seed: Seed = 0,
     out: Out = None,
     quiet: Quiet = False,
@@ -83,6 +89,8 @@ def relevance(
         "label_col": label_col,
         "minutes": minutes,
         "queries": queries,
+        "language": language,
+        "model": model,
         "seed": seed,
     }
     _benchmark("relevance", (file,), options, out, quiet=quiet, verbose=verbose)

@@ -27,12 +27,14 @@ class Judged:
     """Pairs with grades.
 
     Attributes:
-        table: `schema.LABELLED_PAIRS`; no query is in two splits.
+        table: `schema.LABELLED_PAIRS`; a pair stands once, no query is in two splits.
         dropped: rows without a query, a text or a grade.
+        merged: rows that judge a pair which another row judges, too.
     """
 
     table: pa.Table
     dropped: int
+    merged: int = 0
 
     def split(self, name: str) -> pa.Table:
         """Rows of train, validation or test."""
@@ -49,6 +51,9 @@ def read_pairs(
     queries: int | None = None,
 ) -> Judged:
     """Read and divide a file of judged pairs.
+
+    Case does not tell queries apart: one is spelt as it first stands. Several judgements of a pair
+    become their mean, whose weight is their number.
 
     Args:
         path: CSV, TSV, JSON lines or Parquet; the first three may be gzipped.
@@ -109,6 +114,9 @@ def read_pairs(
             mend="relevance is learned from pairs of at least two grades",
         )
     dropped = rows.height - kept.height
+    judgements = kept.height
+    kept = _merged(kept)
+    merged = judgements - kept.height
     split = _divided(kept["query"], seed, queries, path)
     kept = kept.with_columns(split=pl.Series(split)).filter(pl.col("split") != "")
     table = kept.select(
@@ -116,10 +124,20 @@ def read_pairs(
         item_id=pl.col("text"),
         text=pl.col("text"),
         grade=pl.col("grade"),
-        weight=pl.lit(1.0, dtype=pl.Float32),
+        weight=pl.col("weight"),
         split=pl.col("split"),
     ).to_arrow()
-    return Judged(table.cast(schema.LABELLED_PAIRS), dropped)
+    return Judged(table.cast(schema.LABELLED_PAIRS), dropped, merged)
+
+
+def _merged(rows: pl.DataFrame) -> pl.DataFrame:
+    """Each pair once, in the order of the file."""
+    folded = pl.col("query").str.to_lowercase()
+    return (
+        rows.with_columns(query=pl.col("query").first().over(folded))
+        .group_by("query", "text", maintain_order=True)
+        .agg(pl.col("grade").mean(), weight=pl.len().cast(pl.Float32))
+    )
 
 
 def _told(frame: pl.DataFrame, name: str) -> pl.Expr:
@@ -140,7 +158,7 @@ def _plain(text: str) -> str:
 
 
 def _divided(query: pl.Series, seed: int, most: int | None, path: Path) -> list[str]:
-    """The split of every row; empty where its query was not drawn. Case does not tell queries."""
+    """The split of every row; empty where its query was not drawn."""
     folded = query.str.to_lowercase()
     names = sorted(set(folded))
     if len(names) < LEAST_QUERIES:

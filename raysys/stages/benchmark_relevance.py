@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raysys.config import parse_settings
 from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings, Judgements, fit_ensemble
 from raysys.learners.relevance_blend import fit_weights
+from raysys.learners.relevance_trees import RelevanceTreesSettings
 from raysys.progress import task
 from raysys.stages.benchmark_pairs import LEAST_QUERIES, Judged, read_pairs
 from raysys.stages.relevance_judging import SPLITS, Ground, Member, figures_of
 from raysys.stages.relevance_members import Budget, columns_of, fit_members
+from raysys.text.models import PACKAGED, model_folder
 from raysys.text.pairs import Float32
 
 log = logging.getLogger("raysys")
@@ -49,6 +52,8 @@ def run(
     minutes: float = 60.0,
     seed: int = 0,
     queries: int | None = None,
+    language: str = "english",
+    model: str = PACKAGED,
 ) -> dict[str, Any]:
     """Figures of a file: each member, their ensemble, and its gain over the best of them.
 
@@ -60,16 +65,20 @@ def run(
         minutes: that it may take.
         seed: of everything random.
         queries: at most so many; None: all.
+        language: of the texts, as Snowball names it: for stems.
+        model: the packaged all-MiniLM-L6-v2, a folder, or the id of a Hugging Face model.
 
     Raises:
-        UserError: see `read_pairs`.
+        UserError: see `read_pairs`; no such language or model.
     """
     budget = Budget(minutes * 60)
+    parse_settings(RelevanceTreesSettings, {"language": language}, where="relevance")
+    model_folder(model, where="model")
     with task("relevance: reading"):
 
         def read(most: int | None) -> tuple[Judged, Ground]:
             judged = read_pairs(file, query_col, text_cols, label_col, seed=seed, queries=most)
-            return judged, Ground.of(judged, seed)
+            return judged, Ground.of(judged, seed, language=language, model=model)
 
         judged, ground = read(queries)
         most = _affordable_queries(ground, read, budget)
@@ -88,6 +97,9 @@ def run(
         "pairs": {name: len(each) for name, each in ground.pairs.items()},
         "queries": {name: len(each.queries) for name, each in ground.pairs.items()},
         "rows_left_out": judged.dropped,
+        "rows_merged": judged.merged,
+        "language": language,
+        "model": model,
         **figures,
         "skipped": skipped,
         "minutes_given": minutes,

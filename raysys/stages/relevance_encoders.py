@@ -20,7 +20,7 @@ from raysys.learners.text_protocol import TextContext, TextModel
 from raysys.stages.relevance_judging import Ground, Member
 from raysys.text.bi_encoder import text_tokens
 from raysys.text.cross_encoder import pair_tokens
-from raysys.text.models import PACKAGED, model_folder, open_tokenizer
+from raysys.text.models import model_folder, open_tokenizer
 from raysys.text.pairs import Float32, Pairs
 
 FOLDS = 2
@@ -28,6 +28,8 @@ EPOCHS = 2
 PROBE = 96
 MARGIN = 0.8
 """Of what is left of the budget, how much is planned: measurements on a few pairs err."""
+LIST = 6
+"""Pairs of a query that a step of the bi-encoder sees."""
 SHORT, LONG = 48, 192
 """Tokens that are read at least, and at most: attention over more takes the time of many pairs."""
 WHOLE = 0.95
@@ -35,9 +37,7 @@ WHOLE = 0.95
 MEASURED = 400
 
 
-def fit_encoder(
-    name: str, ground: Ground, seconds: float, scratch: Path, model: str = PACKAGED
-) -> Member | str:
+def fit_encoder(name: str, ground: Ground, seconds: float, scratch: Path) -> Member | str:
     """A transformer fitted as long as it may take; or why it was not.
 
     Args:
@@ -45,16 +45,21 @@ def fit_encoder(
         ground: to learn from and to score.
         seconds: for all of it.
         scratch: a folder that is not there yet.
-        model: where the fit starts.
+
+    Raises:
+        UserError: no such model, or pairs of which it can learn nothing.
     """
     if seconds < 20:
         return f"{seconds:.0f} s are left for it"
-    fits = _Fits(name, ground, seconds, scratch, model)
-    wanted = tokens_to_read(name, ground.pairs["train"], model, ground.seed)
-    pace = fits.pace(wanted)
-    least = min(fits.whole, 60)
-    if wanted > SHORT and fits.affordable(pace) < max(least, fits.whole / EPOCHS):
-        pace = fits.pace(SHORT)
+    fits = _Fits(name, ground, seconds, scratch)
+    least = max(1, min(fits.whole, 60))
+    enough = max(least, fits.whole / EPOCHS)
+    pace = fits.pace(SHORT)
+    wanted = tokens_to_read(name, ground.pairs["train"], ground.model, ground.seed)
+    # measured only where it may be worth it: short times are soon spent on measurements
+    if wanted > SHORT and fits.affordable(pace.at(wanted)) >= enough:
+        longer = fits.pace(wanted)
+        pace = longer if fits.affordable(longer) >= enough else pace
     steps = fits.affordable(pace)
     if steps < least:
         return (
@@ -92,6 +97,11 @@ class Pace:
     step: float
     pair: float
 
+    def at(self, tokens: int) -> Pace:
+        """What it would be with so many, about."""
+        times = tokens / self.tokens
+        return Pace(tokens, self.step * times, self.pair * times)
+
 
 @dataclass
 class _Fits:
@@ -101,7 +111,6 @@ class _Fits:
     ground: Ground
     seconds: float
     scratch: Path
-    model: str
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -110,8 +119,9 @@ class _Fits:
         self.inside = [np.flatnonzero(self.fold != number) for number in range(FOLDS)]
         self.batch = 32 if self.name == "cross_encoder" else 8
         self.whole = EPOCHS * min(map(len, self.inside)) // self.batch
-        if self.name == "bi_encoder":  # a batch counts queries
-            self.whole = EPOCHS * len(self.ground.pairs["train"].queries) // FOLDS // self.batch
+        if self.name == "bi_encoder":  # a batch counts queries, of each a part of a long list
+            sizes = np.bincount(self.ground.pairs["train"].query)
+            self.whole = EPOCHS * int((-(-sizes // LIST)).sum()) // FOLDS // self.batch
 
     def settings(self, tokens: int, **more: Any) -> dict[str, Any]:
         training = {
@@ -122,7 +132,12 @@ class _Fits:
             "evaluate_every": {"epochs": 1000},
             "checkpoint_every": None,
         }
-        return {"model": self.model, "max_tokens": tokens, "training": {**training, **more}}
+        found = {
+            "model": self.ground.model,
+            "max_tokens": tokens,
+            "training": {**training, **more},
+        }
+        return found | {"list_size": LIST} if self.name == "bi_encoder" else found
 
     def fit(self, rows: npt.NDArray[np.int64], tokens: int, steps: int, place: str) -> TextModel:
         kind = member_class(self.name)
@@ -133,14 +148,18 @@ class _Fits:
         return learner.fit(self.train.take(rows), nothing, TextContext(where, self.ground.seed))
 
     def pace(self, tokens: int) -> Pace:
-        # files may be sorted by grade
-        rng = np.random.default_rng(self.ground.seed)
+        rng = np.random.default_rng(self.ground.seed)  # files may be sorted, by grade or length
         some = rng.permutation(self.inside[0])[: 8 * PROBE]
+        grade = self.ground.pairs["train"].grade
+        others = self.inside[0][grade[self.inside[0]] != grade[some[0]]]
+        if len(others):  # of one grade alone nothing can be learned
+            some = np.append(some, others[0])
         probe = self.fit(some, tokens, 3, f"probe={tokens}")  # its first steps pay for loading
         at = time.monotonic()
         self.fit(some, tokens, 9, f"pace={tokens}")
         step = (time.monotonic() - at) / 9
-        few = self.ground.tables["test"].slice(0, PROBE)
+        test = self.ground.tables["test"]
+        few = test.take(rng.permutation(len(test))[:PROBE])
         at = time.monotonic()
         probe.predict(few)
         return Pace(tokens, step, (time.monotonic() - at) / len(few))
@@ -153,20 +172,25 @@ class _Fits:
     def affordable(self, pace: Pace) -> int:
         """Steps of each fold that the time goes for; no more than two epochs have."""
         left = self.seconds * MARGIN - (time.monotonic() - self.began) - self.scoring(pace)
-        return int(min(left / (FOLDS * pace.step), max(self.whole, 20)))
+        return int(max(0.0, min(left / (FOLDS * pace.step), max(self.whole, 20))))
 
-    def member(self, pace: Pace, steps: int) -> Member:
-        """Fitted on each fold; out of fold on train, the mean of the folds' models elsewhere."""
-        settings = self.settings(pace.tokens, max_steps=steps)
+    def member(self, pace: Pace, steps: int) -> Member | str:
+        """Fitted on each fold; out of fold on train, the mean of the folds' models elsewhere.
+
+        Or why it cannot be: a model that has seen next to nothing would be half of that mean.
+        """
+        settings, planned = self.settings(pace.tokens, max_steps=steps), steps
         models = []
         for number, rows in enumerate(self.inside):
+            if steps < planned / 2:
+                return f"the machine became slower: {steps} of {planned} steps are left for a fold"
             at = time.monotonic()
             models.append(self.fit(rows, pace.tokens, steps, f"fold={number}"))
             now = time.monotonic()
             # a machine that has become much slower leaves the others less
             rest = self.seconds - (now - self.began) - self.scoring(pace)
             left = rest / max(1, FOLDS - 1 - number)
-            steps = max(1, min(steps, int(left * steps / (now - at))))
+            steps = min(steps, int(left * steps / (now - at)))
         said: dict[str, Float32] = {"train": np.empty(len(self.train), np.float32)}
         for number, made in enumerate(models):
             outside = np.flatnonzero(self.fold == number)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from raysys.evaluation.intervals import Bootstrap, Interval
 from raysys.learners.relevance_blend import folds_by_query
 from raysys.stages.benchmark_pairs import Judged
+from raysys.text.models import PACKAGED
 from raysys.text.pairs import Float32, Pairs, ndcg_by_query
 
 LEAST_PRODUCTS = 5
@@ -38,17 +39,27 @@ class Member:
 
 @dataclass(frozen=True)
 class Ground:
-    """Pairs by split, and the folds of the training queries."""
+    """Pairs by split, the folds of the training queries, and how texts are read.
+
+    Attributes:
+        language: of the stems, as Snowball names it.
+        model: where transformers start, and whose cosines are features.
+    """
 
     tables: dict[str, pa.Table]
     pairs: dict[str, Pairs]
     seed: int
+    language: str = "english"
+    model: str = PACKAGED
 
     @classmethod
-    def of(cls, judged: Judged, seed: int) -> Ground:
+    def of(
+        cls, judged: Judged, seed: int, *, language: str = "english", model: str = PACKAGED
+    ) -> Ground:
         """Of pairs that are divided already."""
         tables = {name: judged.split(name) for name in SPLITS}
-        return cls(tables, {name: Pairs.of(each) for name, each in tables.items()}, seed)
+        pairs = {name: Pairs.of(each) for name, each in tables.items()}
+        return cls(tables, pairs, seed, language, model)
 
     def folds(self, count: int) -> npt.NDArray[np.int64]:
         """The fold of every training pair."""

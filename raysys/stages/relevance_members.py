@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ from raysys.learners.relevance_trees import (
     Remembered,
 )
 from raysys.progress import task
-from raysys.stages.relevance_encoders import fit_encoder
+from raysys.stages.relevance_encoders import SHORT, fit_encoder, tokens_to_read
 from raysys.stages.relevance_judging import Ground, Member
-from raysys.text.models import PACKAGED
 from raysys.text.pairs import Float32
 from raysys.text.relevance_features import PairFeatures
 
@@ -33,6 +32,8 @@ log = logging.getLogger("raysys")
 
 FOLDS = 3
 PROBE = 96
+FOR_VECTORS = 0.3
+"""Of the budget that is left, at most, for vectors of texts."""
 
 
 @dataclass
@@ -63,7 +64,10 @@ def fit_members(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("cross_encoder", "bi_encoder"):
             with task(f"relevance: {name}") as fitting:
-                found = fit_encoder(name, ground, budget.left, Path(scratch) / name)
+                try:
+                    found = fit_encoder(name, ground, budget.left, Path(scratch) / name)
+                except UserError as error:  # what others have learned is worth something without
+                    found = str(error)
                 if isinstance(found, str):
                     skipped[name] = found
                     fitting.note = f"skipped: {found}"
@@ -80,18 +84,21 @@ def _trees(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict[str,
     began = time.monotonic()
     items = {text for each in ground.pairs.values() for text in each.items}
     texts = len(items) + 2 * sum(len(each.queries) for each in ground.pairs.values())
-    vectors: str | None = PACKAGED
-    learner = RelevanceTreesLearner(RelevanceTreesSettings())
+    shared_settings: dict[str, Any] = {
+        "vectors": ground.model, "language": ground.language, "colsample": 0.3,
+    }  # fmt: skip
     encode: Remembered | None = None
     with task("relevance: features") as making:
-        encode = Remembered(PACKAGED, learner.settings.max_tokens)
-        some = list(ground.pairs["train"].items[: 4 * PROBE + 8])
-        encode(some[:8])  # loads
-        pace = min(_seconds_a_text(encode, some[8 + at :: 2] or some) for at in (0, 1))
-        if pace * texts > 0.3 * budget.left:
-            vectors, encode = None, None
+        for tokens in _lengths(ground):
+            encode = Remembered(ground.model, tokens)
+            shared_settings["max_tokens"] = tokens
+            takes = _seconds_a_text(encode, ground) * texts
+            if takes <= FOR_VECTORS * budget.left:
+                break
+        else:
+            shared_settings["vectors"], encode = None, None
             skipped["vectors of texts"] = (
-                f"{texts:,} texts would take {pace * texts:.0f} s of {budget.left:.0f}"
+                f"{texts:,} texts would take {takes:.0f} s of {budget.left:.0f}"
             )
         columns, features = columns_of(ground, encode)
         making.note = f"{len(features.names)} features of {sum(map(len, columns.values())):,} pairs"
@@ -102,7 +109,7 @@ def _trees(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict[str,
         ("relevance_trees_ranking", "lambdarank"),
     ):
         at = time.monotonic()
-        settings: dict[str, Any] = {"objective": objective, "vectors": vectors, "colsample": 0.3}
+        settings = {"objective": objective, **shared_settings}
         try:
             with task(f"relevance: {name}"):
                 settings["n_estimators"] = _affordable_trees(
@@ -118,10 +125,25 @@ def _trees(ground: Ground, budget: Budget) -> tuple[dict[str, Member], dict[str,
     return members, skipped
 
 
-def _seconds_a_text(encode: Remembered, texts: Sequence[str]) -> float:
-    began = time.monotonic()
-    encode(texts)
-    return (time.monotonic() - began) / len(texts)
+def _lengths(ground: Ground) -> tuple[int, ...]:
+    """Tokens of a text that an encoder may read, the most first."""
+    usual = RelevanceTreesSettings().max_tokens
+    wanted = tokens_to_read("bi_encoder", ground.pairs["train"], ground.model, ground.seed)
+    return (wanted, usual) if wanted > SHORT else (usual,)
+
+
+def _seconds_a_text(encode: Remembered, ground: Ground) -> float:
+    """Measured on a few, twice: machines are noisy."""
+    items = ground.pairs["train"].items
+    rows = np.random.default_rng(ground.seed).permutation(len(items))[: 4 * PROBE + 8]
+    some = [items[at] for at in rows]
+    encode(some[:8])  # loads
+    taken = []
+    for part in (some[8::2] or some, some[9::2] or some):
+        began = time.monotonic()
+        encode(part)
+        taken.append((time.monotonic() - began) / len(part))
+    return min(taken)
 
 
 def columns_of(
@@ -129,7 +151,7 @@ def columns_of(
 ) -> tuple[dict[str, Float32], PairFeatures]:
     """Features of every split: the texts of all items are known, grades are not read."""
     catalogue = sorted({text for pairs in ground.pairs.values() for text in pairs.items})
-    learner = RelevanceTreesLearner(RelevanceTreesSettings())
+    learner = RelevanceTreesLearner(RelevanceTreesSettings(language=ground.language))
     if encode is not None:
         encode.keeping(True)
     try:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from raysys.cli import app
 from raysys.errors import UserError
-from raysys.stages import benchmark_relevance, relevance_encoders
+from raysys.stages import benchmark_relevance, relevance_encoders, relevance_members
 from raysys.stages.benchmark_pairs import read_pairs
 from raysys.stages.benchmark_relevance import join_members
 from raysys.stages.relevance_judging import Ground, Judge, Member, figures_of, least_products
@@ -37,7 +37,7 @@ def judged(n_queries: int = 40, products: int = 8, seed: int = 0) -> pl.DataFram
             rows.append(
                 {
                     "search": f"{colour} {thing}",
-                    "title": f"{other} {one} no. {rng.integers(100)}",
+                    "title": f"{other} {one} no. {len(rows)}",
                     "stars": float((one == thing) + (other == colour)),
                 }
             )
@@ -122,7 +122,8 @@ def test_quotes_in_a_tsv_mean_what_the_file_means(tmp_path: Path) -> None:
     frame.write_csv(tmp_path / "quoted.tsv", separator="\t")
     bare, quoted = (read(tmp_path / f"{name}.tsv").table for name in ("bare", "quoted"))  # type: ignore[attr-defined]
     assert bare.equals(quoted) and bare.num_rows == frame.height
-    opened = frame.with_columns(title=pl.concat_str(pl.lit('"'), pl.col("search")))
+    number = pl.int_range(pl.len()).cast(pl.String)
+    opened = frame.with_columns(title=pl.concat_str(pl.lit('"'), "search", pl.lit(" "), number))
     rows = ["\t".join(frame.columns), *("\t".join(map(str, row)) for row in opened.rows())]
     (tmp_path / "opened.tsv").write_text("\n".join(rows) + "\n")
     assert read(tmp_path / "opened.tsv").table.num_rows == frame.height  # type: ignore[attr-defined]
@@ -207,6 +208,68 @@ def test_of_a_file_too_large_for_its_time_fewer_queries_are_taken(
     assert probed and max(probed) < pairs / 2
 
 
+def test_several_judgements_of_a_pair_are_one(tmp_path: Path) -> None:
+    """However the query is spelt: the mean of its raters, who weigh as many as they are."""
+    frame = judged(20)
+    raters = [
+        frame.with_columns(
+            search=pl.col("search").str.to_uppercase() if number == 1 else pl.col("search"),
+            stars=pl.col("stars") + number,
+        )
+        for number in range(3)
+    ]
+    pl.concat(raters).write_csv(tmp_path / "a.csv")
+    found = read(tmp_path / "a.csv")
+    frame.write_csv(tmp_path / "b.csv")
+    once = read(tmp_path / "b.csv")
+    assert found.merged == 2 * frame.height and once.merged == 0  # type: ignore[attr-defined]
+    many, one = (pl.DataFrame(each.table) for each in (found, once))  # type: ignore[attr-defined]
+    assert many.drop("grade", "weight").equals(one.drop("grade", "weight"))
+    assert (many["grade"] - one["grade"]).to_list() == pytest.approx([1.0] * frame.height)
+    assert set(many["weight"]) == {3.0}
+
+
+def test_a_rare_grade_is_in_what_the_pace_is_measured_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a transformer that fails is skipped, with its reason; the others are kept."""
+    monkeypatch.setattr(relevance_encoders, "PROBE", 2)
+    rare = judged(40).with_columns(stars=(pl.int_range(pl.len()) % 80 == 0).cast(pl.Float64))
+    rare.write_csv(tmp_path / "a.csv")
+    tiny = str(write_tiny_bert(tmp_path / "tiny"))
+    ground = Ground.of(read(tmp_path / "a.csv"), 0, model=tiny)  # type: ignore[arg-type]
+    fits = relevance_encoders._Fits("cross_encoder", ground, 60, tmp_path / "fit")
+    assert fits.pace(48).step > 0
+
+    def fails(*_: object) -> Member:
+        raise UserError("the loss is nan", where="cross_encoder")
+
+    monkeypatch.setattr(relevance_members, "fit_encoder", fails)
+    members, skipped = relevance_members.fit_members(ground, relevance_members.Budget(600))
+    assert "relevance_trees" in members
+    assert all("the loss is nan" in skipped[name] for name in ("cross_encoder", "bi_encoder"))
+
+
+@pytest.mark.parametrize("name", ["bi_encoder", "cross_encoder"])
+def test_two_epochs_see_every_pair_of_a_long_list_twice(tmp_path: Path, name: str) -> None:
+    judged(40, 60).write_csv(tmp_path / "a.csv")
+    ground = Ground.of(read(tmp_path / "a.csv"), 0)  # type: ignore[arg-type]
+    fits = relevance_encoders._Fits(name, ground, 60, tmp_path)
+    each = fits.batch * (relevance_encoders.LIST if name == "bi_encoder" else 1)
+    assert fits.whole * each == pytest.approx(len(ground.pairs["train"]), rel=0.1)
+
+
+def test_a_fold_without_time_is_not_half_of_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(20, 6).write_csv(tmp_path / "a.csv")
+    ground = Ground.of(read(tmp_path / "a.csv"), 0)  # type: ignore[arg-type]
+    fits = relevance_encoders._Fits("cross_encoder", ground, 0.0, tmp_path)
+    monkeypatch.setattr(fits, "fit", lambda *_: None)
+    said = fits.member(relevance_encoders.Pace(48, 1.0, 0.1), 100)
+    assert isinstance(said, str) and "100 steps" in said
+
+
 def test_few_long_lists_do_not_speak_for_all() -> None:
     assert least_products(np.array([5, 9, 3, 1])) == 5
     assert least_products(np.array([5, *[3] * 40])) == 2
@@ -223,9 +286,9 @@ def test_a_transformer_is_fitted_as_far_as_its_time_goes(
     monkeypatch.setattr(relevance_encoders, "PROBE", 4)
     # by grade: the first rows have one alone
     judged(20, 6).sort("stars").write_csv(tmp_path / "a.csv")
-    ground = Ground.of(read(tmp_path / "a.csv"), 0)  # type: ignore[arg-type]
     tiny = str(write_tiny_bert(tmp_path / "tiny"))
-    member = relevance_encoders.fit_encoder(name, ground, 600, tmp_path / "fit", tiny)
+    ground = Ground.of(read(tmp_path / "a.csv"), 0, model=tiny)  # type: ignore[arg-type]
+    member = relevance_encoders.fit_encoder(name, ground, 600, tmp_path / "fit")
     assert not isinstance(member, str), member
     for split, pairs in ground.pairs.items():
         assert member.said[split].shape == (len(pairs),)
@@ -233,7 +296,7 @@ def test_a_transformer_is_fitted_as_far_as_its_time_goes(
     assert member.settings["training"]["max_steps"] == 20
     ensembles = join_members(ground, {name: member, "relevance_trees": member}, 0)
     assert set(ensembles) == {"weighted_grades", "order"}
-    refused = relevance_encoders.fit_encoder(name, ground, 5, tmp_path / "refused", tiny)
+    refused = relevance_encoders.fit_encoder(name, ground, 5, tmp_path / "refused")
     assert isinstance(refused, str) and "left for it" in refused
 
 
@@ -262,8 +325,8 @@ def test_long_texts_are_read_short_where_time_is_short(
 ) -> None:
     """A clock that only fits move: a step takes as many seconds as texts have tokens."""
     described(2000, 60).write_csv(tmp_path / "a.csv")
-    ground = Ground.of(read(tmp_path / "a.csv"), 0)  # type: ignore[arg-type]
     tiny = str(write_tiny_bert(tmp_path / "tiny"))
+    ground = Ground.of(read(tmp_path / "a.csv"), 0, model=tiny)  # type: ignore[arg-type]
     measured: list[int] = []
 
     def pace(self: object, tokens: int) -> relevance_encoders.Pace:
@@ -274,11 +337,11 @@ def test_long_texts_are_read_short_where_time_is_short(
     for number, (seconds, tokens) in enumerate([(1000, 192), (30, 48)]):
         measured.clear()
         member = relevance_encoders.fit_encoder(
-            "cross_encoder", ground, seconds, tmp_path / str(number), tiny
+            "cross_encoder", ground, seconds, tmp_path / str(number)
         )
         assert not isinstance(member, str), member
         assert member.settings["max_tokens"] == tokens
-        assert measured == ([192] if tokens == 192 else [192, 48])
+        assert measured == ([48, 192] if tokens == 192 else [48])
 
 
 def test_members_that_are_better_than_they_were_out_of_fold_count_for_more() -> None:
