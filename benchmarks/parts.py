@@ -54,22 +54,29 @@ def _write_own(name: str, part: str, figures: list[Figure], seconds: float) -> P
 def merge_parts(name: str, folder: Path = result.RESULTS) -> Path:
     """Write `NAME.json` from its parts: commands in a row, seconds summed, figures in order.
 
+    Figures of one part compare with each other. Where parts are of several machines, the merged
+    machine's `cpu` says which parts are of which.
+
     Raises:
-        ValueError: two parts have a figure of one name, or the parts are of several machines.
+        ValueError: two parts have a figure of one name.
     """
-    parts = [json.loads(p.read_text("utf-8")) for p in sorted((folder / name).glob("*.json"))]
+    files = sorted((folder / name).glob("*.json"))
+    parts = [json.loads(path.read_text("utf-8")) for path in files]
     figures = [figure for part in parts for figure in part["figures"]]
     names = [figure["name"] for figure in figures]
     if twice := sorted({each for each in names if names.count(each) > 1}):
         raise ValueError(f"more than one part has {', '.join(twice)}")
-    machines = [part["machine"] for part in parts]
-    if any(machine["cpu"] != machines[0]["cpu"] for machine in machines):
-        raise ValueError("the parts were measured on different machines")
+    of_cpu: dict[str, list[str]] = {}
+    for path, part in zip(files, parts, strict=True):
+        of_cpu.setdefault(part["machine"]["cpu"], []).append(path.stem)
+    machine = dict(parts[0]["machine"])
+    if len(of_cpu) > 1:
+        machine["cpu"] = "; ".join(f"{cpu}: {', '.join(stems)}" for cpu, stems in of_cpu.items())
     content = {
         "command": " && ".join(part["command"] for part in parts),
         "commit": ", ".join(dict.fromkeys(part["commit"] for part in parts)),
         "date": max(part["date"] for part in parts),
-        "machine": machines[0],
+        "machine": machine,
         "seconds": round(sum(part["seconds"] for part in parts), 1),
         "figures": figures,
     }

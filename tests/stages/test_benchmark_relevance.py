@@ -229,12 +229,13 @@ def test_several_judgements_of_a_pair_are_one(tmp_path: Path) -> None:
     assert set(many["weight"]) == {3.0}
 
 
+@pytest.mark.long
 def test_a_rare_grade_is_in_what_the_pace_is_measured_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a transformer that fails is skipped, with its reason; the others are kept."""
     monkeypatch.setattr(relevance_encoders, "PROBE", 2)
-    rare = judged(40).with_columns(stars=(pl.int_range(pl.len()) % 80 == 0).cast(pl.Float64))
+    rare = judged(40).with_columns(stars=(pl.int_range(pl.len()) % 20 == 0).cast(pl.Float64))
     rare.write_csv(tmp_path / "a.csv")
     tiny = str(write_tiny_bert(tmp_path / "tiny"))
     ground = Ground.of(read(tmp_path / "a.csv"), 0, model=tiny)  # type: ignore[arg-type]
