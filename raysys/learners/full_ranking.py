@@ -18,6 +18,9 @@ NOWHERE: Final = 1 << 40
 def survey(scores: Float32, targets: Int32, k: int) -> tuple[Int32, Float32, Int64, Float32]:
     """One look at dense scores float32[b, n]: what of them is kept.
 
+    A score that is no number is below every other, and a target with one stands `NOWHERE`: a model
+    that has diverged is not the best of all.
+
     Args:
         scores: of all items.
         targets: int32[b]; -1: unknown.
@@ -41,7 +44,7 @@ def _survey(scores, targets, items, best, rank):  # type: ignore[no-untyped-def]
     for row in range(len(scores)):
         mine = scores[row]
         target = targets[row]
-        if target < 0:
+        if target < 0 or mine[target] != mine[target]:
             rank[row] = NOWHERE
         else:
             own = mine[target]
@@ -56,6 +59,8 @@ def _survey(scores, targets, items, best, rank):  # type: ignore[no-untyped-def]
         held = 0
         for j in range(n):
             value = mine[j]
+            if value != value:
+                value = np.float32(-np.inf)
             if held == k and value <= best[row, k - 1]:
                 continue
             place = held if held < k else k - 1

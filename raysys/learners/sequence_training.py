@@ -23,6 +23,7 @@ from raysys.learners.sequence_popularity import ageing
 from raysys.learners.sequence_protocol import Float32, Float64, Int64, SequenceContext, Sequences
 from raysys.learners.sequence_softmax import Competitors, Sampler, seen_before, softmax_loss
 from raysys.progress import task
+from raysys.text.training.astray import require_finite
 from raysys.text.training.parts import Parts, out_of_memory_told
 from raysys.text.training.resuming import restored, write_state
 
@@ -96,6 +97,7 @@ class Trainer:
         ]
         rate = schedule.learning_rate
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+        self.steps = 0
         self.memory = Parts(_WHERE, "one sequence", _SMALLER)
 
     def run(self, told: Callable[[int], None]) -> int:
@@ -108,7 +110,7 @@ class Trainer:
             The epochs that were begun, those before a kill included.
 
         Raises:
-            UserError: not enough memory, not even for one sequence.
+            UserError: not enough memory, not even for one sequence; a loss that is no number.
         """
         with out_of_memory_told(_WHERE, _SMALLER):
             return self._run(told)
@@ -119,6 +121,7 @@ class Trainer:
         began, left = time.monotonic(), self.context.seconds_left
         torch.manual_seed(self.context.seed)
         step, epoch, loss = self._restored()
+        self.steps = steps
         with task("train the sequence transformer", steps) as shown:
             while step < steps:
                 self.encoder.train()
@@ -201,9 +204,14 @@ class Trainer:
         forget = self.optimizer.zero_grad
         forget()
         loss = self.memory.compute(step, len(batch), gradients, forget)
-        torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 5.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 5.0)
+        told = float(loss)
+        # checkpoints are written by epochs, with what was drawn: there is one of the last
+        require_finite(
+            told, float(norm), step, self.steps, self.encoder, self.optimizer, None, where=_WHERE
+        )
         self.optimizer.step()
-        return float(loss)
+        return told
 
     def _loss(self, asked: _Asked, competitors: Competitors) -> torch.Tensor:
         """The mean over the places that are asked."""

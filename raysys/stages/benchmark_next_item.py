@@ -25,6 +25,7 @@ from raysys.ensemble.next_item import (
     fit_next_item,
     target_ranks,
 )
+from raysys.errors import UserError
 from raysys.learners.full_ranking import survey
 from raysys.learners.sequence_popularity import popularity
 from raysys.learners.sequence_protocol import (
@@ -59,7 +60,9 @@ TUNING_CASES = 1000
 VALIDATION_CASES = 10_000
 PROBE = 256
 """Cases on which the pace of scoring is measured, and the first that are judged."""
-CHUNK = 4096
+CHUNK, LEAST_PIECE = 4096, 32
+HASTE = 1.2
+"""How much slower than the piece before the next may be, for its end to be in time."""
 FITTING, TREES = 0.13, 0.06
 """Of all the time, for fitting the ensemble and the members again; its trees' part of it."""
 FOR_VALIDATION = 0.2
@@ -90,6 +93,7 @@ class Trial:
     needed: float = 0.0  # seconds for scoring the test cases, as measured on validation
     refitting: float = 0.0  # seconds for fitting the neighbours once more
     joined: int = 0  # validation cases that the ensemble is fitted on
+    dropped: dict[str, str] = field(default_factory=dict)  # members that came to nothing, and why
 
     def __post_init__(self) -> None:
         self.end = self.began + 60 * self.minutes
@@ -109,6 +113,7 @@ class Trial:
             **found,
             "seconds": round(time.monotonic() - self.began, 1),
             "seconds_by_part": self.spent,
+            "dropped": self.dropped,
             "minutes": self.minutes,
             "seed": self.seed,
         }
@@ -221,22 +226,42 @@ class Trial:
         epochs = 0.0  # that all the time is worth
         for choice in TRANSFORMERS:
             began = time.monotonic()
-            tried.append(self._trained({**common, **choice}, began + TRIAL * time_left))
+            found = self._kept("transformer", {**common, **choice}, began + TRIAL * time_left)
+            if found is not None:
+                tried.append(found)
             epochs = epochs or self.pace * time_left
             if epochs < MANY_EPOCHS:
                 break
+        if not tried:
+            return
+        self.dropped.pop("transformer", None)
         chosen = max(tried, key=lambda member: member.value)
         share = 1.0 if epochs < FEW_EPOCHS else 0.7
         until = time.monotonic() + share * (deadline - time.monotonic())
         self.members["transformer"] = self._trained(chosen.settings, until, chosen)
         if share < 1:
             other = {**chosen.settings, "objective": "masked"}
-            self.members["masked_transformer"] = self._trained(other, deadline)
+            masked = self._kept("masked_transformer", other, deadline)
+            if masked is not None:
+                self.members["masked_transformer"] = masked
+
+    def _kept(self, name: str, settings: dict[str, Any], deadline: float) -> Member | None:
+        """As `_trained`; None where nothing came of it, and why is told."""
+        try:
+            return self._trained(settings, deadline)
+        except UserError as error:
+            log.warning("%s: %s", name, error)
+            self.dropped[name] = str(error)
+            return None
 
     def _trained(
         self, settings: dict[str, Any], deadline: float, start: Member | None = None
     ) -> Member:
-        """Trained to the deadline or to `MAX_EPOCHS`; what did best on validation is kept."""
+        """Trained to the deadline or to `MAX_EPOCHS`; what did best on validation is kept.
+
+        Raises:
+            UserError: it went astray before there was anything to keep.
+        """
         began = time.monotonic()
         best: list[tuple[float, SequenceModel]] = []
 
@@ -250,11 +275,16 @@ class Trial:
 
         learner: Any = make_sequence_learner("sequence_transformer", settings)
         context = self._context(deadline, report=watch)
-        if start is None:
-            learner.fit(self.problem.fit, context)
-        else:
-            best.append((start.value, start.model))
-            learner.resume(start.model, self.problem.fit, context, epochs=MAX_EPOCHS)
+        try:
+            if start is None:
+                learner.fit(self.problem.fit, context)
+            else:
+                best.append((start.value, start.model))
+                learner.resume(start.model, self.problem.fit, context, epochs=MAX_EPOCHS)
+        except UserError as error:
+            if not best:
+                raise
+            log.warning("a transformer ends before its time: %s", error)
         value, model = best[0]
         seconds = time.monotonic() - began + (start.seconds if start else 0)
         return Member("sequence_transformer", settings, model, value, seconds)
@@ -340,7 +370,10 @@ class Trial:
             for member in self.members.values():
                 deadline = time.monotonic() + self._spare(0.03)
                 context = self._context(deadline)
-                member.model = member.make().refit(member.model, self.problem.whole, context)
+                try:
+                    member.model = member.make().refit(member.model, self.problem.whole, context)
+                except UserError as error:
+                    log.warning("%s stays as it was fitted before: %s", member.name, error)
                 shown.advance()
 
     def _judge(self, ensemble: NextItemEnsemble) -> dict[str, Any]:
@@ -368,16 +401,18 @@ class Trial:
     def _chunks(self, n: int) -> Iterator[Int64]:
         """All cases in random order, in growing pieces, until the time is over; one at least."""
         order = np.random.default_rng(self.seed).permutation(n)
-        size, start, slowest = PROBE, 0, 0.0
+        size, start, pace = PROBE, 0, 0.0
         while start < n:
             began = time.monotonic()
-            if start and began + slowest * size > self.end:
+            if start:  # the first piece is slow: what it did not find compiled tells of no other
+                size = min(2 * size, CHUNK, int((self.end - began) / (HASTE * pace + 1e-9)))
+            if size < LEAST_PIECE and n - start > size:
                 log.warning("the time is over: %s of %s test cases are judged", start, n)
                 return
             piece = order[start : start + size]
             yield piece
-            slowest = max(slowest, (time.monotonic() - began) / len(piece))
-            start, size = start + size, min(2 * size, CHUNK)
+            pace = (time.monotonic() - began) / len(piece)
+            start += len(piece)
 
 
 def _profiles(facts: ItemFacts, n_items: int) -> Any:

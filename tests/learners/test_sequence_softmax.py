@@ -97,3 +97,12 @@ def test_first_places_and_ranks_agree_with_a_sort() -> None:
     for i, target in enumerate(targets):
         expected = NOWHERE if target < 0 else order[i].tolist().index(target) + 1
         assert rank[i] == expected
+
+
+def test_what_is_no_number_is_nowhere() -> None:
+    nan = np.float32(np.nan)
+    scores = np.array([[nan, nan, nan], [2, nan, 3], [nan, 1, 2]], dtype=np.float32)
+    items, best, rank, _ = survey(scores, np.array([1, 1, 1], dtype=np.int32), 2)
+    assert rank.tolist() == [NOWHERE, NOWHERE, 2]
+    assert items[1:].tolist() == [[2, 0], [2, 1]]
+    assert not np.isnan(best).any()

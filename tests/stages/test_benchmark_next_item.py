@@ -175,6 +175,35 @@ def test_whole_sequences_are_learned_where_their_ends_are_a_part_only() -> None:
     assert whole(long) and not whole(short)
 
 
+def test_a_slow_start_does_not_cost_test_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first piece compiles; all the rest is judged if its own pace allows, else its part."""
+    problem = benchmark_sessions.divided(lists(200, 0), [Case(["i1"], "i2")])
+    trial = benchmark_next_item.Trial(problem, minutes=60)
+    now = [0.0]
+    monkeypatch.setattr(benchmark_next_item.time, "monotonic", lambda: now[0])
+
+    def judged(seconds: float) -> int:
+        now[0], trial.end, done = 0.0, seconds, []
+        for piece in trial._chunks(20_000):
+            now[0] += len(piece) * (0.04 if not done else 0.01)
+            done.extend(piece.tolist())
+        assert len(set(done)) == len(done) and now[0] <= max(seconds, 10.24)
+        return len(done)
+
+    assert judged(1.0) == benchmark_next_item.PROBE
+    assert judged(300.0) == 20_000
+    assert 4100 < judged(50.0) <= 4232  # 10 s for the first 256, then a hundred a second
+
+
+def test_a_member_that_diverges_is_dropped_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = benchmark_sessions.divided(lists(200, 0), [Case(["i1"], "i2")])
+    trial = benchmark_next_item.Trial(problem, minutes=0.2)
+    monkeypatch.setattr(trial, "_transformer_settings", lambda: {"learning_rate": 1e30, "width": 8})
+    trial._transformers(trial.end)
+    assert "transformer" not in trial.members
+    assert "learning_rate" in trial.dropped["transformer"]
+
+
 def test_one_item_is_no_ranking() -> None:
     with pytest.raises(UserError, match="one and the same item"):
         benchmark_sessions.divided([["a", "a"]] * 20, [Case(["a"], "a")])
