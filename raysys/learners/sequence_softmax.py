@@ -194,7 +194,7 @@ class _OnProcessor(torch.autograd.Function):
         return (*(each * slope for each in ctx.slopes), None, None)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _lowered(  # type: ignore[no-untyped-def]
     scores, target, correction, row_of, column_of, again, smoothing
 ):
@@ -227,7 +227,7 @@ def _lowered(  # type: ignore[no-untyped-def]
     return loss
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _slopes(mass, target, smoothing, rows):  # type: ignore[no-untyped-def]
     """Turns exponentials into gradients of the mean loss; the rest of the loss."""
     loss = 0.0

@@ -367,13 +367,13 @@ class Trial:
     def _refit(self) -> None:
         """Every member learns what validation asked for, too."""
         with task("fit members again on all of training", len(self.members)) as shown:
-            for member in self.members.values():
+            for name, member in self.members.items():
                 deadline = time.monotonic() + self._spare(0.03)
                 context = self._context(deadline)
                 try:
                     member.model = member.make().refit(member.model, self.problem.whole, context)
                 except UserError as error:
-                    log.warning("%s stays as it was fitted before: %s", member.name, error)
+                    log.warning("%s stays as it was fitted before: %s", name, error)
                 shown.advance()
 
     def _judge(self, ensemble: NextItemEnsemble) -> dict[str, Any]:

@@ -195,13 +195,26 @@ def test_a_slow_start_does_not_cost_test_cases(monkeypatch: pytest.MonkeyPatch) 
     assert 4100 < judged(50.0) <= 4232  # 10 s for the first 256, then a hundred a second
 
 
-def test_a_member_that_diverges_is_dropped_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.long
+def test_a_member_that_diverges_is_dropped_or_kept_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     problem = benchmark_sessions.divided(lists(200, 0), [Case(["i1"], "i2")])
-    trial = benchmark_next_item.Trial(problem, minutes=0.2)
-    monkeypatch.setattr(trial, "_transformer_settings", lambda: {"learning_rate": 1e30, "width": 8})
+    trial = benchmark_next_item.Trial(problem, minutes=30)
+    settings = {"learning_rate": 1e30, "width": 8, "negatives": 0}
+    monkeypatch.setattr(trial, "_transformer_settings", lambda: settings)
     trial._transformers(trial.end)
-    assert "transformer" not in trial.members
-    assert "learning_rate" in trial.dropped["transformer"]
+    assert "the loss is nan at step" in caplog.text
+    kept = trial.members["transformer"].model
+    assert np.isfinite(kept.score(trial.tuning.prefixes)).all()  # as it was before that step
+
+    def fails(*_: object) -> Member:
+        raise UserError("the loss is nan", where="sequence_transformer")
+
+    trial.members.clear()
+    monkeypatch.setattr(trial, "_trained", fails)
+    trial._transformers(trial.end)
+    assert not trial.members and "the loss is nan" in trial.dropped["transformer"]
 
 
 def test_one_item_is_no_ranking() -> None:
