@@ -138,10 +138,12 @@ class Trial:
         return SequenceContext(problem.n_items, problem.facts, self.seed, deadline, **more)
 
     def _value(self, model: SequenceModel) -> float:
-        """Quality on the cases by which settings are chosen."""
+        """Quality on the cases by which settings are chosen; NaN if a score is no number."""
         ranks = []
         for rows in batches(len(self.tuning), model.n_items):
             dense = model.score(self.tuning.prefixes.take(rows))
+            if np.isnan(dense).any():
+                return float("nan")
             ranks.append(survey(dense, self.tuning.targets[rows], 1)[2])
         return float(self.problem.quality(np.concatenate(ranks)).mean())
 
@@ -270,7 +272,7 @@ class Trial:
             self.pace = max(whole, 0.5) / (time.monotonic() - began)
             value = self._value(model)
             log.info("epoch %d: %.4f on validation", epoch, value)
-            if not best or value > best[0][0]:
+            if np.isfinite(value) and (not best or value > best[0][0]):
                 best[:] = [(value, model)]
 
         learner: Any = make_sequence_learner("sequence_transformer", settings)
@@ -285,6 +287,12 @@ class Trial:
             if not best:
                 raise
             log.warning("a transformer ends before its time: %s", error)
+        if not best:
+            raise UserError(
+                "its scores are no numbers",
+                where="sequence_transformer",
+                mend="take a lower learning_rate",
+            )
         value, model = best[0]
         seconds = time.monotonic() - began + (start.seconds if start else 0)
         return Member("sequence_transformer", settings, model, value, seconds)
