@@ -39,14 +39,13 @@ from raysys.tuning.study import (
     FAILED,
     FULL,
     INFEASIBLE,
-    JOURNAL,
     SEARCH,
     STOPPED,
     Run,
     best_of,
     has_study,
+    only_failed,
     open_study,
-    trials_of,
 )
 from raysys.tuning.warm import warm_points
 
@@ -320,19 +319,15 @@ def _causes(settings: TuneSettings, planned: Manifest) -> str:
 
 
 def _go_on_or_start_anew(folder: Path, causes: str, *, force: bool) -> None:
-    """Keep the folder of the same search, empty that of another, or of one that only failed."""
+    """Keep the folder of the same search; empty that of another, or of one that only failed."""
     file = folder / CAUSES
     same = file.is_file() and json.loads(file.read_text(encoding="utf-8"))["causes"] == causes
-    if folder.exists() and (force or not same or _only_failed(folder)):
+    if folder.exists() and (force or not same or _failed(folder)):
         shutil.rmtree(folder)
     write_atomic(file, json.dumps({"causes": causes}) + "\n")
     (folder / "scratch").mkdir(exist_ok=True)
 
 
-def _only_failed(folder: Path) -> bool:
-    """Whether trials ended and none was of use: their reason may be mended by now."""
-    if not has_study(folder, SEARCH):
-        return False
-    assert (folder / JOURNAL).is_file()
-    trials = trials_of(open_study(folder))
-    return bool(trials) and all(trial.state in (FAILED, INFEASIBLE) for trial in trials)
+def _failed(folder: Path) -> bool:
+    """Whether a search left nothing but failures, see `only_failed`."""
+    return has_study(folder, SEARCH) and only_failed(open_study(folder))
