@@ -20,7 +20,9 @@ from raysys.stages.tune import TuneSettings, _causes, _clear, _objectives, check
 from raysys.stages.tune_rows import FeatureRuns
 from raysys.storage import Manifest, Workspace, read_manifest
 from raysys.tuning.objective import LearnerObjective, Rows
-from raysys.tuning.settings import Proxy
+from raysys.tuning.settings import Proxy, WarmStart
+from raysys.tuning.space import inside
+from raysys.tuning.warm import warm_points
 from tests.features import logs, test_columns
 from tests.stages.workspace import write_features
 from tests.synthetic import write_examples
@@ -101,6 +103,19 @@ def test_a_search_starts_from_the_learners_own_settings_and_all_the_data():
         "data.negatives": 0,
         "data.window_days": None,
     }
+
+
+def test_a_search_of_the_next_item_starts_from_the_settings_of_the_learner_within(tmp_path):
+    rate = SPACE["learning_rate"]
+    space = {"settings.layers": INT, "settings.dropout": rate, "settings.learning_rate": rate}
+    given = {"learner": "next_item", "settings": {"settings": {"width": 32}}}
+    asked = settings(**given, space={**space, "settings.learning_rate": rate | {"low": 0.001}})
+    own = check(asked, {})
+    assert own == {"settings.layers": 2, "settings.dropout": 0.2, "settings.learning_rate": 0.002}
+    assert inside(asked.space, own)
+    (tmp_path / "best.yaml").write_text("next_item: {settings: {layers: 3}}\n")
+    warm = WarmStart(files=(str(tmp_path / "best.yaml"),))
+    assert warm_points(warm, "next_item", asked.space, own) == [{**own, "settings.layers": 3}]
 
 
 def test_budgets_are_no_causes_but_what_scores_depend_on_are():
