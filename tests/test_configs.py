@@ -122,6 +122,17 @@ def test_it_loads(path):
             pytest.fail(f"no test knows who reads {other}")
 
 
+@pytest.mark.parametrize("path", [each for each in files() if kind(each) == "tune"], ids=str)
+def test_a_search_begins_with_what_it_is_to_improve_on(path):
+    from raysys.stages.tune import check
+    from raysys.tuning.space import inside
+
+    settings = load_settings(stage_settings("tune"), ROOT / path)
+    own = check(settings, features={})
+    outside = [name for name, each in settings.space.items() if not inside({name: each}, own)]
+    assert not outside, f"{path}: {own}"
+
+
 @pytest.mark.parametrize("path", CLUSTERS, ids=str)
 def test_a_cluster_starts_ray_from_the_checkout_and_with_a_token(path):
     config = validated(cluster_file(path))

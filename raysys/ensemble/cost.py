@@ -73,7 +73,7 @@ def latencies(models: Mapping[str, Model], batch: Batch) -> dict[str, float]:
     which = which[np.argsort(-np.minimum(sizes[which], CANDIDATES), kind="stable")][:REPEATS]
     asked = [_shortened(batch, int(request)) for request in which]
     found = {}
-    with _one_thread():
+    with one_thread():
         for name, model in models.items():
             for one in asked[:WARM_UP]:
                 model.score(one)
@@ -101,7 +101,7 @@ def _shortened(batch: Batch, request: int) -> Batch:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """BLAS, OpenMP and, where it is loaded, torch keep to one thread."""
     from threadpoolctl import threadpool_limits
 

@@ -8,7 +8,7 @@ propose candidates, too. No feature is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -96,6 +96,17 @@ class NextItemSettings(Settings):
     def of_sequences(self) -> Any:
         """The typed settings of the learner of sequences."""
         return sequence_learner_class(self.learner).settings_model(**self.settings)
+
+    def within(self, name: str) -> Mapping[str, Any] | None:
+        """See `HoldsSettings`; where the shop has other defaults than the learner, the shop's."""
+        if name != "settings":
+            return None
+        own = dict(self.of_sequences())
+        if self.learner == "sequence_transformer":
+            shop = {"max_length": self.history, "negatives": None}
+            shop |= {"texts": False, "time_gaps": False}
+            own |= {each: value for each, value in shop.items() if each not in self.settings}
+        return own
 
 
 class NextItemModel(Model):

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ __all__ = [
     "Context",
     "Explainable",
     "Float32",
+    "HoldsSettings",
     "Learner",
     "Model",
     "Placeable",
@@ -182,6 +183,21 @@ class Compressible(Protocol):
 
     def quantised(self, kind: str, *, seed: int = 0) -> Model:
         """This model, with vectors kept as one of `text.compression.vectors.KINDS`."""
+
+
+@runtime_checkable
+class HoldsSettings(Protocol):
+    """What settings offer that hold, as they were written, those of a learner within."""
+
+    def within(self, name: str) -> Mapping[str, Any] | None:
+        """All of the learner's own settings, those that were not given included.
+
+        Args:
+            name: of the setting that holds them; None is returned for one that holds none.
+
+        Returns:
+            By name; None for those that only the data can tell.
+        """
 
 
 S = TypeVar("S", bound=Settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -39,14 +40,14 @@ from raysys.tuning.study import (
     FAILED,
     FULL,
     INFEASIBLE,
-    JOURNAL,
     SEARCH,
     STOPPED,
     Run,
     best_of,
     has_study,
+    only_failed,
     open_study,
-    trials_of,
+    running,
 )
 from raysys.tuning.warm import warm_points
 
@@ -104,7 +105,7 @@ def run(settings: TuneSettings, workspace: Workspace, *, force: bool = False) ->
             found.random = random_search(objectives("random"), plan, trials, own)
         if _full(settings) is not None:
             found.full = refit_full(objectives(FULL), plan, trials, own)
-    _clear(folder / "scratch", keep=isinstance(settings.scheduler, Pbt))
+    _clear(folder, population=isinstance(settings.scheduler, Pbt))
     with task("report"):
         write_best(folder / "best.yaml", found)
         write_report(folder / "report.html", found)
@@ -302,13 +303,27 @@ def _scratch(folder: Path, study: str) -> Path:
     return (folder / "scratch" / study).resolve()
 
 
-def _clear(scratch: Path, *, keep: bool) -> None:
-    """Remove checkpoints; of a population's members they stay, for the search may go on."""
+def _clear(folder: Path, *, population: bool) -> None:
+    """Remove all checkpoints but those from which a search goes on if it is given more.
+
+    These are those of trials that a budget cut off, and of all members of a population.
+    """
+    scratch = folder / "scratch"
     for place in scratch.iterdir():
-        if not (keep and place.name == SEARCH):
-            shutil.rmtree(place, ignore_errors=True)
-    if not keep:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if population and place.name == SEARCH:
+            continue
+        there = has_study(folder, place.name)
+        cut_off = running(open_study(folder, name=place.name)) if there else []
+        kept = {f"trial-{number}" for number in cut_off}
+        for each in place.iterdir():
+            if each.name not in kept:
+                if each.is_dir():
+                    shutil.rmtree(each, ignore_errors=True)
+                else:
+                    each.unlink(missing_ok=True)
+    for empty in (*scratch.iterdir(), scratch):
+        with contextlib.suppress(OSError):  # it holds what is kept
+            empty.rmdir()
 
 
 def _causes(settings: TuneSettings, planned: Manifest) -> str:
@@ -320,19 +335,15 @@ def _causes(settings: TuneSettings, planned: Manifest) -> str:
 
 
 def _go_on_or_start_anew(folder: Path, causes: str, *, force: bool) -> None:
-    """Keep the folder of the same search, empty that of another, or of one that only failed."""
+    """Keep the folder of the same search; empty that of another, or of one that only failed."""
     file = folder / CAUSES
     same = file.is_file() and json.loads(file.read_text(encoding="utf-8"))["causes"] == causes
-    if folder.exists() and (force or not same or _only_failed(folder)):
+    if folder.exists() and (force or not same or _failed(folder)):
         shutil.rmtree(folder)
     write_atomic(file, json.dumps({"causes": causes}) + "\n")
     (folder / "scratch").mkdir(exist_ok=True)
 
 
-def _only_failed(folder: Path) -> bool:
-    """Whether trials ended and none was of use: their reason may be mended by now."""
-    if not has_study(folder, SEARCH):
-        return False
-    assert (folder / JOURNAL).is_file()
-    trials = trials_of(open_study(folder))
-    return bool(trials) and all(trial.state in (FAILED, INFEASIBLE) for trial in trials)
+def _failed(folder: Path) -> bool:
+    """Whether a search left nothing but failures, see `only_failed`."""
+    return has_study(folder, SEARCH) and only_failed(open_study(folder))

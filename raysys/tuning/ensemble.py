@@ -20,7 +20,7 @@ from raysys.config import parse_settings
 from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings, fit_ensemble
 from raysys.ensemble.bench import Beside, cut
 from raysys.features.batch import Batch
-from raysys.tuning.metrics import ASKED, LATENCY, SECONDS, SIZE, median_ms, ranking_figures
+from raysys.tuning.metrics import ASKED, LATENCY, SECONDS, SIZE, quiet_ms, ranking_figures
 from raysys.tuning.objective import Clock, Job, Tell
 from raysys.tuning.space import merged, of_namespace
 
@@ -86,7 +86,7 @@ class EnsembleObjective:
             shown = replace(
                 one, item=self.batch.item[some], features=self.batch.features[some], offsets=bounds
             )
-        metrics[LATENCY] = median_ms(partial(ensemble.score, request, bounds, shown))
+        metrics[LATENCY] = quiet_ms(partial(ensemble.score, request, bounds, shown))
         ensemble.save(place / "ensemble.json")
         metrics[SIZE] = (place / "ensemble.json").stat().st_size / 1e6
         metrics[SECONDS] = clock.keep()

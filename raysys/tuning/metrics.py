@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from raysys.ensemble.cost import one_thread
 from raysys.ensemble.ranking import Judgements, divide, ndcg
 from raysys.errors import UserError
 from raysys.features.batch import Batch
@@ -23,6 +24,8 @@ COSTS = (LATENCY, SIZE, SECONDS)
 REPORTED = (NDCG_10, "ndcg@5", "ndcg@20", "recall@10", "recall@20", "mrr", *COSTS)
 ASKED = 100
 """Candidates of the request whose latency is measured."""
+QUIET = 0.1
+"""Quantile of timed calls that counts: other trials make calls slower, and none faster."""
 
 
 def ranking_figures(judgements: Judgements, scores: npt.NDArray[np.float32]) -> dict[str, float]:
@@ -48,7 +51,7 @@ def ranking_figures(judgements: Judgements, scores: npt.NDArray[np.float32]) -> 
 
 
 def latency_ms(model: Model, batch: Batch, repeats: int = 21) -> float:
-    """Median milliseconds in which a model scores one request of 100 candidates.
+    """Milliseconds in which a model scores one request of 100 candidates, see `quiet_ms`.
 
     Args:
         model: fitted.
@@ -65,17 +68,22 @@ def latency_ms(model: Model, batch: Batch, repeats: int = 21) -> float:
         weight=None,
         sampling_probability=None,
     )
-    return median_ms(lambda: model.score(request), repeats)
+    return quiet_ms(lambda: model.score(request), repeats)
 
 
-def median_ms(call: Callable[[], object], repeats: int = 21) -> float:
-    """Median milliseconds of a call, after three that are not timed."""
+def quiet_ms(call: Callable[[], object], repeats: int = 21) -> float:
+    """Milliseconds of a call on one thread, as `raysys train` measures members.
+
+    What the quickest tenth of the timed calls keeps to, after three that are not timed: the median
+    says how many trials ran beside this one, by which no constraint should judge it.
+    """
     taken = []
-    for _ in range(3 + repeats):
-        began = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - began)
-    return float(np.median(taken[3:]) * 1000)
+    with one_thread():
+        for _ in range(3 + repeats):
+            began = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - began)
+    return float(np.quantile(taken[3:], QUIET) * 1000)
 
 
 def size_mb(model: Model) -> float:

@@ -32,6 +32,7 @@ from raysys.tuning.study import (
     Trial,
     best_of,
     never_began,
+    only_failed,
     open_study,
     ranked,
     trials_of,
@@ -76,9 +77,10 @@ def search(
             runner.run(objective, plan, left, progress)
             ended = trials_of(open_study(plan.folder, name=plan.study, goal=goal))
             progress.note = _note(ended, interrupted, settings)
-    trials = trials_of(open_study(plan.folder, name=plan.study, goal=goal))
+    study = open_study(plan.folder, name=plan.study, goal=goal)
+    trials = trials_of(study)
     if plan.study != RANDOM:
-        _require_some(trials, settings, where=str(plan.folder))
+        _require_some(trials, settings, anew=only_failed(study), where=str(plan.folder))
     return trials
 
 
@@ -182,8 +184,16 @@ def _queue(
             study.enqueue_trial(dict(values), user_attrs=dict(attributes), skip_if_exists=True)
 
 
-def _require_some(trials: Sequence[Trial], settings: TuneSettings, *, where: str) -> None:
+def _require_some(
+    trials: Sequence[Trial], settings: TuneSettings, *, anew: bool, where: str
+) -> None:
     """Look for a trial that can be the best.
+
+    Args:
+        trials: that ended.
+        settings: of the search.
+        anew: whether the search begins from nothing when it is run again.
+        where: names the search in errors.
 
     Raises:
         UserError: there is none; says why.
@@ -202,7 +212,8 @@ def _require_some(trials: Sequence[Trial], settings: TuneSettings, *, where: str
         raise UserError(
             f"none of {len(trials)} trials keeps to the constraints ({told})",
             where=where,
-            mend="allow more, or search settings that cost less",
+            mend="allow more, or search settings that cost less; these trials are kept: give more "
+            "trials to go on, or --force to measure anew",
         )
     reasons = [trial.error for trial in trials if trial.error]
     raise UserError(
@@ -210,7 +221,7 @@ def _require_some(trials: Sequence[Trial], settings: TuneSettings, *, where: str
         + (f"; the first failed with: {reasons[0]}" if reasons else ""),
         where=where,
         mend="narrow the space to settings that work, or give more minutes; run again, it "
-        "starts anew",
+        + ("starts anew" if anew else "goes on with what was cut off"),
     )
 
 

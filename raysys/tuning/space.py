@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from raysys.config import Settings, parse_settings
 from raysys.errors import UserError
+from raysys.learners.protocol import HoldsSettings
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -268,9 +269,17 @@ def starting_point(
     for name in space:
         value: Any = start
         for part in name.split("."):
-            value = getattr(value, part, None)
+            value = _part(value, part)
         point[name] = single(value)
     return point if anywhere or inside(space, point) else None
+
+
+def _part(value: Any, name: str) -> Any:
+    """A setting of settings, whether they are a model's or as they were written."""
+    if isinstance(value, Mapping):
+        return value.get(name)
+    within = value.within(name) if isinstance(value, HoldsSettings) else None
+    return getattr(value, name, None) if within is None else within
 
 
 def inside(space: Mapping[str, Parameter], point: Mapping[str, Any]) -> bool:

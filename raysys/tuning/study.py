@@ -195,6 +195,23 @@ def never_began(trial: FrozenTrial) -> bool:
     return trial.state is TrialState.FAIL and ERROR not in trial.user_attrs
 
 
+def running(study: optuna.Study) -> list[int]:
+    """Numbers of the trials that run, or did when the search was cut off: see `take_up`."""
+    from optuna.trial import TrialState
+
+    states = (TrialState.RUNNING,)
+    return [trial.number for trial in study.get_trials(deepcopy=False, states=states)]
+
+
+def only_failed(study: optuna.Study) -> bool:
+    """Whether all trials failed, and none is to be taken up: their reason may be mended by now.
+
+    One that broke a constraint is no failure: the same search would measure the same again.
+    """
+    trials = trials_of(study)
+    return bool(trials) and not running(study) and all(t.state == FAILED for t in trials)
+
+
 def take_up(study: optuna.Study, space: Mapping[str, Any]) -> list[FrozenTrial]:
     """The trials that ran when an earlier run was cut off, to be run on from their checkpoints.
 

@@ -15,8 +15,9 @@ from raysys.catalogue import Catalogue
 from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.learners import load_model, make_learner
-from raysys.learners.next_item import META, NextItemModel, shop_sequences
-from raysys.learners.protocol import Context
+from raysys.learners.item_knn import ItemKNNSettings
+from raysys.learners.next_item import META, NextItemModel, NextItemSettings, shop_sequences
+from raysys.learners.protocol import Context, HoldsSettings
 from tests.learners.suite import LearnerSuite
 from tests.text.tiny import write_tiny_bert
 
@@ -67,6 +68,22 @@ def test_neighbours_are_learners_of_the_shop_too(learner, tmp_path_factory) -> N
 def test_the_settings_are_those_of_the_learner_of_sequences() -> None:
     with pytest.raises(UserError, match="neighbourss"):
         make_learner("next_item", {"learner": "item_knn", "settings": {"neighbourss": 3}})
+
+
+def test_the_learner_within_has_its_own_settings_but_for_what_the_shop_says() -> None:
+    told = NextItemSettings(history=30, settings={"width": 32})
+    assert isinstance(told, HoldsSettings) and told.within("history") is None
+    within = told.within("settings")
+    assert within is not None
+    of_shop = {"max_length": 30, "texts": False, "time_gaps": False}
+    assert {name: within[name] for name in of_shop} == of_shop
+    assert within["negatives"] is None, "the catalogue says"
+    assert (within["width"], within["layers"], within["learning_rate"]) == (32, 2, 0.002)
+    given = {"max_length": 20, "texts": True, "negatives": 100}
+    within = NextItemSettings(settings=given).within("settings")
+    assert within is not None and given.items() <= within.items()
+    within = NextItemSettings(learner="item_knn", settings={"seen": 0}).within("settings")
+    assert within == dict(ItemKNNSettings(seen=0))
 
 
 def test_times_that_histories_do_not_have_are_refused() -> None:

@@ -19,8 +19,12 @@ from raysys.stages import features, train, tune
 from raysys.stages.tune import TuneSettings, _causes, _clear, _objectives, check
 from raysys.stages.tune_rows import FeatureRuns
 from raysys.storage import Manifest, Workspace, read_manifest
-from raysys.tuning.objective import LearnerObjective, Rows
-from raysys.tuning.settings import Proxy
+from raysys.tuning.objective import Job, LearnerObjective, Rows
+from raysys.tuning.schedulers import JOB
+from raysys.tuning.settings import Proxy, WarmStart
+from raysys.tuning.space import distributions, inside
+from raysys.tuning.study import open_study
+from raysys.tuning.warm import warm_points
 from tests.features import logs, test_columns
 from tests.stages.workspace import write_features
 from tests.synthetic import write_examples
@@ -103,6 +107,19 @@ def test_a_search_starts_from_the_learners_own_settings_and_all_the_data():
     }
 
 
+def test_a_search_of_the_next_item_starts_from_the_settings_of_the_learner_within(tmp_path):
+    rate = SPACE["learning_rate"]
+    space = {"settings.layers": INT, "settings.dropout": rate, "settings.learning_rate": rate}
+    given = {"learner": "next_item", "settings": {"settings": {"width": 32}}}
+    asked = settings(**given, space={**space, "settings.learning_rate": rate | {"low": 0.001}})
+    own = check(asked, {})
+    assert own == {"settings.layers": 2, "settings.dropout": 0.2, "settings.learning_rate": 0.002}
+    assert inside(asked.space, own)
+    (tmp_path / "best.yaml").write_text("next_item: {settings: {layers: 3}}\n")
+    warm = WarmStart(files=(str(tmp_path / "best.yaml"),))
+    assert warm_points(warm, "next_item", asked.space, own) == [{**own, "settings.layers": 3}]
+
+
 def test_budgets_are_no_causes_but_what_scores_depend_on_are():
     def causes(**more: object) -> str:
         return _causes(settings(**more), Manifest(stage="tune"))
@@ -166,15 +183,38 @@ def test_a_learner_that_reads_the_shown_position_is_refused_before_any_trial(wor
     _made(workspace, settings(space={**SPACE, "exclude": choices}))
 
 
+def _left_in(folder: Path) -> list[str]:
+    scratch = folder / "scratch"
+    return sorted(str(path.relative_to(scratch)) for path in scratch.rglob("*"))
+
+
 def test_checkpoints_of_a_population_stay_for_a_search_that_goes_on(tmp_path):
-    def left(keep):
+    def left(population):
         for study in ("search", "full", "random"):
             (tmp_path / "scratch" / study / "trial-0").mkdir(parents=True, exist_ok=True)
-        _clear(tmp_path / "scratch", keep=keep)
-        return sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+        _clear(tmp_path, population=population)
+        return _left_in(tmp_path)
 
-    assert left(True) == ["scratch", "scratch/search", "scratch/search/trial-0"]
+    assert left(True) == ["search", "search/trial-0"]
     assert left(False) == []
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_checkpoints_of_trials_that_a_budget_cut_off_stay_for_a_search_that_goes_on(tmp_path):
+    space = distributions(settings().space)
+    for study, ended in (("search", 1), ("full", 0), ("random", 2)):
+        made = open_study(tmp_path, name=study)
+        for number in range(2):
+            trial = made.ask(space)
+            place = tmp_path / "scratch" / study / f"trial-{number}"
+            (place / "step-000000020").mkdir(parents=True)
+            if number < ended:
+                made.tell(trial, 0.5)
+        (tmp_path / "scratch" / study / "left behind").write_text("by a learner")
+    _clear(tmp_path, population=False)
+    kept = ["full/trial-0", "full/trial-1", "search/trial-1"]
+    steps = [f"{trial}/step-000000020" for trial in kept]
+    assert _left_in(tmp_path) == sorted([*kept, *steps, "full", "search"])
 
 
 def test_each_study_keeps_its_own_checkpoints(tmp_path):
@@ -290,6 +330,47 @@ def test_a_search_refits_compares_and_is_not_run_twice(here, workspace):
     more = tune.run(asked.model_copy(update={"trials": 4}), workspace)
     assert more.counts["trials"] == 4
     assert json.loads((folder / "trials.json").read_text())["search"][:3] == content["search"]
+
+
+@pytest.mark.long
+def test_a_trial_cut_off_by_its_minutes_goes_on_where_it_was_when_there_are_more(
+    here, workspace, monkeypatch
+):
+    """The second of two trials is cut off at its fourth tree, with a checkpoint of two."""
+    from raysys.tuning import runner
+
+    asked = settings(
+        settings={"n_estimators": 8, "early_stopping_rounds": 7, "min_child_samples": 2},
+        scheduler={"kind": "asha", "grace": 2},
+        trials=2,
+    )
+    steps: list[int] = []
+
+    def run(objective, made, left, progress):
+        toy.drive(made, 1, lambda job: objective(job, lambda *_: None))
+        searcher = runner.JournalSearch(made)
+        config = searcher.suggest("cut")
+        job = Job(values=config, **config.pop(JOB))
+
+        def tell(step, score):
+            steps.append(step)
+            if step == 4 and len(steps) == 2:
+                raise TimeoutError
+
+        with contextlib.suppress(TimeoutError):
+            objective(job, tell)
+        searcher.on_trial_complete("cut")
+
+    def go_on(objective, made, left, progress):
+        toy.drive(made, left, lambda job: objective(job, lambda step, _: steps.append(step)))
+
+    monkeypatch.setattr(runner, "run", run)
+    first = tune.run(asked, workspace)
+    assert (first.counts["trials"], steps) == (1, [2, 4])
+    monkeypatch.setattr(runner, "run", go_on)
+    more = tune.run(asked.model_copy(update={"minutes": 90}), workspace)
+    assert (more.counts["trials"], steps) == (2, [2, 4, 4, 6, 8])
+    assert not (workspace.tune / "lightgbm_ranker" / "scratch").exists()
 
 
 @pytest.mark.long

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from raysys.ensemble import BaseScores, EnsembleSettings, fit_ensemble
 from raysys.ensemble.bench import Beside
@@ -19,7 +21,7 @@ from raysys.tuning.metrics import (
     REPORTED,
     check_metrics,
     latency_ms,
-    median_ms,
+    quiet_ms,
     ranking_figures,
 )
 from raysys.tuning.objective import Job, LearnerObjective, Rows
@@ -202,7 +204,28 @@ def test_latency_is_of_one_request_of_a_hundred(shop):
     rows, _ = shop
     assert latency_ms(Counting(), rows.validation) >= 0
     assert set(asked) == {(1, 100, 100, None)}
-    assert median_ms(lambda: None) < 50
+    assert quiet_ms(lambda: None) < 50
+
+
+def test_latency_is_of_one_thread_as_train_measures_it():
+    seen = []
+
+    def pools():
+        return [pool["num_threads"] for pool in threadpool_info()]
+
+    with threadpool_limits(2):
+        before = pools()
+        quiet_ms(lambda: seen.append(pools()), 1)
+        assert pools() == before and max(before) == 2
+    assert {threads for each in seen for threads in each} == {1}
+
+
+def test_latency_is_what_a_call_takes_while_others_leave_it_alone(monkeypatch):
+    """As where most calls wait for another trial on the same core."""
+    clock = iter(np.cumsum([9.0 if at % 2 and at % 6 != 1 else 0.002 for at in range(100)]))
+    fake = SimpleNamespace(perf_counter=lambda: float(next(clock)))
+    monkeypatch.setattr("raysys.tuning.metrics.time", fake)
+    assert quiet_ms(lambda: None, 21) == pytest.approx(2)
 
 
 @pytest.mark.parametrize(

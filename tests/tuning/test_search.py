@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from raysys.tuning.plots import importance
 from raysys.tuning.report import Found, write_best, write_report
 from raysys.tuning.runner import JournalSearch
 from raysys.tuning.sample import sample_requests
+from raysys.tuning.search import search
 from raysys.tuning.settings import TuneSettings, WarmStart
 from raysys.tuning.space import Choice, FloatRange, IntRange, distributions
 from raysys.tuning.study import (
@@ -131,6 +133,71 @@ def test_a_search_of_which_every_trial_failed_starts_anew(tmp_path):
         _go_on_or_start_anew(tmp_path / "search", "the same causes", force=False)
         kept = trials_of(open_study(tmp_path / "search", seed=1))
         assert len(kept) == (0 if state is TrialState.FAIL else 1)
+
+
+@pytest.mark.parametrize("ended", [FAILED, INFEASIBLE])
+def test_a_trial_that_was_cut_off_is_not_lost_for_others_that_were_of_no_use(tmp_path, ended):
+    from raysys.stages.tune import _go_on_or_start_anew
+
+    folder = tmp_path / "search"
+    _go_on_or_start_anew(folder, "the same causes", force=False)
+    _ended_as(ended, folder)
+    open_study(folder, seed=1).ask(distributions(SPACE))  # killed in its midst
+    checkpoint = folder / "scratch" / "search" / "trial-1" / "step-000000020"
+    checkpoint.mkdir(parents=True)
+    _go_on_or_start_anew(folder, "the same causes", force=False)
+    assert checkpoint.is_dir()
+    assert [trial.state for trial in trials_of(open_study(folder, seed=1))] == [ended]
+    assert [trial.number for trial in take_up(open_study(folder, seed=1), SPACE)] == [1]
+
+
+def test_trials_that_broke_a_constraint_are_kept_as_the_same_search_would_find_the_same(tmp_path):
+    from raysys.stages.tune import _go_on_or_start_anew
+
+    folder = tmp_path / "search"
+    _go_on_or_start_anew(folder, "the same causes", force=False)
+    states = [INFEASIBLE, FAILED]
+    for state in states:
+        _ended_as(state, folder)
+        _go_on_or_start_anew(folder, "the same causes", force=False)
+    assert [trial.state for trial in trials_of(open_study(folder, seed=1))] == states
+    _go_on_or_start_anew(folder, "other causes", force=False)
+    assert trials_of(open_study(folder, seed=1)) == []
+
+
+def _ended_as(state: str, folder: Path) -> None:
+    """One more trial in the journal of a search."""
+    from optuna.trial import TrialState
+
+    study = open_study(folder, seed=1)
+    trial = study.ask(distributions(SPACE))
+    if state == FAILED:
+        trial.set_user_attr("error", "OSError: no space left")
+        study.tell(trial, state=TrialState.FAIL)
+        return
+    trial.set_user_attr("metrics", json.dumps({"size_mb": 9.0}))
+    trial.set_constraint("size_mb", 4.0)
+    study.tell(trial, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("constraints", "running", "problem"),
+    [
+        ({}, False, "none of 1 trials could be completed.*run again, it starts anew"),
+        ({}, True, "none of 1 trials could be completed.*run again, it goes on with what was"),
+        ({"size_mb": 5}, False, "keeps to the constraints.*more trials"),
+    ],
+    ids=["failed", "failed and cut off", "infeasible"],
+)
+def test_a_search_that_found_nothing_says_what_running_it_again_does(
+    tmp_path, constraints, running, problem
+):
+    _ended_as(INFEASIBLE if constraints else FAILED, tmp_path)
+    if running:
+        open_study(tmp_path, seed=1).ask(distributions(SPACE))
+    with pytest.raises(UserError) as caught:
+        search(None, toy.plan(tmp_path, trials=1, constraints=constraints))
+    assert re.search(problem, str(caught.value), re.DOTALL)
 
 
 def test_a_search_watched_on_a_terminal_can_be_saved_by_tune():

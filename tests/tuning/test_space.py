@@ -1,5 +1,7 @@
 """Search spaces: what YAML may say, and what a learner refuses before the first trial."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,6 +117,19 @@ def test_settings_within_settings_and_lists_are_searched_by_their_names():
                     where="t")  # fmt: skip
     with pytest.raises(UserError, match="both fixed and searched"):
         check_space(wide, {"inner": {"width": 3}}, Model, where="t")
+
+
+def test_what_settings_hold_as_they_were_written_is_searched_by_its_names():
+    class Loose(Settings):
+        inner: dict[str, Any] = {}
+
+    number = {"kind": "int", "low": 1, "high": 9}
+    wide = space(**{"inner.a": number, "inner.b.c": number})
+    assert starting_point(wide, Loose(inner={"a": 3, "b": {"c": 4}})) == {
+        "inner.a": 3,
+        "inner.b.c": 4,
+    }
+    assert starting_point(wide, Loose(inner={"a": 3})) is None
 
 
 def test_augmentation_is_switched_by_a_choice_of_methods():
