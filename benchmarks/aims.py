@@ -20,13 +20,16 @@ def reached(figure: dict[str, Any]) -> bool | None:
     """Whether a figure of a result file is where its aim wants it; None: that is for people.
 
     Bounds (`≥ 0.85`, `at most .450`, `> 0`), whole counts (`0`, `1`) and intervals above zero are
-    read; `0.95` of a rate that chance moves, or `as much for ten times the events`, are not.
+    read; `0.95` of a rate that chance moves, or `as much for ten times the events`, are not. A gain
+    that has an interval is above zero if all of that is.
     """
     aim, value = figure["aim"].strip(), float(figure["value"])
     if aim in _EXACTLY:
         return bool(value == float(aim))
     if aim in _INTERVAL_ABOVE_0:
         return None if figure["low"] is None else bool(figure["low"] > 0)
+    if aim == "> 0" and figure["low"] is not None:
+        return bool(figure["low"] > 0)
     for pattern, holds in (
         (_AT_LEAST, operator.ge),
         (_AT_MOST, operator.le),
@@ -56,7 +59,7 @@ def summary(benchmarks: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
             without.append(f"[{name}](#{name})")
             continue
         missed = [
-            f"`{figure['name']}`: {told(figure['value'])} (aim: {figure['aim']})"
+            f"`{figure['name']}`: {_with_low(figure)} (aim: {figure['aim']})"
             for figure, verdict in judged
             if not verdict
         ]
@@ -65,6 +68,13 @@ def summary(benchmarks: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     if without:
         lines += ["", f"Without an aim that a program can judge: {', '.join(without)}."]
     return lines
+
+
+def _with_low(figure: dict[str, Any]) -> str:
+    """The value; with the low end of its interval where that is what missed."""
+    if figure["value"] > 0 and "0" in figure["aim"] and reached(figure | {"low": None}):
+        return f"{told(figure['value'])}, from {told(figure['low'])}"
+    return told(figure["value"])
 
 
 def told(value: float) -> str:

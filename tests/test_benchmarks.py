@@ -48,6 +48,7 @@ def test_aims_are_judged_where_their_words_can_be_read() -> None:
     assert judged(11_000, "≥ 10,000 on two cores") and judged(0, "> 0") is False
     assert judged(0.2, "interval above zero", low=0.1)
     assert judged(0.2, "interval above zero", low=-0.1) is False
+    assert judged(0.2, "> 0", low=0.1) and judged(0.2, "> 0", low=-0.1) is False
     for words in ("0.95", "about 1", "> baseline", "thousands", "< 1 across replicas", ""):
         assert judged(0.5, words) is None, words
 
@@ -60,6 +61,8 @@ def test_the_page_begins_with_the_aims_that_were_missed() -> None:
     lines = summary([("tried", {"figures": figures}), ("other", {"figures": []})])
     assert "| [tried](#tried) | 1 of 2 | `share`: 0.5 (aim: ≥ 0.85) |" in lines
     assert lines[-1].endswith("judge: [other](#other).")
+    missed = {"name": "gain", "value": 0.2, "low": -0.1, "aim": "> 0"}
+    assert "`gain`: 0.2, from -0.1 (aim: > 0)" in "".join(summary([("a", {"figures": [missed]})]))
     text = page()
     assert text.index("## In short") < text.index("| figure | value |")
     assert [told(value) for value in (1_234_567.8, 999.96, 3.893e-05)] == [
