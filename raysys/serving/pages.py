@@ -18,7 +18,7 @@ from raysys.serving.asking import Context
 from raysys.serving.events_routes import keep_events
 from raysys.serving.intake import ListRequest
 from raysys.serving.operator import Operator
-from raysys.serving.problems import Problem
+from raysys.serving.problems import Problem, field_errors
 from raysys.serving.service import Service
 from raysys.serving.traffic_board import TrafficBoard
 from raysys.serving.workers import NORMAL, URGENT
@@ -119,9 +119,11 @@ class ServiceAnswers:
             asked = _MODELS[call].model_validate(body)
             given = await self._service.run(lambda: self._service.answer(asked, context), context)
         except ValidationError as error:
-            raise Refused(422, str(error)) from None
+            found = field_errors(error, "body")
+            told = "; ".join(f"{each.path}: {each.message}" for each in found)
+            raise Refused(422, told) from None
         except Problem as problem:
-            raise Refused(problem.status, problem.detail) from None
+            raise Refused(problem.status, problem.detail, problem.retry_after_s) from None
         return given.model_dump(mode="json")
 
     async def profile(self, user_id: str) -> dict[str, Any] | None:
