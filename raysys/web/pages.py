@@ -13,12 +13,12 @@ from raysys.web.answers import Refused
 
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'self'; "
+        "default-src 'none'; style-src 'self'; script-src 'self'; "
         "connect-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
         "frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",  # or a browser would not say of a form which site it is of
     "Cache-Control": "no-store",
 }
 
