@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from raysys.web.answers import Answers, Refused
 from raysys.web.pages import Pages
 from raysys.web.shelf import FACETS, Shelf, card_of, facets_of, price_of, reasons_of, shelf_of
-from raysys.web.visit import Visit, form_of, new_order, parsed, whole_number
+from raysys.web.visit import BELIEVED, Cookies, Visit, form_of, new_order, parsed, whole_number
 
 HOME_K, BESIDE_K, SEARCH_K = 12, 6, 24
 SHOPPERS = 12
@@ -24,7 +24,7 @@ _CALLS = ("recommend", "search", "similar")
 _ORDER = re.compile(r"[0-9a-f]{24}")
 
 
-def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
+def storefront(shop: Answers, name: str = "Shop", cookies: Cookies = BELIEVED) -> APIRouter:
     """Routes of the shop's pages: /, /search, /item/ID, /cart and the forms between them.
 
     Every list is an answer of the calls that HTTP offers, with its reasons; visitors without
@@ -33,6 +33,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
     Args:
         shop: the system behind the pages.
         name: of the shop, on every page.
+        cookies: how visits are kept, and whether they may be those of users that the log knows.
     """
     router = APIRouter(include_in_schema=False)
     pages = Pages(name)
@@ -65,19 +66,23 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             template, status, values: see `Pages.render`.
             refused: why a list of it, or all of it, is not there.
         """
-        shoppers = shop.users(SHOPPERS)
+        shoppers = shop.users(SHOPPERS) if cookies.shoppers else []
         if not visit.is_new and visit.user not in shoppers:
             shoppers = [visit.user, *shoppers]
         told = {"visit": visit, "shoppers": shoppers, "refused": refused, **values}
         response = pages.render(template, status, **told)
         if refused is not None and refused.status == status:
             response.headers.update(refused.headers)
-        visit.keep(response, Visit.kept(request))
+        visit.keep(response, request, cookies, Visit.kept(request, cookies))
         return response
+
+    def may_be(user: str) -> bool:
+        """Whether a visitor may shop as this user; where cookies are not signed anybody can."""
+        return cookies.shoppers and (cookies.sign is None or user in shop.users(SHOPPERS))
 
     @router.get("/")
     async def home(request: Request) -> HTMLResponse:
-        visit = Visit.of(request)
+        visit = Visit.of(request, cookies)
         who = {"user_id": visit.user, "session_id": visit.session}
         heading = "Liked by everybody" if visit.is_new else "For you"
         asked = [listed(heading, "recommend", {**who, "place": "home", "k": HOME_K})]
@@ -88,7 +93,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
         shelves, refused = await _made(asked)
         status = 200 if shelves or refused is None else refused.status
         profile = None if visit.is_new else await shop.profile(visit.user)
-        told = {"refused": refused, "shelves": shelves, "profile": profile}
+        told: dict[str, Any] = {"refused": refused, "shelves": shelves, "profile": profile}
         return page(request, visit, "home.html", status, **told)
 
     @router.get("/search")
@@ -97,7 +102,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
         q: Annotated[str, Query(max_length=1000)] = "",
         fragment: bool = False,
     ) -> HTMLResponse:
-        visit = Visit.of(request)
+        visit = Visit.of(request, cookies)
         wanted = {name: request.query_params.getlist(name)[:20] for name in FACETS}
         wanted = {name: values for name, values in wanted.items() if any(values)}
         prices = _prices(request.query_params)
@@ -126,7 +131,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
 
     @router.get("/item/{item_id:path}")
     async def item(request: Request, item_id: str) -> HTMLResponse:
-        visit = Visit.of(request)
+        visit = Visit.of(request, cookies)
         number = shop.catalogue.number(item_id)
         if number is None:
             return page(request, visit, "missing.html", 404, **_no_item(item_id))
@@ -160,7 +165,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
     async def why(
         request: Request, item_id: str, asked: str = "", fragment: bool = False
     ) -> HTMLResponse:
-        visit = Visit.of(request)
+        visit = Visit.of(request, cookies)
         card = card_of(shop.catalogue, item_id)
         if card is None:
             return page(request, visit, "missing.html", 404, **_no_item(item_id))
@@ -177,14 +182,14 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
         told = next((each["why"] for each in listed if each["item_id"] == item_id), None)
         if told is None:
             said = f"The list that this link is of does not show {card.title} any more."
-            missing = {"heading": "No reasons to tell", "said": said}
+            missing: dict[str, Any] = {"heading": "No reasons to tell", "said": said}
             return page(request, visit, "missing.html", 404, **missing)
         template = "reasons.html" if fragment else "why.html"
         return page(request, visit, template, card=card, why=reasons_of(told))
 
     @router.get("/cart")
     async def cart(request: Request, bought: int = 0) -> HTMLResponse:
-        visit = Visit.of(request)
+        visit = Visit.of(request, cookies)
         cards = [card for held in visit.cart if (card := card_of(shop.catalogue, held))]
         asked = []
         if cards:
@@ -202,7 +207,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
 
     @router.post("/cart")
     async def change(request: Request) -> Response:
-        visit, form = Visit.of(request), await form_of(request)
+        visit, form = Visit.of(request, cookies), await form_of(request)
         item_id, action = form.get("item_id", ""), form.get("action", "add")
         events, place = [], "/cart"
         if action == "remove":
@@ -223,20 +228,24 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
                 place = f"/item/{quote(item_id, safe='')}?kept=1"
         await shop.record(events)
         response = RedirectResponse(place, 303)
-        visit.keep(response, Visit.kept(request))
+        visit.keep(response, request, cookies, Visit.kept(request, cookies))
         return response
 
     @router.post("/visitor")
     async def switch(request: Request) -> Response:
         user = (await form_of(request)).get("user", "")[:200]
+        if user and not may_be(user):
+            refused = Refused(403, "Nobody may shop here as somebody else.")
+            visit = Visit.of(request, cookies)
+            return page(request, visit, "cannot.html", refused.status, refused=refused)
         response = RedirectResponse("/", 303)
-        Visit.begin(user or None).keep(response)
+        Visit.begin(user or None).keep(response, request, cookies)
         return response
 
     @router.post("/seen")
     async def seen(request: Request) -> Response:
         """Impressions: what of a list came into view, as the page's script reports."""
-        visit, raw = Visit.of(request), await request.body()
+        visit, raw = Visit.of(request, cookies), await request.body()
         try:
             events = [_impression(visit, each) for each in parsed(raw)[:100]]
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -261,7 +270,7 @@ async def _made(
     return [shelf for shelf in made if isinstance(shelf, Shelf)], refused
 
 
-def _no_item(item_id: str) -> dict[str, str]:
+def _no_item(item_id: str) -> dict[str, Any]:
     return {"heading": "No such item", "said": f"The catalogue has no item {item_id}."}
 
 

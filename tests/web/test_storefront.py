@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +24,7 @@ from raysys.serving.service import Service
 from raysys.web import Refused, storefront
 from raysys.web.pages import counted, days, days_ago
 from raysys.web.shelf import shelf_of
-from raysys.web.visit import Visit
+from raysys.web.visit import Cookies, Visit
 from tests.web.conftest import Recorded
 
 
@@ -388,7 +388,9 @@ def test_a_cookie_always_fits(ids: list[str]) -> None:
             self[name] = value
 
     jar = Jar()
-    visit.keep(jar)  # type: ignore[arg-type]
+    scope = {"type": "http", "scheme": "http", "server": ("shop", 80), "path": "/", "headers": []}
+    signed = Cookies(sign=lambda value: "f" * 64)
+    visit.keep(jar, Request(scope), signed)  # type: ignore[arg-type]
     assert jar.keys() == {"visit", "seen"}
     assert max(len(value) for value in jar.values()) <= 4000
 
