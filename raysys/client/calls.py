@@ -64,6 +64,7 @@ class Call(Generic[A]):
         body: as JSON; None: none.
         headers: of this call.
         safe: whether sending it twice does no harm.
+        deadline_s: seconds after which nobody wants the answer any more; None: as long as it takes.
     """
 
     method: str
@@ -72,13 +73,14 @@ class Call(Generic[A]):
     body: Mapping[str, Any] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     safe: bool = True
+    deadline_s: float | None = None
 
 
 def listed(path: str, **asked: Any) -> Call[answers.ListAnswer]:
     """A call for a list; what is None is left out."""
-    headers = {}
+    headers, deadline_s = {}, None
     if (deadline := asked.pop("deadline_ms", None)) is not None:
-        headers["X-Deadline-Ms"] = f"{deadline:g}"
+        headers["X-Deadline-Ms"], deadline_s = f"{deadline:g}", deadline / 1000
     if (priority := asked.pop("priority", None)) is not None:
         headers["X-Priority"] = str(priority)
     if arms := asked.pop("arms", None):
@@ -97,7 +99,7 @@ def listed(path: str, **asked: Any) -> Call[answers.ListAnswer]:
         for name, value in asked.items()
         if value is not None
     }
-    return Call("POST", path, answers.ListAnswer, body, headers)
+    return Call("POST", path, answers.ListAnswer, body, headers, deadline_s=deadline_s)
 
 
 def profile(user_id: str) -> Call[answers.Profile]:

@@ -31,7 +31,7 @@ class Client:
     Args:
         base_url: of the application; None: RAYSYS_URL, else http://127.0.0.1:8000.
         key: an API key; None: RAYSYS_API_KEY, else none.
-        timeout_s: seconds that one try may take.
+        timeout_s: seconds that one try may take; a call's own `deadline_ms` makes it less.
         retries: when to try again.
         verify: as httpx has it: an `ssl.SSLContext` for certificates of your own.
         transport: httpx's, in place of the network.
@@ -52,6 +52,7 @@ class Client:
         options = settings(base_url, key, timeout_s, verify)
         self._http = httpx.Client(**options, transport=transport)
         self._retries, self._sleep = retries or Retries(), sleep
+        self._timeout_s = timeout_s
         self._met: set[str] = set()  # calls that raysys has answered
 
     def __enter__(self) -> Self:
@@ -162,11 +163,15 @@ class Client:
         return self._send(calls.LEAVE_CANARY)
 
     def _send(self, call: Call[A]) -> A:
-        attempts = Attempts(call, self._retries, self._met)
+        attempts = Attempts(call, self._retries, self._timeout_s, self._met)
         while True:
             try:
                 response = self._http.request(
-                    call.method, call.path, json=call.body, headers=call.headers
+                    call.method,
+                    call.path,
+                    json=call.body,
+                    headers=call.headers,
+                    timeout=attempts.left_s(),
                 )
             except httpx.TransportError as error:
                 wait: float | None = attempts.after_failure(error)
@@ -194,6 +199,7 @@ class AsyncClient:
         options = settings(base_url, key, timeout_s, verify)
         self._http = httpx.AsyncClient(**options, transport=transport)
         self._retries, self._sleep = retries or Retries(), sleep
+        self._timeout_s = timeout_s
         self._met: set[str] = set()  # calls that raysys has answered
 
     async def __aenter__(self) -> Self:
@@ -296,11 +302,15 @@ class AsyncClient:
         return await self._send(calls.LEAVE_CANARY)
 
     async def _send(self, call: Call[A]) -> A:
-        attempts = Attempts(call, self._retries, self._met)
+        attempts = Attempts(call, self._retries, self._timeout_s, self._met)
         while True:
             try:
                 response = await self._http.request(
-                    call.method, call.path, json=call.body, headers=call.headers
+                    call.method,
+                    call.path,
+                    json=call.body,
+                    headers=call.headers,
+                    timeout=attempts.left_s(),
                 )
             except httpx.TransportError as error:
                 wait: float | None = attempts.after_failure(error)

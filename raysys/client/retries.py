@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 
 import httpx
@@ -32,6 +32,8 @@ class Retries:
         down_s: a server that answered before and now refuses connections, or whose proxy knows no
             way to it (404), restarts: it is asked again for so long, every second or more often,
             however many tries that takes, unless `attempts` is 1; never beyond `total_s`.
+        slack_s: a call with a `deadline_ms` of its own ends so much later at most, answered or
+            not: what the network may take beside the server.
         rng: of the waits.
     """
 
@@ -40,12 +42,18 @@ class Retries:
     longest_s: float = 5.0
     total_s: float = 15.0
     down_s: float = 15.0
+    slack_s: float = 0.25
     rng: random.Random = field(default_factory=random.Random, compare=False)
 
     def __post_init__(self) -> None:
-        times = (self.first_s, self.longest_s, self.total_s, self.down_s)
+        times = (self.first_s, self.longest_s, self.total_s, self.down_s, self.slack_s)
         if self.attempts < 1 or min(times) < 0:
             raise ValueError("attempts must be 1 or more, and no time below 0")
+
+    def within(self, deadline_s: float) -> Retries:
+        """The same for a call that is of no use later than `slack_s` after its deadline."""
+        total_s = min(self.total_s, max(0.0, deadline_s) + self.slack_s)
+        return replace(self, total_s=total_s)
 
     def wait_while_down(self, attempt: int, spent_s: float) -> float | None:
         """`wait`, where the server answered before and refuses connections now."""

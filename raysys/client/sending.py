@@ -25,6 +25,8 @@ A = TypeVar("A", bound=BaseModel)
 
 BASE_URL = "http://127.0.0.1:8000"
 
+_LEAST_S = 0.001  # 0 would be no limit to some
+
 
 def settings(
     base_url: str | None, key: str | None, timeout_s: float, verify: bool | ssl.SSLContext
@@ -50,17 +52,27 @@ class Attempts:
     Args:
         call: what is sent.
         retries: how often at most.
+        timeout_s: seconds that one try may take.
         met: what raysys has answered this client before, by the beginning of the path; grows.
     """
 
     call: Call[Any]
     retries: Retries
+    timeout_s: float
     met: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.made = 0
         self.waited = 0.0
         self.began = time.monotonic()
+        if self.call.deadline_s is not None:
+            self.retries = self.retries.within(self.call.deadline_s)
+
+    def left_s(self) -> float:
+        """Seconds that the try that is about to begin may take: for connecting, and for reading."""
+        if self.call.deadline_s is None:
+            return self.timeout_s
+        return max(_LEAST_S, min(self.timeout_s, self.retries.total_s - self._spent()))
 
     def after_response(self, response: httpx.Response) -> float | None:
         """Seconds to wait before another try; None: this is the answer.

@@ -12,9 +12,12 @@ from raysys.serving.keys import Role
 
 Access = Role | Literal["open"]
 
+ASSETS: Final = "/assets/{name}"
+"""Styles and scripts of the pages."""
+
 PAGES: Final = (
     *("GET /", "GET /search", "GET /item/{item_id:path}", "GET /cart", "GET /why/{item_id:path}"),
-    "GET /assets/{name}",
+    f"GET {ASSETS}",
     *("POST /cart", "POST /visitor", "POST /seen"),
     *("GET /console/login", "POST /console/login", "POST /console/leave"),
     *("GET /console", "GET /console/compare", "GET /console/live", "GET /console/query"),

@@ -98,11 +98,18 @@ class PagesArgs(Settings):
         storefront: the shop's pages at /.
         console: the operators' pages at /console, for keys with the role admin.
         name: of the shop, on its pages.
+        shoppers: visitors may shop as users of the log with long histories: for demonstrations, as
+            their profiles and lists are shown to everybody. Null: only where there are no keys.
+        secure_cookies: cookies are marked as for https alone: where TLS ends before the
+            application, which then takes requests for plain HTTP. false: those of answers to
+            requests that came by https, as far as Serve can tell.
     """
 
     storefront: bool = False
     console: bool = False
     name: Annotated[str, Field(min_length=1, max_length=60)] = "raysys shop"
+    shoppers: bool | None = None
+    secure_cookies: bool = False
 
 
 class ServeArgs(Settings):
@@ -138,7 +145,7 @@ class ServeArgs(Settings):
             false: `pinned` stays.
         pages: pages for people.
         auth: who may call.
-        limits: how often one key may call.
+        limits: how often one key, or one address, may call.
         transformer: queries, histories and pairs are read in a deployment of its own,
             `Transformer`, which `deployments` may say more of; null: in each replica itself.
         tracing: where traces of answers go; null: none are made.

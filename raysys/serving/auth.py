@@ -63,6 +63,9 @@ class Auth:
             response = problem.response(scope["path"])
             if problem.status == 401:
                 response.headers.update(_WWW)
+            elif problem.status == 405:  # RFC 9110, 15.5.6: it has to say what is
+                methods = self.table.methods(path_of(scope)).keys() - {"HEAD"}
+                response.headers["Allow"] = ", ".join(sorted(methods))
             await response(scope, receive, send)
             return
         await self.app(scope, receive, send)

@@ -19,6 +19,7 @@ from raysys.serving.arrival import Arrival
 from raysys.serving.auth import Auth
 from raysys.serving.limits import RateLimits
 from raysys.serving.metrics import Metrics
+from raysys.serving.page_errors import PageErrors
 from raysys.serving.problems import FieldError, Problem, fault
 from raysys.serving.traffic import Traffic, Watched
 from raysys.serving.workers import Workers
@@ -71,6 +72,8 @@ def protect(
     app.add_middleware(Admission, workers=workers, metrics=metrics)
     app.add_middleware(Auth, args=args.auth, cors_origins=args.cors_origins)
     app.add_middleware(Faults)
+    if args.pages.storefront and args.bundle is not None:
+        app.add_middleware(PageErrors, name=args.pages.name)
     app.add_middleware(Watched, traffic=traffic, metrics=metrics)
     if args.cors_origins:  # before keys: a browser asks (OPTIONS) without one, and reads a 401
         app.add_middleware(

@@ -49,16 +49,19 @@ class AuthArgs(Settings):
 
 
 class LimitArgs(Settings):
-    """How often one key may call.
+    """How often one key, or one address, may call.
 
     Attributes:
-        per_second: requests over any second, of keys that have no number of their own; null: no
-            limit.
+        per_second: requests over any second, of keys that have no number of their own; where there
+            are no keys, of each address. null: no limit.
+        pages_per_second: with keys, requests over any second for pages, from one address (of
+            IPv6: one /64); who sends a key is counted by that. null: no limit.
         redis: `redis://host:6379/0`, where all replicas count together (extra `redis`). Null:
             each replica counts alone, so that N replicas let N times as many through.
     """
 
     per_second: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    pages_per_second: Annotated[int, Field(ge=1, le=1_000_000)] | None = 50
     redis: Annotated[str, Field(pattern=r"^(redis|rediss|unix)://.+$")] | None = None
 
 

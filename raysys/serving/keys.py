@@ -228,6 +228,7 @@ class KeyRing:
         self._keys = {key.id: key for key in self._file.read()}
         self._stamp = self._stat()
         self._looked = time.monotonic()
+        self._alone = secrets.token_bytes(32)
 
     def find(self, secret: str) -> Key | None:
         """The key that this secret is, expired and revoked ones too; None: there is none."""
@@ -244,6 +245,18 @@ class KeyRing:
         if time.monotonic() - self._looked > LOOK_S:
             self.look()
         return self._keys.get(key_id)
+
+    def signing(self) -> bytes:
+        """A secret that all replicas share and no holder of some of the keys knows: 32 bytes.
+
+        It is another one after a key was made.
+        """
+        if time.monotonic() - self._looked > LOOK_S:
+            self.look()
+        if not self._keys:  # the file is gone: a hash of nothing would be no secret
+            return self._alone
+        told = sorted(f"{k.id} {k.sha256}" for k in self._keys.values())
+        return hashlib.sha256("\n".join(told).encode()).digest()
 
     def look(self) -> None:
         """Read the file again if it changed."""

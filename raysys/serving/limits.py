@@ -1,6 +1,6 @@
-"""How often a key may call: 429 beyond its requests a second, as ASGI middleware.
+"""How often a key or an address may call: 429 beyond its requests a second, as ASGI middleware.
 
-A sliding window counter (two counters a key, whatever the rate) by the package `limits`; in memory,
+A sliding window counter (two counters each, whatever the rate) by the package `limits`; in memory,
 or in Redis for all replicas together. A Redis that does not answer never costs an answer, nor its
 deadline: each replica counts alone until it is back.
 """
@@ -8,6 +8,9 @@ deadline: each replica counts alone until it is back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import ipaddress
 import logging
 import math
 import time
@@ -22,6 +25,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raysys.errors import UserError, missing_extra
+from raysys.serving.access import ASSETS, PAGES, AccessTable, path_of
 from raysys.serving.arrival import left_s
 from raysys.serving.edge_args import LimitArgs
 from raysys.serving.keys import Key
@@ -37,7 +41,10 @@ _WINDOW_S = 1.0  # of the rates
 
 
 class RateLimits:
-    """Answers 429 with Retry-After to a key beyond its rate; comes after `Admission`.
+    """Answers 429 with Retry-After to who is beyond their rate; comes after `Admission`.
+
+    Who has a key is counted by it. Who has none is counted by address: for pages where there are
+    keys, for all but health and the API page where there are none.
 
     Args:
         app: what answers.
@@ -51,6 +58,7 @@ class RateLimits:
     def __init__(self, app: ASGIApp, args: LimitArgs, deadline_ms: float | None = None) -> None:
         self.app, self.args, self.deadline_ms = app, args, deadline_ms
         self._alone = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._table = AccessTable()
         self._together = None if args.redis is None else _in_redis(args.redis)
         self._pause_until = 0.0
         self._refused: dict[str, float] = {}  # key → until when, by what came too late
@@ -58,20 +66,37 @@ class RateLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        key: Key | None = scope.get("state", {}).get("key") if scope["type"] == "http" else None
-        rate = key and (key.per_second or self.args.per_second)
-        if key is None or not rate:
+        counted = self._counted(scope) if scope["type"] == "http" else None
+        if counted is None:
             await self.app(scope, receive, send)
             return
+        who, name, rate = counted
         item = RateLimitItemPerSecond(rate)
-        if await self._hit(item, key.id, self.patience_s(scope)):
+        if await self._hit(item, who, self.patience_s(scope)):
             await self.app(scope, receive, send)
             return
-        reset, _ = self._alone.get_window_stats(item, key.id)
+        reset, _ = self._alone.get_window_stats(item, who)
         wait = max(1, math.ceil(reset - time.time()))
-        detail = f"the key {key.id} may ask {rate} times a second; come back later"
+        detail = f"{name} may ask {rate} times a second; come back later"
         problem = Problem(429, "too-many-requests", detail, retry_after_s=wait)
         await problem.response(scope["path"])(scope, receive, send)
+
+    def _counted(self, scope: Scope) -> tuple[str, str, int] | None:
+        """By what a request is counted, how to call that, and its rate; None: it is not."""
+        state = scope.get("state", {})
+        key: Key | None = state.get("key")
+        if key is not None:
+            rate = key.per_second or self.args.per_second
+            return (key.id, f"the key {key.id}", rate) if rate else None
+        keyed = state.get("keyed", False)
+        rate = self.args.pages_per_second if keyed else self.args.per_second
+        if not rate:
+            return None
+        methods, path = self._table.methods(path_of(scope)), self._table.route(path_of(scope))
+        is_page = f"{scope['method']} {path}" in PAGES and path != ASSETS
+        if is_page or (not keyed and methods.get(scope["method"], "open") != "open"):
+            return address_of(scope), "one address", rate
+        return None
 
     def patience_s(self, scope: Scope) -> float:
         """Seconds that a request waits for Redis: half of what its deadline leaves, at most.
@@ -113,6 +138,21 @@ class RateLimits:
                 log.warning("no Redis for rate limits (%r): this replica counts alone", error)
             self._pause_until = time.monotonic() + REDIS_PAUSE_S
             return None
+
+
+def address_of(scope: Scope) -> str:
+    """What one address is counted by, which does not tell it.
+
+    The server in front of the application says who called: uvicorn, which Serve runs, believes
+    X-Forwarded-For of this machine, or of the proxies that FORWARDED_ALLOW_IPS names.
+    """
+    host = (scope.get("client") or ("",))[0]
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        mapped = getattr(address, "ipv4_mapped", None) or address
+        # whoever has one address of IPv6 has the others of its network as well
+        host = str(mapped if mapped.version == 4 else ipaddress.ip_network((mapped, 64), False))
+    return "address-" + hashlib.blake2b(host.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 def _in_redis(url: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,16 +15,18 @@ from pydantic import ValidationError
 
 from raysys.catalogue import Catalogue
 from raysys.serving.api import RankRequest, RecommendRequest, SearchRequest, SimilarRequest
+from raysys.serving.args import ServeArgs
 from raysys.serving.arms import Arms
 from raysys.serving.asking import Context
 from raysys.serving.events_routes import keep_events
 from raysys.serving.intake import ListRequest
+from raysys.serving.keys import KeyRing
 from raysys.serving.operator import Operator
-from raysys.serving.problems import Problem
+from raysys.serving.problems import Problem, field_errors
 from raysys.serving.service import Service
 from raysys.serving.traffic_board import TrafficBoard
 from raysys.serving.workers import NORMAL, URGENT
-from raysys.web import Refused, assets, console, storefront
+from raysys.web import Cookies, Refused, assets, console, storefront
 
 log = logging.getLogger("raysys")
 
@@ -49,15 +53,35 @@ def add_pages(
         board: knows the traffic of all replicas; without both there is no console.
     """
     wanted = service.args.pages
-    if service.args.bundle is None:
+    if service.args.bundle is None or not (wanted.storefront or wanted.console):
         return
     shop = ServiceAnswers(service, Recorder(service, arms))
-    if wanted.storefront or wanted.console:
-        app.include_router(assets())
+    cookies = cookies_of(service.args)
+    app.include_router(assets())
     if wanted.storefront:
-        app.include_router(storefront(shop, wanted.name))
+        app.include_router(storefront(shop, wanted.name, cookies))
     if wanted.console and arms is not None and board is not None:
-        app.include_router(console(shop, Operator(arms, board), f"{wanted.name}: console"))
+        name = f"{wanted.name}: console"
+        app.include_router(console(shop, Operator(arms, board), name, cookies))
+
+
+def cookies_of(args: ServeArgs) -> Cookies:
+    """How a deployment's pages write cookies, and whom they believe: with keys no visitor can be
+    somebody whom the pages did not make them.
+
+    Raises:
+        UserError: the file of keys is missing or damaged.
+    """
+    path, pages = args.auth.keys_path, args.pages
+    if path is None:
+        shoppers = pages.shoppers is not False
+        return Cookies(secure=pages.secure_cookies, shoppers=shoppers)
+    ring = KeyRing(path)
+
+    def sign(value: str) -> str:
+        return hmac.new(ring.signing(), f"visit {value}".encode(), hashlib.sha256).hexdigest()
+
+    return Cookies(sign, pages.secure_cookies, shoppers=pages.shoppers is True)
 
 
 class Recorder:
@@ -113,15 +137,18 @@ class ServiceAnswers:
         Raises:
             Refused: the call is answered with a problem.
         """
-        priority = URGENT if call == "search" else NORMAL
+        # who asks for reasons has the list already: those who wait for one come first
+        priority = URGENT if call == "search" and not body.get("explain") else NORMAL
         context = Context(time.perf_counter(), None, priority, shown=shown)
         try:
             asked = _MODELS[call].model_validate(body)
             given = await self._service.run(lambda: self._service.answer(asked, context), context)
         except ValidationError as error:
-            raise Refused(422, str(error)) from None
+            found = field_errors(error, "body")
+            told = "; ".join(f"{each.path}: {each.message}" for each in found)
+            raise Refused(422, told) from None
         except Problem as problem:
-            raise Refused(problem.status, problem.detail) from None
+            raise Refused(problem.status, problem.detail, problem.retry_after_s) from None
         return given.model_dump(mode="json")
 
     async def profile(self, user_id: str) -> dict[str, Any] | None:

@@ -126,6 +126,13 @@ class Pools:
             near = goes_with(pool)
             order = np.concatenate([order[near], order[~near]])
         pool = _take(pool, order[: max(self._args.recommend.candidates, ask.k)])
+        found.pool = self._filled(pool, ask)
+        return found
+
+    def _filled(self, pool: Candidates, ask: Ask) -> Candidates:
+        """The pool; where it is too short, behind it what those alike buy, and whatever sells."""
+        if len(pool.items) >= ask.k:
+            return pool
         alike = self._segments.top(ask.user, ask.allowed) if self._segments else self._nothing
         for source, best in (("segment", alike), ("fill", self._by_popularity)):
             missing = ask.k - len(pool.items)
@@ -133,8 +140,7 @@ class Pools:
                 taken = np.concatenate([pool.items, ask.seeds])
                 more = first_of(best, missing, ask.allowed, taken)
                 pool = _add(pool, more, source) if len(more) else pool
-        found.pool = pool
-        return found
+        return pool
 
     def _histories(self, ask: Ask) -> list[Int32]:
         """What the moment continues, newest first: for candidates, and as the learner reads it."""
@@ -323,14 +329,18 @@ class Pools:
         return self._histories(ask)[-1:] if self._encoding.remote else []
 
     def _similar(self, ask: Ask) -> Ranking:
-        item = int(ask.seeds[0])
-        args, features = self._args.similar, self._features
-        near = features.covisitation.near(ask.seeds, args.candidates)[0]
-        limit = max(args.candidates, ask.k)
+        item, features = int(ask.seeds[0]), self._features
+        limit = max(self._args.similar.candidates, ask.k)
+        near = features.covisitation.near(ask.seeds, limit, ask.allowed)[0]
         text = features.catalogue.text(item)
         told = Ranking(_NONE, ask.now)
         self._encode(ask, [], self._elsewhere(ask), limit, told)
-        return self._found(self._search.similar(item, text, near, limit, ask.allowed), told)
+        found = self._search.similar(item, text, near, limit, ask.allowed)
+        told = self._found(found, told)
+        told.pool = self._filled(told.pool, ask)
+        like_none = np.zeros(len(told.pool.items) - len(found), np.float32)
+        told.relevance = np.concatenate([found.relevance, like_none])
+        return told
 
     def _rank(self, ask: Ask) -> Ranking:
         pool = Candidates(ask.seeds, np.ones(len(ask.seeds), np.uint8), ("caller",))

@@ -144,7 +144,10 @@ class Ranker:
         """float32[n]: relevance and taste, as the surface weighs them."""
         if ask.surface == "similar":
             weights = self.args.similar
-            return _mixed(ranking, weights.similarity_weight, weights.personal_weight)
+            scores = _mixed(ranking, weights.similarity_weight, weights.personal_weight)
+            if ranking.relevance is not None:  # what only fills the list comes after what is alike
+                scores[ranking.relevance == 0] -= weights.personal_weight
+            return scores
         if ranking.relevance is not None:
             search = self.args.search
             return _mixed(ranking, search.relevance_weight, search.personal_weight)

@@ -14,19 +14,22 @@ from raysys.web.operations import (
     TrafficFacts,
     WatchFacts,
 )
-from raysys.web.pages import assets
+from raysys.web.pages import Pages, assets
 from raysys.web.storefront import storefront
+from raysys.web.visit import Cookies
 
 __all__ = [
     "Answers",
     "ArmFacts",
     "BundleFacts",
     "CallFacts",
+    "Cookies",
     "DeploymentFacts",
     "ExperimentFacts",
     "LiftFacts",
     "NameFacts",
     "Operations",
+    "Pages",
     "Refused",
     "TrafficFacts",
     "WatchFacts",

@@ -14,11 +14,22 @@ class Refused(Exception):  # noqa: N818  it is an answer, though not the one hop
     Args:
         status: of HTTP.
         detail: what is wrong and how to mend it.
+        retry_after_s: when to try again; None: it does not say.
     """
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, retry_after_s: int | None = None) -> None:
         super().__init__(detail)
-        self.status, self.detail = status, detail
+        self.status, self.detail, self.retry_after_s = status, detail, retry_after_s
+
+    @property
+    def busy(self) -> bool:
+        """Whether the same may succeed in a moment."""
+        return self.status in (429, 503)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a page that says so tells browsers."""
+        return {"Retry-After": str(self.retry_after_s or 1)} if self.busy else {}
 
 
 class Answers(Protocol):

@@ -15,7 +15,7 @@ from raysys.web.experiments import add_experiments
 from raysys.web.operations import BundleFacts, Operations
 from raysys.web.pages import Pages
 from raysys.web.shelf import card_of
-from raysys.web.visit import form_of, whole_number
+from raysys.web.visit import BELIEVED, Cookies, form_of, whole_number
 from raysys.web.watching import add_watching
 
 _COOKIE = "console"
@@ -25,13 +25,19 @@ _SHOWN_FEATURES, _MOVED = 60, 3
 _TEXT_NAME = re.compile(r"text-\w{1,40}")  # a link may say anything
 
 
-def console(shop: Answers, system: Operations, name: str = "raysys console") -> APIRouter:
+def console(
+    shop: Answers,
+    system: Operations,
+    name: str = "raysys console",
+    cookies: Cookies = BELIEVED,
+) -> APIRouter:
     """Routes below /console, for holders of a key with the role admin.
 
     Args:
         shop: answers the queries that are taken apart.
         system: the registry, traffic and keys.
         name: on every page.
+        cookies: how the login's is written; it has a signature of its own.
     """
     router = APIRouter(prefix="/console", include_in_schema=False)
     pages = Pages(name)
@@ -65,10 +71,8 @@ def console(shop: Answers, system: Operations, name: str = "raysys console") -> 
             note = "That is no valid key with the role admin."
             return page("login.html", 403, note=note)
         response = RedirectResponse("/console", 303)
-        response.set_cookie(
-            _COOKIE, token, max_age=_HOURS * 3600, path="/console", httponly=True,
-            samesite="strict", secure=request.url.scheme == "https",
-        )  # fmt: skip
+        kept: dict[str, Any] = {"max_age": _HOURS * 3600, "path": "/console", "samesite": "strict"}
+        cookies.put(response, request, _COOKIE, token, **kept)
         return response
 
     @router.post("/leave")

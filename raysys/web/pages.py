@@ -9,14 +9,16 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from raysys.web.answers import Refused
+
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'self'; "
+        "default-src 'none'; style-src 'self'; script-src 'self'; "
         "connect-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
         "frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",  # or a browser would not say of a form which site it is of
     "Cache-Control": "no-store",
 }
 
@@ -90,3 +92,10 @@ class Pages:
         """A page."""
         html = self._environment.get_template(template).render(**values)
         return HTMLResponse(html, status, HEADERS)
+
+    def refusal(self, refused: Refused, *, fragment: bool = False, **values: Any) -> HTMLResponse:
+        """A page, or a part of one, that says why there is no other."""
+        template = "refused.html" if fragment else "cannot.html"
+        page = self.render(template, refused.status, refused=refused, **values)
+        page.headers.update(refused.headers)
+        return page

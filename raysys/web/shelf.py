@@ -26,7 +26,7 @@ class Card:
         detail: category, brand and size, as far as they are known.
         price: with its currency; empty if unknown.
         initials: of the title, for the tile.
-        hue: degrees, the same for a department on every page.
+        hue: a step of 15 degrees, the same for a department on every page; `shop.css` has them.
         position: in its list, from 1; 0: in none.
     """
 
@@ -104,7 +104,7 @@ def card_of(catalogue: Catalogue, item_id: str, position: int = 0) -> Card | Non
         detail=" · ".join(told),
         price=price_of(row),
         initials="".join(word[0] for word in title.split() if word[0].isalpha())[:2].upper(),
-        hue=zlib.crc32(str(row["department"] or "").encode()) % 360,
+        hue=zlib.crc32(str(row["department"] or "").encode()) % 24 * 15,
         position=position,
     )
 

@@ -3,9 +3,10 @@
 # No `from __future__ import annotations` here: FastAPI reads the annotations of the routes.
 import asyncio
 import base64
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -15,7 +16,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from raysys.web.answers import Answers, Refused
 from raysys.web.pages import Pages
 from raysys.web.shelf import FACETS, Shelf, card_of, facets_of, price_of, reasons_of, shelf_of
-from raysys.web.visit import Visit, form_of, new_order, parsed, whole_number
+from raysys.web.visit import BELIEVED, Cookies, Visit, form_of, new_order, parsed, whole_number
 
 HOME_K, BESIDE_K, SEARCH_K = 12, 6, 24
 SHOPPERS = 12
@@ -23,7 +24,7 @@ _CALLS = ("recommend", "search", "similar")
 _ORDER = re.compile(r"[0-9a-f]{24}")
 
 
-def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
+def storefront(shop: Answers, name: str = "Shop", cookies: Cookies = BELIEVED) -> APIRouter:
     """Routes of the shop's pages: /, /search, /item/ID, /cart and the forms between them.
 
     Every list is an answer of the calls that HTTP offers, with its reasons; visitors without
@@ -32,6 +33,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
     Args:
         shop: the system behind the pages.
         name: of the shop, on every page.
+        cookies: how visits are kept, and whether they may be those of users that the log knows.
     """
     router = APIRouter(include_in_schema=False)
     pages = Pages(name)
@@ -39,27 +41,48 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
     async def listed(
         heading: str, call: str, body: dict[str, Any], *, shown: bool = True
     ) -> Shelf | None:
-        """The shelf of a call; None where there is nothing to show."""
-        try:
-            answer = await shop.ask(call, body, shown=shown)
-        except Refused:
-            return None
+        """The shelf of a call; None where there is nothing to show.
+
+        Raises:
+            Refused: the call is answered with a problem.
+        """
+        answer = await shop.ask(call, body, shown=shown)
         shelf = shelf_of(shop.catalogue, heading, answer, _packed(call, body))
         return shelf if shelf.cards else None
 
     def page(
-        request: Request, visit: Visit, template: str, status: int = 200, **values: Any
+        request: Request,
+        visit: Visit,
+        template: str,
+        status: int = 200,
+        *,
+        refused: Refused | None = None,
+        **values: Any,
     ) -> HTMLResponse:
-        shoppers = shop.users(SHOPPERS)
+        """A page for a visitor; with `refused` it says so, and is one of that status if it failed.
+
+        Args:
+            request, visit: who asks.
+            template, status, values: see `Pages.render`.
+            refused: why a list of it, or all of it, is not there.
+        """
+        shoppers = shop.users(SHOPPERS) if cookies.shoppers else []
         if not visit.is_new and visit.user not in shoppers:
             shoppers = [visit.user, *shoppers]
-        response = pages.render(template, status, visit=visit, shoppers=shoppers, **values)
-        visit.keep(response, Visit.kept(request))
+        told = {"visit": visit, "shoppers": shoppers, "refused": refused, **values}
+        response = pages.render(template, status, **told)
+        if refused is not None and refused.status == status:
+            response.headers.update(refused.headers)
+        visit.keep(response, request, cookies, Visit.kept(request, cookies))
         return response
+
+    def may_be(user: str) -> bool:
+        """Whether a visitor may shop as this user; where cookies are not signed anybody can."""
+        return cookies.shoppers and (cookies.sign is None or user in shop.users(SHOPPERS))
 
     @router.get("/")
     async def home(request: Request) -> HTMLResponse:
-        visit = Visit.of(request)
+        visit = Visit.of(request, cookies)
         who = {"user_id": visit.user, "session_id": visit.session}
         heading = "Liked by everybody" if visit.is_new else "For you"
         asked = [listed(heading, "recommend", {**who, "place": "home", "k": HOME_K})]
@@ -67,9 +90,11 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
         if known:
             body = {**who, "place": "item", "item_ids": known, "k": BESIDE_K}
             asked.append(listed("Goes with what you looked at", "recommend", body))
-        shelves = [shelf for shelf in await asyncio.gather(*asked) if shelf]
+        shelves, refused = await _made(asked)
+        status = 200 if shelves or refused is None else refused.status
         profile = None if visit.is_new else await shop.profile(visit.user)
-        return page(request, visit, "home.html", shelves=shelves, profile=profile)
+        told: dict[str, Any] = {"refused": refused, "shelves": shelves, "profile": profile}
+        return page(request, visit, "home.html", status, **told)
 
     @router.get("/search")
     async def search(
@@ -77,34 +102,39 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
         q: Annotated[str, Query(max_length=1000)] = "",
         fragment: bool = False,
     ) -> HTMLResponse:
-        visit = Visit.of(request)
+        visit = Visit.of(request, cookies)
         wanted = {name: request.query_params.getlist(name)[:20] for name in FACETS}
         wanted = {name: values for name, values in wanted.items() if any(values)}
         prices = _prices(request.query_params)
         values: dict[str, Any] = {"q": q, "facets": [], "shelf": None, "prices": prices}
+        template = "results.html" if fragment else "search.html"
         if q.strip():
             body = {
                 "query": q.strip(), "k": SEARCH_K,
                 "user_id": visit.user, "session_id": visit.session,
             }  # fmt: skip
             filters = {**wanted, **prices}
-            shelf = await listed(f"“{q.strip()}”", "search", body | _filtered(filters))
-            values["shelf"] = shelf
-            whole = shelf
+            heading = f"“{q.strip()}”"
+            try:
+                shelf = await listed(heading, "search", body | _filtered(filters))
+            except Refused as refused:
+                return page(request, visit, template, refused.status, refused=refused, **values)
+            values["shelf"] = whole = shelf
             if filters:  # only to count what there is to choose from
-                whole = await listed("", "search", body, shown=False)
+                with contextlib.suppress(Refused):
+                    whole = await listed("", "search", body, shown=False)
             ids = [card.item_id for card in whole.cards] if whole else []
             values["facets"] = facets_of(shop.catalogue, ids, wanted)
             if not fragment:
                 await shop.record([visit.event("search", query=q.strip())])
-        return page(request, visit, "results.html" if fragment else "search.html", **values)
+        return page(request, visit, template, **values)
 
     @router.get("/item/{item_id:path}")
     async def item(request: Request, item_id: str) -> HTMLResponse:
-        visit = Visit.of(request)
+        visit = Visit.of(request, cookies)
         number = shop.catalogue.number(item_id)
         if number is None:
-            return page(request, visit, "missing.html", 404, item_id=item_id)
+            return page(request, visit, "missing.html", 404, **_no_item(item_id))
         row = shop.catalogue.row(number)
         visit = visit.looked_at(item_id)
         who = {"user_id": visit.user, "session_id": visit.session}
@@ -114,7 +144,7 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
             listed("Goes well with it", "recommend", body),
             listed("Similar items", "similar", similar),
         ]
-        shelves = [shelf for shelf in await asyncio.gather(*asked) if shelf]
+        shelves, refused = await _made(asked)
         came = _joined(request.query_params)
         events = [visit.event("view", item_id=item_id, **came)]
         if came:  # a link in a list; its own id, so that a page loaded again is not a second click
@@ -128,49 +158,56 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
         return page(
             request, visit, "item.html", card=card_of(shop.catalogue, item_id), facts=facts,
             description=row["description"], shelves=shelves, came=came,
-            kept="kept" in request.query_params,
+            kept="kept" in request.query_params, refused=refused,
         )  # fmt: skip
 
     @router.get("/why/{item_id:path}")
     async def why(
         request: Request, item_id: str, asked: str = "", fragment: bool = False
     ) -> HTMLResponse:
-        visit = Visit.of(request)
+        visit = Visit.of(request, cookies)
         card = card_of(shop.catalogue, item_id)
+        if card is None:
+            return page(request, visit, "missing.html", 404, **_no_item(item_id))
         try:
             call, body = _unpacked(asked)
             # of the visitor's own lists only, whoever else the link names
             body |= {"user_id": visit.user, "session_id": visit.session, "explain": True}
-            listed = (await shop.ask(call, body))["items"] if card else []
-        except (Refused, ValueError):
+            listed = (await shop.ask(call, body))["items"]
+        except ValueError:
             listed = []
+        except Refused as refused:
+            template = "refused.html" if fragment else "cannot.html"
+            return page(request, visit, template, refused.status, refused=refused)
         told = next((each["why"] for each in listed if each["item_id"] == item_id), None)
-        if card is None or told is None:
-            return page(request, visit, "missing.html", 404, item_id=item_id)
+        if told is None:
+            said = f"The list that this link is of does not show {card.title} any more."
+            missing: dict[str, Any] = {"heading": "No reasons to tell", "said": said}
+            return page(request, visit, "missing.html", 404, **missing)
         template = "reasons.html" if fragment else "why.html"
         return page(request, visit, template, card=card, why=reasons_of(told))
 
     @router.get("/cart")
     async def cart(request: Request, bought: int = 0) -> HTMLResponse:
-        visit = Visit.of(request)
+        visit = Visit.of(request, cookies)
         cards = [card for held in visit.cart if (card := card_of(shop.catalogue, held))]
-        shelves = []
+        asked = []
         if cards:
             body = {
                 "user_id": visit.user, "session_id": visit.session, "place": "cart",
                 "item_ids": [card.item_id for card in cards], "k": BESIDE_K,
             }  # fmt: skip
-            shelf = await listed("Goes with your cart", "recommend", body)
-            shelves = [shelf] if shelf else []
+            asked = [listed("Goes with your cart", "recommend", body)]
+        shelves, refused = await _made(asked)
         total = _total(shop, [card.item_id for card in cards])
         return page(
             request, visit, "cart.html", cards=cards, total=total, shelves=shelves, bought=bought,
-            order=new_order(),
+            order=new_order(), refused=refused,
         )  # fmt: skip
 
     @router.post("/cart")
     async def change(request: Request) -> Response:
-        visit, form = Visit.of(request), await form_of(request)
+        visit, form = Visit.of(request, cookies), await form_of(request)
         item_id, action = form.get("item_id", ""), form.get("action", "add")
         events, place = [], "/cart"
         if action == "remove":
@@ -191,20 +228,24 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
                 place = f"/item/{quote(item_id, safe='')}?kept=1"
         await shop.record(events)
         response = RedirectResponse(place, 303)
-        visit.keep(response, Visit.kept(request))
+        visit.keep(response, request, cookies, Visit.kept(request, cookies))
         return response
 
     @router.post("/visitor")
     async def switch(request: Request) -> Response:
         user = (await form_of(request)).get("user", "")[:200]
+        if user and not may_be(user):
+            refused = Refused(403, "Nobody may shop here as somebody else.")
+            visit = Visit.of(request, cookies)
+            return page(request, visit, "cannot.html", refused.status, refused=refused)
         response = RedirectResponse("/", 303)
-        Visit.begin(user or None).keep(response)
+        Visit.begin(user or None).keep(response, request, cookies)
         return response
 
     @router.post("/seen")
     async def seen(request: Request) -> Response:
         """Impressions: what of a list came into view, as the page's script reports."""
-        visit, raw = Visit.of(request), await request.body()
+        visit, raw = Visit.of(request, cookies), await request.body()
         try:
             events = [_impression(visit, each) for each in parsed(raw)[:100]]
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -213,6 +254,24 @@ def storefront(shop: Answers, name: str = "Shop") -> APIRouter:
         return Response(status_code=204 if taken else 202)
 
     return router
+
+
+async def _made(
+    asked: Sequence[Awaitable[Shelf | None]],
+) -> tuple[list[Shelf], Refused | None]:
+    """The shelves that have something on them, and why one of the others could not be made."""
+    made = await asyncio.gather(*asked, return_exceptions=True)
+    refused = None
+    for each in made:
+        if isinstance(each, Refused):
+            refused = each if refused is None or each.busy else refused
+        elif isinstance(each, BaseException):
+            raise each
+    return [shelf for shelf in made if isinstance(shelf, Shelf)], refused
+
+
+def _no_item(item_id: str) -> dict[str, Any]:
+    return {"heading": "No such item", "said": f"The catalogue has no item {item_id}."}
 
 
 def _filtered(filters: Mapping[str, Any]) -> dict[str, Any]:

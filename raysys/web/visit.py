@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs
@@ -22,8 +24,50 @@ _SEEN = 8
 _CART = 50
 _ROOM = 3800
 _FIELDS = 100
-_KEPT_S = 30 * 24 * 3600
+_KEPT: dict[str, Any] = {"max_age": 30 * 24 * 3600, "samesite": "lax"}
 _STRANGER = "visitor-"
+
+
+@dataclass(frozen=True)
+class Cookies:
+    """How a deployment writes its cookies, and which it believes.
+
+    Attributes:
+        sign: the signature of a text, which no visitor can make; None: every cookie is believed.
+        secure: browsers send them back over https alone.
+        shoppers: a visitor may shop as one of the users that the pages name.
+    """
+
+    sign: Callable[[str], str] | None = None
+    secure: bool = False
+    shoppers: bool = True
+
+    def seal(self, value: str) -> str:
+        """A value as the cookie holds it."""
+        return value if self.sign is None else f"{value}.{self.sign(value)}"
+
+    def open(self, cookie: str) -> str:
+        """The value that a cookie holds.
+
+        Raises:
+            ValueError: no page of this deployment gave it.
+        """
+        if self.sign is None:
+            return cookie
+        value, _, signature = cookie.rpartition(".")
+        told = signature.encode("utf-8", "surrogateescape")  # whatever the cookie holds
+        if not hmac.compare_digest(self.sign(value).encode(), told):
+            raise ValueError("not signed by this deployment")
+        return value
+
+    def put(self, response: Response, request: Request, name: str, value: str, **how: Any) -> None:
+        """Set one, out of reach of scripts; see Starlette's `set_cookie` for `how`."""
+        secure = self.secure or request.url.scheme == "https"
+        response.set_cookie(name, value, httponly=True, secure=secure, **how)
+
+
+BELIEVED = Cookies()
+"""Those of a deployment without keys: every one is."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +97,17 @@ class Visit:
         return cls(user or _STRANGER + secrets.token_hex(6), secrets.token_hex(8))
 
     @classmethod
-    def kept(cls, request: Request) -> Visit | None:
+    def kept(cls, request: Request, cookies: Cookies) -> Visit | None:
         """What the cookies say; None where they are missing or were tampered with."""
         try:
-            content = _unpacked(request.cookies[_VISIT])
+            content = _unpacked(cookies.open(request.cookies[_VISIT]))
             user, session = _text(content["user"]), _text(content["session"])
             cart = _ids(content["cart"], _CART)
         except (KeyError, ValueError, TypeError):
             return None
         if not user or not session:
+            return None
+        if not cookies.shoppers and not user.startswith(_STRANGER):  # it was allowed before
             return None
         try:
             looks = _unpacked(request.cookies[_LOOKS])
@@ -71,9 +117,9 @@ class Visit:
         return cls(user, session, cart, seen)
 
     @classmethod
-    def of(cls, request: Request) -> Visit:
+    def of(cls, request: Request, cookies: Cookies) -> Visit:
         """What the cookies say; a new visit where they say nothing."""
-        return cls.kept(request) or cls.begin()
+        return cls.kept(request, cookies) or cls.begin()
 
     def looked_at(self, item_id: str) -> Visit:
         """With an item as the newest seen."""
@@ -90,11 +136,19 @@ class Visit:
         """With an item taken out of the cart."""
         return replace(self, cart=tuple(held for held in self.cart if held != item_id))
 
-    def keep(self, response: Response, before: Visit | None = None) -> None:
+    def keep(
+        self,
+        response: Response,
+        request: Request,
+        cookies: Cookies,
+        before: Visit | None = None,
+    ) -> None:
         """Write the cookies that have changed.
 
         Args:
             response: gets them.
+            request: that it answers.
+            cookies: how they are written.
             before: see `kept`: what the visitor's browser has.
         """
         if before is None or before != replace(self, seen=before.seen):
@@ -104,13 +158,13 @@ class Visit:
                 cart = cart[1:]
             if len(value) > _ROOM:  # no user or session of ours is as long
                 value = Visit.begin()._packed(cart=())
-            _set(response, _VISIT, value)
+            cookies.put(response, request, _VISIT, cookies.seal(value), **_KEPT)
         if before is None or (before.session, before.seen) != (self.session, self.seen):
             seen = self.seen
             while len(value := _packed({"session": self.session, "seen": seen})) > _ROOM and seen:
                 seen = seen[:-1]
             if len(value) <= _ROOM:
-                _set(response, _LOOKS, value)
+                cookies.put(response, request, _LOOKS, value, **_KEPT)
 
     def _packed(self, cart: tuple[str, ...]) -> str:
         return _packed({"user": self.user, "session": self.session, "cart": cart})
@@ -194,10 +248,6 @@ def _unpacked(cookie: str) -> Any:
         ValueError: it is something else.
     """
     return parsed(base64.urlsafe_b64decode(cookie))
-
-
-def _set(response: Response, name: str, value: str) -> None:
-    response.set_cookie(name, value, max_age=_KEPT_S, httponly=True, samesite="lax")
 
 
 def _ids(found: Any, most: int) -> tuple[str, ...]:

@@ -7,8 +7,10 @@ import inspect
 import json
 import pickle
 import random
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 
 import raysys
 from raysys.client import ApiError, AsyncClient, Client, Retries, Unreachable
+from raysys.client.answers import ListAnswer
 from raysys.client.batches import MAX_BYTES, MAX_EVENTS
 
 PROBLEM = {"type": "urn:raysys:problem:overloaded", "detail": "too many", "errors": []}
@@ -121,6 +124,54 @@ def test_who_asks_for_too_long_is_not_waited_for() -> None:
     with pytest.raises(ApiError) as caught:
         server.ask("recommend", "u1")
     assert caught.value.retry_after_s == 60 and caught.value.attempts == 1 and not server.waits
+
+
+def test_nobody_waits_longer_than_the_deadline_that_a_call_names() -> None:
+    for call in ("recommend", "search", "similar"):
+        server = Server(problem(503, **{"retry-after": "1"}), OK)
+        with pytest.raises(ApiError) as caught:
+            server.ask(call, "u1", deadline_ms=80)
+        assert caught.value.attempts == 1 and not server.waits
+        assert caught.value.retry_after_s == 1
+    server = Server(problem(503, **{"retry-after": "1"}), OK)
+    server.ask("recommend", "u1", deadline_ms=2000)  # there is time to try again
+    assert server.waits[0] >= 1
+    server = Server(problem(503))
+    with pytest.raises(ApiError):
+        server.ask("rank", ["i1"], deadline_ms=80, retries=Retries(attempts=100, slack_s=0.1))
+    assert sum(server.waits) <= 0.18
+    # the server refuses such a deadline itself
+    assert isinstance(Server(OK).ask("recommend", "u1", deadline_ms=-1e9), ListAnswer)
+
+
+def test_no_try_outlasts_the_deadline_that_a_call_names() -> None:
+    given: list[float] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        given.append(request.extensions["timeout"]["read"])
+        raise httpx.ReadTimeout("hung")
+
+    retries = Retries(first_s=0.01, slack_s=0.2)
+    with Client(transport=httpx.MockTransport(note), retries=retries) as client:
+        with pytest.raises(Unreachable):
+            client.recommend("u1", deadline_ms=300)
+        assert len(given) > 1 and given == sorted(given, reverse=True)
+        assert 0.3 < given[0] <= 0.5
+        given.clear()
+        with pytest.raises(Unreachable):
+            client.recommend("u1")
+        assert set(given) == {5.0}
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_a_hung_server_costs_the_deadline_and_no_more(client: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hung:  # takes connections, answers none
+        shop = client(f"http://127.0.0.1:{hung.getsockname()[1]}", retries=Retries(slack_s=0.05))
+        began = time.monotonic()
+        with pytest.raises(Unreachable):
+            asked = shop.recommend("u1", deadline_ms=50)
+            asyncio.run(asked) if client is AsyncClient else None
+        assert time.monotonic() - began < 2, "a try may take five seconds otherwise"
 
 
 def test_it_gives_up_at_last() -> None:

@@ -160,7 +160,10 @@ def test_what_is_not_declared_is_not_there(keyed: Keyed) -> None:
     for secret in keyed.secrets.values():
         headers = {"X-API-Key": secret}
         assert client.get("/v1/secret", headers=headers).status_code == 404
-        assert client.delete("/v1/search", headers=headers).status_code == 405
+        wrong = client.delete("/v1/search", headers=headers)
+        assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"
+        wrong = client.put("/v1/admin/canary", headers=headers)
+        assert wrong.headers["allow"] == "DELETE, GET, POST"
     for path in ("/v1/secret", "/v1/nothing", "/nothing", "/V1/search", "/v1/search/"):
         assert client.get(path).status_code == 401
     with pytest.raises(WebSocketDisconnect) as caught, client.websocket_connect("/v1/secret"):

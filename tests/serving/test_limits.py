@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 from limits import RateLimitItemPerHour
 from pydantic import ValidationError
 
@@ -47,6 +48,34 @@ def test_a_key_beyond_its_rate_waits(service: Service, tmp_path: Path, long_seco
     assert refused.json()["type"].endswith("too-many-requests") and "3 times" in refused.text
     assert int(refused.headers["retry-after"]) >= 1
     assert client.get("/healthz").status_code == 200  # is not counted
+
+
+def test_without_keys_an_address_has_the_rate(service: Service, long_seconds: None) -> None:
+    body = {"query": "milk", "k": 1}
+    for auth in ({"open": True}, {}):
+        client = served(service, auth=auth, limits={"per_second": 2})
+        client.headers["Host"] = "127.0.0.1"
+        asked = [client.post("/v1/search", json=body) for _ in range(3)]
+        assert [each.status_code for each in asked] == [200, 200, 429], auth
+        assert "2 times" in asked[-1].text and int(asked[-1].headers["retry-after"]) >= 1
+        assert client.get("/v1/users/u1/profile").status_code == 429
+        for path in ("/healthz", "/docs"):
+            assert client.get(path).status_code == 200
+        other = TestClient(client.app, client=("127.0.0.2", 1), headers={"Host": "127.0.0.1"})
+        assert other.post("/v1/search", json=body).status_code == 200
+    unlimited = served(service, auth={"open": True})
+    asked = [unlimited.post("/v1/search", json=body) for _ in range(60)]
+    assert {each.status_code for each in asked} == {200}
+
+
+def test_an_address_is_told_by_what_its_owner_has_one_of() -> None:
+    def known(host: str | None) -> str:
+        return module.address_of({"client": host and (host, 5)})
+
+    assert known("203.0.113.7") != known("203.0.113.8") and "203" not in known("203.0.113.7")
+    assert known("::ffff:203.0.113.7") == known("203.0.113.7")
+    assert known("2001:db8:1:2::1") == known("2001:db8:1:2:ffff::9") != known("2001:db8:1:3::1")
+    assert known(None) == known("") != known("testclient")  # a socket has none
 
 
 class Shared:

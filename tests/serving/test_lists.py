@@ -16,6 +16,8 @@ from pydantic_core import to_json
 
 from raysys.errors import UserError
 from raysys.registry import Registry
+from raysys.retrieval.fuse import Hits
+from raysys.retrieval.lexical import LexicalIndex
 from raysys.schema import EVENT_TYPES
 from raysys.serving import pools
 from raysys.serving.api import ListAnswer, RankRequest, RecommendRequest, SearchRequest
@@ -69,6 +71,36 @@ def test_similar_items_are_like_it_and_not_it(client: TestClient, service: Servi
     assert problem["errors"][0]["path"] == "body.item_id"
     assert refuse(client, "similar", item_id="i00000", k=51)["errors"][0]["path"] == "body.k"
     assert refuse(client, "similar", k=5)["errors"][0]["path"] == "body.item_id"
+
+
+def test_similar_items_are_as_many_as_are_asked_for(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing that is like an item passes, what sells and passes follows."""
+    monkeypatch.setattr(LexicalIndex, "find", lambda *asked: Hits.none())
+    service = Service(
+        ServeArgs(registry=str(registry.root), clock="log_end", similar={"candidates": 4})
+    )
+    service.bundle.search.vectors = None
+    client = TestClient(http_app(service))
+    codes, labels = service.catalogue.codes("category")
+    own = codes[service.catalogue.number("i00000") or 0]
+    bought_with_it = service.bundle.features.covisitation.neighbours[0]
+    for code, label in enumerate(labels):
+        if code == own:
+            continue
+        asked = {"item_id": "i00000", "k": 15, "filters": {"category": [label]}}
+        answer = ask(client, "similar", user_id="u1", **asked, explain=True)
+        shown = [service.catalogue.number(item) for item in ids(answer)]
+        assert len(set(shown)) == 15 and (codes[shown] == code).all()
+        near = [each for each in bought_with_it if each >= 0 and codes[each] == code]
+        told = {item["item_id"]: item["why"]["sources"] for item in answer["items"]}
+        found = [number for number, each in zip(shown, told.values(), strict=True)
+                 if "covisitation" in each]  # fmt: skip
+        assert set(found) == set(near) and shown[: len(found)] == found, "they come first"
+    answer = ask(client, "similar", item_id="i00000", k=50)
+    assert len(ids(answer)) == 50 and "i00000" not in ids(answer)
+    service.close()
 
 
 def test_what_is_out_of_stock_is_not_shown(registry: Registry, tmp_path: Path) -> None:

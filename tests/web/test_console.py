@@ -217,6 +217,8 @@ def test_one_query_is_taken_apart(operator: TestClient, service: Service) -> Non
     ids = ",".join(str(each) for each in service.catalogue.ids[:3])
     page = operator.get("/console/query", params={"query": "bread", "item_ids": ids})
     assert "POST /v1/rank" in page.text
+    assert page.text.count("<rect") > 3 and "style=" not in page.text
+    assert "style-src 'self';" in page.headers["content-security-policy"]
     page = operator.get("/console/query", params={"user_id": "u1"})
     assert "POST /v1/recommend" in page.text
     page = operator.get("/console/query", params={"user_id": "u1", "place": "item"})

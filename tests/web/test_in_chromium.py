@@ -13,6 +13,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from raysys.serving.pages import ServiceAnswers
+from raysys.web import Refused
 from tests.web.conftest import Recorded
 
 if TYPE_CHECKING:
@@ -73,11 +75,18 @@ def test_a_visit(browser: Browser, address: str, events: Recorded) -> None:
     page.on("console", lambda said: broken.append(said.text) if said.type == "error" else None)
 
     page.goto(address)
-    page.locator("#user").select_option(index=1)
+    page.locator("#user").focus()
+    page.keyboard.press("ArrowDown")  # looking through the list leads nowhere by itself
+    assert page.locator("#user").input_value().startswith("u")
+    assert page.locator("text=What we know of").count() == 0
+    page.click("button:has-text('Switch')")
     page.wait_for_selector("text=What we know of")
 
+    said = page.locator("[role=status]#said")
+    kept = said.element_handle()
     page.locator("#q").press_sequentially("bread", delay=20)
     page.wait_for_selector("h1:has-text('items for “bread”')")
+    assert "items for “bread”" in said.inner_text() and said.evaluate("(e, k) => e === k", kept)
     assert page.url.endswith("/search?q=bread")
     first = page.locator(".card").first
     first.locator("summary").click()
@@ -117,4 +126,37 @@ def test_every_page_can_be_used_by_everybody(browser: Browser, address: str, wid
         assert not serious(page), path
         overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
         assert overflow <= 0, f"{path} is {overflow} pixels too wide at {width}"
+    context.close()
+
+
+def test_a_busy_shop_is_told_while_one_types(
+    browser: Browser, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, busy = ServiceAnswers.ask, True
+
+    async def ask(self: ServiceAnswers, call: str, body: dict[str, Any], **how: Any) -> Any:
+        if busy and call == "search":
+            raise Refused(503, "too many", 1)
+        return await answer(self, call, body, **how)
+
+    monkeypatch.setattr(ServiceAnswers, "ask", ask)
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(address)
+    page.locator("#q").press_sequentially("bread", delay=20)
+    page.wait_for_selector("h1:has-text('The shop is busy')")
+    assert page.locator("#said").inner_text() == "The shop is busy"
+    assert not serious(page)
+    busy = False
+    page.locator("#q").press_sequentially("s", delay=20)
+    page.wait_for_selector("h1:has-text('items for “breads”')")
+
+    busy = True  # so are the reasons, which can be asked for again
+    first = page.locator(".card").first
+    first.locator("summary").click()
+    first.locator("a:has-text('The shop is busy')").wait_for()
+    first.locator("summary").click()
+    busy = False
+    first.locator("summary").click()
+    first.locator("dd").first.wait_for()
     context.close()

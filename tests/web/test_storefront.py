@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,10 +21,10 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.events_api import Clock, read_events
 from raysys.serving.pages import ServiceAnswers
 from raysys.serving.service import Service
-from raysys.web import storefront
+from raysys.web import Refused, storefront
 from raysys.web.pages import counted, days, days_ago
 from raysys.web.shelf import shelf_of
-from raysys.web.visit import Visit
+from raysys.web.visit import Cookies, Visit
 from tests.web.conftest import Recorded
 
 
@@ -178,6 +180,89 @@ def test_why_is_told_of_ones_own_lists(visitor: TestClient, service: Service) ->
         assert visitor.get(f"/why/{items(home.text)[0]}?asked={asked}").status_code == 404
 
 
+@pytest.fixture
+def busy(pages: FastAPI, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the shop refuse what it is asked from now on."""
+
+    def refuse(status: int, *calls: str, retry_after_s: int | None = None) -> None:
+        answer = ServiceAnswers.ask
+
+        async def ask(self: ServiceAnswers, call: str, body: dict[str, Any], **how: Any) -> Any:
+            if not calls or call in calls:
+                raise Refused(status, "body.query: no such words", retry_after_s)
+            return await answer(self, call, body, **how)
+
+        monkeypatch.setattr(ServiceAnswers, "ask", ask)
+
+    return refuse
+
+
+@pytest.mark.parametrize("more", ["", "&fragment=1"])
+def test_a_busy_shop_says_so_and_when_to_come_back(
+    visitor: TestClient, busy: Callable[..., None], more: str
+) -> None:
+    why = Tags(visitor.get("/search?q=bread").text).having("data-why")[0]
+    busy(503, retry_after_s=3)
+    for path in ("/search?q=bread", why):
+        page = visitor.get(path + more)
+        assert page.status_code == 503 and page.headers["retry-after"] == "3", path
+        assert "try again in a moment" in page.text and "Nothing found" not in page.text
+        assert ("<html" in page.text) == (not more)
+    busy(422)
+    for path in ("/search?q=bread", why):
+        page = visitor.get(path + more)
+        assert page.status_code == 422 and "retry-after" not in page.headers
+        assert "no such words" in page.text and "Nothing found" not in page.text
+
+
+def test_what_is_left_of_a_page_is_shown_though_the_shop_is_busy(
+    visitor: TestClient, busy: Callable[..., None], service: Service
+) -> None:
+    item_id = str(service.catalogue.ids[0])
+    visitor.post("/cart", data={"item_id": item_id, "action": "add"})
+    visitor.get(f"/item/{item_id}")
+    busy(503, "similar")
+    page = visitor.get(f"/item/{item_id}")
+    assert page.status_code == 200 and "retry-after" not in page.headers
+    assert "Goes well with it" in page.text and "Try again in a moment" in page.text
+    busy(503)
+    for path in (f"/item/{item_id}", "/cart"):  # the item, and what is in the cart, are known
+        page = visitor.get(path)
+        assert page.status_code == 200 and "Try again in a moment" in page.text, path
+    home = visitor.get("/")
+    assert home.status_code == 503 and home.headers["retry-after"] == "1"
+    assert "try again in a moment" in home.text and home.text.count("<h1") == 1
+
+
+def test_facets_that_cannot_be_counted_cost_no_results(
+    visitor: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = ServiceAnswers.ask
+
+    async def ask(self: ServiceAnswers, call: str, body: Any, *, shown: bool = True) -> Any:
+        if not shown:
+            raise Refused(503, "busy")
+        return await answer(self, call, body, shown=shown)
+
+    monkeypatch.setattr(ServiceAnswers, "ask", ask)
+    page = visitor.get("/search", params={"q": "bread", "min_price": 0.01})
+    assert page.status_code == 200 and items(page.text)
+
+
+def test_what_no_search_may_hold_is_told_by_field(visitor: TestClient) -> None:
+    page = visitor.get("/search", params={"q": "a\x00b"})
+    assert page.status_code == 422 and "body.query" in page.text
+    assert "pydantic" not in page.text
+
+
+def test_an_item_that_left_its_list_is_not_called_unknown(visitor: TestClient) -> None:
+    first = items(visitor.get("/search?q=bread").text)[0]
+    told = base64.urlsafe_b64encode(json.dumps(["similar", {"item_id": first, "k": 1}]).encode())
+    page = visitor.get(f"/why/{first}?asked={told.decode().rstrip('=')}")
+    assert page.status_code == 404 and "No reasons to tell" in page.text
+    assert "has no item" not in page.text
+
+
 def test_a_cart_is_kept_and_things_can_be_taken_out(visitor: TestClient, service: Service) -> None:
     two = [str(each) for each in service.catalogue.ids[:2]]
     for item_id in [*two, two[0]]:
@@ -303,7 +388,9 @@ def test_a_cookie_always_fits(ids: list[str]) -> None:
             self[name] = value
 
     jar = Jar()
-    visit.keep(jar)  # type: ignore[arg-type]
+    scope = {"type": "http", "scheme": "http", "server": ("shop", 80), "path": "/", "headers": []}
+    signed = Cookies(sign=lambda value: "f" * 64)
+    visit.keep(jar, Request(scope), signed)  # type: ignore[arg-type]
     assert jar.keys() == {"visit", "seen"}
     assert max(len(value) for value in jar.values()) <= 4000
 

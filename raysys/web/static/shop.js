@@ -1,16 +1,22 @@
 // Search as you type, and impressions of what comes into view. Everything else works without.
 (() => {
   const box = document.getElementById("q"), main = document.getElementById("main");
+  const said = document.getElementById("said"); // stays, so that what is new in `main` is read out
   let waiting = 0, running = null;
+
+  // a part of a page, also one that says why there is no other
+  const part = (url, more) => fetch(url + "&fragment=1", { headers: { Accept: "text/html" }, ...more });
+  const isPage = (answer) => (answer.headers.get("content-type") || "").startsWith("text/html");
 
   async function show(query) {
     if (running) running.abort();
     running = new AbortController();
     const url = "/search?q=" + encodeURIComponent(query);
     try {
-      const answer = await fetch(url + "&fragment=1", { signal: running.signal });
-      if (!answer.ok) return;
+      const answer = await part(url, { signal: running.signal });
+      if (!isPage(answer)) return;
       main.innerHTML = await answer.text();
+      said.textContent = main.querySelector("h1").textContent;
       history.replaceState(null, "", url);
       watch();
     } catch (error) {
@@ -26,14 +32,18 @@
 
   main.addEventListener("toggle", async ({ target }) => {
     if (!target.open || !target.dataset.why) return;
-    const url = target.dataset.why + "&fragment=1";
+    const url = target.dataset.why, link = target.querySelector("a");
     delete target.dataset.why;
-    const answer = await fetch(url);
-    if (answer.ok) target.querySelector("a").outerHTML = await answer.text();
+    const answer = await part(url);
+    if (answer.ok) {
+      link.outerHTML = await answer.text();
+      return;
+    }
+    target.dataset.why = url; // opened again, it asks again
+    if (!isPage(answer)) return;
+    const told = new DOMParser().parseFromString(await answer.text(), "text/html");
+    said.textContent = link.textContent = told.querySelector("h1").textContent;
   }, true);
-
-  document.getElementById("user").addEventListener("change", (event) => event.target.form.submit());
-  document.querySelector(".who button").hidden = true;
 
   const told = new Set();
   let queue = [];
