@@ -73,7 +73,9 @@ class BiEncoder(nn.Module):
         with torch.autocast(asked.device.type, enabled=False):  # bfloat16 ties near cosines
             cosines = asked @ known.T
         scores = self.slope * cosines[pairs[0], pairs[1]] + self.offset
-        return scores, cosines, self.thresholds
+        # times one: an output that is a bare parameter DDP takes for unused, and for ready twice
+        thresholds = None if self.thresholds is None else self.thresholds * 1.0
+        return scores, cosines, thresholds
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ class CrossEncoder(nn.Module):
         cosine = nn.functional.cosine_similarity(query, item, dim=1)
         features = torch.cat([query * item, (query - item).abs(), both], dim=1)
         scores = self.slope * cosine + self.offset + self.joint(features)[:, 0]
-        return scores, self.thresholds
+        # times one: an output that is a bare parameter DDP takes for unused, and for ready twice
+        return scores, None if self.thresholds is None else self.thresholds * 1.0
 
 
 def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
