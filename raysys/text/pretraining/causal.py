@@ -27,6 +27,8 @@ from raysys.text.training.objective import Tensors
 
 MARKS = 2
 """Around a piece: of its beginning and of its end."""
+PROBE = 4
+"""Tokens of a text by which `check_apart` looks."""
 
 
 class CausalSettings(Settings):
@@ -71,11 +73,64 @@ class CausalModel(nn.Module):
         """
         same = texts[:, :, None] == texts[:, None, :]
         before = torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
-        seen = (same & before)[:, None]
         found: Tensor = self.model(
-            input_ids=input_ids, attention_mask=seen, position_ids=position_ids, use_cache=False
-        ).logits
+            input_ids=input_ids, attention_mask=self._added((same & before)[:, None]),
+            position_ids=position_ids, use_cache=False,
+        ).logits  # fmt: skip
         return found
+
+    def _added(self, seen: Tensor) -> Tensor:
+        """What is added to the scores of attention for a token to see what it may: 0, or as little
+        as there is.
+
+        Families that know no SDPA (GPT-Neo, GPT-J) add whatever they are given: true would be 1,
+        and hide nothing.
+        """
+        device = seen.device.type
+        if torch.is_autocast_enabled(device):  # in float32 it would be -inf once it is cast
+            dtype = torch.get_autocast_dtype(device)
+        else:
+            dtype = next(self.model.parameters()).dtype
+        added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return added.masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+@torch.inference_mode()
+def check_apart(model: Any, *, where: str) -> None:
+    """Look whether a decoder keeps the texts of a block apart, by two short blocks.
+
+    Args:
+        model: as `open_with_head("clm", …)` gives it, in eval mode.
+        where: the setting that names it.
+
+    Raises:
+        UserError: it takes no mask of which token sees which, or heeds none.
+    """
+    ids = (torch.arange(2 * PROBE) % int(model.config.vocab_size))[None]
+    texts = torch.arange(2 * PROBE)[None] // PROBE
+    places = torch.arange(2 * PROBE)[None] % PROBE
+    blocks = CausalModel(model)
+    mend = "take a decoder such as GPT-2, Llama or Qwen"
+    try:
+        said = blocks(ids, texts, places)
+        sides = []
+        for side in (0, 1):  # other words in one text: the other must read as before
+            other = torch.where(texts == side, ids.flip(1), ids)
+            sides.append((said - blocks(other, texts, places))[texts != side])
+    except Exception as error:  # each family has words of its own for it
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"a {model.config.model_type} cannot be told which tokens see each other, so texts "
+            f"cannot be packed into blocks: {reason}",
+            where=where,
+            mend=mend,
+        ) from error
+    if not all(bool((each.abs() <= 1e-5 * said.abs().max()).all()) for each in sides):
+        raise UserError(
+            f"a {model.config.model_type} lets texts of one block see each other",
+            where=where,
+            mend=mend,
+        )
 
 
 class CausalObjective(Objective):
@@ -101,6 +156,7 @@ class CausalObjective(Objective):
         self.settings = settings
         opened, tokenizer = open_with_head("clm", model, where="model")
         check_length(opened, settings.block)
+        check_apart(opened, where="model")
         end = tokenizer.eos_token_id
         if end is None:
             raise UserError(
