@@ -63,7 +63,8 @@ class BiEncoder(nn.Module):
         """Unit vectors float32[m, d] of token ids int64[m, t] under bool[m, t]: means of states."""
         hidden = self.backbone(input_ids=texts, attention_mask=mask.long())[0].float()
         weight = mask[:, :, None].to(hidden.dtype)
-        return nn.functional.normalize((hidden * weight).sum(1) / weight.sum(1), dim=1)
+        mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+        return nn.functional.normalize(mean, dim=1)
 
     def forward(
         self, queries: Tensor, query_mask: Tensor, items: Tensor, item_mask: Tensor, pairs: Tensor
@@ -108,19 +109,21 @@ class TextTokens:
 
 
 def text_tokens(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> TextTokens:
-    """Tokens of texts, cut at `max_tokens`."""
+    """Tokens of texts, of each at least one, cut at `max_tokens`."""
+    padding = int(tokenizer.pad_token_id or 0)
     found: list[list[int]] = []
     for at in range(0, len(texts), 4096):
         few = [readable(text, max_tokens) for text in texts[at : at + 4096]]
         found += tokenizer(
             few, truncation=True, max_length=max_tokens, return_attention_mask=False
         )["input_ids"]
-    flat = [np.array(each, dtype=np.int32) for each in found]
+    # a GPT adds no marks to what it cannot read
+    flat = [np.array(each or [padding], dtype=np.int32) for each in found]
     lengths = [len(each) for each in flat]
     return TextTokens(
         np.concatenate([np.empty(0, np.int32), *flat]),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        int(tokenizer.pad_token_id or 0),
+        padding,
     )
 
 

@@ -106,7 +106,7 @@ class Upper(nn.Module):
         else:
             hidden = self.stack(input_ids=states, attention_mask=mask.long())[0]
         weights = mask[:, :, None].to(hidden.dtype)
-        mean = (hidden * weights).sum(1) / weights.sum(1)
+        mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
         return nn.functional.normalize(mean.float(), dim=1)
 
     def by_length(self, states: Tensor, mask: Tensor, parts: int = 1) -> Tensor:

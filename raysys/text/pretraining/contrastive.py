@@ -102,7 +102,7 @@ class VectorModel(nn.Module):
             given["token_type_ids"] = token_type_ids
         hidden = self.backbone(**given)[0]
         weights = attention_mask[:, :, None].to(hidden.dtype)
-        mean = (hidden * weights).sum(1) / weights.sum(1)
+        mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
         return nn.functional.normalize(mean.float(), dim=1)
 
 
