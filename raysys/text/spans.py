@@ -122,7 +122,7 @@ def without_overlaps(spans: Iterable[Span], counts: Mapping[str, int]) -> tuple[
 
 
 class Taken:
-    """Places of a text that are taken, none of them twice; asked in the logarithm of their count."""
+    """Places of a text that are taken, none of them twice; found by bisection."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
