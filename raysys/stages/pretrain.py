@@ -37,6 +37,7 @@ from raysys.text.pretraining.behaviour import Pairs, gather_pairs
 from raysys.text.pretraining.causal import MARKS, CausalObjective, CausalSettings
 from raysys.text.pretraining.contrastive import ContrastiveObjective, ContrastiveSettings
 from raysys.text.pretraining.corpus import Corpus, CorpusSettings, log_end, write_corpus
+from raysys.text.pretraining.log_read import log_read, write_log_read
 from raysys.text.pretraining.masked import MaskedObjective, MaskedSettings
 from raysys.text.pretraining.pairs import PairsObjective, PairsSettings
 from raysys.text.pretraining.report import FIGURES, TITLES, Outcome, write_report
@@ -193,6 +194,9 @@ def run(settings: PretrainSettings, workspace: Workspace, *, force: bool = False
     corpus = Corpus.open(work / "corpus")
     with replacing(workspace.pretrain) as fresh:
         shutil.copytree(model, fresh / "model")
+        read = _log_read(settings, until)
+        if read is not None:
+            write_log_read(fresh / "model", read)
         write_report(
             fresh / "report.html", _name(settings), None if corpus is None else corpus.counts,
             outcomes,
@@ -309,6 +313,24 @@ def _begin(material: _Material) -> str:
             making.note = f"{made.parameters:,} weights, {made.vocabulary:,} tokens"
             (folder / "made").touch()
     return str(folder / "model")
+
+
+def _log_read(settings: PretrainSettings, until: dt.datetime | None) -> dt.datetime | None:
+    """Until when the model, or the one that it began with, has read the log; None: neither has."""
+    corpus = settings.corpus.queries and (
+        settings.scratch is not None or any(isinstance(o, Texts) for o in settings.objectives)
+    )
+    sources = {
+        source
+        for each in settings.objectives
+        if not isinstance(each, Texts)
+        for source in each.pairs.sources
+    }
+    read = [until] if until is not None and (corpus or sources - {"titles"}) else []
+    if settings.scratch is None:
+        before = log_read(model_folder(settings.model or PACKAGED, where="model"))
+        read += [] if before is None else [before]
+    return max(read, default=None)
 
 
 def _name(settings: PretrainSettings) -> str:

@@ -13,6 +13,7 @@ queries orders the items of others later.
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from collections.abc import Mapping
 from typing import Final
@@ -149,11 +150,7 @@ def pairs_by_time(
     """
     read = _read(events, catalogue)
     by_impressions = not _impressions(read).is_empty()
-    moments = _rows(read, settings, by_impressions)["timestamp"].sort()
-    if moments.is_empty():
-        raise _nothing()
-    tail = np.array([split.test + split.validation, split.test])
-    cuts = [moments[int(at)] for at in ((1 - tail) * len(moments)).clip(0, len(moments) - 1)]
+    cuts = _cuts(_rows(read, settings, by_impressions), split)
     side = _sides(read["query"].drop_nulls().unique().to_list(), split)
     begins, ends = [None, *cuts], [*cuts, None]
     propensities: Propensities | None = None
@@ -180,6 +177,26 @@ def pairs_by_time(
         grade = (steps.round() * (highest / STEPS)).cast(pl.Float32)
         parts[name] = frame.with_columns(grade=grade)
     return _table(parts, catalogue, settings)
+
+
+def validation_begins(
+    events: pa.Table, catalogue: Catalogue, settings: BehaviourSettings, split: SplitSettings
+) -> dt.datetime:
+    """The moment, UTC, from which `pairs_by_time` judges, of the same arguments.
+
+    Raises:
+        UserError: no event has a query and a known item.
+    """
+    return _cuts(_rows(_read(events, catalogue), settings), split)[0]
+
+
+def _cuts(rows: pl.DataFrame, split: SplitSettings) -> list[dt.datetime]:
+    """Where validation and test begin."""
+    moments = rows["timestamp"].sort()
+    if moments.is_empty():
+        raise _nothing()
+    tail = np.array([split.test + split.validation, split.test])
+    return [moments[int(at)] for at in ((1 - tail) * len(moments)).clip(0, len(moments) - 1)]
 
 
 def highest_grade(grade: npt.NDArray[np.float32], top: float) -> float:
