@@ -40,7 +40,7 @@ from raysys.text.pretraining.corpus import Corpus, CorpusSettings, log_end, writ
 from raysys.text.pretraining.log_read import log_read, write_log_read
 from raysys.text.pretraining.masked import MaskedObjective, MaskedSettings
 from raysys.text.pretraining.pairs import PairsObjective, PairsSettings
-from raysys.text.pretraining.report import FIGURES, TITLES, Outcome, write_report
+from raysys.text.pretraining.report import FIGURES, NEW_HEAD, TITLES, Outcome, write_report
 from raysys.text.pretraining.tokens import Frame, Tokens, tokenise
 from raysys.text.scratch import ScratchSettings, make_model
 from raysys.text.training import Objective, train
@@ -214,18 +214,21 @@ def run(settings: PretrainSettings, workspace: Workspace, *, force: bool = False
 
 
 def show(manifest: Manifest, console: Console) -> None:
-    """Figures before and after, and how to begin with the model."""
+    """Figures before and after; of a head that was drawn anew there is none before."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("objective", no_wrap=True)
     table.add_column("figure")
     for name in ("before", "after"):
         table.add_column(name, justify="right", no_wrap=True)
-    for each in manifest.figures["objectives"]:
+    outcomes = [Outcome(**each) for each in manifest.figures["objectives"]]
+    for each in outcomes:
         for name, told in FIGURES.items():
-            if name in each["after"]:
-                before, after = (each[when].get(name) for when in ("before", "after"))
-                table.add_row(TITLES[each["kind"]], told, _number(before), _number(after))
+            if name in each.after:
+                before, after = each.known_before.get(name), each.after[name]
+                table.add_row(TITLES[each.kind], told, _number(before), _number(after))
     console.print(table)
+    if any(each.new_head for each in outcomes):
+        console.print(f"–: {NEW_HEAD}", style="dim")
 
 
 def _number(value: float | None) -> str:
@@ -240,12 +243,13 @@ def _learn(material: _Material, settings: AnyObjective, model: str, folder: Path
         with torch.random.fork_rng():
             torch.manual_seed(stage.seed)  # a new head is the one that training begins with
             module = objective.build().eval()
+        head_is_new = bool(getattr(module, "head_is_new", False))
         module.to(device_here())
         with torch.inference_mode():
             before = dict(objective.evaluate(module))
             if isinstance(settings, ContrastiveSettings) and settings.hard_negatives.first:
                 objective.refresh(module, 0)
-        judging.note = _shown(before)
+        judging.note = _shown(before) + (f" ({NEW_HEAD})" if head_is_new else "")
         del module
     fitted = train(
         objective,
@@ -267,6 +271,7 @@ def _learn(material: _Material, settings: AnyObjective, model: str, folder: Path
         examples_per_s=round(fitted.examples_per_s, 2),
         tokens_per_s=round(fitted.tokens_per_s, 1),
         history=fitted.history,
+        new_head=head_is_new,
     )
     fresh = folder / f"{OUTCOME}.tmp"
     fresh.write_text(json.dumps(asdict(outcome)))

@@ -66,7 +66,8 @@ def open_model(model: str, *, where: str) -> Opened:
 def open_with_head(kind: Literal["mlm", "clm"], model: str, *, where: str) -> Opened:
     """A model with its head for masked (mlm) or causal (clm) language modelling; see `open_model`.
 
-    A head that the files lack is drawn anew by torch's generator, which the caller seeds.
+    A head that the files lack is drawn anew by torch's generator, which the caller seeds; the
+    model's `head_is_new` says so.
 
     Raises:
         UserError: as `open_model`; a model that reads one way for mlm, or both ways for clm; no
@@ -336,6 +337,8 @@ def _weights(auto: Any, folder: Path, config: Any, model: str, where: str) -> Pr
             f"declares, such as {lacking[0]}", where,
             "fetch the files of one and the same model",
         )  # fmt: skip
+    # of a body nothing is lacking here: what else is missing was drawn
+    found.head_is_new = any(not name.startswith(prefix) for name in info["missing_keys"])
     if len(absent) > len(lacking):
         body.pooler = None  # never trained: it would be noise, and other noise each time
     return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from raysys.config import find_config, load_settings, parse_settings
 from raysys.errors import UserError
@@ -54,9 +57,17 @@ def test_objectives_run_one_after_the_other(workspace: Workspace, tmp_path: Path
     found = manifest.figures["objectives"]
     assert [each["kind"] for each in found] == ["masked", "pairs", "contrastive"]
     assert all(each["steps"] == 4 and each["before"] and each["after"] for each in found)
+    assert [each["new_head"] for each in found] == [False, True, False]
+    console = Console(file=io.StringIO(), width=120)
+    pretrain.show(manifest, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"pairs told right +– +[\d.]+", shown) and "drawn anew" in shown
+    assert re.search(r"perplexity of a guessed token +[\d.]+ +[\d.]+", shown)
     assert manifest.counts["items"] > 100 and manifest.counts["queries"] == 8
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 3 and "perplexity of a guessed token" in page
+    assert "Next-sentence prediction has no figure before" in page
+    assert "Masked language modelling has no figure before" not in page
     until = log_read(folder / "model")
     assert until == log_end(workspace.ingest, 1)
     history = json.loads((folder / "outcomes.json").read_text())[0]["history"]

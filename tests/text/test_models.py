@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -45,6 +45,7 @@ from raysys.text.models import (
     readable,
 )
 from tests.text.tiny import write_tiny_bert
+from tests.text.tiny_language import write_masked
 
 TEXTS = ["whole milk, dairy, acme, 500 g", "milk", "bread, bakery", "hand soap unheard of"]
 SMALL = {
@@ -105,6 +106,18 @@ def test_the_packaged_model_opens_without_a_network(monkeypatch: pytest.MonkeyPa
     model, tokenizer = open_model(PACKAGED, where="x")
     assert len(layers_of(model)) == 6 and longest_input(model) == 512 == tokenizer.model_max_length
     assert not model.training and {each.dtype for each in model.parameters()} == {torch.float32}
+
+
+def test_a_head_that_was_drawn_is_told_from_one_that_was_read(tmp_path: Path) -> None:
+    def drawn(kind: Literal["mlm", "clm"], model: str | Path) -> bool:
+        found: Any = open_with_head(kind, str(model), where="x")[0]
+        return bool(found.head_is_new)
+
+    assert drawn("mlm", PACKAGED) and not drawn("mlm", write_masked(tmp_path / "bert"))
+    assert not drawn("clm", write_gpt(tmp_path / "gpt", head=True))
+    assert not drawn("clm", write_gpt(tmp_path / "body"))  # its words' vectors are the head
+    untied = write_gpt(tmp_path / "untied", tie_word_embeddings=False)
+    assert drawn("clm", untied)
 
 
 def test_a_folder_opens_the_same_however_it_is_written(bert: Path) -> None:

@@ -114,6 +114,7 @@ class MaskedModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.head_is_new = bool(getattr(model, "head_is_new", False))
 
     @property
     def backbone(self) -> nn.Module:

@@ -186,6 +186,7 @@ class PairsObjective(Objective):
         """See `Objective.build`."""
         module = PairModel(open_with_head("mlm", self.model, where="model")[0])
         head = model_folder(self.model, where="model") / HEAD
+        module.head_is_new = not head.is_file()  # figures are of pairs alone
         if head.is_file():
             module.pair_head.load_state_dict(load_file(head))
         if not self.settings.masked:  # the head of words is carried along, idle
