@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from raysys.learners.text_labels import Codes, Float32, LabelledTexts, LabelSet
-from raysys.text.encoder import autocast
+from raysys.text.encoder import autocast, exact
 from raysys.text.half_weights import halve
 from raysys.text.models import open_model, readable
 from raysys.text.training.objective import Objective, Tensors
@@ -112,8 +112,7 @@ class Reader(nn.Module):
         states = self.backbone(input_ids=input_ids, attention_mask=attention_mask)[0].float()
         weights = attention_mask[:, :, None].to(states.dtype)
         mean = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-        found: Tensor = self.head(self.dropout(mean))
-        return found
+        return exact(self.head, self.dropout(mean))
 
 
 @dataclass(frozen=True)

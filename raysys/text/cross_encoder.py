@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from raysys.text import losses
 from raysys.text.compression.runtime import tells_parts_apart
-from raysys.text.encoder import autocast
+from raysys.text.encoder import autocast, exact
 from raysys.text.half_weights import halve
 from raysys.text.models import longest_input, open_model, readable
 from raysys.text.pairs import Float32, Int64, Pairs, Scale, by_length, mean_ndcg
@@ -74,7 +74,7 @@ class CrossEncoder(nn.Module):
         both = _mean(hidden, attention_mask > 0)
         cosine = nn.functional.cosine_similarity(query, item, dim=1)
         features = torch.cat([query * item, (query - item).abs(), both], dim=1)
-        scores = self.slope * cosine + self.offset + self.joint(features)[:, 0]
+        scores = self.slope * cosine + self.offset + exact(self.joint, features)[:, 0]
         # times one: an output that is a bare parameter DDP takes for unused, and for ready twice
         return scores, None if self.thresholds is None else self.thresholds * 1.0
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from raysys.learners.text_reader import Reader
 from raysys.text.bi_encoder import BiEncoder, BiEncoding, Lesson, TextVectors, text_tokens
 from raysys.text.compression.distil import HiddenStateDistillation
-from raysys.text.cross_encoder import CrossEncoding, PairScorer, pair_tokens
+from raysys.text.cross_encoder import CrossEncoder, CrossEncoding, PairScorer, pair_tokens
+from raysys.text.entity_network import EntityNetwork, Shape, Window, collate
 from raysys.text.models import open_model
 from raysys.text.pairs import Pairs, Scale
 from raysys.text.pretraining.contrastive import VectorModel
 from raysys.text.pretraining.tokens import Frame
+from raysys.text.tags import Tags
 from raysys.text.training import Objective
 from tests.text.shop_pairs import judged_pairs
 from tests.text.tiny import write_tiny_bert
@@ -116,3 +121,27 @@ def test_a_mean_over_nothing_is_no_nan(gpt: Path) -> None:
     ids, mask = torch.zeros(2, 3, dtype=torch.int64), torch.tensor([[True] * 3, [False] * 3])
     assert torch.isfinite(BiEncoder(backbone).embed(ids, mask)).all()
     assert torch.isfinite(VectorModel(backbone)(ids, mask.long())).all()
+
+
+def test_heads_are_exact_where_the_rest_is_bfloat16(tmp_path: Path) -> None:
+    backbone, _ = open_model(str(write_tiny_bert(tmp_path, layers=1)), where="")
+    torch.manual_seed(0)
+    ids, mask = torch.randint(4, 30, (40, 6)), torch.ones(40, 6, dtype=torch.int64)
+    cross_encoder = CrossEncoder(backbone, 32).eval()
+    reader = Reader(backbone, 3, 0.1).eval()
+    tagger = EntityNetwork(Shape(Tags(("a",), "bioes"), False, 8, 0.1), backbone).eval()
+    units = collate([Window(0, 0, [[1, 2]] * 4, [5, 6, 7, 8], [0, 1, 2, 3])] * 40, 0)
+    units["input_ids"] = ids[:, :4]
+    cross_encoder.slope.data.zero_()  # the joint head alone
+    heads: dict[nn.Linear, Callable[[], Tensor]] = {
+        cross_encoder.joint: lambda: cross_encoder(mask, mask, input_ids=ids)[0],
+        reader.head: lambda: reader(ids, mask),
+        tagger.head: lambda: tagger(units)[0],
+    }
+    for head, run in heads.items():
+        torch.nn.init.normal_(head.weight)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            said = run()
+        assert said.dtype == torch.float32
+        rounded = said.bfloat16().float() == said  # all of what bfloat16 has multiplied
+        assert float(rounded.float().mean()) < 0.1
