@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
@@ -214,17 +215,35 @@ def _nothing() -> UserError:
 
 
 def _read(events: pa.Table, catalogue: Catalogue) -> pl.DataFrame:
-    """Events of known items, with the item's number; queries cleaned."""
+    """Events of known items, with the item's number; queries cleaned, each in one spelling.
+
+    Of spellings that differ by their case alone it is the most frequent, as it will be typed when
+    the model is asked: a cased tokenizer reads another as other words.
+    """
     names = ["event_type", "item_id", "request_id", "position", "query", "timestamp"]
     frame = pl.DataFrame(events.select(names)).with_columns(
         item=pl.Series(catalogue.numbers(events["item_id"]), dtype=pl.Int32),
         inferred=_flags(events),
     )
     frame = frame.filter(pl.col("item") >= 0).drop("item_id")
-    typed = {text: clean(text).lower() or None for text in frame["query"].unique().drop_nulls()}
+    typed = _spellings(frame["query"].drop_nulls().value_counts(name="n"))
     return frame.with_columns(
         pl.col("query").replace_strict(typed, default=None, return_dtype=pl.String)
     )
+
+
+def _spellings(counted: pl.DataFrame) -> dict[str, str | None]:
+    """Each query that was typed, to what stands for it; None: it says nothing.
+
+    Args:
+        counted: `query` and how often, `n`.
+    """
+    often: dict[str, Counter[str]] = {}
+    for text, n in counted.iter_rows():
+        line = clean(text)
+        often.setdefault(line.lower(), Counter())[line] += n
+    best = {key: min(lines, key=lambda line: (-lines[line], line)) for key, lines in often.items()}
+    return {text: best[clean(text).lower()] or None for text in counted["query"]}
 
 
 def _impressions(read: pl.DataFrame) -> pl.DataFrame:
@@ -376,10 +395,13 @@ def _negatives(
 
 
 def _sides(queries: list[str], split: SplitSettings) -> dict[str, str]:
-    """The split of each query by a hash of it, so that a longer log changes none."""
+    """The split of each query by a hash of it, so that a longer log changes none.
+
+    Of the query in lower case: how it is most often spelt may change.
+    """
     of = {}
     for query in queries:
-        digest = hashlib.blake2b(f"{split.seed}:{query}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{split.seed}:{query.lower()}".encode(), digest_size=8).digest()
         place = int.from_bytes(digest, "big") / 2**64
         held = place < split.test + split.validation
         of[query] = "test" if place < split.test else "validation" if held else "train"
