@@ -22,7 +22,7 @@ from raysys.learners.text_labels import Codes, Float32, LabelledTexts, LabelSet
 from raysys.text.encoder import autocast, exact
 from raysys.text.half_weights import halve
 from raysys.text.models import open_model, readable
-from raysys.text.training.objective import Objective, Tensors
+from raysys.text.training.objective import Identity, Objective, Tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -218,6 +218,18 @@ class ReadingObjective(Objective):
         whole: Any = backbone
         whole.pooler = None  # of no use to a mean, and its idle weights would stall DDP
         return Reader(backbone, len(self.outputs), self.dropout)
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        return {
+            "labels": self.outputs.labels.names,
+            "hierarchy": self.outputs.hierarchy,
+            "losses": self.losses,
+            "dropout": self.dropout,
+            "texts": self.tokens.ids,
+            "known": [self.train.codes, self.train.rating, self.train.weight],
+            "validation": [self.validation.codes, self.validation.rating],
+        }
 
     def lengths(self) -> Codes:
         """See `Objective.lengths`."""

@@ -34,6 +34,7 @@ from raysys.text.half_weights import halve
 from raysys.text.models import longest_input, open_model, readable
 from raysys.text.pairs import Float32, Int64, Pairs, Scale, by_length, mean_ndcg
 from raysys.text.training import Objective
+from raysys.text.training.objective import Identity
 
 NOWHERE: Final = -1e4
 """A cosine no pair has: takes an entry out of a softmax."""
@@ -235,6 +236,20 @@ class BiEncoding(Objective):
         if self.teacher is not None:
             batch["teacher"] = torch.from_numpy(self.teacher[of])
         return batch
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        held = self.validation
+        return {
+            "lesson": self.lesson,
+            "levels": self.scale.levels,
+            "list_size": self.list_size,
+            "texts": [self.queries.ids, self.queries.starts, self.items.ids, self.items.starts],
+            "pairs": [self.train.query, self.train.item],
+            "judged": [self.target, self.level, self.train.weight],
+            "teacher": self.teacher,
+            "validation": None if held is None else [held.grade, held.query, held.weight],
+        }
 
     def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """See `Objective.loss`: of the grades, of the contrast and of the distillation, summed."""

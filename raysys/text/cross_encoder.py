@@ -27,6 +27,7 @@ from raysys.text.half_weights import halve
 from raysys.text.models import longest_input, open_model, readable
 from raysys.text.pairs import Float32, Int64, Pairs, Scale, by_length, mean_ndcg
 from raysys.text.training import Objective
+from raysys.text.training.objective import Identity
 
 Loss = Literal["cross_entropy", "ordinal", "mse", "margin", "listwise"]
 BY_LIST: Final = ("margin", "listwise")
@@ -244,6 +245,20 @@ class CrossEncoding(Objective):
             "level": torch.from_numpy(self.level[rows]),
             "query": torch.from_numpy(self.train.query[rows]),
             "weight": torch.from_numpy(self.train.weight[rows]),
+        }
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        held = self.validation
+        return {
+            "loss": self.kind,
+            "levels": self.scale.levels,
+            "list_size": self.list_size,
+            "temperature": self.temperature,
+            "smoothing": self.smoothing,
+            "texts": [self.tokens.ids, self.tokens.part],
+            "judged": [self.target, self.level, self.train.query, self.train.weight],
+            "validation": None if held is None else [held.grade, held.query, held.weight],
         }
 
     def weight(self, rows: npt.NDArray[np.int64], batch: dict[str, Tensor]) -> float:

@@ -22,6 +22,7 @@ from raysys.errors import UserError
 from raysys.text.compression.runtime import tells_parts_apart
 from raysys.text.models import layers_of
 from raysys.text.training import Objective
+from raysys.text.training.objective import Identity
 
 Tensors = dict[str, Tensor]
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -139,6 +140,13 @@ class HiddenStateDistillation(Objective):
         student = shallower(self.teacher, self.layers)
         student.requires_grad_(True)
         return Pupil(student)
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        return {
+            "layers": self.layers,
+            "texts": [repr(each) for each in self.read],
+        }
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of every text."""

@@ -23,7 +23,7 @@ from raysys.text.models import open_with_head
 from raysys.text.pretraining.masked import IGNORED, check_length
 from raysys.text.pretraining.tokens import Int64, Tokens
 from raysys.text.training import Objective, TrainingSettings
-from raysys.text.training.objective import Tensors
+from raysys.text.training.objective import Identity, Tensors
 
 MARKS = 2
 """Around a piece: of its beginning and of its end."""
@@ -175,6 +175,14 @@ class CausalObjective(Objective):
     def build(self) -> nn.Module:
         """See `Objective.build`."""
         return CausalModel(open_with_head("clm", self.model, where="model")[0])
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        return {
+            "settings": self.settings,
+            "texts": [self.train.ids, self.held_out.ids],
+            "blocks": self.blocks,
+        }
 
     def lengths(self) -> Int64:
         """See `Objective.lengths`."""

@@ -34,7 +34,7 @@ from raysys.text.pretraining.masked import (
 )
 from raysys.text.pretraining.tokens import Frame, Int64, Row, Tokens
 from raysys.text.training import Objective, TrainingSettings
-from raysys.text.training.objective import Tensors
+from raysys.text.training.objective import Identity, Tensors
 
 HEAD = "pair_head.safetensors"
 TRIES = 10
@@ -194,6 +194,14 @@ class PairsObjective(Objective):
             for weight in module.model.parameters():
                 weight.requires_grad_(id(weight) in body)
         return module
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        return {
+            "settings": self.settings,
+            "texts": [self.tokens.ids, self.tokens.lengths],
+            "pairs": [self.pairs.left, self.pairs.right, self.pairs.source, self.pairs.held_out],
+        }
 
     def lengths(self) -> Int64:
         """See `Objective.lengths`."""

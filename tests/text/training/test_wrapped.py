@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from raysys.text.reader import Reader
 from raysys.text.spans import Span
 from raysys.text.tags import Lost, Tags
 from raysys.text.training import Objective
+from raysys.text.training.objective import digest
 from raysys.text.units import Splitter
 from tests.text.shop_pairs import judged_pairs
 from tests.text.tiny_language import some_texts, write_causal, write_masked
@@ -154,6 +156,34 @@ OBJECTIVES: dict[str, Made] = {
     "tagging_alone": partial(tagging, False, 0),
     "distilled": distilled,
 }
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "cross_mse": lambda o: o.target.__setitem__(-1, 0.123),
+    "cross_ordinal": lambda o: setattr(o, "kind", "mse"),
+    "bi_mse": lambda o: setattr(o, "lesson", replace(o.lesson, contrast=0.25)),
+    "bi_listwise": lambda o: o.teacher.__setitem__(-1, 9.0),
+    "masked": lambda o: setattr(o, "settings", o.settings.model_copy(update={"share": 0.3})),
+    "causal": lambda o: o.blocks.reverse(),
+    "pairs": lambda o: setattr(o, "settings", o.settings.model_copy(update={"masked": 0.5})),
+    "contrastive": lambda o: setattr(
+        o, "settings", o.settings.model_copy(update={"temperature": 0.2})
+    ),
+    "reading_marginal": lambda o: o.train.codes.__setitem__(-1, 0),
+    "reading_heads": lambda o: setattr(o, "losses", replace(o.losses, level_weight=3.0)),
+    "tagging_crf": lambda o: o.tags[-1].__setitem__(0, 0),
+    "distilled": lambda o: o.read.reverse(),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_decides_the_outcome_is_in_the_identity(name: str, bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    first, again = OBJECTIVES[name](bert, tmp_path), OBJECTIVES[name](bert, tmp_path / "again")
+    told = digest(first.identity())
+    assert digest(again.identity()) == told
+    CHANGES[name](again)
+    assert digest(again.identity()) != told
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
