@@ -58,9 +58,12 @@ class Learned:
     folder: Path
     before: dict[str, float]
     fitted: Fitted
+    new_head: bool = False
 
     def figure(self, name: str, of: str, unit: str) -> Figure:
         before = f"{self.before[of]:,.4g} before"
+        if self.new_head:
+            before += ", by a head drawn anew"
         spent = f"{self.fitted.steps} steps in {self.fitted.seconds:.0f} s"
         return Figure(name, self.fitted.figures[of], unit, reference=f"{before}; {spent}")
 
@@ -74,6 +77,7 @@ def learn(
     """Judge, train, judge."""
     torch.manual_seed(SEED)
     module = objective.build().eval()
+    new_head = bool(getattr(module, "head_is_new", False))
     with torch.inference_mode():
         before = dict(objective.evaluate(module))
         if mine:
@@ -81,7 +85,7 @@ def learn(
     del module
     fitted = train(objective, training, folder, seed=SEED)
     print(f"  {objective.title}: {before} → {fitted.figures}", flush=True)
-    return Learned(folder, before, fitted)
+    return Learned(folder, before, fitted, new_head)
 
 
 def masked(

@@ -22,7 +22,7 @@ from raysys.text.reader import LabelledText, Reader
 from raysys.text.span_probabilities import apart, candidates
 from raysys.text.tags import Scheme, Tags
 from raysys.text.training import Objective
-from raysys.text.training.objective import Tensors
+from raysys.text.training.objective import Identity, Tensors
 
 NETWORK, WEIGHTS, TRANSFORMER = "network.json", "network.safetensors", "transformer"
 IGNORED = -100
@@ -169,6 +169,17 @@ class EntityObjective(Objective):
     def build(self) -> EntityNetwork:
         """See `Objective.build`."""
         return self.plan.build()
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        return {
+            "labels": self.plan.tags.labels,
+            "scheme": self.plan.tags.scheme,
+            "network": [self.plan.crf, self.plan.surface, self.plan.dropout, self.plan.pooling],
+            "windows": [repr(each) for each in self.training],
+            "tags": self.tags,
+            "validation": [repr(sorted(spans)) for spans in self.truth],
+        }
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """See `Objective.lengths`."""

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from raysys.learners.text_labels import Codes, Float32, LabelledTexts, LabelSet
-from raysys.text.encoder import autocast
+from raysys.text.encoder import autocast, exact
 from raysys.text.half_weights import halve
 from raysys.text.models import open_model, readable
-from raysys.text.training.objective import Objective, Tensors
+from raysys.text.training.objective import Identity, Objective, Tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -112,8 +112,7 @@ class Reader(nn.Module):
         states = self.backbone(input_ids=input_ids, attention_mask=attention_mask)[0].float()
         weights = attention_mask[:, :, None].to(states.dtype)
         mean = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-        found: Tensor = self.head(self.dropout(mean))
-        return found
+        return exact(self.head, self.dropout(mean))
 
 
 @dataclass(frozen=True)
@@ -219,6 +218,18 @@ class ReadingObjective(Objective):
         whole: Any = backbone
         whole.pooler = None  # of no use to a mean, and its idle weights would stall DDP
         return Reader(backbone, len(self.outputs), self.dropout)
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        return {
+            "labels": self.outputs.labels.names,
+            "hierarchy": self.outputs.hierarchy,
+            "losses": self.losses,
+            "dropout": self.dropout,
+            "texts": self.tokens.ids,
+            "known": [self.train.codes, self.train.rating, self.train.weight],
+            "validation": [self.validation.codes, self.validation.rating],
+        }
 
     def lengths(self) -> Codes:
         """See `Objective.lengths`."""

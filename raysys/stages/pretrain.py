@@ -37,9 +37,10 @@ from raysys.text.pretraining.behaviour import Pairs, gather_pairs
 from raysys.text.pretraining.causal import MARKS, CausalObjective, CausalSettings
 from raysys.text.pretraining.contrastive import ContrastiveObjective, ContrastiveSettings
 from raysys.text.pretraining.corpus import Corpus, CorpusSettings, log_end, write_corpus
+from raysys.text.pretraining.log_read import log_read, write_log_read
 from raysys.text.pretraining.masked import MaskedObjective, MaskedSettings
 from raysys.text.pretraining.pairs import PairsObjective, PairsSettings
-from raysys.text.pretraining.report import FIGURES, TITLES, Outcome, write_report
+from raysys.text.pretraining.report import FIGURES, NEW_HEAD, TITLES, Outcome, write_report
 from raysys.text.pretraining.tokens import Frame, Tokens, tokenise
 from raysys.text.scratch import ScratchSettings, make_model
 from raysys.text.training import Objective, train
@@ -193,6 +194,9 @@ def run(settings: PretrainSettings, workspace: Workspace, *, force: bool = False
     corpus = Corpus.open(work / "corpus")
     with replacing(workspace.pretrain) as fresh:
         shutil.copytree(model, fresh / "model")
+        read = _log_read(settings, until)
+        if read is not None:
+            write_log_read(fresh / "model", read)
         write_report(
             fresh / "report.html", _name(settings), None if corpus is None else corpus.counts,
             outcomes,
@@ -210,18 +214,21 @@ def run(settings: PretrainSettings, workspace: Workspace, *, force: bool = False
 
 
 def show(manifest: Manifest, console: Console) -> None:
-    """Figures before and after, and how to begin with the model."""
+    """Figures before and after; of a head that was drawn anew there is none before."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("objective", no_wrap=True)
     table.add_column("figure")
     for name in ("before", "after"):
         table.add_column(name, justify="right", no_wrap=True)
-    for each in manifest.figures["objectives"]:
+    outcomes = [Outcome(**each) for each in manifest.figures["objectives"]]
+    for each in outcomes:
         for name, told in FIGURES.items():
-            if name in each["after"]:
-                before, after = (each[when].get(name) for when in ("before", "after"))
-                table.add_row(TITLES[each["kind"]], told, _number(before), _number(after))
+            if name in each.after:
+                before, after = each.known_before.get(name), each.after[name]
+                table.add_row(TITLES[each.kind], told, _number(before), _number(after))
     console.print(table)
+    if any(each.new_head for each in outcomes):
+        console.print(f"–: {NEW_HEAD}", style="dim")
 
 
 def _number(value: float | None) -> str:
@@ -236,12 +243,13 @@ def _learn(material: _Material, settings: AnyObjective, model: str, folder: Path
         with torch.random.fork_rng():
             torch.manual_seed(stage.seed)  # a new head is the one that training begins with
             module = objective.build().eval()
+        head_is_new = bool(getattr(module, "head_is_new", False))
         module.to(device_here())
         with torch.inference_mode():
             before = dict(objective.evaluate(module))
             if isinstance(settings, ContrastiveSettings) and settings.hard_negatives.first:
                 objective.refresh(module, 0)
-        judging.note = _shown(before)
+        judging.note = _shown(before) + (f" ({NEW_HEAD})" if head_is_new else "")
         del module
     fitted = train(
         objective,
@@ -263,6 +271,7 @@ def _learn(material: _Material, settings: AnyObjective, model: str, folder: Path
         examples_per_s=round(fitted.examples_per_s, 2),
         tokens_per_s=round(fitted.tokens_per_s, 1),
         history=fitted.history,
+        new_head=head_is_new,
     )
     fresh = folder / f"{OUTCOME}.tmp"
     fresh.write_text(json.dumps(asdict(outcome)))
@@ -309,6 +318,24 @@ def _begin(material: _Material) -> str:
             making.note = f"{made.parameters:,} weights, {made.vocabulary:,} tokens"
             (folder / "made").touch()
     return str(folder / "model")
+
+
+def _log_read(settings: PretrainSettings, until: dt.datetime | None) -> dt.datetime | None:
+    """Until when the model, or the one that it began with, has read the log; None: neither has."""
+    corpus = settings.corpus.queries and (
+        settings.scratch is not None or any(isinstance(o, Texts) for o in settings.objectives)
+    )
+    sources = {
+        source
+        for each in settings.objectives
+        if not isinstance(each, Texts)
+        for source in each.pairs.sources
+    }
+    read = [until] if until is not None and (corpus or sources - {"titles"}) else []
+    if settings.scratch is None:
+        before = log_read(model_folder(settings.model or PACKAGED, where="model"))
+        read += [] if before is None else [before]
+    return max(read, default=None)
 
 
 def _name(settings: PretrainSettings) -> str:

@@ -13,7 +13,13 @@ from raysys.datasets.splits import SPLITS, Divided, SplitSettings, distinct, div
 from raysys.progress import task
 from raysys.stages.text_settings import TextSettings
 from raysys.storage import Workspace, read_manifest
-from raysys.text.behaviour_source import JOIN, BehaviourSource, as_judged, pairs_of_log
+from raysys.text.behaviour_source import (
+    JOIN,
+    BehaviourSource,
+    as_judged,
+    notes_on_models,
+    pairs_of_log,
+)
 from raysys.text.items import COLUMNS
 from raysys.text.spans import attributes_to_spans
 
@@ -69,7 +75,8 @@ def read_and_divide(
         elif read is None:
             read = weak
             divided = divide(weak, _given(settings.split), settings.task)
-            divided = Divided(divided.rows, divided.aside, "time", divided.notes)
+            seen = notes_on_models(behaviour, workspace.ingest, settings.split, settings.learners)
+            divided = Divided(divided.rows, divided.aside, "time", (*divided.notes, *seen))
         else:
             divided = _together(settings, behaviour, read, weak)
             rows = pl.concat([read.rows, weak.rows])

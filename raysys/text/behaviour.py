@@ -13,7 +13,9 @@ queries orders the items of others later.
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
@@ -149,11 +151,7 @@ def pairs_by_time(
     """
     read = _read(events, catalogue)
     by_impressions = not _impressions(read).is_empty()
-    moments = _rows(read, settings, by_impressions)["timestamp"].sort()
-    if moments.is_empty():
-        raise _nothing()
-    tail = np.array([split.test + split.validation, split.test])
-    cuts = [moments[int(at)] for at in ((1 - tail) * len(moments)).clip(0, len(moments) - 1)]
+    cuts = _cuts(_rows(read, settings, by_impressions), split)
     side = _sides(read["query"].drop_nulls().unique().to_list(), split)
     begins, ends = [None, *cuts], [*cuts, None]
     propensities: Propensities | None = None
@@ -182,6 +180,26 @@ def pairs_by_time(
     return _table(parts, catalogue, settings)
 
 
+def validation_begins(
+    events: pa.Table, catalogue: Catalogue, settings: BehaviourSettings, split: SplitSettings
+) -> dt.datetime:
+    """The moment, UTC, from which `pairs_by_time` judges, of the same arguments.
+
+    Raises:
+        UserError: no event has a query and a known item.
+    """
+    return _cuts(_rows(_read(events, catalogue), settings), split)[0]
+
+
+def _cuts(rows: pl.DataFrame, split: SplitSettings) -> list[dt.datetime]:
+    """Where validation and test begin."""
+    moments = rows["timestamp"].sort()
+    if moments.is_empty():
+        raise _nothing()
+    tail = np.array([split.test + split.validation, split.test])
+    return [moments[int(at)] for at in ((1 - tail) * len(moments)).clip(0, len(moments) - 1)]
+
+
 def highest_grade(grade: npt.NDArray[np.float32], top: float) -> float:
     """The grade below which a share `top` of those lies that are above 0; 1 where none is."""
     positive = grade[grade > 0]
@@ -197,17 +215,35 @@ def _nothing() -> UserError:
 
 
 def _read(events: pa.Table, catalogue: Catalogue) -> pl.DataFrame:
-    """Events of known items, with the item's number; queries cleaned."""
+    """Events of known items, with the item's number; queries cleaned, each in one spelling.
+
+    Of spellings that differ by their case alone it is the most frequent, as it will be typed when
+    the model is asked: a cased tokenizer reads another as other words.
+    """
     names = ["event_type", "item_id", "request_id", "position", "query", "timestamp"]
     frame = pl.DataFrame(events.select(names)).with_columns(
         item=pl.Series(catalogue.numbers(events["item_id"]), dtype=pl.Int32),
         inferred=_flags(events),
     )
     frame = frame.filter(pl.col("item") >= 0).drop("item_id")
-    typed = {text: clean(text).lower() or None for text in frame["query"].unique().drop_nulls()}
+    typed = _spellings(frame["query"].drop_nulls().value_counts(name="n"))
     return frame.with_columns(
         pl.col("query").replace_strict(typed, default=None, return_dtype=pl.String)
     )
+
+
+def _spellings(counted: pl.DataFrame) -> dict[str, str | None]:
+    """Each query that was typed, to what stands for it; None: it says nothing.
+
+    Args:
+        counted: `query` and how often, `n`.
+    """
+    often: dict[str, Counter[str]] = {}
+    for text, n in counted.iter_rows():
+        line = clean(text)
+        often.setdefault(line.lower(), Counter())[line] += n
+    best = {key: min(lines, key=lambda line: (-lines[line], line)) for key, lines in often.items()}
+    return {text: best[clean(text).lower()] or None for text in counted["query"]}
 
 
 def _impressions(read: pl.DataFrame) -> pl.DataFrame:
@@ -359,10 +395,13 @@ def _negatives(
 
 
 def _sides(queries: list[str], split: SplitSettings) -> dict[str, str]:
-    """The split of each query by a hash of it, so that a longer log changes none."""
+    """The split of each query by a hash of it, so that a longer log changes none.
+
+    Of the query in lower case: how it is most often spelt may change.
+    """
     of = {}
     for query in queries:
-        digest = hashlib.blake2b(f"{split.seed}:{query}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{split.seed}:{query.lower()}".encode(), digest_size=8).digest()
         place = int.from_bytes(digest, "big") / 2**64
         held = place < split.test + split.validation
         of[query] = "test" if place < split.test else "validation" if held else "train"

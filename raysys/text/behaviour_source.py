@@ -6,6 +6,8 @@ brought to the judges' scale, and queries by which learners are judged leave it.
 
 from __future__ import annotations
 
+import datetime as dt
+import math
 from pathlib import Path
 from typing import Final, Literal
 
@@ -24,8 +26,10 @@ from raysys.text.behaviour import (
     highest_grade,
     pairs_by_time,
     pairs_from_behaviour,
+    validation_begins,
 )
 from raysys.text.pretraining.corpus import log_end, scan_events
+from raysys.text.pretraining.log_read import models_that_read
 
 JOIN: Final = ", "
 """Between the columns of an item's text."""
@@ -81,6 +85,32 @@ def pairs_of_log(
     return frame.with_columns(
         pl.lit(None, dtype=kind).alias(name) for name, kind in lacking.items()
     ).select(list(DRAFT))
+
+
+def notes_on_models(
+    source: BehaviourSource, ingest: Path, split: SplitSettings, learners: object
+) -> tuple[str, ...]:
+    """What to say of learners that begin with a model which has read what they are judged by.
+
+    Args:
+        source, ingest, split: see `pairs_of_log`.
+        learners: their settings, as data.
+    """
+    models = list(models_that_read(learners, "learners"))
+    if not models:
+        return ()
+    catalogue = Catalogue(pq.read_table(ingest / "items.parquet"))
+    begins = validation_begins(_events(source, ingest), catalogue, source, split)
+    last = log_end(ingest, 0)
+    assert last is not None  # there are events
+    days = math.ceil((last - begins) / dt.timedelta(days=1))
+    return tuple(
+        f"{where}: {model} was pre-trained on the log until {until:%Y-%m-%d %H:%M}, and validation "
+        f"begins at {begins:%Y-%m-%d %H:%M}: figures of this learner are too good; pre-train it "
+        f"with `held_back_days: {days}`"
+        for where, model, until in models
+        if until > begins
+    )
 
 
 def as_judged(weak: pl.DataFrame, judged: pl.DataFrame, source: BehaviourSource) -> pl.DataFrame:

@@ -34,6 +34,7 @@ from raysys.text.half_weights import halve
 from raysys.text.models import longest_input, open_model, readable
 from raysys.text.pairs import Float32, Int64, Pairs, Scale, by_length, mean_ndcg
 from raysys.text.training import Objective
+from raysys.text.training.objective import Identity
 
 NOWHERE: Final = -1e4
 """A cosine no pair has: takes an entry out of a softmax."""
@@ -63,7 +64,8 @@ class BiEncoder(nn.Module):
         """Unit vectors float32[m, d] of token ids int64[m, t] under bool[m, t]: means of states."""
         hidden = self.backbone(input_ids=texts, attention_mask=mask.long())[0].float()
         weight = mask[:, :, None].to(hidden.dtype)
-        return nn.functional.normalize((hidden * weight).sum(1) / weight.sum(1), dim=1)
+        mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+        return nn.functional.normalize(mean, dim=1)
 
     def forward(
         self, queries: Tensor, query_mask: Tensor, items: Tensor, item_mask: Tensor, pairs: Tensor
@@ -73,7 +75,9 @@ class BiEncoder(nn.Module):
         with torch.autocast(asked.device.type, enabled=False):  # bfloat16 ties near cosines
             cosines = asked @ known.T
         scores = self.slope * cosines[pairs[0], pairs[1]] + self.offset
-        return scores, cosines, self.thresholds
+        # times one: an output that is a bare parameter DDP takes for unused, and for ready twice
+        thresholds = None if self.thresholds is None else self.thresholds * 1.0
+        return scores, cosines, thresholds
 
 
 @dataclass(frozen=True)
@@ -106,19 +110,21 @@ class TextTokens:
 
 
 def text_tokens(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> TextTokens:
-    """Tokens of texts, cut at `max_tokens`."""
+    """Tokens of texts, of each at least one, cut at `max_tokens`."""
+    padding = int(tokenizer.pad_token_id or 0)
     found: list[list[int]] = []
     for at in range(0, len(texts), 4096):
         few = [readable(text, max_tokens) for text in texts[at : at + 4096]]
         found += tokenizer(
             few, truncation=True, max_length=max_tokens, return_attention_mask=False
         )["input_ids"]
-    flat = [np.array(each, dtype=np.int32) for each in found]
+    # a GPT adds no marks to what it cannot read
+    flat = [np.array(each or [padding], dtype=np.int32) for each in found]
     lengths = [len(each) for each in flat]
     return TextTokens(
         np.concatenate([np.empty(0, np.int32), *flat]),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        int(tokenizer.pad_token_id or 0),
+        padding,
     )
 
 
@@ -230,6 +236,20 @@ class BiEncoding(Objective):
         if self.teacher is not None:
             batch["teacher"] = torch.from_numpy(self.teacher[of])
         return batch
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        held = self.validation
+        return {
+            "lesson": self.lesson,
+            "levels": self.scale.levels,
+            "list_size": self.list_size,
+            "texts": [self.queries.ids, self.queries.starts, self.items.ids, self.items.starts],
+            "pairs": [self.train.query, self.train.item],
+            "judged": [self.target, self.level, self.train.weight],
+            "teacher": self.teacher,
+            "validation": None if held is None else [held.grade, held.query, held.weight],
+        }
 
     def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """See `Objective.loss`: of the grades, of the contrast and of the distillation, summed."""

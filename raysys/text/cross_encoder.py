@@ -21,11 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raysys.text import losses
-from raysys.text.encoder import autocast
+from raysys.text.compression.runtime import tells_parts_apart
+from raysys.text.encoder import autocast, exact
 from raysys.text.half_weights import halve
 from raysys.text.models import longest_input, open_model, readable
 from raysys.text.pairs import Float32, Int64, Pairs, Scale, by_length, mean_ndcg
 from raysys.text.training import Objective
+from raysys.text.training.objective import Identity
 
 Loss = Literal["cross_entropy", "ordinal", "mse", "margin", "listwise"]
 BY_LIST: Final = ("margin", "listwise")
@@ -73,8 +75,9 @@ class CrossEncoder(nn.Module):
         both = _mean(hidden, attention_mask > 0)
         cosine = nn.functional.cosine_similarity(query, item, dim=1)
         features = torch.cat([query * item, (query - item).abs(), both], dim=1)
-        scores = self.slope * cosine + self.offset + self.joint(features)[:, 0]
-        return scores, self.thresholds
+        scores = self.slope * cosine + self.offset + exact(self.joint, features)[:, 0]
+        # times one: an output that is a bare parameter DDP takes for unused, and for ready twice
+        return scores, None if self.thresholds is None else self.thresholds * 1.0
 
 
 def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -121,13 +124,22 @@ class PairTokens:
         return {name: torch.from_numpy(each.astype(np.int64)) for name, each in batch.items()}
 
 
-def pair_tokens(tokenizer: Any, pairs: Pairs, max_tokens: int) -> PairTokens:
-    """Tokens of pairs; the longer text of a pair is cut first where both do not fit."""
+def pair_tokens(tokenizer: Any, pairs: Pairs, max_tokens: int, *, typed: bool = True) -> PairTokens:
+    """Tokens of pairs, of each at least one; the longer text is cut first where both do not fit.
+
+    Args:
+        tokenizer: of the model.
+        pairs: n of them.
+        max_tokens: read of a pair.
+        typed: whether the model has token types (`tells_parts_apart`): a tokenizer gives them to
+            models that have one type for all, and no embedding for a second.
+    """
     read_queries = [readable(text, max_tokens) for text in pairs.queries]
     read_items = [readable(text, max_tokens) for text in pairs.items]
     queries = [read_queries[at] for at in pairs.query]
     items = [read_items[at] for at in pairs.item]
-    typed = "token_type_ids" in tokenizer.model_input_names
+    typed = typed and "token_type_ids" in tokenizer.model_input_names
+    padding = int(tokenizer.pad_token_id or 0)
     ids, parts, kinds, lengths = [], [], [], []
     for at in range(0, len(queries), 4096):
         found = tokenizer(
@@ -138,19 +150,19 @@ def pair_tokens(tokenizer: Any, pairs: Pairs, max_tokens: int) -> PairTokens:
             return_token_type_ids=typed,
             return_attention_mask=False,
         )
-        for row, tokens in enumerate(found["input_ids"]):
-            ids.append(np.array(tokens, dtype=np.int32))
-            lengths.append(len(tokens))
-            of = found.sequence_ids(row)
+        for row, tokens in enumerate(found["input_ids"]):  # a GPT may make nothing of a pair
+            ids.append(np.array(tokens or [padding], dtype=np.int32))
+            lengths.append(len(ids[-1]))
+            of = found.sequence_ids(row) or [None]
             parts.append(np.array([0 if each is None else each + 1 for each in of], dtype=np.int8))
             if typed:
-                kinds.append(np.array(found["token_type_ids"][row], dtype=np.int8))
+                kinds.append(np.array(found["token_type_ids"][row] or [0], dtype=np.int8))
     return PairTokens(
         ids=np.concatenate([np.empty(0, np.int32), *ids]),
         part=np.concatenate([np.empty(0, np.int8), *parts]),
         kind=np.concatenate([np.empty(0, np.int8), *kinds]) if typed else None,
         starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        padding=int(tokenizer.pad_token_id or 0),
+        padding=padding,
     )
 
 
@@ -190,7 +202,8 @@ class CrossEncoding(Objective):
         self.smoothing = smoothing
         backbone, tokenizer = open_model(model, where=where)
         max_tokens = min(max_tokens, longest_input(backbone) or max_tokens)
-        self.tokens = pair_tokens(tokenizer, train, max_tokens)
+        typed = tells_parts_apart(backbone.config)
+        self.tokens = pair_tokens(tokenizer, train, max_tokens, typed=typed)
         self.train = train
         self.target = scale.share(train.grade)
         self.level = scale.level(train.grade)
@@ -198,9 +211,9 @@ class CrossEncoding(Objective):
         if self.lists is not None:
             self.lists = [rows for rows in self.lists if len(rows) > 1]
         self.validation = validation
-        self.held_out = (
-            None if validation is None else pair_tokens(tokenizer, validation, max_tokens)
-        )
+        self.held_out: PairTokens | None = None
+        if validation is not None:
+            self.held_out = pair_tokens(tokenizer, validation, max_tokens, typed=typed)
         # what ranks is judged as a ranking, what guesses grades by its error
         self.criterion = "ndcg10" if loss in BY_LIST else "rmse"  # type: ignore[misc]
         self.maximise = loss in BY_LIST  # type: ignore[misc]
@@ -232,6 +245,20 @@ class CrossEncoding(Objective):
             "level": torch.from_numpy(self.level[rows]),
             "query": torch.from_numpy(self.train.query[rows]),
             "weight": torch.from_numpy(self.train.weight[rows]),
+        }
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        held = self.validation
+        return {
+            "loss": self.kind,
+            "levels": self.scale.levels,
+            "list_size": self.list_size,
+            "temperature": self.temperature,
+            "smoothing": self.smoothing,
+            "texts": [self.tokens.ids, self.tokens.part],
+            "judged": [self.target, self.level, self.train.query, self.train.weight],
+            "validation": None if held is None else [held.grade, held.query, held.weight],
         }
 
     def weight(self, rows: npt.NDArray[np.int64], batch: dict[str, Tensor]) -> float:
@@ -353,6 +380,7 @@ class PairScorer:
     def __init__(self, folder: Path, max_tokens: int) -> None:
         backbone, self.tokenizer = open_model(str(folder / ENCODER), where=str(folder))
         head = load_file(folder / HEAD)
+        self._typed = tells_parts_apart(backbone.config)
         width = int(backbone.config.hidden_size)
         self.module = CrossEncoder(backbone, width, len(head.get("thresholds", ())))
         missing = self.module.load_state_dict(head, strict=False)
@@ -364,7 +392,7 @@ class PairScorer:
     def scores(self, pairs: Pairs) -> tuple[Float32, Float32 | None]:
         """See `score_pairs`."""
         with self._tokenizing:
-            tokens = pair_tokens(self.tokenizer, pairs, self.max_tokens)
+            tokens = pair_tokens(self.tokenizer, pairs, self.max_tokens, typed=self._typed)
         return score_pairs(self.module, tokens)
 
     def save(self, folder: Path) -> None:

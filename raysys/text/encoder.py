@@ -106,7 +106,7 @@ class Upper(nn.Module):
         else:
             hidden = self.stack(input_ids=states, attention_mask=mask.long())[0]
         weights = mask[:, :, None].to(hidden.dtype)
-        mean = (hidden * weights).sum(1) / weights.sum(1)
+        mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
         return nn.functional.normalize(mean.float(), dim=1)
 
     def by_length(self, states: Tensor, mask: Tensor, parts: int = 1) -> Tensor:
@@ -329,3 +329,14 @@ def autocast(device: torch.device) -> torch.autocast:
         found = torch.cpu.get_capabilities()
         fast = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
+def exact(layer: nn.Linear, states: Tensor) -> Tensor:
+    """A small head over states, float32[…, out], whatever autocast is on.
+
+    In bfloat16 it would give three digits, and what is nearly alike would tie. FSDP may hold the
+    weights in bfloat16 too.
+    """
+    bias = None if layer.bias is None else layer.bias.float()
+    with torch.autocast(states.device.type, enabled=False):
+        return nn.functional.linear(states.float(), layer.weight.float(), bias)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raysys.text.crf import Chain
+from raysys.text.encoder import exact
 from raysys.text.surface import BUCKETS
 from raysys.text.tags import Tags
 
@@ -82,7 +83,7 @@ class EntityNetwork(nn.Module):
             parts.append(_pool(hidden, batch["unit_of_token"], u))
         if self.surface is not None:
             parts.extend(self._surface(batch["features"], inside))
-        emissions = self.head(self.dropout(torch.cat(parts, 2))).float()
+        emissions = exact(self.head, self.dropout(torch.cat(parts, 2)))
         transitions = self.transitions.masked_fill(~self.allowed, -torch.inf)  # type: ignore[operator]
         return emissions, transitions
 

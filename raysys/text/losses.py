@@ -77,7 +77,8 @@ def expected_level(scores: Tensor, thresholds: Tensor, levels: Tensor) -> Tensor
         levels: float32[k + 1], the sorted distinct grades.
     """
     above = torch.sigmoid(scores[:, None] - thresholds[None, :])
-    return levels[0] + above @ (levels[1:] - levels[:-1])
+    # no matrix product: under autocast it would be one of bfloat16
+    return levels[0] + (above * (levels[1:] - levels[:-1])).sum(1)
 
 
 def mean_squared_error(scores: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -6,7 +6,9 @@ safetensors alone: a pickled file runs what its author wrote. Code that a model 
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     Opened: TypeAlias = tuple[PreTrainedModel, PreTrainedTokenizerFast]
 
+log = logging.getLogger("raysys")
+
 PACKAGED = "all-MiniLM-L6-v2"
 """The model that comes with the installation and needs no network."""
 
@@ -37,6 +41,8 @@ _ANY: Final = (
     f"give {PACKAGED!r} (packaged), a folder with config.json, model.safetensors and "
     "tokenizer.json, or the id of a model on the Hugging Face hub"
 )
+_FILLED: Final = 0.95
+"""Share of a model's embeddings that tokens have, at least: some are padded to a round number."""
 _UNCOMMON: Final = "milk 牛奶 \u0f00 \U0001f984 \ue000"
 """Letters that most vocabularies lack: whether a tokenizer has an answer to them."""
 
@@ -66,7 +72,8 @@ def open_model(model: str, *, where: str) -> Opened:
 def open_with_head(kind: Literal["mlm", "clm"], model: str, *, where: str) -> Opened:
     """A model with its head for masked (mlm) or causal (clm) language modelling; see `open_model`.
 
-    A head that the files lack is drawn anew by torch's generator, which the caller seeds.
+    A head that the files lack is drawn anew by torch's generator, which the caller seeds; the
+    model's `head_is_new` says so.
 
     Raises:
         UserError: as `open_model`; a model that reads one way for mlm, or both ways for clm; no
@@ -242,9 +249,33 @@ def _open(auto: Any, model: str, where: str) -> Opened:
             "bring the tokenizer that the model was trained with, or resize the embeddings with "
             "`resize_token_embeddings` and save both",
         )
+    for doubt in _doubts(tokenizer, found.config, rows, highest):
+        _warn_once(
+            f"{where}: the tokenizer of {model!r} may be that of another model: {doubt}; where the "
+            "two came apart, bring the tokenizer that the model was trained with"
+        )
     if found.config.pad_token_id is None:
         found.config.pad_token_id = tokenizer.pad_token_id
     return found.eval(), tokenizer
+
+
+def _doubts(tokenizer: Any, config: Any, rows: int, highest: int) -> Iterator[str]:
+    """What speaks against a tokenizer that gives no id too many."""
+    if highest + 1 < _FILLED * rows:
+        yield f"it knows {highest + 1:,} tokens, the model has {rows:,} embeddings"
+    for name in ("pad", "bos"):
+        own, told = (getattr(each, f"{name}_token_id", None) for each in (tokenizer, config))
+        borrowed = name == "pad" and own == tokenizer.eos_token_id  # see `open_tokenizer`
+        # an id that the model has no embedding for is a default that nobody set
+        known = own is not None and told is not None and 0 <= told < rows
+        if known and own != told and not borrowed:
+            yield f"its {name}_token_id is {own}, that of config.json {told}"
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A model is opened several times in a run."""
+    log.warning("%s", message)
 
 
 def _compressed(auto: Any, folder: Path, model: str, where: str) -> Opened:
@@ -336,6 +367,8 @@ def _weights(auto: Any, folder: Path, config: Any, model: str, where: str) -> Pr
             f"declares, such as {lacking[0]}", where,
             "fetch the files of one and the same model",
         )  # fmt: skip
+    # of a body nothing is lacking here: what else is missing was drawn
+    found.head_is_new = any(not name.startswith(prefix) for name in info["missing_keys"])
     if len(absent) > len(lacking):
         body.pooler = None  # never trained: it would be noise, and other noise each time
     return found

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from raysys.text.crf import Chain
+from raysys.text.spans import Taken
 from raysys.text.tags import Tags
 
 FLOOR = 0.02
@@ -106,8 +107,6 @@ def _leaving(chain: Chain, beta: Tensor, tags: Tags) -> Tensor:
 
 def apart(spans: Sequence[Candidate]) -> list[Candidate]:
     """The most probable spans of which no two share a unit, in the order of the text."""
-    kept: list[Candidate] = []
-    for span in sorted(spans, key=lambda c: (-c.probability, c.first, c.last, c.label)):
-        if all(span.last <= other.first or other.last <= span.first for other in kept):
-            kept.append(span)
-    return sorted(kept, key=lambda c: c.first)
+    order = sorted(spans, key=lambda c: (-c.probability, c.first, c.last, c.label))
+    taken = Taken()
+    return sorted((c for c in order if taken.takes(c.first, c.last)), key=lambda c: c.first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,11 +116,26 @@ def without_overlaps(spans: Iterable[Span], counts: Mapping[str, int]) -> tuple[
     order = sorted(
         set(spans), key=lambda s: (s.start - s.end, s.start, -counts.get(s.label, 0), s.label)
     )
-    kept: list[Span] = []
-    for span in order:
-        if all(span.end <= other.start or other.end <= span.start for other in kept):
-            kept.append(span)
+    taken = Taken()
+    kept = [span for span in order if taken.takes(span.start, span.end)]
     return sorted(kept), len(order) - len(kept)
+
+
+class Taken:
+    """Places of a text that are taken, none of them twice; found by bisection."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []  # in the same order: places do not overlap
+
+    def takes(self, start: int, end: int) -> bool:
+        """Take the places from start to before end (start < end), if all of them are free."""
+        at = bisect_left(self._starts, end)  # those from here on begin behind it
+        if at and self._ends[at - 1] > start:
+            return False
+        self._starts.insert(at, start)
+        self._ends.insert(at, end)
+        return True
 
 
 def label_counts(texts: Iterable[Sequence[Span]]) -> Counter[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,13 @@ from hypothesis import strategies as st
 from raysys.config import parse_settings
 from raysys.errors import UserError
 from raysys.registry import Registry
+from raysys.serving import text_routes
 from raysys.serving.app import http_app, settle
 from raysys.serving.args import ServeArgs
 from raysys.serving.service import Service
 from raysys.serving.text_api import MAX_TEXT, MAX_TEXTS
+from raysys.serving.text_routes import MOST_CHARACTERS
+from raysys.serving.workers import Workers
 from raysys.stages import text as stage
 from raysys.stages.deploy_plan import DeploySettings, plan
 from raysys.storage import Workspace
@@ -206,6 +211,62 @@ def test_no_request_is_a_fault_of_the_server(client: TestClient, task: str, body
         headers={"content-type": "application/json"},
     )
     assert response.status_code in (200, 422), response.text
+
+
+def test_texts_of_many_characters_are_refused_in_words(client: TestClient) -> None:
+    text = "acme cheddar cheese " * 450
+    problem = refuse(client, "entities", 422, texts=[text] * (MOST_CHARACTERS // len(text) + 1))
+    assert "send the texts in several calls" in problem["detail"]
+    assert problem["errors"][0]["path"] == "body.texts"
+
+
+def test_spans_of_many_texts_are_those_of_each(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = ["Acme cheddar cheese, 3 g", "", "royal rye bread", "acme oat milk 7"] * 3
+    whole = ask(client, "entities", texts=sent)["results"]
+    monkeypatch.setattr(text_routes, "PART", 40)
+    assert [len(part) for part in text_routes._parts(sent)] == [3, 3, 2, 3, 1]
+    assert ask(client, "entities", texts=sent)["results"] == whole
+
+
+def test_entities_give_up_after_their_deadline(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_routes, "PART", 1)
+    monkeypatch.setattr(text_routes, "PATIENCE_S", -60.0)  # as if it was long over
+    response = client.post(
+        "/v1/text/entities",
+        json={"texts": ["acme milk", "royal bread"]},
+        headers={"X-Deadline-Ms": "50"},
+    )
+    assert response.status_code == 503 and response.headers["retry-after"] == "1"
+    problem = response.json()
+    assert problem["type"] == "urn:raysys:problem:too-late"
+    assert problem["detail"].startswith("1 of 2 texts were read") and "X-Deadline-Ms" in str(
+        problem
+    )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_nobody_waits_for_texts_for_ever(
+    client: TestClient, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    submit = Workers.submit
+
+    def spied(self: Workers, work: Any, priority: int = 1, until: float = math.inf) -> Any:
+        told.append(until - time.perf_counter())
+        return submit(self, work, priority, until)
+
+    monkeypatch.setattr(Workers, "submit", spied)
+    body = {"texts": ["a"], **({"query": "a"} if task == "relevance" else {})}
+    ask(client, task, **body)
+    sent = client.post(f"/v1/text/{task}", json=body, headers={"X-Deadline-Ms": "60000"})
+    assert sent.status_code == 200
+    assert 0 < told[0] <= 10 < 30 < told[1] <= 60
+    wrong = client.post(f"/v1/text/{task}", json=body, headers={"X-Deadline-Ms": "0"})
+    assert wrong.status_code == 422
 
 
 def test_a_deployment_without_the_task_says_how_to_add_one(workspace: Workspace) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from raysys.config import find_config, load_settings, parse_settings
 from raysys.errors import UserError
@@ -15,6 +19,8 @@ from raysys.stages.pretrain import PretrainSettings
 from raysys.storage import Manifest, Workspace, read_manifest
 from raysys.text.encoder import Encoder
 from raysys.text.models import open_with_head
+from raysys.text.pretraining.corpus import log_end
+from raysys.text.pretraining.log_read import log_read, write_log_read
 from tests.text.tiny_language import write_masked, write_shop
 
 STEPS = {"max_steps": 4, "batch_size": 8, "evaluate_every": {"steps": 2}}
@@ -51,9 +57,19 @@ def test_objectives_run_one_after_the_other(workspace: Workspace, tmp_path: Path
     found = manifest.figures["objectives"]
     assert [each["kind"] for each in found] == ["masked", "pairs", "contrastive"]
     assert all(each["steps"] == 4 and each["before"] and each["after"] for each in found)
+    assert [each["new_head"] for each in found] == [False, True, False]
+    console = Console(file=io.StringIO(), width=120)
+    pretrain.show(manifest, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"pairs told right +– +[\d.]+", shown) and "drawn anew" in shown
+    assert re.search(r"perplexity of a guessed token +[\d.]+ +[\d.]+", shown)
     assert manifest.counts["items"] > 100 and manifest.counts["queries"] == 8
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 3 and "perplexity of a guessed token" in page
+    assert "Next-sentence prediction has no figure before" in page
+    assert "Masked language modelling has no figure before" not in page
+    until = log_read(folder / "model")
+    assert until == log_end(workspace.ingest, 1)
     history = json.loads((folder / "outcomes.json").read_text())[0]["history"]
     assert [entry["step"] for entry in history] == [2, 4]
     assert not list(workspace.root.glob(".pretrain.work/*"))
@@ -116,6 +132,24 @@ def test_a_new_decoder_learns_from_files_alone(tmp_path: Path):
     (found,) = manifest.figures["objectives"]
     assert found["after"]["character_perplexity"] < found["before"]["character_perplexity"]
     open_with_head("clm", str(tmp_path / "shop" / "pretrain" / "model"), where="model")
+
+
+def test_what_was_read_of_the_log_is_told_where_it_was_read(tmp_path: Path):
+    bert, later = write_masked(tmp_path / "bert"), write_masked(tmp_path / "later")
+    now = datetime(2026, 1, 5, tzinfo=UTC)
+    write_log_read(later, now + timedelta(days=1))
+    masked, pairs = {"kind": "masked"}, {"kind": "pairs", "pairs": PAIRS}
+    titles = {"kind": "pairs", "pairs": {**PAIRS, "sources": ["titles"]}}
+    mute = {"held_out": 0.2, "queries": False}
+
+    def told(model: Path, corpus: Any, *objectives: Any) -> datetime | None:
+        settings = _settings(model, corpus=corpus, objectives=list(objectives))
+        return pretrain._log_read(settings, now)
+
+    assert told(bert, {}, masked) == now == told(bert, mute, titles, pairs)
+    assert told(bert, mute, masked, titles) is None
+    assert told(later, mute, masked) == told(later, {}, masked) == now + timedelta(days=1)
+    assert pretrain._log_read(_settings(bert), None) is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from raysys.stages import text
 from raysys.stages.text_settings import TextSettings
 from raysys.stages.text_sources import inputs_of, read_and_divide, text_columns
 from raysys.storage import Workspace, read_manifest
+from raysys.text.behaviour_source import notes_on_models
+from raysys.text.pretraining.corpus import log_end, scan_events
+from raysys.text.pretraining.log_read import write_log_read
 from tests.stages import texts
 from tests.text.shop_log import shop
 from tests.text.tiny import write_tiny_bert
@@ -107,3 +112,34 @@ def test_it_needs_a_log(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing here yet") as caught:
         text.run(settings_of(), Workspace(tmp_path))
     assert "raysys ingest" in caught.value.mend
+
+
+def test_a_model_that_has_read_what_is_judged_is_told_of(tmp_path: Path) -> None:
+    workspace = shop(tmp_path / "ws", requests=600)
+    models = {name: tmp_path / name for name in ("late", "early", "public")}
+    for folder in models.values():
+        folder.mkdir()
+    settings = settings_of(
+        learners={
+            "relevance_trees": {"vectors": str(models["late"])},
+            "bi_encoder": {"model": str(models["early"])},
+            "cross_encoder": {"model": str(models["public"])},
+        }
+    )
+    behaviour = settings.behaviour
+    assert behaviour is not None
+    last = log_end(workspace.ingest, 0)
+    assert last is not None
+    rows = scan_events(workspace.ingest).select("timestamp").collect()["timestamp"].sort()
+    begins = rows[int(0.7 * len(rows))]  # 30% are validation and test; about there it is cut
+    write_log_read(models["late"], last)
+    write_log_read(models["early"], begins - (last - begins) / 2)
+    told = (behaviour, workspace.ingest, settings.split, settings.learners)
+    (note,) = notes_on_models(*told)
+    assert note.startswith(f"learners.relevance_trees.vectors: {models['late']} was pre-trained")
+    days = int(re.findall(r"`held_back_days: (\d+)`", note)[0])
+    write_log_read(models["late"], last - timedelta(days=days))
+    assert notes_on_models(*told) == ()
+    write_log_read(models["late"], last)
+    _, divided = read_and_divide(settings, [], workspace, unlabelled=False)
+    assert note in divided.notes

@@ -7,12 +7,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from raysys import schema
 from raysys.datasets.splits import SplitSettings
 from raysys.errors import UserError
 from raysys.features.position_bias import Propensities
-from raysys.text.behaviour import BehaviourSettings, pairs_by_time, pairs_from_behaviour
+from raysys.text.behaviour import (
+    BehaviourSettings,
+    _sides,
+    pairs_by_time,
+    pairs_from_behaviour,
+)
 from tests.synthetic import make_catalogue
 
 CATALOGUE = make_catalogue(30)
@@ -55,7 +62,7 @@ def test_a_grade_is_gain_by_examination_with_a_prior() -> None:
     assert found["i00001"]["grade"] == pytest.approx((2 + 2 * mean) / (0.5 + 2))
     assert found["i00000"]["weight"] == pytest.approx(2 / 4)
     assert found["i00001"]["weight"] == pytest.approx(0.5 / 2.5)
-    assert {row["query"] for row in found.values()} == {"oat milk"}
+    assert {row["query"] for row in found.values()} == {"Oat MILK"}
     assert found["i00000"]["text"] == CATALOGUE.texts[0]
 
 
@@ -105,6 +112,29 @@ def test_clicks_alone_teach_against_drawn_items() -> None:
     assert found["i00001"]["grade"] == pytest.approx(3 / 2)
     drawn = [row for item, row in found.items() if item not in ("i00000", "i00001")]
     assert {(row["grade"], row["weight"]) for row in drawn} == {(0.0, 0.5)}
+
+
+def test_a_query_keeps_the_spelling_that_most_have() -> None:
+    typed = ["Sony TV"] * 3 + ["sony tv"] * 2 + [" Sony  tv "] + ["USB", "usb"]
+    rows = [event("click", at % 2, None, query=text) for at, text in enumerate(typed)]
+    found = pairs_from_behaviour(table(*rows), CATALOGUE, BehaviourSettings(negatives=0))
+    assert set(found["query"].to_pylist()) == {"Sony TV", "USB"}
+    assert found.num_rows == 4  # of each query two items
+    lower = [event("click", at % 2, None, query=text.lower()) for at, text in enumerate(typed)]
+    same = pairs_from_behaviour(table(*lower), CATALOGUE, BehaviourSettings(negatives=0))
+    for name in ("item_id", "grade", "weight"):
+        assert sorted(found[name].to_pylist()) == sorted(same[name].to_pylist())
+    split = SplitSettings(validation=0.3, test=0.3)
+    assert _sides(["Sony TV"], split).popitem()[1] == _sides(["sony tv"], split).popitem()[1]
+
+
+def test_a_cased_tokenizer_reads_queries_as_they_will_be_asked() -> None:
+    typed = ["Milk"] * 2 + ["milk"]
+    rows = [event("click", at % 2, None, query=text) for at, text in enumerate(typed)]
+    found = pairs_from_behaviour(table(*rows), CATALOGUE, BehaviourSettings(negatives=0))
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "Milk": 1}, unk_token="[UNK]"))
+    learned = {tuple(tokenizer.encode(text).ids) for text in found["query"].to_pylist()}
+    assert learned == {tuple(tokenizer.encode("Milk").ids)} == {(1,)}
 
 
 def test_what_comes_out() -> None:

@@ -121,3 +121,12 @@ def test_listwise_is_least_where_scores_are_grades() -> None:
     losses.listwise(scores, grades, query).backward()
     assert scores.grad is not None
     assert scores.grad.abs().max().item() < 1e-6
+
+
+def test_expected_levels_are_exact_under_autocast() -> None:
+    given = torch.linspace(-3, 3, 50), torch.tensor([-1.0, 1.0]), torch.tensor([1.0, 2.0, 5.0])
+    wanted = losses.expected_level(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses.expected_level(*given)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AlbertConfig,
     AlbertModel,
+    BertConfig,
+    BertModel,
     BertTokenizer,
     CamembertConfig,
     CamembertModel,
@@ -45,6 +47,7 @@ from raysys.text.models import (
     readable,
 )
 from tests.text.tiny import write_tiny_bert
+from tests.text.tiny_language import write_masked
 
 TEXTS = ["whole milk, dairy, acme, 500 g", "milk", "bread, bakery", "hand soap unheard of"]
 SMALL = {
@@ -105,6 +108,48 @@ def test_the_packaged_model_opens_without_a_network(monkeypatch: pytest.MonkeyPa
     model, tokenizer = open_model(PACKAGED, where="x")
     assert len(layers_of(model)) == 6 and longest_input(model) == 512 == tokenizer.model_max_length
     assert not model.training and {each.dtype for each in model.parameters()} == {torch.float32}
+
+
+def test_a_tokenizer_that_may_be_another_models_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(folder: Path, **changed: Any) -> list[str]:
+        write_tiny_bert(folder)
+        config = BertConfig.from_pretrained(folder)
+        size = config.vocab_size
+        known = {
+            name: round(size * x) if name == "vocab_size" else x for name, x in changed.items()
+        }
+        config.update(known)
+        BertModel(config).save_pretrained(folder)
+        caplog.clear()
+        for _ in range(2):
+            open_model(str(folder), where="bi_encoder.model")
+        return [each.getMessage() for each in caplog.records if each.name == "raysys"]
+
+    assert told(tmp_path / "right") == [] == told(tmp_path / "padded", vocab_size=1.03)
+    (fewer,) = told(tmp_path / "fewer", vocab_size=1.5)
+    assert fewer.startswith("bi_encoder.model: the tokenizer of") and "embeddings" in fewer
+    (other,) = told(tmp_path / "other", pad_token_id=3)
+    assert "its pad_token_id is 0, that of config.json 3" in other
+    assert told(tmp_path / "default", bos_token_id=50256) == []  # not the model's
+    caplog.clear()
+    open_model(str(write_gpt(tmp_path / "gpt", pad_token_id=3)), where="x")
+    assert "raysys" not in {
+        each.name for each in caplog.records
+    }  # its padding is borrowed from the end of text
+
+
+def test_a_head_that_was_drawn_is_told_from_one_that_was_read(tmp_path: Path) -> None:
+    def drawn(kind: Literal["mlm", "clm"], model: str | Path) -> bool:
+        found: Any = open_with_head(kind, str(model), where="x")[0]
+        return bool(found.head_is_new)
+
+    assert drawn("mlm", PACKAGED) and not drawn("mlm", write_masked(tmp_path / "bert"))
+    assert not drawn("clm", write_gpt(tmp_path / "gpt", head=True))
+    assert not drawn("clm", write_gpt(tmp_path / "body"))  # its words' vectors are the head
+    untied = write_gpt(tmp_path / "untied", tie_word_embeddings=False)
+    assert drawn("clm", untied)
 
 
 def test_a_folder_opens_the_same_however_it_is_written(bert: Path) -> None:

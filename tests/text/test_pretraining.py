@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForMaskedLM, BertConfig, DistilBertConfig, RobertaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    DistilBertConfig,
+    RobertaConfig,
+)
 
 from raysys.errors import UserError
 from raysys.text.encoder import Encoder
@@ -26,7 +34,7 @@ from raysys.text.pretraining import (
     tokenise,
     write_corpus,
 )
-from raysys.text.pretraining.causal import pack
+from raysys.text.pretraining.causal import CausalModel, check_apart, pack
 from raysys.text.pretraining.corpus import is_held_out, log_end, text_hashes
 from raysys.text.pretraining.masked import IGNORED, MaskedModel, Masking
 from raysys.text.pretraining.tokens import Frame
@@ -287,6 +295,82 @@ def test_texts_of_one_block_do_not_see_each_other(gpt: Path, tmp_path: Path):
             alone = module.model(input_ids=torch.tensor([ids])).logits[0]
             assert torch.allclose(together[at : at + len(ids)], alone, atol=1e-5)
             at += len(ids)
+
+
+SMALL = {"vocab_size": 60, "hidden_size": 32, "num_attention_heads": 2}
+LAYERS = {"num_hidden_layers": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+DECODERS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 60, "n_positions": 64},
+    "gpt_neo": {
+        "vocab_size": 60, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "window_size": 8,
+        "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64,
+    },
+    "gptj": {
+        "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 60, "n_positions": 64,
+        "rotary_dim": 8,
+    },
+    "opt": {
+        "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "ffn_dim": 48,
+        "num_attention_heads": 2, "max_position_embeddings": 64, "word_embed_proj_dim": 32,
+    },
+    "qwen2": {**SMALL, **LAYERS, "num_key_value_heads": 2},
+}  # fmt: skip
+
+
+def _decoder(kind: str, **more: Any) -> Any:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **more, initializer_range=0.3)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_no_decoder_sees_the_neighbours_of_a_text(kind: str, attention: str, bf16: bool):
+    model = _decoder(kind, **DECODERS[kind])
+    if attention == "sdpa" and not model._supports_sdpa:
+        pytest.skip("knows eager attention alone")
+    model.set_attn_implementation(attention)
+    check_apart(model, where="model")
+    texts = torch.tensor([[0] * 6 + [1] * 7 + [2] * 5 + [-1] * 2])
+    places = torch.tensor([[*range(6), *range(7), *range(5), 0, 0]])
+    ids = torch.arange(3, 23)[None]
+    blocks = CausalModel(model)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        said = blocks(ids, texts, places)
+        assert torch.isfinite(said).all()
+        for text in range(3):
+            other = blocks(torch.where(texts == text, ids, ids + 20), texts, places)
+            own = texts == text
+            assert torch.equal(said[own], other[own])
+            assert not torch.allclose(said[~own], other[~own], atol=0.1)
+            if not bf16:
+                alone = model(input_ids=ids[own][None]).logits[0]
+                assert torch.allclose(said[own], alone, atol=1e-4)
+
+
+def test_a_decoder_without_masks_of_pairs_of_tokens_is_refused(gpt: Path, tmp_path: Path):
+    whole = {"n_layer": 2, "n_head": 2, "hidden_size": 32, "vocab_size": 70}
+    with pytest.raises(UserError, match="a bloom cannot be told which tokens see each other"):
+        check_apart(_decoder("bloom", **whole), where="model")
+    _, tokenizer = open_model(str(gpt), where="model")
+    folder = tmp_path / "bloom"
+    whole["vocab_size"] = len(tokenizer)
+    _decoder("bloom", **whole, bos_token_id=0, eos_token_id=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    train_on, held = _tokens(gpt, tmp_path)
+    with pytest.raises(UserError, match="cannot be told") as refused:
+        CausalObjective(str(folder), train_on, held, CausalSettings(block=64))
+    assert refused.value.mend is not None and "GPT-2" in refused.value.mend
+
+
+def test_a_decoder_that_heeds_no_mask_is_refused():
+    model = _decoder("gpt2", **DECODERS["gpt2"])
+    forward = model.forward
+    bare = {"attention_mask": None, "position_ids": None}
+    model.forward = lambda **given: forward(**{**given, **bare})
+    with pytest.raises(UserError, match="lets texts of one block see each other"):
+        check_apart(model, where="model")
 
 
 def test_perplexities_of_a_decoder_equal_a_computation_by_hand(gpt: Path, tmp_path: Path):

@@ -123,6 +123,21 @@ def test_of_a_long_log_whole_sessions_are_drawn(tmp_path: Path):
     assert shop.items() == []
 
 
+def test_spellings_of_a_query_are_one_in_the_most_frequent(tmp_path: Path):
+    ingest = _log(tmp_path, *[("a",)] * 6)
+    place = ingest / "events" / "part.parquet"
+    log = pq.read_table(place)
+    typed = ["Sony TV", "Sony  TV", "sony tv", "USB", "usb", "usb "]
+    at = log.schema.get_field_index("query")
+    pq.write_table(log.set_column(at, log.schema.field(at), pa.array(typed)), place)
+    settings = {"sources": ["queries"], "item": ["title"], "min_count": 3}
+    found = _Shop(PairSettings.model_validate(settings), ingest, None).queries()
+    assert {(query, item) for _, query, item, *_ in found} == {
+        ("Sony TV", "the a"),
+        ("usb", "the a"),
+    }
+
+
 def test_the_same_pair_counts_once_and_a_text_is_not_its_own_pair():
     found = [("items", *pair, 0, 1, 0) for pair in (("a", "b"), ("a", "a"), ("a", "b"))]
     pairs = Pairs.of(found, 0.5)

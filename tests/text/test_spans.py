@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pyarrow as pa
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from raysys import schema
 from raysys.errors import UserError
-from raysys.text.spans import Span, attributes_to_spans, spans_of, without_overlaps
+from raysys.text.spans import Span, Taken, attributes_to_spans, spans_of, without_overlaps
 from raysys.text.tags import Lost, Scheme, Tags
 from raysys.text.units import Splitter, Units, pieces
 
@@ -148,6 +149,32 @@ def test_of_spans_that_overlap_the_longer_and_the_more_frequent_stay() -> None:
     ]
     kept, dropped = without_overlaps(spans, {"c": 1, "d": 5})
     assert kept == [Span(2, 9, "b"), Span(9, 12, "d"), Span(12, 13, "a")] and dropped == 2
+
+
+places = st.tuples(st.integers(0, 25), st.integers(1, 8)).map(lambda x: (x[0], x[0] + x[1]))
+
+
+def one_by_one(order: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The rule in words: of places in an order each is kept that meets none kept before."""
+    kept: list[tuple[int, int]] = []
+    for start, end in order:
+        if all(end <= other[0] or other[1] <= start for other in kept):
+            kept.append((start, end))
+    return kept
+
+
+@given(st.lists(places, max_size=30))
+def test_places_are_taken_as_if_each_was_held_against_each(order: list[tuple[int, int]]) -> None:
+    taken = Taken()
+    assert [place for place in order if taken.takes(*place)] == one_by_one(order)
+
+
+def test_of_many_spans_that_overlap_some_are_kept_in_a_moment() -> None:
+    spans = [Span(at, at + 1, "a") for at in range(0, 200_000, 2)]
+    began = time.process_time()
+    kept, dropped = without_overlaps(spans, {})
+    assert kept == spans and not dropped
+    assert time.process_time() - began < 20  # each against each takes hours
 
 
 def test_spans_outside_of_their_text_are_refused() -> None:

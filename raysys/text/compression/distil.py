@@ -22,6 +22,7 @@ from raysys.errors import UserError
 from raysys.text.compression.runtime import tells_parts_apart
 from raysys.text.models import layers_of
 from raysys.text.training import Objective
+from raysys.text.training.objective import Identity
 
 Tensors = dict[str, Tensor]
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -127,7 +128,8 @@ class HiddenStateDistillation(Objective):
             return_attention_mask=False,
             return_token_type_ids=typed,
         )
-        ids: list[list[int]] = found["input_ids"]
+        padding = int(tokenizer.pad_token_id or 0)
+        ids: list[list[int]] = [each or [padding] for each in found["input_ids"]]  # GPT marks none
         kinds: list[list[int]] = found["token_type_ids"] if typed else [[] for _ in ids]
         read = list(zip(ids, kinds, strict=True))
         cut = max(1, round(held_out * len(read)))
@@ -138,6 +140,13 @@ class HiddenStateDistillation(Objective):
         student = shallower(self.teacher, self.layers)
         student.requires_grad_(True)
         return Pupil(student)
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        return {
+            "layers": self.layers,
+            "texts": [repr(each) for each in self.read],
+        }
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of every text."""
@@ -195,10 +204,10 @@ class HiddenStateDistillation(Objective):
 def mean(hidden: Tensor, mask: Tensor) -> Tensor:
     """Mean over the real tokens: float[b, d] of float[b, t, d]."""
     weights = mask[:, :, None].to(hidden.dtype)
-    return (hidden * weights).sum(1) / weights.sum(1)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 def _error(found: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
     """Squared error of each text, the mean over its tokens and the width: float[b]."""
     squared = (found.float() - wanted.float()).square().mean(2) * mask
-    return squared.sum(1) / mask.sum(1)
+    return squared.sum(1) / mask.sum(1).clamp(min=1)

@@ -215,11 +215,15 @@ class _Shop:
     def queries(self) -> Found:
         asked = self._wanted().filter(pl.col("query").is_not_null())
         query = pl.col("query").str.split(" ").list.eval(pl.element().filter(pl.element() != ""))
+        typed = asked.with_columns(query=query.list.join(" ")).filter(pl.col("query") != "")
+        typed = typed.with_columns(key=pl.col("query").str.to_lowercase())
+        # spellings that differ by case alone are one query, in the most frequent of them
+        often = typed.group_by("key", "query").len().sort("len", "query", descending=[True, False])
+        best = often.unique("key", keep="first", maintain_order=True).select("key", "query")
         counted = (
-            asked.with_columns(query=query.list.join(" ").str.to_lowercase())
-            .filter(pl.col("query") != "")
-            .group_by("query", "line")
+            typed.group_by("key", "line")
             .agg(pl.len().alias("n"), pl.col("number").min())
+            .join(best, on="key", how="left")
         )
         return [
             ("queries", query, self.lines[line], NONE, number, self.category[number])

@@ -23,10 +23,12 @@ from raysys.text.models import open_with_head
 from raysys.text.pretraining.masked import IGNORED, check_length
 from raysys.text.pretraining.tokens import Int64, Tokens
 from raysys.text.training import Objective, TrainingSettings
-from raysys.text.training.objective import Tensors
+from raysys.text.training.objective import Identity, Tensors
 
 MARKS = 2
 """Around a piece: of its beginning and of its end."""
+PROBE = 4
+"""Tokens of a text by which `check_apart` looks."""
 
 
 class CausalSettings(Settings):
@@ -54,6 +56,7 @@ class CausalModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.head_is_new = bool(getattr(model, "head_is_new", False))
 
     @property
     def backbone(self) -> nn.Module:
@@ -71,11 +74,64 @@ class CausalModel(nn.Module):
         """
         same = texts[:, :, None] == texts[:, None, :]
         before = torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
-        seen = (same & before)[:, None]
         found: Tensor = self.model(
-            input_ids=input_ids, attention_mask=seen, position_ids=position_ids, use_cache=False
-        ).logits
+            input_ids=input_ids, attention_mask=self._added((same & before)[:, None]),
+            position_ids=position_ids, use_cache=False,
+        ).logits  # fmt: skip
         return found
+
+    def _added(self, seen: Tensor) -> Tensor:
+        """What is added to the scores of attention for a token to see what it may: 0, or as little
+        as there is.
+
+        Families that know no SDPA (GPT-Neo, GPT-J) add whatever they are given: true would be 1,
+        and hide nothing.
+        """
+        device = seen.device.type
+        if torch.is_autocast_enabled(device):  # in float32 it would be -inf once it is cast
+            dtype = torch.get_autocast_dtype(device)
+        else:
+            dtype = next(self.model.parameters()).dtype
+        added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return added.masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+@torch.inference_mode()
+def check_apart(model: Any, *, where: str) -> None:
+    """Look whether a decoder keeps the texts of a block apart, by two short blocks.
+
+    Args:
+        model: as `open_with_head("clm", …)` gives it, in eval mode.
+        where: the setting that names it.
+
+    Raises:
+        UserError: it takes no mask of which token sees which, or heeds none.
+    """
+    ids = (torch.arange(2 * PROBE) % int(model.config.vocab_size))[None]
+    texts = torch.arange(2 * PROBE)[None] // PROBE
+    places = torch.arange(2 * PROBE)[None] % PROBE
+    blocks = CausalModel(model)
+    mend = "take a decoder such as GPT-2, Llama or Qwen"
+    try:
+        said = blocks(ids, texts, places)
+        sides = []
+        for side in (0, 1):  # other words in one text: the other must read as before
+            other = torch.where(texts == side, ids.flip(1), ids)
+            sides.append((said - blocks(other, texts, places))[texts != side])
+    except Exception as error:  # each family has words of its own for it
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"a {model.config.model_type} cannot be told which tokens see each other, so texts "
+            f"cannot be packed into blocks: {reason}",
+            where=where,
+            mend=mend,
+        ) from error
+    if not all(bool((each.abs() <= 1e-5 * said.abs().max()).all()) for each in sides):
+        raise UserError(
+            f"a {model.config.model_type} lets texts of one block see each other",
+            where=where,
+            mend=mend,
+        )
 
 
 class CausalObjective(Objective):
@@ -101,6 +157,7 @@ class CausalObjective(Objective):
         self.settings = settings
         opened, tokenizer = open_with_head("clm", model, where="model")
         check_length(opened, settings.block)
+        check_apart(opened, where="model")
         end = tokenizer.eos_token_id
         if end is None:
             raise UserError(
@@ -118,6 +175,14 @@ class CausalObjective(Objective):
     def build(self) -> nn.Module:
         """See `Objective.build`."""
         return CausalModel(open_with_head("clm", self.model, where="model")[0])
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        return {
+            "settings": self.settings,
+            "texts": [self.train.ids, self.held_out.ids],
+            "blocks": self.blocks,
+        }
 
     def lengths(self) -> Int64:
         """See `Objective.lengths`."""

@@ -29,7 +29,7 @@ from raysys.text.pretraining.pairs import few
 from raysys.text.pretraining.tokens import Frame, Int64, Tokens
 from raysys.text.towers import sampled_softmax_loss
 from raysys.text.training import Objective, TrainingSettings
-from raysys.text.training.objective import Tensors
+from raysys.text.training.objective import Identity, Tensors
 
 Float32 = npt.NDArray[np.float32]
 NONE = -1
@@ -102,7 +102,7 @@ class VectorModel(nn.Module):
             given["token_type_ids"] = token_type_ids
         hidden = self.backbone(**given)[0]
         weights = attention_mask[:, :, None].to(hidden.dtype)
-        mean = (hidden * weights).sum(1) / weights.sum(1)
+        mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
         return nn.functional.normalize(mean.float(), dim=1)
 
 
@@ -142,6 +142,14 @@ class ContrastiveObjective(Objective):
     def build(self) -> nn.Module:
         """See `Objective.build`."""
         return VectorModel(open_model(self.model, where="model")[0])
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        return {
+            "settings": self.settings,
+            "texts": [self.tokens.ids, self.tokens.lengths],
+            "pairs": [self.pairs.left, self.pairs.right, self.pairs.source, self.pairs.held_out],
+        }
 
     def lengths(self) -> Int64:
         """See `Objective.lengths`."""

@@ -24,7 +24,7 @@ from raysys.errors import UserError
 from raysys.text.models import longest_input, open_with_head
 from raysys.text.pretraining.tokens import Frame, Int32, Int64, Row, Tokens
 from raysys.text.training import Objective, TrainingSettings
-from raysys.text.training.objective import Tensors
+from raysys.text.training.objective import Identity, Tensors
 
 IGNORED = -100
 """Label of a token that is not guessed."""
@@ -114,6 +114,7 @@ class MaskedModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.head_is_new = bool(getattr(model, "head_is_new", False))
 
     @property
     def backbone(self) -> nn.Module:
@@ -173,6 +174,14 @@ class MaskedObjective(Objective):
     def build(self) -> nn.Module:
         """See `Objective.build`."""
         return MaskedModel(open_with_head("mlm", self.model, where="model")[0])
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        return {
+            "settings": self.settings,
+            "texts": [self.train.ids, self.held_out.ids],
+            "words": self.train.words,
+        }
 
     def lengths(self) -> Int64:
         """See `Objective.lengths`."""

@@ -34,7 +34,7 @@ from raysys.text.pretraining.masked import (
 )
 from raysys.text.pretraining.tokens import Frame, Int64, Row, Tokens
 from raysys.text.training import Objective, TrainingSettings
-from raysys.text.training.objective import Tensors
+from raysys.text.training.objective import Identity, Tensors
 
 HEAD = "pair_head.safetensors"
 TRIES = 10
@@ -186,6 +186,7 @@ class PairsObjective(Objective):
         """See `Objective.build`."""
         module = PairModel(open_with_head("mlm", self.model, where="model")[0])
         head = model_folder(self.model, where="model") / HEAD
+        module.head_is_new = not head.is_file()  # figures are of pairs alone
         if head.is_file():
             module.pair_head.load_state_dict(load_file(head))
         if not self.settings.masked:  # the head of words is carried along, idle
@@ -193,6 +194,14 @@ class PairsObjective(Objective):
             for weight in module.model.parameters():
                 weight.requires_grad_(id(weight) in body)
         return module
+
+    def identity(self) -> Identity:
+        """See `Objective.identity`."""
+        return {
+            "settings": self.settings,
+            "texts": [self.tokens.ids, self.tokens.lengths],
+            "pairs": [self.pairs.left, self.pairs.right, self.pairs.source, self.pairs.held_out],
+        }
 
     def lengths(self) -> Int64:
         """See `Objective.lengths`."""

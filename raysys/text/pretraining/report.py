@@ -28,6 +28,8 @@ FIGURES: Mapping[str, str] = {
     "loss": "loss, nats",
 }
 """Figures of objectives as the report and the terminal call them."""
+NEW_HEAD = "the model came without a head for it, and one drawn anew knows nothing"
+"""Why there is no figure before."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ class Outcome:
         kind: of the objective.
         criterion: the figure that decided what was kept.
         before, after: figures on held-out data, before the first step and of the weights kept.
+            Where `new_head`, those before are of chance rather than of the model.
         counts: texts, tokens or pairs that it had.
         steps: of the optimiser.
         seconds: of training, evaluations included.
         examples_per_s, tokens_per_s: trained on.
         history: one entry an evaluation, see `training.Fitted`.
+        new_head: the model had no head for the objective, and began with one drawn anew.
     """
 
     kind: str
@@ -55,6 +59,12 @@ class Outcome:
     examples_per_s: float
     tokens_per_s: float
     history: Sequence[Mapping[str, float]] = field(default_factory=list)
+    new_head: bool = False
+
+    @property
+    def known_before(self) -> Mapping[str, float]:
+        """Figures of the model before the first step; none where its head was drawn."""
+        return {} if self.new_head else self.before
 
 
 def write_report(
@@ -75,7 +85,7 @@ def write_report(
     )
     summary = page.section("Before and after")
     rows = [
-        (TITLES[each.kind], FIGURES[name], each.before.get(name), each.after.get(name))
+        (TITLES[each.kind], FIGURES[name], each.known_before.get(name, "–"), each.after.get(name))
         for each in outcomes
         for name in FIGURES
         if name in each.after
@@ -83,10 +93,12 @@ def write_report(
     summary.table(("objective", "figure", "before", "after"), rows)
     summary.note(
         "Perplexity is e to the mean surprise at a token: of so many equally likely ones it is "
-        "like having to pick. A model that comes without a head for the task begins with a new "
-        "one, near the size of its vocabulary. Only perplexities of characters can be compared "
+        "like having to pick. Only perplexities of characters can be compared "
         "between tokenizers, and no perplexity of masks with one of causal modelling."
     )
+    for each in outcomes:
+        if each.new_head:
+            summary.note(f"{TITLES[each.kind]} has no figure before: {NEW_HEAD}.")
     if corpus is not None:
         texts = page.section("Texts")
         texts.table(("", "texts"), [(name.replace("_", " "), n) for name, n in corpus.items()])
@@ -122,7 +134,8 @@ def _objective(section: Section, outcome: Outcome) -> None:
         beside.grid(visible=False)
         beside.set_ylabel(FIGURES[outcome.criterion])
         beside.spines["right"].set_visible(True)
-    first = [(0, outcome.before[outcome.criterion])] if outcome.criterion in outcome.before else []
+    before = outcome.known_before
+    first = [(0, before[outcome.criterion])] if outcome.criterion in before else []
     judged = [*first, *((entry["step"], entry[outcome.criterion]) for entry in points)]
     beside.plot(
         [step for step, _ in judged], [value for _, value in judged],

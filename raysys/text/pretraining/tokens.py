@@ -79,9 +79,12 @@ class Frame:
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Rows side by side: `input_ids`, `attention_mask` and, if typed, `token_type_ids`.
 
+        A row of no token (a GPT has no marks to put around what it cannot read) is one `pad`.
+
         Returns:
             int64[b, longest] each.
         """
+        rows = [row if row[0] else ([self.pad], [0]) for row in rows]
         longest = max(len(ids) for ids, _ in rows)
         ids = torch.full((len(rows), longest), self.pad, dtype=torch.int64)
         kinds = torch.zeros_like(ids)

@@ -29,7 +29,7 @@ from raysys.text.training.checkpoints import (
     weights_of,
 )
 from raysys.text.training.layers import compile_layers, prepare
-from raysys.text.training.objective import Objective
+from raysys.text.training.objective import Objective, digest
 from raysys.text.training.optimiser import adamw, factor, set_rates
 from raysys.text.training.parallel import World, settle
 from raysys.text.training.precision import autocast, computes_in_bf16, is_out_of_memory
@@ -40,6 +40,8 @@ log = logging.getLogger("raysys")
 HISTORY = "history.json"
 _STEP, _EVALUATION, _REFRESH = range(3)
 """What random numbers are drawn for."""
+_TOLD = 16
+"""Of each weight, so many values tell two models apart."""
 _OPERATION = {"checkpoint_every", "max_failures"}
 """Settings that change nothing in the outcome."""
 
@@ -207,7 +209,8 @@ class Loop:
         return module, prepare(module, self.settings)
 
     def _fingerprint(self) -> str:
-        """Of all that decides the outcome: data (their lengths and a first batch), settings."""
+        """Of all that decides the outcome: data (their lengths, a first batch, what the objective
+        knows of them), settings, and a few of the weights that it begins with."""
         rows = np.arange(min(8, len(self.order.lengths)), dtype=np.int64)
         batch = self.objective.collate(rows, np.random.default_rng(0))
         content = {
@@ -215,9 +218,13 @@ class Loop:
             "seed": self.seed,
             "workers": self.world.size,
             "trained": [[name, list(tensor.shape)] for name, tensor in trained(self.module)],
+            "objective": digest(self.objective.identity()),
         }
         found = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         found.update(self.order.lengths.tobytes())
+        for _, weight in self.module.named_parameters():
+            few = weight.detach().flatten()[:_TOLD].contiguous()
+            found.update(few.view(torch.uint8).numpy().tobytes())
         for name in sorted(batch):
             found.update(name.encode())
             found.update(batch[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -2,16 +2,56 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
+Identity = Mapping[str, object]
+
+
+def digest(content: object) -> str:
+    """Hexadecimal hash of arrays, pydantic models, dataclasses, and what JSON has, nested.
+
+    Raises:
+        TypeError: something else is among it.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    for part in _parts(content):
+        found.update(part)
+    return found.hexdigest()
+
+
+def _parts(content: object) -> Iterator[bytes | memoryview]:
+    """Bytes that differ where the content does."""
+    if isinstance(content, np.ndarray) and content.dtype != object:
+        yield f"array {content.dtype} {content.shape} ".encode()
+        yield np.ascontiguousarray(content).reshape(-1).view(np.uint8).data
+    elif isinstance(content, BaseModel):
+        yield from _parts(content.model_dump(mode="json", exclude={"training"}))
+    elif is_dataclass(content):
+        yield from _parts({each.name: getattr(content, each.name) for each in fields(content)})
+    elif isinstance(content, Mapping):
+        yield f"mapping {len(content)} ".encode()
+        for name, value in content.items():
+            yield f"{name!r}: ".encode()
+            yield from _parts(value)
+    elif isinstance(content, list | tuple):
+        yield f"list {len(content)} ".encode()
+        for value in content:
+            yield from _parts(value)
+    elif content is None or isinstance(content, str | int | float):
+        yield f"{content!r} ".encode()
+    else:
+        raise TypeError(f"{type(content).__name__} has no digest")
 
 
 class Objective(ABC):
@@ -71,6 +111,15 @@ class Objective(ABC):
         A loss that is a mean over tokens says how many, for the step to be the mean over all.
         """
         return float(len(rows))
+
+    def identity(self) -> Identity:
+        """What of it decides the outcome: labels, texts, which loss and its weights.
+
+        A checkpoint of another identity is not gone on from. Models are known by their weights
+        and need not be named; nor need lengths, and what is called `training`. Everything that
+        `digest` takes; empty: lengths and a first batch tell all.
+        """
+        return {}
 
     def evaluate(self, module: nn.Module) -> Mapping[str, float]:
         """Figures on validation data; empty: nothing to judge by.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raysys.text.training import TrainingSettings, train
 from raysys.text.training.batches import placed
-from raysys.text.training.objective import Tensors
+from raysys.text.training.objective import Identity, Tensors
 from tests.text.training.tasks import FindsWord, device_of
 
 SETTINGS: dict[str, Any] = {
@@ -128,6 +128,37 @@ def test_a_checkpoint_of_another_run_is_left_aside(
     train(Cut(n=n), changed, tmp_path / "cut", seed=seed, scratch=scratch)
     train(Cut(n=n), changed, tmp_path / "whole", seed=seed)
     assert "starting anew" in caplog.text
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+class Judged(FindsWord):
+    """Its last text, which the fingerprint's first batch lacks, may have another label."""
+
+    def __init__(self, changed: bool, after: int = 10**9) -> None:
+        super().__init__()
+        self.labels[self.n - 1] ^= changed
+        self.after = after
+
+    def identity(self) -> Identity:
+        return {"labels": self.labels}
+
+    def loss(self, module: nn.Module, batch: Tensors) -> Tensor:
+        self.after -= torch.is_grad_enabled()
+        if self.after < 0:
+            raise KeyboardInterrupt
+        return super().loss(module, batch)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_checkpoint_of_other_labels_is_left_aside(
+    tmp_path: Path, changed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, scratch = TrainingSettings(**SETTINGS), tmp_path / "scratch"
+    with pytest.raises(KeyboardInterrupt):
+        train(Judged(False, 8), settings, tmp_path / "cut", seed=5, scratch=scratch)
+    train(Judged(changed), settings, tmp_path / "cut", seed=5, scratch=scratch)
+    train(Judged(changed), settings, tmp_path / "whole", seed=5)
+    assert ("starting anew" in caplog.text) == changed
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
