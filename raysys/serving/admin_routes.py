@@ -189,8 +189,9 @@ def add_admin_routes(app: FastAPI, arms: Arms) -> None:
         def work() -> CanaryAnswer:
             wanted = asked.canary
             if wanted is not None:
-                if wanted.guard.silent:
-                    raise invalid("body.canary.guard", wanted.guard.silent, "")
+                if wanted.silent is not None:
+                    setting, why = wanted.silent
+                    raise invalid(f"body.canary.{setting}", why, "")
                 with _named("body.canary.bundle", wanted.bundle):
                     manifest = registry.verify(wanted.bundle)
                     bundle = manifest.id

@@ -183,7 +183,7 @@ class Arms:
     def outcome(self, who: str | None, event_type: str) -> None:
         """Count an event of a user (or session) for the online metric of their arm."""
         tried = self._tried
-        if tried is None or tried.shadow is not None:
+        if tried is None or tried.shadow is not None or not who:  # nobody: in no arm
             return
         weight = dict(tried.canary.outcomes).get(event_type)  # type: ignore[call-overload]
         if weight:
@@ -368,6 +368,8 @@ class Arms:
         self._hear(fresh)
         if kept is None:
             old.retire()
+        if (tried := self._tried) is not None:  # what it counted was against the one before
+            self._begin(tried.canary, tried.lease)
         log.info("%s answers now, %s has ended", bundle, old.service.bundle.id)
 
     def _try(self, canary: CanaryArgs | None) -> None:
@@ -386,13 +388,17 @@ class Arms:
             lease.give_back()
         else:
             lease = Lease(self._loading.challenger(canary))
-        shadow = None
+        self._begin(canary, lease)
+        log.info("%s is tried: %s", canary.bundle, canary)
+
+    def _begin(self, canary: CanaryArgs, lease: Lease) -> None:
+        """Compare from now on, with nothing counted yet, in place of what was tried before."""
+        now, shadow = self._tried, None
         if canary.shadow:
             shadow = Shadow(self._registry.root / "serving" / "shadow", canary.bundle)
         self._tried = Tried(canary, lease, Guard(canary.guard), shadow)
         if now is not None:
             self._end(now, keep=lease)
-        log.info("%s is tried: %s", canary.bundle, canary)
 
     def _drop(self) -> None:
         now, self._tried = self._tried, None

@@ -28,7 +28,7 @@ class Tried:
     Attributes:
         canary: what was asked for, with the bundle's id.
         lease: the challenger.
-        guard: counts both arms.
+        guard: counts both arms, of those who are drawn into one of them.
         shadow: where both answers are compared; None: the challenger answers its share.
     """
 
@@ -96,7 +96,10 @@ def either(tried: Tried, champion: Service, asked: Asked, count: Count) -> Any:
         count: is told how each arm did.
     """
     champion = asked.treated(champion)
-    arm = tried.canary.arm_of(asked.request.user_id or asked.request.session_id)
+    who = asked.request.user_id or asked.request.session_id
+    arm = tried.canary.arm_of(who)
+    if not who and tried.shadow is None:  # in no arm: the challenger has none to compare it with
+        return asked.of(champion)
     began, failed = time.perf_counter(), False
     if arm == "challenger":
         try:

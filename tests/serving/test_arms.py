@@ -160,7 +160,7 @@ def test_a_challenger_that_fails_is_ended_and_nobody_notices(shop: Shop) -> None
 
 
 def test_a_mistake_of_the_caller_is_nobody_s_error(shop: Shop) -> None:
-    shop.tries(share=1.0, guard={"min_answers": 20, "window": 50})
+    shop.tries(share=0.99, guard={"min_answers": 20, "window": 50})
     for _ in range(60):
         body = {"user_id": "u1", "place": "item", "item_ids": ["no such"]}
         assert shop.client.post("/v1/recommend", json=body).status_code == 404
@@ -180,6 +180,56 @@ def test_outcomes_count_for_the_arm_of_their_user(shop: Shop) -> None:
         users = [user for user in USERS if arms[user] == arm]
         assert told[arm]["answers"] == len(users)
         assert told[arm]["outcomes"] == len(users) + 3 * (arms["u0"] == arm)
+
+
+def test_whoever_is_in_no_arm_is_not_counted(shop: Shop) -> None:
+    """Callers without user and session get the champion, and would make another group of it."""
+    shop.tries(share=0.5, outcomes={"click": 1.0})
+    for call, body in (
+        ("search", {"query": "milk"}),
+        ("similar", {"item_id": "i00001"}),
+        ("rank", {"item_ids": ["i00001", "i00002"], "query": "milk"}),
+    ):
+        response = shop.client.post(f"/v1/{call}", json=body)
+        assert response.status_code == 200 and response.json()["arm"] == "champion"
+    shop.arms.outcome(None, "click")
+    told = shop.arms.status()["arms"]
+    assert [(each["answers"], each["outcomes"]) for each in told.values()] == [(0, 0), (0, 0)]
+    response = shop.client.post("/v1/search", json={"query": "milk", "session_id": "s1"})
+    told = shop.arms.status()["arms"]
+    assert told[response.json()["arm"]]["answers"] == 1
+    assert sum(each["answers"] for each in told.values()) == 1
+
+    shop.tries(shadow=True)  # both answer whoever asks
+    shop.client.post("/v1/search", json={"query": "milk"})
+    tried = shop.arms._tried
+    assert tried is not None and tried.shadow is not None
+    tried.shadow._pool.shutdown(wait=True)
+    assert [each["answers"] for each in shop.arms.status()["arms"].values()] == [1, 1]
+
+
+@pytest.mark.parametrize("canary", [{"share": 0.5}, {"shadow": True}])
+def test_a_new_champion_begins_the_comparison_anew(shop: Shop, canary: dict[str, Any]) -> None:
+    third = shop.registry.publish(lambda folder: copy(shop.registry.path(shop.first), folder))
+    shop.arms.args = shop.arms.args.model_copy(update={"follow": True})
+    shop.tries(**canary)
+    before = shop.arms._tried
+    assert before is not None
+    shop.arms_of()
+    if before.shadow is not None:
+        before.shadow._pool.shutdown(wait=True)
+    assert before.guard.arms["champion"].answers and before.guard.arms["challenger"].answers
+    made = len(shop.made)
+    shop.registry.point("champion", third)
+    shop.arms.look()
+    tried = shop.arms._tried
+    assert tried is not None and tried.lease is before.lease and len(shop.made) == made + 1
+    told = shop.arms.status()
+    assert [each["answers"] for each in told["arms"].values()] == [0, 0]
+    assert told["shadow"] is None or told["shadow"]["compared"] == 0
+    shop.arms.look()  # nothing is new
+    assert shop.arms._tried is tried
+    shop.ask("u1")
 
 
 @pytest.mark.long
@@ -255,7 +305,7 @@ def test_changes_drop_no_request(shop: Shop) -> None:
     shop.arms.args = shop.arms.args.model_copy(update={"follow": True})
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(shop.ask, USERS[n % 30]) for n in range(240)]
-        for share in (0.5, 0.2, 1.0):
+        for share in (0.5, 0.2, 0.99):
             shop.tries(share=share)
         shop.registry.point("champion", shop.second)
         shop.arms.look()
@@ -387,6 +437,9 @@ def test_what_is_not_there_is_named(shop: Shop) -> None:
     ):
         shop.admin("canary", 422, canary=canary)
     shop.admin("canary", 422, canary={"bundle": "challenger", "share": 1.1})
+    problem = shop.admin("canary", 422, canary={"bundle": "challenger", "share": 1.0})
+    (error,) = problem["errors"]
+    assert error["path"] == "body.canary.share" and "promote" in error["message"]
     shop.admin("canary", 422, canary={"bundle": "challenger", "share": 0.1, "shar": 1})
 
 
@@ -424,7 +477,7 @@ def test_an_admin_may_leave_it_to_user_config_again(shop: Shop) -> None:
 
 
 def test_a_damaged_rollout_changes_nothing(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
-    shop.tries(share=1.0)
+    shop.tries(share=0.99)
     for content in ("{", "[]", '{"canary": {"bundle": "x"}}'):
         shop.arms.rollout.path.parent.mkdir(exist_ok=True)
         shop.arms.rollout.path.write_text(content)
@@ -442,7 +495,7 @@ def test_a_damaged_rollout_changes_nothing(shop: Shop, caplog: pytest.LogCapture
 
 
 def test_a_champion_that_cannot_be_loaded_keeps_no_canary(shop: Shop) -> None:
-    shop.tries(share=1.0)
+    shop.tries(share=0.99)
     assert shop.arms.challenger is not None
     shop.arms.args = shop.arms.args.model_copy(update={"follow": True})
     (shop.registry.root / "champion.json").unlink()
