@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from raysys.serving.asking import Context
 from raysys.serving.guard import Arm, Guard
 from raysys.serving.lease import Lease
 from raysys.serving.problems import Problem
@@ -143,9 +144,12 @@ def degraded(answer: Any) -> bool:
 
 
 def afresh(rest: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same call as if it arrived now: the champion has used up the first one's time."""
+    """The same call as if it arrived now: the champion has used up the first one's time.
+
+    Nor is it told to the first one's trace, which may be on its way already.
+    """
     now = time.perf_counter()
     first, *others = rest
-    if is_dataclass(first) and not isinstance(first, type):
-        return (replace(first, arrived=now), *others)
+    if isinstance(first, Context):
+        return (replace(first, arrived=now, trace=None), *others)
     return (now, *others)

@@ -7,6 +7,7 @@ import importlib
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,12 +21,15 @@ from hypothesis import strategies as st
 from raysys.config import parse_settings
 from raysys.errors import UserError
 from raysys.registry import Registry
-from raysys.serving.app import http_app
+from raysys.serving.api import RecommendRequest
+from raysys.serving.app import http_app, settle
 from raysys.serving.args import ServeArgs
 from raysys.serving.arms import Arms
+from raysys.serving.asking import Context
 from raysys.serving.pages import Recorder
 from raysys.serving.rollout import CanaryArgs, Rollout, RolloutState, UserConfig, effective
 from raysys.serving.service import Service
+from raysys.serving.tracing import Trace
 
 USERS = [f"u{n}" for n in range(30)]
 
@@ -282,6 +286,19 @@ def test_a_shadow_answers_nobody_and_is_compared(shop: Shop) -> None:
         assert line["champion"]["items"] == ours and line["champion"]["bundle"] == shop.first
         assert line["challenger"]["bundle"] == shop.second and line["challenger"]["items"] == ours
     assert shop.ask("u1")["arm"] == "champion"
+
+
+def test_a_shadow_leaves_the_champion_s_trace_alone(shop: Shop) -> None:
+    """It is on its way to whoever collects traces when the challenger begins."""
+    shop.tries(shadow=True)
+    tried, began = shop.arms._tried, time.perf_counter()
+    assert tried is not None and tried.shadow is not None
+    trace = Trace("/v1/recommend", began)
+    shop.arms.answer(RecommendRequest(user_id="u1", k=3), Context(began, trace=trace))
+    stages = list(trace.stages)
+    tried.shadow._pool.shutdown(wait=True)
+    assert tried.shadow.compared == 1 and trace.stages == stages
+    assert trace.attributes["raysys.bundle"] == shop.first
 
 
 def test_a_broken_shadow_costs_no_answer(shop: Shop) -> None:
