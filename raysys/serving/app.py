@@ -135,7 +135,8 @@ def http_app(service: Service, arms: Arms | None = None, tracing: Tracing | None
     board = None
     if service.args.pages.console and service.args.bundle is not None:
         place = service.args.registry_path
-        board = TrafficBoard(place, traffic, lambda: service.metrics.read())
+        counts = service.metrics.read if arms is None else arms.counts
+        board = TrafficBoard(place, traffic, counts)
     app.add_middleware(BodyLimit)
     protect(app, service.args, traffic, lambda: service.metrics, lambda: service.workers)
     handle_problems(app)

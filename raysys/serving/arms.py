@@ -54,6 +54,9 @@ class Arms:
         args: the deployment's.
         make: makes a service; tests and replicas have their own way.
         watch: look by itself whether it is told something new.
+
+    Attributes:
+        counts: gives what all services here have counted, those that have ended too.
     """
 
     def __init__(
@@ -64,9 +67,10 @@ class Arms:
         watch: bool = True,
     ) -> None:
         self.args = args
-        self._lease = Lease(make(args))
+        self._loading = Loading(lambda: self.args, make)
+        self._lease = Lease(self._loading.first())
         self.text = self._lease.service.text
-        self._loading = Loading(lambda: self.args, make, self.text)
+        self.counts = self._loading.counted.read
         self._tried: Tried | None = None
         self._config = UserConfig()
         self._registry = Registry(args.registry_path)

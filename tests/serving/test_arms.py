@@ -387,6 +387,59 @@ def test_promotion_and_rollback_over_http(shop: Shop) -> None:
     assert shop.admin("rollback")["bundle"] == shop.first
 
 
+def test_counts_are_those_of_all_services_here(shop: Shop) -> None:
+    """They are told since the replica started: a promotion takes none away."""
+
+    def answers() -> int:
+        return sum(shop.arms.counts().get("raysys_answers", {}).values())
+
+    shop.arms.args = shop.arms.args.model_copy(update={"follow": True})
+    shop.tries(share=0.5)
+    shop.arms_of()
+    assert answers() == len(USERS)
+    assert sum(shop.made[0].metrics.read()["raysys_answers"].values()) < len(USERS)
+    shop.registry.point("champion", shop.second)
+    shop.arms.look()
+    for made in shop.made[:2]:  # the old champion, and the challenger that is the champion now
+        for thread in [each for each in threading.enumerate() if each.name == "close"]:
+            thread.join(20)
+        assert made.metrics.ended and not made.metrics._gauges
+    shop.arms_of()
+    assert answers() == 2 * len(USERS)
+    shop.tries(bundle=shop.first, shadow=True)  # seen by nobody: it does not count
+    tried = shop.arms._tried
+    assert tried is not None and tried.shadow is not None
+    shop.ask("u1")
+    tried.shadow._pool.shutdown(wait=True)
+    assert tried.shadow.compared == 1 and answers() == 2 * len(USERS) + 1
+
+
+def test_gauges_of_two_services_are_told_apart(bundle: Path, tmp_path: Path) -> None:
+    made = Shop(tmp_path / "registry", bundle, events={}, follow=True)
+    try:
+        made.tries(share=0.5)
+
+        def told(name: str) -> dict[tuple[str, str], list[float]]:
+            found: dict[tuple[str, str], list[float]] = {}
+            for service in made.made:
+                for (gauge, tags), value in service.metrics.gauges().items():
+                    if gauge == name:
+                        key = dict(tags)["arm"], dict(tags)["bundle"]
+                        found.setdefault(key, []).append(value)
+            return found
+
+        for name in ("raysys_event_lag_seconds", "raysys_state_age_seconds", "raysys_bundle"):
+            both = [("champion", made.first), ("challenger", made.second)]
+            assert sorted(told(name)) == sorted(both) and all(map(len, told(name).values()))
+        old = made.made[0]
+        old.lose_name()
+        gone = {key[0]: value for key, value in old.metrics.gauges().items()}
+        assert gone["raysys_state_age_seconds"] == gone["raysys_bundle"] == 0.0
+        assert not old.metrics.gauges()  # once: another service may have the name again
+    finally:
+        made.arms.close()
+
+
 @pytest.mark.parametrize("where", ["admin_routes", "operator"])
 def test_a_rollback_while_a_bundle_is_judged_is_not_undone(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
