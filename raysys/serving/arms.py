@@ -105,7 +105,15 @@ class Arms:
 
     def warm_up(self) -> None:
         """Warm the champion up, and load what is tried."""
-        self.champion.warm_up()
+        try:
+            self.champion.warm_up()
+        except Exception as error:
+            deployed = self.args.pinned if self.args.follow else None
+            if deployed is None or deployed == self.champion.args.pinned:
+                raise
+            self.text.warm_up()  # if it was this, no other bundle helps
+            self._loading.failed(self.champion.bundle.id, error)
+            self._follow(deployed)
         self.look()
         if self._watch:
             threading.Thread(target=self._keep_looking, name="arms", daemon=True).start()

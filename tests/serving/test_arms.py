@@ -440,6 +440,60 @@ def test_gauges_of_two_services_are_told_apart(bundle: Path, tmp_path: Path) -> 
         made.arms.close()
 
 
+def test_a_replica_that_follows_begins_with_the_champion_of_now(
+    bundle: Path, tmp_path: Path
+) -> None:
+    made = Shop(tmp_path / "registry", bundle, follow=True)
+    made.registry.point("champion", made.second)
+    shutil.rmtree(made.registry.bundles / made.first)  # nobody needs it
+    asked: list[str | None] = []
+
+    def make(args: ServeArgs) -> Service:
+        asked.append(args.pinned)
+        return made.make(args)
+
+    args = made.arms.args.model_copy(update={"pinned": made.first})
+    replica = Arms(args, make, watch=False)
+    replica.warm_up()
+    assert asked == [made.second] and replica.champion.bundle.id == made.second
+    assert settle(args).pinned == made.second
+    replica.close()
+    made.arms.close()
+
+
+@pytest.mark.parametrize("how", ["loaded", "warmed"])
+def test_a_champion_that_is_broken_keeps_no_replica_from_starting(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    made = Shop(tmp_path / "registry", bundle, follow=True)
+    warm_up, asked = Service.warm_up, list[str | None]()
+
+    def broken(service: Service) -> None:
+        if service.bundle.id == made.second:
+            raise RuntimeError("no memory left")
+        warm_up(service)
+
+    def make(args: ServeArgs) -> Service:
+        asked.append(args.pinned)
+        return made.make(args)
+
+    made.registry.point("champion", made.second)
+    if how == "loaded":
+        (made.registry.path(made.second) / "ensemble.json").write_text("{}")
+    else:
+        monkeypatch.setattr(Service, "warm_up", broken)
+    args = made.arms.args.model_copy(update={"pinned": made.first})
+    replica = Arms(args, make, watch=False)
+    replica.warm_up()
+    assert replica.champion.bundle.id == made.first and replica.readiness().bundle == made.first
+    assert asked == [made.second, made.first]  # it is left alone for a while
+    replica.close()
+    shutil.rmtree(made.registry.bundles / made.first)
+    with pytest.raises((UserError, RuntimeError)):  # nor is there another one
+        Arms(args, make, watch=False).warm_up()
+    made.arms.close()
+
+
 @pytest.mark.parametrize("where", ["admin_routes", "operator"])
 def test_a_rollback_while_a_bundle_is_judged_is_not_undone(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
