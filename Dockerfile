@@ -34,4 +34,5 @@ ENV RAYSYS_HOME=/srv/raysys \
     PYTHONUNBUFFERED=1
 EXPOSE 8000
 # /srv/raysys/serve.yaml: a serve config with host 0.0.0.0 and keys, such as serve_configs/production.yaml
+# without the `num_gpus` of its Transformer, which no container without a GPU has room for
 CMD ["raysys", "deploy", "--config", "/srv/raysys/serve.yaml"]

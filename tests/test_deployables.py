@@ -77,6 +77,10 @@ def test_the_manifest_leaves_a_replica_its_room() -> None:
     assert (
         float(container["resources"]["requests"]["cpu"]) >= ranker["ray_actor_options"]["num_cpus"]
     )
+    # whatever the operator makes of requests and limits
+    told = int(workers["rayStartParams"]["num-cpus"])
+    assert told == ranker["ray_actor_options"]["num_cpus"]
+    assert told == float(container["resources"]["requests"]["cpu"])
     scaling = ranker["autoscaling_config"]
     assert workers["maxReplicas"] >= scaling["max_replicas"] >= scaling["min_replicas"]
     assert scaling["downscale_delay_s"] > scaling["upscale_delay_s"]  # else it swings

@@ -11,6 +11,7 @@ from raysys.errors import UserError
 from raysys.registry import TEXT, Moved, Registry
 from raysys.registry.listing import bundles, default_pointer, judge_known
 from raysys.serving.arms import Arms
+from raysys.serving.keys import who_is
 from raysys.serving.problems import FieldError, Problem, invalid
 from raysys.serving.rollout import CanaryArgs
 
@@ -126,7 +127,7 @@ def add_admin_routes(app: FastAPI, arms: Arms) -> None:
     async def promote(asked: PromoteRequest, request: Request) -> PointerAnswer:
         """409 if its figures are worse than those of the bundle that it would replace, or another
         one takes the name meanwhile."""
-        who = _who(request)
+        who = who_is(request.state.key)
 
         def work() -> PointerAnswer:
             with _named("body.bundle", asked.bundle):
@@ -158,7 +159,7 @@ def add_admin_routes(app: FastAPI, arms: Arms) -> None:
     @app.post("/v1/admin/rollback", tags=["admin"], summary="Give a name back")
     async def rollback(asked: RollbackRequest, request: Request) -> PointerAnswer:
         """404 if it never meant another bundle, or that one is damaged."""
-        who = _who(request)
+        who = who_is(request.state.key)
 
         def work() -> PointerAnswer:
             before = registry.pointers().get(asked.name)
@@ -189,8 +190,9 @@ def add_admin_routes(app: FastAPI, arms: Arms) -> None:
         def work() -> CanaryAnswer:
             wanted = asked.canary
             if wanted is not None:
-                if wanted.guard.silent:
-                    raise invalid("body.canary.guard", wanted.guard.silent, "")
+                if wanted.silent is not None:
+                    setting, why = wanted.silent
+                    raise invalid(f"body.canary.{setting}", why, "")
                 with _named("body.canary.bundle", wanted.bundle):
                     manifest = registry.verify(wanted.bundle)
                     bundle = manifest.id
@@ -228,8 +230,3 @@ class _named:  # noqa: N801  reads as a phrase: with _named("body.bundle", …)
             # `where` is a path on the server, which is nobody's business
             found = FieldError(path=self.path, message=error.what, value=self.value[:80])
             raise Problem(404, "no-such-bundle", error.what, [found]) from None
-
-
-def _who(request: Request) -> str:
-    key = request.state.key
-    return "a caller of this machine" if key is None else f"key {key.id} ({key.name})"

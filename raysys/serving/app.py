@@ -8,7 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
 from raysys import __version__
+from raysys.errors import UserError
 from raysys.registry import Registry
 from raysys.serving.access import with_roles
 from raysys.serving.admin_routes import add_admin_routes
@@ -68,7 +69,7 @@ def settle(args: ServeArgs) -> ServeArgs:
     check_tracing(args.tracing)
     registry = args.registry_path.resolve()
     known = Registry(registry)
-    pinned = None if args.bundle is None else known.resolve(args.pinned or args.bundle)
+    pinned = None if args.bundle is None else _pinned(args, args.bundle, known)
     texts = {
         task: known.resolve(args.pinned_text.get(task, name))
         for task, name in args.text.named().items()
@@ -95,6 +96,15 @@ def settle(args: ServeArgs) -> ServeArgs:
         path = str(under_home(args.stock.path).resolve())
         update["stock"] = args.stock.model_copy(update={"path": path})
     return args.model_copy(update=update)
+
+
+def _pinned(args: ServeArgs, bundle: str, known: Registry) -> str:
+    """The id of the deployment's bundle; where a name is followed, one that is gone needs none."""
+    if args.follow and args.pinned is not None:
+        with suppress(UserError):
+            return known.resolve(args.pinned)
+        return known.resolve(bundle)
+    return known.resolve(args.pinned or bundle)
 
 
 def http_app(service: Service, arms: Arms | None = None, tracing: Tracing | None = None) -> FastAPI:
@@ -135,7 +145,8 @@ def http_app(service: Service, arms: Arms | None = None, tracing: Tracing | None
     board = None
     if service.args.pages.console and service.args.bundle is not None:
         place = service.args.registry_path
-        board = TrafficBoard(place, traffic, lambda: service.metrics.read())
+        counts = service.metrics.read if arms is None else arms.counts
+        board = TrafficBoard(place, traffic, counts)
     app.add_middleware(BodyLimit)
     protect(app, service.args, traffic, lambda: service.metrics, lambda: service.workers)
     handle_problems(app)

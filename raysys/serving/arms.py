@@ -54,6 +54,9 @@ class Arms:
         args: the deployment's.
         make: makes a service; tests and replicas have their own way.
         watch: look by itself whether it is told something new.
+
+    Attributes:
+        counts: gives what all services here have counted, those that have ended too.
     """
 
     def __init__(
@@ -64,9 +67,10 @@ class Arms:
         watch: bool = True,
     ) -> None:
         self.args = args
-        self._lease = Lease(make(args))
+        self._loading = Loading(lambda: self.args, make)
+        self._lease = Lease(self._loading.first())
         self.text = self._lease.service.text
-        self._loading = Loading(lambda: self.args, make, self.text)
+        self.counts = self._loading.counted.read
         self._tried: Tried | None = None
         self._config = UserConfig()
         self._registry = Registry(args.registry_path)
@@ -101,7 +105,15 @@ class Arms:
 
     def warm_up(self) -> None:
         """Warm the champion up, and load what is tried."""
-        self.champion.warm_up()
+        try:
+            self.champion.warm_up()
+        except Exception as error:
+            deployed = self.args.pinned if self.args.follow else None
+            if deployed is None or deployed == self.champion.args.pinned:
+                raise
+            self.text.warm_up()  # if it was this, no other bundle helps
+            self._loading.failed(self.champion.bundle.id, error)
+            self._follow(deployed)
         self.look()
         if self._watch:
             threading.Thread(target=self._keep_looking, name="arms", daemon=True).start()
@@ -183,7 +195,7 @@ class Arms:
     def outcome(self, who: str | None, event_type: str) -> None:
         """Count an event of a user (or session) for the online metric of their arm."""
         tried = self._tried
-        if tried is None or tried.shadow is not None:
+        if tried is None or tried.shadow is not None or not who:  # nobody: in no arm
             return
         weight = dict(tried.canary.outcomes).get(event_type)  # type: ignore[call-overload]
         if weight:
@@ -368,6 +380,8 @@ class Arms:
         self._hear(fresh)
         if kept is None:
             old.retire()
+        if (tried := self._tried) is not None:  # what it counted was against the one before
+            self._begin(tried.canary, tried.lease)
         log.info("%s answers now, %s has ended", bundle, old.service.bundle.id)
 
     def _try(self, canary: CanaryArgs | None) -> None:
@@ -386,13 +400,17 @@ class Arms:
             lease.give_back()
         else:
             lease = Lease(self._loading.challenger(canary))
-        shadow = None
+        self._begin(canary, lease)
+        log.info("%s is tried: %s", canary.bundle, canary)
+
+    def _begin(self, canary: CanaryArgs, lease: Lease) -> None:
+        """Compare from now on, with nothing counted yet, in place of what was tried before."""
+        now, shadow = self._tried, None
         if canary.shadow:
             shadow = Shadow(self._registry.root / "serving" / "shadow", canary.bundle)
         self._tried = Tried(canary, lease, Guard(canary.guard), shadow)
         if now is not None:
             self._end(now, keep=lease)
-        log.info("%s is tried: %s", canary.bundle, canary)
 
     def _drop(self) -> None:
         now, self._tried = self._tried, None

@@ -74,6 +74,11 @@ class Key(Settings):
         return "expired" if self.expires is not None and now >= self.expires else "valid"
 
 
+def who_is(key: Key | None) -> str:
+    """Who asks, as the registry's journal names them; None: nobody needs a key here."""
+    return "a caller of this machine" if key is None else f"key {key.id} ({key.name})"
+
+
 class _Content(Settings):
     """The file."""
 

@@ -2,32 +2,67 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from raysys.errors import UserError
+from raysys.registry import Registry
 from raysys.serving.args import ServeArgs, TextArgs
 from raysys.serving.lease import Rest
+from raysys.serving.metrics import Sums
 from raysys.serving.rollout import CanaryArgs
 from raysys.serving.service import Service
-from raysys.serving.text import TextService
+
+log = logging.getLogger("raysys")
 
 
 class Loading:
-    """Loads services that share what a deployment has once.
+    """Loads services that share what a deployment has once: the text tasks of the first.
 
     Args:
         args: the deployment's, as they are now.
         make: makes a service.
-        text: the text tasks of the first one, which all share.
+
+    Attributes:
+        counted: what all services together have counted, those that have ended too.
     """
 
-    def __init__(
-        self, args: Callable[[], ServeArgs], make: Callable[[ServeArgs], Service], text: TextService
-    ) -> None:
-        self._args, self._make, self._text = args, make, text
+    def __init__(self, args: Callable[[], ServeArgs], make: Callable[[ServeArgs], Service]) -> None:
+        self._args, self._make = args, make
         self._resting: dict[str, Rest] = {}
+        self.counted = Sums()
+
+    def first(self) -> Service:
+        """The one that a replica begins with; not warm yet.
+
+        Raises:
+            UserError: it cannot be loaded, nor another one in its place.
+        """
+        args = self._args()
+        *better, last = begins_with(args)
+        for bundle in better:
+            try:
+                service = self._made(args.model_copy(update={"pinned": bundle}))
+                break
+            except Exception as error:
+                self.failed(bundle or "", error)
+        else:
+            service = self._made(args.model_copy(update={"pinned": last}))
+        self._text = service.text
+        return service
+
+    def failed(self, bundle: str, error: Exception) -> None:
+        """A bundle could not be loaded or warmed, and another has to do: for a while nobody tries
+        it again."""
+        fault = None if isinstance(error, UserError) else error
+        log.error("%s cannot be loaded, and another has to do: %s", bundle, error, exc_info=fault)
+        self._rest(bundle, error)
+
+    def _rest(self, bundle: str, error: Exception) -> None:
+        rest = self._resting.get(bundle)
+        self._resting[bundle] = Rest.after(rest, f"{bundle} cannot be loaded: {error}")
 
     def at_once(self) -> None:
         """Try again what could not be loaded."""
@@ -40,6 +75,7 @@ class Loading:
         service = self.beside("challenger", canary.bundle, **update)
         if canary.shadow:
             service.metrics.close()  # nor does it count
+            self.counted.leave_out(service.metrics)
         return service
 
     def beside(self, name: str, bundle: str, **update: Any) -> Service:
@@ -70,7 +106,7 @@ class Loading:
         update = {"bundle": name, "pinned": bundle, **update}
         alone = {"text": TextArgs(), "pinned_text": {}}
         try:
-            service = self._make(args.model_copy(update={**update, **alone}))
+            service = self._made(args.model_copy(update={**update, **alone}))
             try:
                 service.args = args.model_copy(update=update)
                 service.warm_up()
@@ -78,8 +114,29 @@ class Loading:
                 service.close()  # or its threads would hold the bundle in memory
                 raise
         except Exception as error:
-            self._resting[bundle] = Rest.after(rest, f"{bundle} cannot be loaded: {error}")
+            self._rest(bundle, error)
             raise
         self._resting.pop(bundle, None)
         service.text = self._text
         return service
+
+    def _made(self, args: ServeArgs) -> Service:
+        service = self._make(args)
+        self.counted.add(service.metrics)
+        return service
+
+
+def begins_with(args: ServeArgs) -> tuple[str | None, ...]:
+    """Ids of the bundles that a replica may begin with, the best first; None: whatever `bundle` is.
+
+    Where a name is followed, that is what the name means by now: the bundle of the deployment
+    would be loaded only to be replaced, and may be gone. It stays the way out.
+    """
+    if not args.follow or args.bundle is None:
+        return (args.pinned,)
+    try:
+        now = Registry(args.registry_path).resolve(args.bundle)
+    except UserError as error:
+        log.error("%s cannot be followed yet: %s", args.bundle, error)
+        return (args.pinned,)
+    return (now,) if args.pinned in (None, now) else (now, args.pinned)

@@ -133,11 +133,7 @@ class Metrics:
 
     def read(self) -> dict[str, dict[str, int]]:
         """Counts by name, then by the values of their tags, joined by commas."""
-        found: dict[str, dict[str, int]] = {}
-        with self._lock:
-            for (name, tags), amount in sorted(self._counts.items()):
-                found.setdefault(name, {})[",".join(value for _, value in tags)] = amount
-        return found
+        return _by_name(self.counts())
 
     def gauges(self) -> dict[Key, float]:
         """Values by name and sorted tags, of those that say something now."""
@@ -146,9 +142,20 @@ class Metrics:
         values = {key: read() for key, read in self._gauges}
         return {key: value for key, value in values.items() if value is not None}
 
+    def counts(self) -> Counter[Key]:
+        """Counts by name and sorted tags."""
+        with self._lock:
+            return self._counts.copy()
+
+    @property
+    def ended(self) -> bool:
+        """Whether these are closed."""
+        return self._ended.is_set()
+
     def close(self) -> None:
         """Report no more, but what gauges are from now on."""
         self._ended.set()
+        self._gauges = []  # whoever keeps the counts must not keep what gauges read
 
     def _report(self) -> None:
         self._prepare()
@@ -194,6 +201,43 @@ class Metrics:
             keys = tuple(tag for tag, _ in tags)
             self._of_ray[name] = kind(name, names[name], tag_keys=keys, **more)
         return self._of_ray[name]
+
+
+class Sums:
+    """Counts of several metrics together, also of those that have ended; thread-safe."""
+
+    def __init__(self) -> None:
+        self._known: list[Metrics] = []
+        self._past: Counter[Key] = Counter()
+        self._lock = threading.Lock()
+
+    def add(self, metrics: Metrics) -> None:
+        """Count these as well, from now on and after their end."""
+        with self._lock:
+            for each in [each for each in self._known if each.ended]:
+                self._known.remove(each)
+                self._past += each.counts()
+            self._known.append(metrics)
+
+    def leave_out(self, metrics: Metrics) -> None:
+        """These do not count."""
+        with self._lock:
+            self._known = [each for each in self._known if each is not metrics]
+
+    def read(self) -> dict[str, dict[str, int]]:
+        """As `Metrics.read`."""
+        with self._lock:
+            counts = self._past.copy()
+            for each in self._known:
+                counts += each.counts()
+        return _by_name(counts)
+
+
+def _by_name(counts: Counter[Key]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for (name, tags), amount in sorted(counts.items()):
+        found.setdefault(name, {})[",".join(value for _, value in tags)] = amount
+    return found
 
 
 def _sorted(tags: dict[str, str]) -> tuple[tuple[str, str], ...]:

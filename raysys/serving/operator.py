@@ -17,7 +17,7 @@ from raysys.registry.gate import interval_of
 from raysys.registry.listing import default_pointer, judge_known
 from raysys.serving.arms import Arms
 from raysys.serving.experiment_reports import ExperimentReports
-from raysys.serving.keys import Key, KeyRing
+from raysys.serving.keys import Key, KeyRing, who_is
 from raysys.serving.traffic_board import TrafficBoard
 from raysys.web import (
     BundleFacts,
@@ -92,8 +92,8 @@ class Operator:
         facts = [self._facts(bundle, names.get(bundle, [])) for bundle in self._registry.list()]
         return sorted(facts, key=lambda each: each.created, reverse=True)
 
-    def promote(self, bundle: str, *, force: bool) -> NameFacts:
-        """Point `champion`, or a text task's name, at a bundle.
+    def promote(self, bundle: str, *, force: bool, token: str | None) -> NameFacts:
+        """Point `champion`, or a text task's name, at a bundle; see `Operations`.
 
         Raises:
             Refused: 404, no such bundle; 409, its figures are worse, or the name means another
@@ -106,7 +106,8 @@ class Operator:
             judged = judge_known(self._registry, manifest, before)
             if not judged.passes and not force:
                 raise Refused(409, f"{manifest.id} stays where it is: {judged.reason}")
-            cause = f"promoted in the console: {judged.reason}"
+            forced = "" if judged.passes else ", forced"
+            cause = f"promoted in the console by {self._who(token)}{forced}: {judged.reason}"
             self._registry.point(name, manifest.id, cause=cause, expected=before or "")
         except Moved as error:
             raise Refused(409, error.what) from None
@@ -118,17 +119,26 @@ class Operator:
         """See `Operations`."""
         return self._registry.earlier("champion")
 
-    def roll_back(self) -> NameFacts:
-        """Point `champion` at the bundle before.
+    def roll_back(self, *, token: str | None) -> NameFacts:
+        """Point `champion` at the bundle before; see `Operations`.
 
         Raises:
             Refused: 404, there is none.
         """
         try:
-            self._registry.rollback("champion", cause="rolled back in the console")
+            cause = f"rolled back in the console by {self._who(token)}"
+            self._registry.rollback("champion", cause=cause)
         except UserError as error:
             raise Refused(404, error.what) from None
         return self._named("champion")
+
+    def _who(self, token: str | None) -> str:
+        """Whose token it is, which has let in whoever asks."""
+        if self._ring is None:
+            return who_is(None)
+        name = (token or "").partition(".")[0]
+        found = self._ring.named(name)
+        return f"key {name}" if found is None else who_is(found)  # it may be gone by now
 
     def _named(self, name: str) -> NameFacts:
         """A name means another bundle; who follows it may know at once."""

@@ -201,11 +201,13 @@ class Pools:
             (MEANING, texts, []),
             (SESSION, [], histories),
         ]
-        reserve, compared = 0.0, ""
-        if self._encoding.remote:  # it may never answer: time for a decent answer has to be left
+        compared = ""
+        # time for a decent answer has to be left: without, every learner would come too late
+        reserve = sum(self._costs.expected(name, limit) for name in self._afterwards)
+        reserve = _SLACK * (reserve + self._costs.expected(RETRIEVAL, 1))
+        if self._encoding.remote:
             asked = [(TRANSFORMER, texts, histories)]
-            reserve = sum(self._costs.expected(name, limit) for name in self._afterwards)
-            reserve = _LEAST_S + _SLACK * (reserve + self._costs.expected(RETRIEVAL, 1))
+            reserve += _LEAST_S
             compared = self._to_compare(ask, found)
         for step, some, several in asked:
             if not some and not several and not compared:

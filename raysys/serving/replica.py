@@ -25,6 +25,7 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.arms import LOOK_S, Arms
 from raysys.serving.asking import Int32
 from raysys.serving.batching import FullError, LateError
+from raysys.serving.loading import begins_with
 from raysys.serving.metrics import Metrics
 from raysys.serving.rollout import Rollout, UserConfig, effective
 from raysys.serving.service import Service
@@ -102,7 +103,15 @@ class Transformer:
         assert self._args.transformer is not None
         self._metrics = Metrics(on_ray=ray.is_initialized())
         self.host = Host(self._args.registry_path, self._args.transformer, self._metrics)
-        self.host.prepare(self._args.pinned or self._args.bundle or "")
+        *better, last = begins_with(self._args)
+        for bundle in better:
+            try:
+                self.host.prepare(bundle or "")
+                break
+            except Exception:
+                log.exception("%s cannot be loaded; %s is tried instead", bundle, last)
+        else:
+            self.host.prepare(last or self._args.bundle or "")
         threading.Thread(target=self._keep_looking, name="look", daemon=True).start()
 
     def _keep_looking(self) -> None:

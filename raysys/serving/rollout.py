@@ -37,7 +37,8 @@ class CanaryArgs(Settings):
 
     Attributes:
         bundle: a pointer (`challenger`) or a bundle's id.
-        share: of the users, who get the challenger's answers, each always the same arm. 0: none.
+        share: of the users, who get the challenger's answers, each always the same arm. 0: none;
+            1: the guard has nothing to compare with, which is refused.
         salt: another one draws other users.
         outcomes: events that count for the guard's online metric → their weights.
         shadow: have the challenger answer the champion's requests too, and log both; nobody sees
@@ -58,6 +59,19 @@ class CanaryArgs(Settings):
         if bool(self.share) == self.shadow:
             raise ValueError("give a share above 0, or shadow: true; first one, then the other")
         return self
+
+    @property
+    def silent(self) -> tuple[str, str] | None:
+        """The setting for which its guard would never say anything, and why; None: it may.
+
+        To be asked where somebody writes it down; what is stored already has to be read.
+        """
+        if self.share == 1:
+            return "share", (
+                "with all users the champion has no answers to compare with: the guard would say "
+                "nothing, whatever happens; give less, such as 0.95, or promote the bundle"
+            )
+        return ("guard", self.guard.silent) if self.guard.silent else None
 
     def arm_of(self, who: str | None) -> Arm:
         """The arm of a user or session; nobody in particular gets the champion."""

@@ -89,7 +89,7 @@ class Service:
 
     def _open(self, args: ServeArgs, transformer: DeploymentHandle[Any] | None) -> None:
         """Load the bundle, and begin all that goes on beside the answers."""
-        self._named: float | None = 1.0
+        self._arm: str | None = args.bundle
         self.versions = Versions()
         self.heard: Callable[[Sequence[dict[str, Any]]], None] | None = None
         lists = args.model_dump(mode="json", include={"recommend", "search", "similar", "stock"})
@@ -153,19 +153,27 @@ class Service:
         if self._bundle is None:
             return
         features, events = self._bundle.features, self.events
-        self.metrics.gauge(
-            "raysys_bundle",
-            self._told_named,
-            0.0,
-            bundle=self._bundle.id,
-            arm=self.args.bundle or "",
-        )
-        self.metrics.gauge(
+        self._gauge("raysys_bundle", lambda: 1.0)
+        self._gauge(
             "raysys_state_age_seconds", lambda: max(0.0, time.time() - features.as_of / 1000)
         )
         if events is not None and events.follower is not None:
             followed = events.follower.followed
-            self.metrics.gauge("raysys_event_lag_seconds", lambda: followed.lag_ms / 1000)
+            self._gauge("raysys_event_lag_seconds", lambda: followed.lag_ms / 1000)
+
+    def _gauge(self, name: str, read: Callable[[], float]) -> None:
+        """Have one read while the service goes by its name, and then say 0 once: another service
+        of the replica may have the name again."""
+        arm, said = self._arm, False
+
+        def told() -> float | None:
+            nonlocal said
+            if self._arm == arm:
+                return read()
+            before, said = said, True
+            return None if before else 0.0
+
+        self.metrics.gauge(name, told, 0.0, bundle=self.bundle.id, arm=arm or "")
 
     def lose_name(self, name: str | None = None) -> None:
         """The name it was chosen by points at another bundle.
@@ -173,21 +181,15 @@ class Service:
         Args:
             name: it goes by from now on, as an experiment needs it still; None: it ends soon.
         """
-        self.heard, self._named = None, 0.0
+        self.heard, self._arm = None, name
         if name is not None:
             self.args = self.args.model_copy(update={"bundle": name})
             self._variants = {}  # they know it by the other name
-            self.metrics.gauge("raysys_bundle", lambda: 1.0, 0.0, bundle=self.bundle.id, arm=name)
+            self._watch()
         if self.drift is not None:
             self.drift.stand_beside(name)
         if self.feedback is not None:
             self.feedback.stand_down()
-
-    def _told_named(self) -> float | None:
-        """1 while its name points at it, then 0 once: another service may have the name again."""
-        told = self._named
-        self._named = told or None
-        return told
 
     def _counted(self, events: Sequence[dict[str, Any]], position: int) -> None:
         """The state has counted events of the log, up to a place in it."""

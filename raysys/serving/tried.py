@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from raysys.serving.asking import Context
 from raysys.serving.guard import Arm, Guard
 from raysys.serving.lease import Lease
 from raysys.serving.problems import Problem
@@ -28,7 +29,7 @@ class Tried:
     Attributes:
         canary: what was asked for, with the bundle's id.
         lease: the challenger.
-        guard: counts both arms.
+        guard: counts both arms, of those who are drawn into one of them.
         shadow: where both answers are compared; None: the challenger answers its share.
     """
 
@@ -96,7 +97,10 @@ def either(tried: Tried, champion: Service, asked: Asked, count: Count) -> Any:
         count: is told how each arm did.
     """
     champion = asked.treated(champion)
-    arm = tried.canary.arm_of(asked.request.user_id or asked.request.session_id)
+    who = asked.request.user_id or asked.request.session_id
+    arm = tried.canary.arm_of(who)
+    if not who and tried.shadow is None:  # in no arm: the challenger has none to compare it with
+        return asked.of(champion)
     began, failed = time.perf_counter(), False
     if arm == "challenger":
         try:
@@ -140,9 +144,12 @@ def degraded(answer: Any) -> bool:
 
 
 def afresh(rest: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same call as if it arrived now: the champion has used up the first one's time."""
+    """The same call as if it arrived now: the champion has used up the first one's time.
+
+    Nor is it told to the first one's trace, which may be on its way already.
+    """
     now = time.perf_counter()
     first, *others = rest
-    if is_dataclass(first) and not isinstance(first, type):
-        return (replace(first, arrived=now), *others)
+    if isinstance(first, Context):
+        return (replace(first, arrived=now, trace=None), *others)
     return (now, *others)

@@ -198,8 +198,9 @@ def _settle_tried(args: ServeArgs, content: Any, where: str) -> dict[str, Any]:
             "with DELETE /v1/admin/canary, or `Client.leave_canary()`", where, rollout.path,
         )  # fmt: skip
     if canary is not None:
-        if canary.guard.silent:
-            raise UserError(canary.guard.silent, where=f"{where}.canary.guard")
+        if canary.silent is not None:
+            setting, why = canary.silent
+            raise UserError(why, where=f"{where}.canary.{setting}")
         bundle = Registry(args.registry).verify(canary.bundle).id
         canary = canary.model_copy(update={"bundle": bundle})
     files = tuple(str(under_home(each).resolve()) for each in asked.experiments)

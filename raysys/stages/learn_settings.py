@@ -122,6 +122,13 @@ class LearnedCanary(CanaryArgs):
     bundle: str = "challenger"
     share: Annotated[float, Field(ge=0, le=1)] = 0.05
 
+    @model_validator(mode="after")
+    def _guarded(self) -> LearnedCanary:
+        if self.silent is not None:
+            setting, why = self.silent
+            raise ValueError(f"{setting}: {why}")
+        return self
+
 
 class PublishSettings(Settings):
     """What becomes of a bundle that passed.

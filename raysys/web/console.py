@@ -105,15 +105,16 @@ def console(
     async def champion(request: Request) -> Response:
         if away := refused(request):
             return away
-        form = await form_of(request)
+        form, token = await form_of(request), request.cookies.get(_COOKIE)
         refusal: Refused | None = None
         try:
             # in a thread: a bundle's files are hashed, and lists are answered meanwhile
             if form.get("action") == "rollback":
-                done, now = "rolled_back", await asyncio.to_thread(system.roll_back)
+                now = await asyncio.to_thread(system.roll_back, token=token)
+                done = "rolled_back"
             else:
                 bundle, force = form.get("bundle", ""), "force" in form
-                now = await asyncio.to_thread(system.promote, bundle, force=force)
+                now = await asyncio.to_thread(system.promote, bundle, force=force, token=token)
                 done = "promoted"
         except Refused as problem:
             refusal = problem

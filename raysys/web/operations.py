@@ -209,8 +209,13 @@ class Operations(Protocol):
     def bundles(self) -> list[BundleFacts]:
         """Every bundle, newest first."""
 
-    def promote(self, bundle: str, *, force: bool) -> NameFacts:
+    def promote(self, bundle: str, *, force: bool, token: str | None) -> NameFacts:
         """Point `champion`, or a text task's name, at a bundle.
+
+        Args:
+            bundle: its id.
+            force: even if its figures are worse.
+            token: that let in whoever asks: the registry's journal says who it was.
 
         Raises:
             Refused: no such bundle, or one that is worse than the champion.
@@ -219,8 +224,11 @@ class Operations(Protocol):
     def earlier_champion(self) -> str | None:
         """Id of the bundle that `roll_back` leads to; None: there is none."""
 
-    def roll_back(self) -> NameFacts:
+    def roll_back(self, *, token: str | None) -> NameFacts:
         """Point `champion` at the bundle before.
+
+        Args:
+            token: as for `promote`.
 
         Raises:
             Refused: there is none.

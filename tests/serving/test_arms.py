@@ -7,6 +7,7 @@ import importlib
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,12 +21,15 @@ from hypothesis import strategies as st
 from raysys.config import parse_settings
 from raysys.errors import UserError
 from raysys.registry import Registry
-from raysys.serving.app import http_app
+from raysys.serving.api import RecommendRequest
+from raysys.serving.app import http_app, settle
 from raysys.serving.args import ServeArgs
 from raysys.serving.arms import Arms
+from raysys.serving.asking import Context
 from raysys.serving.pages import Recorder
 from raysys.serving.rollout import CanaryArgs, Rollout, RolloutState, UserConfig, effective
 from raysys.serving.service import Service
+from raysys.serving.tracing import Trace
 
 USERS = [f"u{n}" for n in range(30)]
 
@@ -160,7 +164,7 @@ def test_a_challenger_that_fails_is_ended_and_nobody_notices(shop: Shop) -> None
 
 
 def test_a_mistake_of_the_caller_is_nobody_s_error(shop: Shop) -> None:
-    shop.tries(share=1.0, guard={"min_answers": 20, "window": 50})
+    shop.tries(share=0.99, guard={"min_answers": 20, "window": 50})
     for _ in range(60):
         body = {"user_id": "u1", "place": "item", "item_ids": ["no such"]}
         assert shop.client.post("/v1/recommend", json=body).status_code == 404
@@ -180,6 +184,56 @@ def test_outcomes_count_for_the_arm_of_their_user(shop: Shop) -> None:
         users = [user for user in USERS if arms[user] == arm]
         assert told[arm]["answers"] == len(users)
         assert told[arm]["outcomes"] == len(users) + 3 * (arms["u0"] == arm)
+
+
+def test_whoever_is_in_no_arm_is_not_counted(shop: Shop) -> None:
+    """Callers without user and session get the champion, and would make another group of it."""
+    shop.tries(share=0.5, outcomes={"click": 1.0})
+    for call, body in (
+        ("search", {"query": "milk"}),
+        ("similar", {"item_id": "i00001"}),
+        ("rank", {"item_ids": ["i00001", "i00002"], "query": "milk"}),
+    ):
+        response = shop.client.post(f"/v1/{call}", json=body)
+        assert response.status_code == 200 and response.json()["arm"] == "champion"
+    shop.arms.outcome(None, "click")
+    told = shop.arms.status()["arms"]
+    assert [(each["answers"], each["outcomes"]) for each in told.values()] == [(0, 0), (0, 0)]
+    response = shop.client.post("/v1/search", json={"query": "milk", "session_id": "s1"})
+    told = shop.arms.status()["arms"]
+    assert told[response.json()["arm"]]["answers"] == 1
+    assert sum(each["answers"] for each in told.values()) == 1
+
+    shop.tries(shadow=True)  # both answer whoever asks
+    shop.client.post("/v1/search", json={"query": "milk"})
+    tried = shop.arms._tried
+    assert tried is not None and tried.shadow is not None
+    tried.shadow._pool.shutdown(wait=True)
+    assert [each["answers"] for each in shop.arms.status()["arms"].values()] == [1, 1]
+
+
+@pytest.mark.parametrize("canary", [{"share": 0.5}, {"shadow": True}])
+def test_a_new_champion_begins_the_comparison_anew(shop: Shop, canary: dict[str, Any]) -> None:
+    third = shop.registry.publish(lambda folder: copy(shop.registry.path(shop.first), folder))
+    shop.arms.args = shop.arms.args.model_copy(update={"follow": True})
+    shop.tries(**canary)
+    before = shop.arms._tried
+    assert before is not None
+    shop.arms_of()
+    if before.shadow is not None:
+        before.shadow._pool.shutdown(wait=True)
+    assert before.guard.arms["champion"].answers and before.guard.arms["challenger"].answers
+    made = len(shop.made)
+    shop.registry.point("champion", third)
+    shop.arms.look()
+    tried = shop.arms._tried
+    assert tried is not None and tried.lease is before.lease and len(shop.made) == made + 1
+    told = shop.arms.status()
+    assert [each["answers"] for each in told["arms"].values()] == [0, 0]
+    assert told["shadow"] is None or told["shadow"]["compared"] == 0
+    shop.arms.look()  # nothing is new
+    assert shop.arms._tried is tried
+    shop.ask("u1")
 
 
 @pytest.mark.long
@@ -234,6 +288,19 @@ def test_a_shadow_answers_nobody_and_is_compared(shop: Shop) -> None:
     assert shop.ask("u1")["arm"] == "champion"
 
 
+def test_a_shadow_leaves_the_champion_s_trace_alone(shop: Shop) -> None:
+    """It is on its way to whoever collects traces when the challenger begins."""
+    shop.tries(shadow=True)
+    tried, began = shop.arms._tried, time.perf_counter()
+    assert tried is not None and tried.shadow is not None
+    trace = Trace("/v1/recommend", began)
+    shop.arms.answer(RecommendRequest(user_id="u1", k=3), Context(began, trace=trace))
+    stages = list(trace.stages)
+    tried.shadow._pool.shutdown(wait=True)
+    assert tried.shadow.compared == 1 and trace.stages == stages
+    assert trace.attributes["raysys.bundle"] == shop.first
+
+
 def test_a_broken_shadow_costs_no_answer(shop: Shop) -> None:
     shop.tries(shadow=True)
 
@@ -255,7 +322,7 @@ def test_changes_drop_no_request(shop: Shop) -> None:
     shop.arms.args = shop.arms.args.model_copy(update={"follow": True})
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(shop.ask, USERS[n % 30]) for n in range(240)]
-        for share in (0.5, 0.2, 1.0):
+        for share in (0.5, 0.2, 0.99):
             shop.tries(share=share)
         shop.registry.point("champion", shop.second)
         shop.arms.look()
@@ -318,6 +385,113 @@ def test_promotion_and_rollback_over_http(shop: Shop) -> None:
     # it cannot be loaded: what answers goes on
     assert shop.ask("u1")["bundle"] == shop.first
     assert shop.admin("rollback")["bundle"] == shop.first
+
+
+def test_counts_are_those_of_all_services_here(shop: Shop) -> None:
+    """They are told since the replica started: a promotion takes none away."""
+
+    def answers() -> int:
+        return sum(shop.arms.counts().get("raysys_answers", {}).values())
+
+    shop.arms.args = shop.arms.args.model_copy(update={"follow": True})
+    shop.tries(share=0.5)
+    shop.arms_of()
+    assert answers() == len(USERS)
+    assert sum(shop.made[0].metrics.read()["raysys_answers"].values()) < len(USERS)
+    shop.registry.point("champion", shop.second)
+    shop.arms.look()
+    for made in shop.made[:2]:  # the old champion, and the challenger that is the champion now
+        for thread in [each for each in threading.enumerate() if each.name == "close"]:
+            thread.join(20)
+        assert made.metrics.ended and not made.metrics._gauges
+    shop.arms_of()
+    assert answers() == 2 * len(USERS)
+    shop.tries(bundle=shop.first, shadow=True)  # seen by nobody: it does not count
+    tried = shop.arms._tried
+    assert tried is not None and tried.shadow is not None
+    shop.ask("u1")
+    tried.shadow._pool.shutdown(wait=True)
+    assert tried.shadow.compared == 1 and answers() == 2 * len(USERS) + 1
+
+
+def test_gauges_of_two_services_are_told_apart(bundle: Path, tmp_path: Path) -> None:
+    made = Shop(tmp_path / "registry", bundle, events={}, follow=True)
+    try:
+        made.tries(share=0.5)
+
+        def told(name: str) -> dict[tuple[str, str], list[float]]:
+            found: dict[tuple[str, str], list[float]] = {}
+            for service in made.made:
+                for (gauge, tags), value in service.metrics.gauges().items():
+                    if gauge == name:
+                        key = dict(tags)["arm"], dict(tags)["bundle"]
+                        found.setdefault(key, []).append(value)
+            return found
+
+        for name in ("raysys_event_lag_seconds", "raysys_state_age_seconds", "raysys_bundle"):
+            both = [("champion", made.first), ("challenger", made.second)]
+            assert sorted(told(name)) == sorted(both) and all(map(len, told(name).values()))
+        old = made.made[0]
+        old.lose_name()
+        gone = {key[0]: value for key, value in old.metrics.gauges().items()}
+        assert gone["raysys_state_age_seconds"] == gone["raysys_bundle"] == 0.0
+        assert not old.metrics.gauges()  # once: another service may have the name again
+    finally:
+        made.arms.close()
+
+
+def test_a_replica_that_follows_begins_with_the_champion_of_now(
+    bundle: Path, tmp_path: Path
+) -> None:
+    made = Shop(tmp_path / "registry", bundle, follow=True)
+    made.registry.point("champion", made.second)
+    shutil.rmtree(made.registry.bundles / made.first)  # nobody needs it
+    asked: list[str | None] = []
+
+    def make(args: ServeArgs) -> Service:
+        asked.append(args.pinned)
+        return made.make(args)
+
+    args = made.arms.args.model_copy(update={"pinned": made.first})
+    replica = Arms(args, make, watch=False)
+    replica.warm_up()
+    assert asked == [made.second] and replica.champion.bundle.id == made.second
+    assert settle(args).pinned == made.second
+    replica.close()
+    made.arms.close()
+
+
+@pytest.mark.parametrize("how", ["loaded", "warmed"])
+def test_a_champion_that_is_broken_keeps_no_replica_from_starting(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    made = Shop(tmp_path / "registry", bundle, follow=True)
+    warm_up, asked = Service.warm_up, list[str | None]()
+
+    def broken(service: Service) -> None:
+        if service.bundle.id == made.second:
+            raise RuntimeError("no memory left")
+        warm_up(service)
+
+    def make(args: ServeArgs) -> Service:
+        asked.append(args.pinned)
+        return made.make(args)
+
+    made.registry.point("champion", made.second)
+    if how == "loaded":
+        (made.registry.path(made.second) / "ensemble.json").write_text("{}")
+    else:
+        monkeypatch.setattr(Service, "warm_up", broken)
+    args = made.arms.args.model_copy(update={"pinned": made.first})
+    replica = Arms(args, make, watch=False)
+    replica.warm_up()
+    assert replica.champion.bundle.id == made.first and replica.readiness().bundle == made.first
+    assert asked == [made.second, made.first]  # it is left alone for a while
+    replica.close()
+    shutil.rmtree(made.registry.bundles / made.first)
+    with pytest.raises((UserError, RuntimeError)):  # nor is there another one
+        Arms(args, make, watch=False).warm_up()
+    made.arms.close()
 
 
 @pytest.mark.parametrize("where", ["admin_routes", "operator"])
@@ -387,6 +561,9 @@ def test_what_is_not_there_is_named(shop: Shop) -> None:
     ):
         shop.admin("canary", 422, canary=canary)
     shop.admin("canary", 422, canary={"bundle": "challenger", "share": 1.1})
+    problem = shop.admin("canary", 422, canary={"bundle": "challenger", "share": 1.0})
+    (error,) = problem["errors"]
+    assert error["path"] == "body.canary.share" and "promote" in error["message"]
     shop.admin("canary", 422, canary={"bundle": "challenger", "share": 0.1, "shar": 1})
 
 
@@ -424,7 +601,7 @@ def test_an_admin_may_leave_it_to_user_config_again(shop: Shop) -> None:
 
 
 def test_a_damaged_rollout_changes_nothing(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
-    shop.tries(share=1.0)
+    shop.tries(share=0.99)
     for content in ("{", "[]", '{"canary": {"bundle": "x"}}'):
         shop.arms.rollout.path.parent.mkdir(exist_ok=True)
         shop.arms.rollout.path.write_text(content)
@@ -442,7 +619,7 @@ def test_a_damaged_rollout_changes_nothing(shop: Shop, caplog: pytest.LogCapture
 
 
 def test_a_champion_that_cannot_be_loaded_keeps_no_canary(shop: Shop) -> None:
-    shop.tries(share=1.0)
+    shop.tries(share=0.99)
     assert shop.arms.challenger is not None
     shop.arms.args = shop.arms.args.model_copy(update={"follow": True})
     (shop.registry.root / "champion.json").unlink()

@@ -99,6 +99,14 @@ def test_the_local_config_is_planned_with_the_workspace_s_champion(registry: Reg
             ["no bundle 'x'"],
         ),
         (
+            {
+                "deployments": [
+                    {"name": "Ranker", "user_config": {"canary": {"bundle": "x", "share": 1}}}
+                ]
+            },
+            ["user_config.canary.share", "no answers to compare with", "promote the bundle"],
+        ),
+        (
             {"deployments": [{"name": "Transformer", "num_replicas": 1}]},
             ["deployments.0.name", "no deployment 'Transformer'", "transformer: {}"],
         ),

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys.serving.guard import Arm, ArmCounts, Guard, GuardArgs
+from raysys.serving.rollout import CanaryArgs
+from raysys.stages.learn_settings import LearnedCanary
 
 ARMS: tuple[Arm, Arm] = ("champion", "challenger")
 
@@ -140,3 +142,12 @@ def test_a_worse_canary_is_never_safer(n: int, failed: tuple[int, int], more: in
 def test_a_guard_that_could_never_speak_says_so() -> None:
     assert "would say nothing" in GuardArgs(window=100, min_answers=200).silent
     assert not GuardArgs(window=200, min_answers=200).silent and not GuardArgs().silent
+    for canary, setting in (
+        (CanaryArgs(bundle="x", share=0.5), None),
+        (CanaryArgs(bundle="x", shadow=True), None),
+        (CanaryArgs(bundle="x", share=1), "share"),  # the champion has no answers
+        (CanaryArgs(bundle="x", share=0.5, guard=GuardArgs(window=100)), "guard"),
+    ):
+        assert (canary.silent and canary.silent[0]) == setting
+    with pytest.raises(ValueError, match="share: with all users"):  # of `raysys learn`
+        LearnedCanary(share=1)

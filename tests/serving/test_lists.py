@@ -268,6 +268,24 @@ def test_who_would_not_be_done_in_time_is_not_begun(
     assert ask(client, "recommend", user_id="u1", k=5)["left_out"] == [] and begun
 
 
+def test_encoding_leaves_time_for_the_rest(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it is done in time, and no learner is."""
+    costs = Costs()
+    for name, seconds in (("meaning", 30.0), ("features", 15.0)):
+        costs.took(name, 100, seconds)
+    monkeypatch.setattr(service.ranker.pools, "_costs", costs)
+    client = TestClient(http_app(service))
+
+    def reasons(query: str, deadline: str) -> Any:
+        body, headers = {"user_id": "u1", "k": 5, "query": query}, {"X-Deadline-Ms": deadline}
+        return client.post("/v1/search", json=body, headers=headers).json()["reasons"]
+
+    assert reasons("bread of rye", "40000") == {"meaning": "deadline"}
+    assert reasons("bread of spelt", "60000") == {}
+
+
 def test_costs_are_a_quantile_that_forgets() -> None:
     costs = Costs()
     assert costs.expected("x", 100) == 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raysys.serving.metrics import GAUGES, NAMES, SECONDS, SIZES, Metrics
+from raysys.serving.metrics import GAUGES, NAMES, SECONDS, SIZES, Metrics, Sums
 
 
 def test_ray_is_told_what_was_added(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +39,26 @@ def test_ray_is_told_what_was_added(monkeypatch: pytest.MonkeyPatch) -> None:
         "raysys_left_out": {"two_tower,deadline": 1},
     }
     assert set(metrics.read()) <= set(NAMES)
+
+
+def test_sums_keep_what_has_ended() -> None:
+    sums, one, two = Sums(), Metrics(), Metrics()
+    sums.add(one)
+    one.count("raysys_cache", 2, result="hit")
+    one.gauge("raysys_bundle", lambda: 1.0, 0.0, arm="champion")
+    assert sums.read() == {"raysys_cache": {"hit": 2}}
+    one.close()
+    assert one.gauges() == {("raysys_bundle", (("arm", "champion"),)): 0.0}
+    assert not one._gauges  # what they read is free to go
+    sums.add(two)
+    two.count("raysys_cache", result="hit")
+    two.count("raysys_cache", result="miss")
+    third = Metrics()
+    sums.add(third)
+    third.count("raysys_cache", result="hit")
+    sums.leave_out(third)
+    for _ in range(2):
+        assert sums.read() == {"raysys_cache": {"hit": 3, "miss": 1}}
 
 
 def test_ray_is_told_seconds_and_gauges(monkeypatch: pytest.MonkeyPatch) -> None:

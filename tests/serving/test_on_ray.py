@@ -173,7 +173,7 @@ def test_a_canary_comes_and_goes_and_no_request_is_dropped(
     try:
         for canary, arms in (
             ({"bundle": "challenger", "share": 0.5}, {"champion", "challenger"}),
-            ({"bundle": "challenger", "share": 1.0}, {"challenger"}),
+            ({"bundle": "challenger", "share": 0.99}, {"challenger"}),
             (None, {"champion"}),
         ):
             changed = deepcopy(config)

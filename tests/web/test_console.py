@@ -206,6 +206,34 @@ def test_it_is_said_who_answers_from_a_new_champion(two: Shop) -> None:
     assert "whatever you like" not in page.text
 
 
+def test_the_journal_says_who_promoted_and_whether_by_force(
+    two: Shop, keys: tuple[Path, dict[str, str]]
+) -> None:
+    two.client.post("/console/champion", data={"bundle": two.second})
+    two.client.post("/console/champion", data={"action": "rollback"})
+    causes = [change.cause for change in two.registry.journal()[-2:]]
+    assert causes[0].startswith("promoted in the console by a caller of this machine: ")
+    assert causes[1] == "rolled back in the console by a caller of this machine"
+
+    auth = {"auth": {"keys": str(keys[0])}}
+    args = ServeArgs.model_validate({**two.arms.args.model_dump(), **auth})
+    two.made[0].args = two.arms.args = args
+    client = TestClient(http_app(two.arms, two.arms))  # type: ignore[arg-type]
+    client.post("/console/login", data={"key": keys[1]["admin"]})
+    worse = two.registry.publish(
+        lambda folder: (folder / "a.json").write_text("{}") and None,
+        figures={"ndcg10": {"full": 0.1}},
+    )
+    assert client.post("/console/champion", data={"bundle": worse}).status_code == 409
+    page = client.post("/console/champion", data={"bundle": worse, "force": "1"})
+    assert page.status_code == 200
+    client.post("/console/champion", data={"action": "rollback"})
+    who = f"key {keys[1]['admin'].split('_')[1]} (admin)"
+    causes = [change.cause for change in two.registry.journal()[-2:]]
+    assert causes[0].startswith(f"promoted in the console by {who}, forced: ")
+    assert causes[1] == f"rolled back in the console by {who}"
+
+
 def test_one_query_is_taken_apart(operator: TestClient, service: Service) -> None:
     page = operator.get("/console/query", params={"query": "bread", "user_id": "u1", "k": "5"})
     assert page.status_code == 200
