@@ -183,7 +183,7 @@ def test_the_head_reads_hidden_words_alone_as_it_reads_all(config):
 @pytest.mark.long
 def test_masked_modelling_learns_and_its_folder_is_a_model(bert: Path, tmp_path: Path):
     train_on, held = _tokens(bert, tmp_path)
-    steps = TrainingSettings(epochs=12, batch_size=16, learning_rate=8e-3)
+    steps = TrainingSettings(epochs=12, batch_size=16, learning_rate=8e-3, precision="fp32")
     objective = MaskedObjective(
         str(bert), train_on, held, MaskedSettings(max_tokens=32, training=steps)
     )
