@@ -40,6 +40,15 @@ def models_that_read(settings: object, where: str) -> Iterator[tuple[str, str, d
         for at, value in enumerate(settings):
             yield from models_that_read(value, f"{where}.{at}")
     elif isinstance(settings, str) and settings.strip():
-        folder = Path(settings).expanduser()
-        if len(settings) < 4096 and (until := log_read(folder)) is not None:
+        folder = _folder(settings)
+        if folder is not None and (until := log_read(folder)) is not None:
             yield where, settings, until
+
+
+def _folder(text: str) -> Path | None:
+    """The folder that a text names; any text may be here, of files and of whole sentences too."""
+    try:
+        folder = Path(text).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long, nobody's home, a NUL
+        return None
