@@ -16,7 +16,7 @@ def test_models_are_found_among_any_settings(tmp_path: Path) -> None:
         "",
         "x" * 9999,
         "a\0b",
-        "~nobody-of-this-name/x",
+        "~nobody/x",
         str(tmp_path / "words.csv"),
         3,
         None,
