@@ -75,7 +75,8 @@ class Narrow(FindsWord):
 def test_two_workers_do_what_one_does_though_one_is_short_of_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = TrainingSettings(**{**SETTINGS, "max_failures": 0}, dropout=0.0, strategy="fsdp")
+    alike = {**SETTINGS, "max_failures": 0, "precision": "fp32"}
+    settings = TrainingSettings(**alike, dropout=0.0, strategy="fsdp")
     train(Narrow(n=41), settings, tmp_path / "one", seed=3)
     shared = settings.model_copy(update={"batch_size": 4})
     with caplog.at_level(logging.WARNING, "raysys"):
