@@ -191,7 +191,7 @@ def served_on(device: str, rows: Sequence[Row]) -> list[Row]:
 def cheapest(rows: Sequence[Row], largest_loss: float, cost: Callable[[Row], float]) -> Row:
     """The row of least cost among those that lose no more than the stated share.
 
-    The first row is the whole model, which loses nothing.
+    The first row is the whole model, which loses nothing, or next to it where bfloat16 is served.
     """
     good = [row for row in rows if row.loss[0] <= largest_loss]
     return min(good or rows[:1], key=lambda row: (cost(row), row.size_mb))

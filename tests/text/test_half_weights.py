@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from raysys.text import encoder as encoder_module
 from raysys.text.encoder import Encoder
 from raysys.text.half_weights import LARGEST, HalfLinear, halve
+from tests.text.precision import in_float32
 
 pytestmark = pytest.mark.skipif(
     torch.backends.quantized.engine not in ("fbgemm", "x86"), reason="PyTorch for x86 only"
@@ -139,10 +139,7 @@ def test_weights_of_inference_mode_are_taken() -> None:
 
 
 def test_vectors_of_texts_hardly_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    # where CPUs compute in bfloat16, weights are halved for each product anyway
-    monkeypatch.setattr(
-        encoder_module, "autocast", lambda device: torch.autocast(device.type, enabled=False)
-    )
+    in_float32(monkeypatch)  # in bfloat16 weights are halved for each product anyway
     texts = ["milk", "frozen pizza, large", "Bohrhammer 800 W", "奶粉 900克", ""]
     whole = Encoder.open("all-MiniLM-L6-v2", 48, 1)
     wanted = whole.encode(texts)

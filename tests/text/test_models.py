@@ -36,7 +36,6 @@ from transformers import (
 )
 
 from raysys.errors import UserError
-from raysys.text import encoder as encoder_module
 from raysys.text.encoder import Encoder
 from raysys.text.models import (
     PACKAGED,
@@ -47,6 +46,7 @@ from raysys.text.models import (
     open_with_head,
     readable,
 )
+from tests.text.precision import in_float32
 from tests.text.tiny import write_tiny_bert
 from tests.text.tiny_language import write_masked
 
@@ -214,10 +214,7 @@ class TestDecoder:
     def test_its_vector_is_the_mean_over_its_real_tokens(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # some CPUs compute in bfloat16, the mean below does not
-        monkeypatch.setattr(
-            encoder_module, "autocast", lambda device: torch.autocast(device.type, enabled=False)
-        )
+        in_float32(monkeypatch)  # as the mean below is computed
         encoder = Encoder.open(str(write_gpt(tmp_path)), 24, -1)
         beside = encoder.encode(TEXTS)
         for text, vector in zip(TEXTS, beside, strict=True):
