@@ -104,10 +104,17 @@ class Spans(_Answer):
 
 
 class Grade(_Answer):
-    """How well one text answers the query; position 1 is the best."""
+    """How well one text answers the query; position 1 is the best.
+
+    Attributes:
+        probability: that it is relevant; None: the model gives grades alone.
+        relevant: whether that is enough.
+    """
 
     grade: float
     position: int
+    probability: float | None = None
+    relevant: bool | None = None
 
 
 class _TextAnswer(_Answer):

@@ -64,6 +64,25 @@ class Reliability:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """From which grade a text is relevant.
+
+    Attributes:
+        grade: a text with this grade, or a higher one, is.
+        low, high: the ends of the scale, the one below the other.
+    """
+
+    grade: float
+    low: float
+    high: float
+
+    def place(self, grade: Float64) -> Float64:
+        """Grades between the lowest (0) and the highest (1), as if these were probabilities."""
+        found = (grade - self.low) / max(self.high - self.low, 1e-12)
+        return np.asarray(found.clip(0, 1), dtype=np.float64)
+
+
+@dataclass(frozen=True)
 class TextVerdict:
     """What came of judging one learner.
 
@@ -91,6 +110,7 @@ class TextJudge:
         truth: `LABELLED_TEXTS`, or `LABELLED_PAIRS`.
         cluster: int64[n], what is drawn together.
         least_grade: for relevance: a gain is a grade less this.
+        cut: for relevance: by which probabilities are judged; None: they are not.
         resamples: draws; fewer where there are very many clusters.
         seed: of the draws.
     """
@@ -102,10 +122,12 @@ class TextJudge:
         cluster: Int64,
         *,
         least_grade: float = 0.0,
+        cut: Cut | None = None,
         resamples: int = 1000,
         seed: int = 0,
     ) -> None:
-        self.task, self.truth, self.least_grade = task, truth, least_grade
+        self.task, self.truth = task, truth
+        self.least_grade, self.cut = least_grade, cut
         clusters = len(np.unique(cluster))
         draws = int(min(resamples, max(100, _MOST // max(1, clusters))))
         self.bootstrap = Bootstrap(cluster, resamples=draws, seed=seed)
@@ -207,7 +229,38 @@ class TextJudge:
         of_rows[first] = values
         error = np.abs(guess - grade)
         figures = {"ndcg@10": self.bootstrap.mean(of_rows), "rmse": self._rmse(error)}
-        return TextVerdict(figures, of_rows, wrong=error > np.quantile(error, 0.95))
+        reliability = None
+        if self.cut is not None and "probability" in said.column_names:
+            true = grade >= self.cut.grade
+            told, reliability = self._relevant(said, true, self.cut.place(guess))
+            figures |= told
+        wrong = error > np.quantile(error, 0.95)
+        return TextVerdict(figures, of_rows, reliability=reliability, wrong=wrong)
+
+    def _relevant(
+        self, said: pa.Table, true: npt.NDArray[np.bool_], before: Float64
+    ) -> tuple[dict[str, Interval], Reliability]:
+        """Whether texts are relevant, as it was said; and by `before`, a grade's place alone."""
+        draws = self.bootstrap
+        given = said["relevant"].to_numpy()
+        promised = said["probability"].to_numpy().astype(np.float64)
+        of_rows = np.stack([true & given, given, true], axis=1).astype(np.float64)
+        counts = np.zeros((draws.n_clusters, 3))
+        np.add.at(counts, draws.cluster, of_rows)
+        figures = {
+            "relevant_f1": draws.interval(float(_f1(counts.sum(0))), _f1(draws.replicate(counts))),
+            "brier": draws.mean((promised - true) ** 2),
+            "brier_before": draws.mean((before - true) ** 2),
+            "calibration_error": self._calibration_error(promised, true),
+            "calibration_error_before": self._calibration_error(before, true),
+        }
+        return figures, reliability_of(promised, true)
+
+    def _calibration_error(self, promised: Float64, true: npt.NDArray[np.bool_]) -> Interval:
+        """That of `reliability_of`, with its interval."""
+        cell = np.minimum((promised * _BINS).astype(np.int64), _BINS - 1)
+        told = promised.astype(np.float32), true.astype(np.float32)
+        return self.bootstrap.calibration_error(cell, *told, np.arange(len(cell)))
 
     def _rmse(self, error: Float64) -> Interval:
         """Root of the mean of squares of those errors that are known."""

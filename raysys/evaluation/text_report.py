@@ -31,7 +31,11 @@ NAMES = {
     "rating_rmse": "RMSE of the rating",
     "ndcg@10": "NDCG@10",
     "rmse": "RMSE of the grade",
+    "relevant_f1": "F1 of relevant",
+    "brier": "Brier score",
+    "brier_before": "Brier score of the bare grade",
     "calibration_error": "calibration error",
+    "calibration_error_before": "calibration error of the bare grade",
 }
 """How figures are called in tables."""
 
@@ -64,6 +68,8 @@ class TextEvaluation:
         validation, test: verdicts by learner.
         said: of validation and test, what was true and what the chosen learner said.
         examples: how many of its errors are shown.
+        relevant: for relevance: `from`, the grade from which a text is relevant, and by learner
+            what was calibrated on validation; None: it is another task.
     """
 
     task: str
@@ -83,6 +89,7 @@ class TextEvaluation:
     test: Mapping[str, TextVerdict]
     said: pa.Table
     examples: int
+    relevant: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, as JSON can say them."""
@@ -104,6 +111,7 @@ class TextEvaluation:
             "validation": {name: told(verdict) for name, verdict in self.validation.items()},
             "test": {name: told(verdict) for name, verdict in self.test.items()},
             "by_label": [vars(label) for label in self.test[self.chosen].by_label],
+            **({} if self.relevant is None else {"relevant": dict(self.relevant)}),
             "histories": {name: [dict(e) for e in h] for name, h in self.histories.items() if h},
         }
 
@@ -169,7 +177,9 @@ def write_text_report(evaluation: TextEvaluation, folder: Path) -> None:
     if evaluation.task in ("classify", "sentiment"):
         _confusion(page.section("Confusion"), evaluation)
     if verdict.reliability is not None:
-        _reliability(page.section("Probabilities"), verdict.reliability)
+        section = page.section("Probabilities")
+        _relevant(section, evaluation)
+        _reliability(section, verdict.reliability)
     _examples(page.section("Where it errs"), evaluation, verdict)
     aside = [(name[6:], n) for name, n in counts.items() if name.startswith("aside.")]
     if aside:
@@ -280,6 +290,24 @@ def confused(
 
 def _short(name: str) -> str:
     return name if len(name) <= 34 else f"…{name[-33:]}"
+
+
+def _relevant(section: Section, evaluation: TextEvaluation) -> None:
+    """What a probability is of, where texts are graded, and what calibrating it changed."""
+    told = (evaluation.relevant or {}).get(evaluation.chosen)
+    if evaluation.relevant is None or told is None:
+        return
+    section.text(
+        f"Relevant is a text with a grade of {evaluation.relevant['from']:g} or more. It is said "
+        f"to be from the probability {told['threshold']:.3f} on, which has the largest F1 on "
+        "validation."
+    )
+    section.note(
+        f"On validation, where it was fitted, calibration took the Brier score from "
+        f"{told['brier_before']:.4f} to {told['brier_after']:.4f} and the calibration error from "
+        f"{told['error_before']:.4f} to {told['error_after']:.4f}; before it, the place of a grade "
+        "between the lowest and the highest is taken as a probability."
+    )
 
 
 def _reliability(section: Section, found: Reliability) -> None:

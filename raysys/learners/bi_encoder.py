@@ -24,8 +24,8 @@ from raysys.learners.cross_encoder import (
     judged,
     require_lists,
 )
+from raysys.learners.relevance_model import RelevanceModel, Relevant
 from raysys.learners.text_protocol import (
-    PREDICTIONS,
     Task,
     TextContext,
     TextLearner,
@@ -94,7 +94,7 @@ class PlacedTexts:
         return self.vectors.encode([clean(text) for text in texts])
 
 
-class BiEncoderModel(TextModel):
+class BiEncoderModel(RelevanceModel):
     """A fitted bi-encoder.
 
     Args:
@@ -104,8 +104,6 @@ class BiEncoderModel(TextModel):
         line: slope and offset from scores to grades, for losses that only rank.
         fitted: how training went; None after `load`.
     """
-
-    task: ClassVar[Task] = "relevance"
 
     def __init__(
         self,
@@ -128,16 +126,16 @@ class BiEncoderModel(TextModel):
         distinct, codes = np.unique(np.array(texts, dtype=object), return_inverse=True)
         return PlacedTexts(self.encode(distinct.tolist())[codes], self.vectors)
 
-    def predict(self, table: pa.Table) -> pa.Table:
-        """See `TextModel.predict`; a text that occurs twice is read once."""
-        pairs = Pairs.of(table.select(["query", "text"]))
-        grade = np.full(len(pairs), self.scale.low, dtype=np.float32)
-        rows = np.flatnonzero(pairs.readable)
-        if len(rows):
-            found = self.scores(pairs.take(rows))
-            loss, limits = self.settings.loss, self.vectors.thresholds
-            grade[rows] = to_grades(found, loss, self.scale, limits, self.line)
-        return pa.table({"grade": grade}, schema=PREDICTIONS["relevance"])
+    @property
+    def lowest(self) -> float:
+        """See `RelevanceModel`."""
+        return self.scale.low
+
+    def judge(self, pairs: Pairs) -> tuple[Float32, Float32]:
+        """See `RelevanceModel.judge`; a text that occurs twice is read once."""
+        found = self.scores(pairs)
+        loss, limits = self.settings.loss, self.vectors.thresholds
+        return found, to_grades(found, loss, self.scale, limits, self.line)
 
     def scores(self, pairs: Pairs) -> Float32:
         """Scores float32[n], a line through cosines."""
@@ -148,6 +146,7 @@ class BiEncoderModel(TextModel):
 
     def save(self, folder: Path) -> None:
         """See `TextModel.save`."""
+        super().save(folder)
         self.vectors.save(folder)
         content = {
             "settings": self.settings.model_dump(mode="json"),
@@ -163,7 +162,9 @@ class BiEncoderModel(TextModel):
         settings = BiEncoderSettings(**meta["settings"])
         line = tuple(meta["line"]) if meta["line"] else None
         vectors = TextVectors(folder, settings.max_tokens)
-        return cls(vectors, settings, Scale(tuple(meta["levels"])), line)
+        model = cls(vectors, settings, Scale(tuple(meta["levels"])), line)
+        model.relevant = Relevant.load(folder)
+        return model
 
 
 class BiEncoderLearner(TextLearner[BiEncoderSettings]):

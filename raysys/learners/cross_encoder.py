@@ -17,8 +17,8 @@ from pydantic import Field
 from raysys.cluster import device_here
 from raysys.config import Settings
 from raysys.errors import UserError
+from raysys.learners.relevance_model import RelevanceModel, Relevant
 from raysys.learners.text_protocol import (
-    PREDICTIONS,
     Task,
     TextContext,
     TextLearner,
@@ -65,7 +65,7 @@ class CrossEncoderSettings(Settings):
     )
 
 
-class CrossEncoderModel(TextModel):
+class CrossEncoderModel(RelevanceModel):
     """A fitted cross-encoder.
 
     Args:
@@ -76,7 +76,6 @@ class CrossEncoderModel(TextModel):
         fitted: how training went; None after `load`.
     """
 
-    task: ClassVar[Task] = "relevance"
     reads_pairs: ClassVar[bool] = True
 
     def __init__(
@@ -91,25 +90,22 @@ class CrossEncoderModel(TextModel):
         self.scale, self.line, self.fitted = scale, line, fitted
         scorer.module.to(device_here())
 
-    def predict(self, table: pa.Table) -> pa.Table:
-        """See `TextModel.predict`; a pair that occurs twice is read once."""
-        pairs = Pairs.of(table.select(["query", "text"]))
-        grade = np.full(len(pairs), self.scale.low, dtype=np.float32)
-        readable = np.flatnonzero(pairs.readable)
-        if len(readable):
-            scores = self.scores(pairs.take(readable))
-            grade[readable] = scores
-        return pa.table({"grade": grade}, schema=PREDICTIONS["relevance"])
+    @property
+    def lowest(self) -> float:
+        """See `RelevanceModel`."""
+        return self.scale.low
 
-    def scores(self, pairs: Pairs) -> Float32:
-        """Grades float32[n] of pairs that all say something."""
+    def judge(self, pairs: Pairs) -> tuple[Float32, Float32]:
+        """See `RelevanceModel.judge`; a pair that occurs twice is read once."""
         key = pairs.query * len(pairs.items) + pairs.item
         _, first, back = np.unique(key, return_index=True, return_inverse=True)
         scores, thresholds = self.scorer.scores(pairs.take(first))
-        return to_grades(scores, self.settings.loss, self.scale, thresholds, self.line)[back]
+        grades = to_grades(scores, self.settings.loss, self.scale, thresholds, self.line)
+        return scores[back], grades[back]
 
     def save(self, folder: Path) -> None:
         """See `TextModel.save`."""
+        super().save(folder)
         self.scorer.save(folder)
         content = {
             "settings": self.settings.model_dump(mode="json"),
@@ -125,7 +121,9 @@ class CrossEncoderModel(TextModel):
         settings = CrossEncoderSettings(**meta["settings"])
         scorer = PairScorer(folder, settings.max_tokens)
         line = tuple(meta["line"]) if meta["line"] else None
-        return cls(scorer, settings, Scale(tuple(meta["levels"])), line)
+        model = cls(scorer, settings, Scale(tuple(meta["levels"])), line)
+        model.relevant = Relevant.load(folder)
+        return model
 
 
 class CrossEncoderLearner(TextLearner[CrossEncoderSettings]):

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from raysys.config import Settings, parse_settings
 from raysys.errors import UserError
 from raysys.learners.cross_encoder import judged
+from raysys.learners.relevance_model import RelevanceModel, Relevant
 from raysys.learners.relevance_trees import (
     RelevanceTreesLearner,
     RelevanceTreesModel,
@@ -29,7 +30,6 @@ from raysys.learners.relevance_trees import (
     Remembered,
 )
 from raysys.learners.text_protocol import (
-    PREDICTIONS,
     Task,
     TextContext,
     TextLearner,
@@ -88,7 +88,7 @@ class RelevanceBlendSettings(Settings):
         return self
 
 
-class RelevanceBlendModel(TextModel):
+class RelevanceBlendModel(RelevanceModel):
     """Fitted members of every fold, and what joins them.
 
     Args:
@@ -100,8 +100,6 @@ class RelevanceBlendModel(TextModel):
         out_of_fold: float32[members, n] of the training pairs that could be learned from; None
             after `load`.
     """
-
-    task: ClassVar[Task] = "relevance"
 
     def __init__(
         self,
@@ -115,30 +113,35 @@ class RelevanceBlendModel(TextModel):
         self.members, self.settings, self.scale = members, settings, scale
         self.weights, self.trees, self.out_of_fold = weights, trees, out_of_fold
 
-    def predict(self, table: pa.Table) -> pa.Table:
-        """See `TextModel.predict`."""
-        pairs = Pairs.of(table.select(["query", "text"]))
-        grade = np.full(len(pairs), self.scale.low, dtype=np.float32)
-        rows = np.flatnonzero(pairs.readable)
-        if len(rows):
-            grade[rows] = self.combined(pairs.take(rows), self.of_members(table.take(rows)))
-        return pa.table({"grade": grade}, schema=PREDICTIONS["relevance"])
+    @property
+    def lowest(self) -> float:
+        """See `RelevanceModel`."""
+        return self.scale.low
+
+    def judge(self, pairs: Pairs) -> tuple[Float32, Float32]:
+        """See `RelevanceModel.judge`."""
+        scores = self.joined(pairs, self.of_members(table_of(pairs)))
+        return scores, scores.clip(self.scale.low, self.scale.high)
 
     def of_members(self, table: pa.Table) -> Float32:
         """What each member says, the mean of its folds: float32[members, n]."""
         return np.stack([_mean_of(models, table) for models in self.members])
 
-    def combined(self, pairs: Pairs, of_members: Float32) -> Float32:
-        """The grades float32[n] of what the members say, float32[members, n]."""
+    def joined(self, pairs: Pairs, of_members: Float32) -> Float32:
+        """Scores float32[n] of what the members say, float32[members, n].
+
+        They are in the units of the grades, and not held to their scale.
+        """
         if self.trees is not None:
             columns = np.concatenate([self.trees.features.of(pairs), of_members.T], axis=1)
-            return self.trees.grades(columns)
+            return self.trees.scores(columns)
         assert self.weights is not None
         found = of_members.T @ self.weights[:-1] + self.weights[-1]
-        return found.clip(self.scale.low, self.scale.high).astype(np.float32)
+        return np.asarray(found, dtype=np.float32)
 
     def save(self, folder: Path) -> None:
         """See `TextModel.save`: a folder for each member and fold."""
+        super().save(folder)
         for number, models in enumerate(self.members):
             for fold, model in enumerate(models):
                 place = folder / f"member={number}" / f"fold={fold}"
@@ -170,7 +173,9 @@ class RelevanceBlendModel(TextModel):
         ]
         weights = None if meta["weights"] is None else np.array(meta["weights"])
         trees = RelevanceTreesModel.load(folder / "trees") if weights is None else None
-        return cls(members, settings, Scale(tuple(meta["levels"])), weights, trees)
+        model = cls(members, settings, Scale(tuple(meta["levels"])), weights, trees)
+        model.relevant = Relevant.load(folder)
+        return model
 
 
 class RelevanceBlendLearner(TextLearner[RelevanceBlendSettings]):

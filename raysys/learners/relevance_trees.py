@@ -16,8 +16,8 @@ from pydantic import Field, field_validator
 from raysys.cluster import device_here
 from raysys.config import Settings
 from raysys.learners.cross_encoder import has_lists, judged, require_lists
+from raysys.learners.relevance_model import RelevanceModel, Relevant
 from raysys.learners.text_protocol import (
-    PREDICTIONS,
     Task,
     TextContext,
     TextLearner,
@@ -77,7 +77,7 @@ class RelevanceTreesSettings(Settings):
         return language
 
 
-class RelevanceTreesModel(TextModel):
+class RelevanceTreesModel(RelevanceModel):
     """Fitted trees and what they need to read a text.
 
     Args:
@@ -88,8 +88,6 @@ class RelevanceTreesModel(TextModel):
         line: slope and offset from trees to grades.
         extra: names of columns that stand behind the features.
     """
-
-    task: ClassVar[Task] = "relevance"
 
     def __init__(
         self,
@@ -106,22 +104,31 @@ class RelevanceTreesModel(TextModel):
         self.scale, self.line, self.extra = scale, line, extra
         self.booster: Any = lightgbm.Booster(model_str=text)
 
-    def predict(self, table: pa.Table) -> pa.Table:
-        """See `TextModel.predict`; not for trees with extra columns."""
-        pairs = Pairs.of(table.select(["query", "text"]))
-        grade = np.full(len(pairs), self.scale.low, dtype=np.float32)
-        rows = np.flatnonzero(pairs.readable)
-        if len(rows):
-            grade[rows] = self.grades(self.features.of(pairs.take(rows)))
-        return pa.table({"grade": grade}, schema=PREDICTIONS["relevance"])
+    @property
+    def lowest(self) -> float:
+        """See `RelevanceModel`."""
+        return self.scale.low
+
+    def judge(self, pairs: Pairs) -> tuple[Float32, Float32]:
+        """See `RelevanceModel.judge`; not for trees with extra columns."""
+        scores = self.scores(self.features.of(pairs))
+        return scores, self.on_scale(scores)
 
     def grades(self, columns: Float32) -> Float32:
         """Grades float32[n] of features, then the extra columns: float32[n, p]."""
+        return self.on_scale(self.scores(columns))
+
+    def on_scale(self, scores: Float32) -> Float32:
+        """Grades float32[n] of what `scores` gave: those beyond the scale end at its ends."""
+        return scores.clip(self.scale.low, self.scale.high)
+
+    def scores(self, columns: Float32) -> Float32:
+        """See `grades`, but not held to the scale."""
         if columns.shape[1] != len(self.features.names) + len(self.extra):
             raise ValueError(f"{columns.shape[1]} columns, fitted with other ones")
         raw = np.asarray(self.booster.predict(columns, raw_score=True, num_threads=1))
         found = self.line[0] * raw + self.line[1]
-        return found.clip(self.scale.low, self.scale.high).astype(np.float32)
+        return np.asarray(found, dtype=np.float32)
 
     def importance(self) -> dict[str, float]:
         """Total gain of each feature, in the units of the loss."""
@@ -131,6 +138,7 @@ class RelevanceTreesModel(TextModel):
 
     def save(self, folder: Path) -> None:
         """See `TextModel.save`."""
+        super().save(folder)
         self.features.save(folder)
         (folder / TREES).write_text(self.text, encoding="utf-8")
         encode = self.features.encode
@@ -154,7 +162,10 @@ class RelevanceTreesModel(TextModel):
         features = PairFeatures.load(folder, encode)
         text = (folder / TREES).read_text(encoding="utf-8")
         scale = Scale(tuple(meta["levels"]))
-        return cls(features, text, settings, scale, tuple(meta["line"]), tuple(meta["extra"]))
+        line, extra = tuple(meta["line"]), tuple(meta["extra"])
+        model = cls(features, text, settings, scale, line, extra)
+        model.relevant = Relevant.load(folder)
+        return model
 
 
 class Remembered:

@@ -51,6 +51,14 @@ PREDICTIONS: dict[str, pa.Schema] = {
     "relevance": pa.schema([pa.field("grade", pa.float32())]),  # in the units of the judgements
 }
 """What `TextModel.predict` returns, by task: one row a row of its input, in its order."""
+JUDGED_RELEVANCE = pa.schema(
+    [
+        *PREDICTIONS["relevance"],
+        pa.field("probability", pa.float32()),  # that the grade is at or above the cut
+        pa.field("relevant", pa.bool_()),  # whether that is enough
+    ]
+)
+"""What a relevance model returns that was calibrated; `raysys text fit` sees to it."""
 
 
 @dataclass(frozen=True)

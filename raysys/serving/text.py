@@ -107,8 +107,8 @@ class TextService:
         position = np.empty(len(grades), dtype=np.int64)
         position[np.argsort(-grades, kind="stable")] = np.arange(1, len(grades) + 1)
         results = [
-            GradedText(grade=round(float(grade), 6), position=int(place))
-            for grade, place in zip(grades, position, strict=True)
+            GradedText(**{**row, "grade": round(row["grade"], 6), "position": int(place)})
+            for row, place in zip(rows, position, strict=True)
         ]
         return RelevanceAnswer(results=results, **_head(bundle, arrived))
 

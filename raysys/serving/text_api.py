@@ -114,6 +114,16 @@ class GradedText(BaseModel):
 
     grade: float = Field(description="In the units of the judgements; higher is better.")
     position: int = Field(description="Among the texts of the request, 1 for the best.")
+    probability: float | None = Field(
+        default=None,
+        description="That the text is relevant: its grade, were it judged, at or above the cut of "
+        "the task. Calibrated. Left out where the model was not.",
+    )
+    relevant: bool | None = Field(
+        default=None,
+        description="Whether the probability reaches the threshold that was chosen on validation. "
+        "Left out with it.",
+    )
 
 
 class _Answer(BaseModel):

@@ -62,11 +62,16 @@ def add_text_routes(app: FastAPI, service: Service) -> None:
         late = until(context, service.args) + PATIENCE_S
         return await service.run(lambda: _entities(text, asked, context.arrived, late), context)
 
-    @app.post("/v1/text/relevance", tags=["text"], summary="How well texts answer a query")
+    @app.post(
+        "/v1/text/relevance",
+        tags=["text"],
+        summary="How well texts answer a query",
+        response_model_exclude_unset=True,  # a model without probabilities gives none
+    )
     async def relevance(
         asked: RelevanceRequest, request: Request, deadline_ms: Deadline = None
     ) -> RelevanceAnswer:
-        """A grade for each text, in the units of the judgements."""
+        """A grade for each text, in the units of the judgements, and whether it is relevant."""
         context = _context(request, deadline_ms)
         return await service.run(lambda: text.relevance(asked, context.arrived), context)
 

@@ -22,8 +22,10 @@ from raysys import schema
 from raysys.cluster import Resources, ray_session
 from raysys.datasets import labelled
 from raysys.datasets.splits import SPLITS, Divided
+from raysys.evaluation.text_judge import Cut
 from raysys.evaluation.text_report import NAMES, TextEvaluation, conclusion, write_text_report
 from raysys.learners.label_model import LabelModel
+from raysys.learners.relevance_model import RelevanceModel
 from raysys.learners.text import load_text_model, make_text_learner, save_text_model
 from raysys.learners.text_blend import blend
 from raysys.learners.text_protocol import Task, TextContext, TextLearner
@@ -32,6 +34,7 @@ from raysys.registry import TEXT, Registry, write_text
 from raysys.stages.named_files import named_files
 from raysys.stages.text_augmentation import copies_of, require_copies_fit, with_copies
 from raysys.stages.text_judging import Fit, Outcome, judge
+from raysys.stages.text_relevant import calibrate, cut_of, told
 from raysys.stages.text_settings import TextSettings
 from raysys.stages.text_sources import inputs_of, read_and_divide, text_columns
 from raysys.storage import (
@@ -94,14 +97,16 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
     read, divided = read_and_divide(settings, found, workspace, unlabelled)
     tables = with_copies(settings, tables_of(settings.task, divided.rows))
     copies = copies_of(tables["train"])
+    cut = cut_of(settings, tables)
     with _cluster_if_wanted(settings):
         fits = {
-            name: _fit(name, learner, tables, settings, work) for name, learner in learners.items()
+            name: _fit(name, learner, tables, settings, work, cut)
+            for name, learner in learners.items()
         }
     if settings.blend:
         fits |= _blended(fits, learners, tables, work)
     with task("text: judging", len(fits)) as judging:
-        outcome = judge(settings, divided.rows, tables, fits, judging.advance)
+        outcome = judge(settings, divided.rows, tables, fits, judging.advance, cut)
     figures = outcome.figures()
     with task("text: bundle") as publishing:
         chosen = outcome.chosen
@@ -138,6 +143,11 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
             "mended": {name: count for name, count in read.notes.items() if count},
             "augmented": {} if copies is None else counts(copies[AUGMENTED]),
             "seconds": {name: round(fit.seconds, 2) for name, fit in fits.items()},
+            **(
+                {}
+                if cut is None
+                else {"relevant": told(cut, {n: f.model for n, f in fits.items()})}
+            ),
             **figures,
         }
         with task("text: report"):
@@ -175,8 +185,9 @@ def _fit(
     tables: Mapping[str, pa.Table],
     settings: TextSettings,
     work: Path,
+    cut: Cut | None,
 ) -> Fit:
-    """Fit and save, or take what a killed run had saved."""
+    """Fit, calibrate what grades and save, or take what a killed run had saved."""
     done, model_folder = work / "fits" / f"{name}.json", work / "models" / name
     if done.is_file():
         content = json.loads(done.read_text(encoding="utf-8"))
@@ -190,6 +201,8 @@ def _fit(
     with task(f"text: {name}") as fitting:
         context = TextContext(scratch, settings.seed, resources)
         model = learner.fit(tables["train"], tables["validation"], context)
+        if isinstance(model, RelevanceModel) and cut is not None:
+            calibrate(name, model, tables["validation"], cut)
         shutil.rmtree(model_folder, ignore_errors=True)
         save_text_model(name, model, model_folder)
         fitted = getattr(model, "fitted", None)
@@ -274,6 +287,7 @@ def _evaluation(
         test=outcome.test,
         said=outcome.said[outcome.chosen],
         examples=settings.examples,
+        relevant=planned.figures.get("relevant"),
     )
 
 

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from raysys.datasets.splits import components
-from raysys.evaluation.text_judge import CRITERION, TextJudge, TextVerdict
+from raysys.evaluation.text_judge import CRITERION, Cut, TextJudge, TextVerdict
 from raysys.learners.text_protocol import TextModel
 from raysys.stages.text_settings import TextSettings
 
@@ -91,8 +91,9 @@ def judge(
     tables: Mapping[str, pa.Table],
     fits: Mapping[str, Fit],
     advance: Any = lambda: None,
+    cut: Cut | None = None,
 ) -> Outcome:
-    """Choose on validation, judge on test."""
+    """Choose on validation, judge on test; `cut`: from which grade a text is relevant."""
     unit = components(rows, settings.task)
     least = 0.0
     if settings.task == "relevance":
@@ -103,6 +104,7 @@ def judge(
             tables[name],
             _of(unit, rows, name),
             least_grade=least,
+            cut=cut,
             resamples=settings.resamples,
             seed=settings.seed,
         )

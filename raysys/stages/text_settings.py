@@ -34,6 +34,9 @@ class TextSettings(StageSettings):
         augmentation: copies of train with changed texts (for relevance: queries), of which all
             learners learn; nothing that is judged has any. Not for entities. Off by default.
         learners: name → its settings.
+        relevant_from: for relevance: the grade from which a text is relevant, by which the
+            probability that it is and the threshold of `relevant` are made; null: the middle
+            between the lowest and the highest grade of train.
         blend: for classify and sentiment: try a weighted average of the learners as well.
         resources: of every fit, through Ray Train; null: in this very process.
         learner_resources: name → resources, for learners that need others.
@@ -52,6 +55,7 @@ class TextSettings(StageSettings):
     split: SplitSettings = SplitSettings()
     augmentation: Augmentation = Augmentation()
     learners: dict[str, dict[str, Any]] = Field(min_length=1)
+    relevant_from: float | None = Field(None, allow_inf_nan=False)
     blend: bool = True
     resources: ResourceSettings | None = None
     learner_resources: dict[str, ResourceSettings] = Field(default_factory=dict)
@@ -92,6 +96,12 @@ class TextSettings(StageSettings):
         if self.augmentation.history_methods:
             kinds = ", ".join(method.kind for method in self.augmentation.history_methods)
             raise ValueError(f"augmentation.methods: {kinds}: a text has no history to change")
+        return self
+
+    @model_validator(mode="after")
+    def _only_relevance_has_grades(self) -> TextSettings:
+        if self.relevant_from is not None and self.task != "relevance":
+            raise ValueError(f"relevant_from: {self.task} has no grades; leave it out")
         return self
 
     @property

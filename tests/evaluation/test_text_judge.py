@@ -10,9 +10,9 @@ import pytest
 from sklearn.metrics import f1_score, ndcg_score
 
 from raysys import schema
-from raysys.evaluation.text_judge import TextJudge, ndcg_by_cluster, reliability_of
+from raysys.evaluation.text_judge import Cut, TextJudge, ndcg_by_cluster, reliability_of
 from raysys.evaluation.text_report import conclusion, confused
-from raysys.learners.text_protocol import PREDICTIONS
+from raysys.learners.text_protocol import JUDGED_RELEVANCE, PREDICTIONS
 
 
 def texts(**columns: list[Any]) -> pa.Table:
@@ -178,3 +178,34 @@ def test_the_conclusion_names_the_winner_and_whether_it_is_chance() -> None:
     assert "simple baseline small wins and is used" in said(-0.01, chosen="small", against="big")
     assert "on the test, no interval" in said(None) and "chance may explain" in said(None)
     assert "only learner" in conclusion("big", None, None, None, "macro_f1")
+
+
+def test_whether_texts_are_relevant_is_judged_beside_the_bare_grade() -> None:
+    rng = np.random.default_rng(3)
+    query = np.repeat(np.arange(40), 10)
+    grade = rng.integers(1, 4, 400).astype(float)
+    guess = grade.clip(1.5, 2.5)  # a model that is not sure: grade 2 is relevant, its place is 0.5
+    probability = np.where(grade >= 2, 0.9, 0.1)
+    said = pa.table(
+        {"grade": guess.astype(np.float32), "probability": probability.astype(np.float32),
+         "relevant": grade >= 2},
+        schema=JUDGED_RELEVANCE,
+    )  # fmt: skip
+    judge = TextJudge(
+        "relevance", pairs(query.astype(str).tolist(), grade.tolist()), query, least_grade=1.0,
+        cut=Cut(2.0, 1.0, 3.0), resamples=200,
+    )  # fmt: skip
+    verdict = judge.verdict(said)
+    figures = verdict.figures
+    assert figures["relevant_f1"].value == 1
+    assert figures["brier"].value == pytest.approx(0.01, abs=1e-6)
+    place = (guess - 1) / 2
+    expected = np.mean((place - (grade >= 2)) ** 2)
+    assert figures["brier_before"].value == pytest.approx(expected)
+    assert figures["brier"].high < 0.011 < figures["brier_before"].low
+    assert figures["calibration_error"].value == pytest.approx(0.1, abs=1e-6)
+    assert verdict.reliability is not None
+    assert figures["calibration_error"].value == pytest.approx(verdict.reliability.error)
+    assert figures["calibration_error_before"].low > figures["calibration_error"].high
+    bare = judge.verdict(said.select(["grade"]))
+    assert set(bare.figures) == {"ndcg@10", "rmse"} and bare.reliability is None

@@ -32,12 +32,19 @@ from raysys.learners.relevance_blend import (
     fit_weights,
     folds_by_query,
 )
+from raysys.learners.relevance_model import FILE, RelevanceModel, Relevant
 from raysys.learners.relevance_trees import (
     RelevanceTreesLearner,
     RelevanceTreesSettings,
     Remembered,
 )
-from raysys.learners.text_protocol import PREDICTIONS, TextContext, TextLearner, TextModel
+from raysys.learners.text_protocol import (
+    JUDGED_RELEVANCE,
+    PREDICTIONS,
+    TextContext,
+    TextLearner,
+    TextModel,
+)
 from raysys.text.bi_encoder import text_tokens
 from raysys.text.encoder import Encoder
 from raysys.text.pairs import Pairs, mean_ndcg
@@ -73,6 +80,12 @@ def figures(model: TextModel, table: pa.Table) -> tuple[float, float]:
     said, pairs = model.predict(table)["grade"].to_numpy(), Pairs.of(table)
     error = float(np.sqrt(np.mean((said - pairs.grade) ** 2)))
     return error, mean_ndcg(said, pairs.grade - 1, pairs.query)
+
+
+def saved(model: TextModel, folder: Path) -> Path:
+    folder.mkdir()
+    model.save(folder)
+    return folder
 
 
 class RelevanceSuite:
@@ -150,6 +163,29 @@ class RelevanceSuite:
         second.mkdir()
         again.save(second)
         assert self.learner.model_class.load(second).predict(few).equals(model.predict(few))
+
+    def test_says_how_likely_a_text_is_relevant_once_that_was_calibrated(
+        self, model: RelevanceModel, table: pa.Table, tmp_path: Path
+    ) -> None:
+        held = of(table, "validation")
+        before = model.predict(held)
+        scores, grades = model.judge(Pairs.of(held))
+        np.testing.assert_array_equal(grades, before["grade"].to_numpy())
+        assert (np.diff(grades[np.argsort(scores)]) >= 0).all()
+        again = self.learner.model_class.load(saved(model, tmp_path / "bare"))
+        assert isinstance(again, RelevanceModel) and again.relevant is None
+        again.relevant = Relevant(2.0, 1.5, -1.0, 0.4, 0.2, 0.1, 0.2, 0.1)
+        said = again.predict(held)
+        assert said.schema == JUDGED_RELEVANCE and said["grade"].equals(before["grade"])
+        likely = said["probability"].to_numpy()
+        np.testing.assert_allclose(likely, 1 / (1 + np.exp(1.0 - 1.5 * scores)), rtol=1e-5)
+        assert (said["relevant"].to_numpy() == (likely >= 0.4)).all()
+        odd = again.predict(pa.table({"query": ["", "milk"], "text": ["milk", " "]}))
+        assert odd.to_pylist() == [{"grade": 1.0, "probability": 0.0, "relevant": False}] * 2
+        place = saved(again, tmp_path / "told")
+        assert self.learner.model_class.load(place).predict(held).equals(said)
+        (place / FILE).unlink()  # as a model of an earlier version
+        assert self.learner.model_class.load(place).predict(held).equals(before)
 
     def test_empty_texts_get_the_lowest_grade(self, model: TextModel) -> None:
         odd = pa.table({"query": ["", "fresh milk", " ", "x"], "text": ["milk", "", " ", "\t"]})

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from raysys.config import parse_settings
 from raysys.errors import UserError
+from raysys.learners.relevance_model import RelevanceModel
 from raysys.registry import Registry
 from raysys.serving import text_routes
 from raysys.serving.app import http_app, settle
@@ -131,6 +132,19 @@ def test_texts_are_graded_and_placed_for_a_query(client: TestClient) -> None:
     )["results"]
     assert sorted(result["position"] for result in results) == [1, 2, 3]
     assert results[1]["position"] == 1 and results[1]["grade"] > results[0]["grade"]
+    assert results[1]["probability"] > results[0]["probability"] > 0
+    assert (results[1]["relevant"], results[0]["relevant"]) == (True, False)
+
+
+def test_a_model_of_an_earlier_version_answers_with_grades_alone(workspace: Workspace) -> None:
+    service = Service(settle(args(workspace, "relevance")))
+    model = service.text.bundles["relevance"].model
+    assert isinstance(model, RelevanceModel)
+    model.relevant = None
+    service.warm_up()
+    with TestClient(http_app(service)) as client:
+        (result,) = ask(client, "relevance", query="oat milk", texts=["oat milk"])["results"]
+    assert set(result) == {"grade", "position"}
 
 
 def test_an_empty_text_is_answered(client: TestClient) -> None:

@@ -122,6 +122,26 @@ def test_every_row_is_answered_beside_its_own_columns_or_put_aside(
     assert not (tmp_path / "out" / ".work").exists()
 
 
+@pytest.mark.long
+def test_relevance_has_a_probability_beside_the_grade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Workspace(tmp_path / "ws")
+    path = texts.write_judgements(tmp_path / "j.csv")
+    trees = {"relevance_trees": {"vectors": None}}
+    fitting.run(texts.settings_of("relevance", path, trees), found)
+    InProcess(monkeypatch)
+    asked = tmp_path / "in"
+    asked.mkdir()
+    (asked / "a.csv").write_text("query,title\noat milk,north oat milk\noat milk,acme hand soap\n")
+    score.run(settings_of(asked, tmp_path / "out", bundle="text-relevance"), found)
+    said = predictions(tmp_path / "out").sort("_row")
+    good, bad = said.rows(named=True)
+    assert good["predicted_probability"] > bad["predicted_probability"]
+    assert (good["predicted_relevant"], bad["predicted_relevant"]) == (True, False)
+    assert said["predicted_probability"].dtype == pl.Float32
+
+
 def test_a_run_that_was_cut_off_goes_on_and_new_or_changed_files_are_scored(
     workspace: Workspace, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
