@@ -17,7 +17,8 @@ EXACT_UP_TO = 50_000
 _WALK_AT_MOST = 20
 """A graph of which more than one in so many is asked for is slower than comparing."""
 
-_TOGETHER = 1024  # queries that are compared at a time: 200 MB of scores at most
+_TOGETHER = 1024  # queries that are looked for at a time, at most
+_SCORES = 50_000_000  # of these queries with all vectors, held at once: 200 MB
 
 
 class VectorIndex:
@@ -45,15 +46,26 @@ class VectorIndex:
 
     @classmethod
     def build(
-        cls, item_vectors: npt.NDArray[np.float32], *, exact_up_to: int = EXACT_UP_TO
+        cls,
+        item_vectors: npt.NDArray[np.float32],
+        *,
+        exact_up_to: int = EXACT_UP_TO,
+        threads: int = 0,
     ) -> VectorIndex:
-        """Index float32[n_items, d] unit rows; equal rows are kept once."""
+        """Index float32[n_items, d] unit rows; equal rows are kept once.
+
+        Args:
+            item_vectors: unit rows.
+            exact_up_to: compare all where there are no more; a graph beyond.
+            threads: that make the graph; 0: as many as there are cores, and then the graph is
+                another each time, for who comes first is chance. One makes the same of the same.
+        """
         item_vectors = np.ascontiguousarray(item_vectors, dtype=np.float32)
         vectors, row_of_item = _distinct(item_vectors)
         graph = None
         if len(vectors) > exact_up_to:
             graph = Index(ndim=vectors.shape[1], metric="ip", dtype="f32", connectivity=32)
-            graph.add(np.arange(len(vectors), dtype=np.uint64), vectors)
+            graph.add(np.arange(len(vectors), dtype=np.uint64), vectors, threads=threads)
             graph.expansion_search = 256  # recall over speed: it stays far below a millisecond
         return cls(vectors, row_of_item, graph, exact_up_to=exact_up_to)
 
@@ -132,12 +144,11 @@ class VectorIndex:
         kept = min(limit, len(self.vectors))
         if not kept:
             return rows, scores
-        for at in range(0, len(queries), _TOGETHER):
-            some = slice(at, at + _TOGETHER)
+        together = max(1, min(_TOGETHER, _SCORES // len(self.vectors)))
+        for at in range(0, len(queries), together):
+            some = slice(at, at + together)
             if self._graph is None:
-                every = queries[some] @ self.vectors.T
-                near = np.argpartition(-every, kept - 1, axis=1)[:, :kept]
-                score = np.take_along_axis(every, near, axis=1)
+                score, near = _largest(queries[some] @ self.vectors.T, kept)
             else:
                 matches = self._graph.search(queries[some], kept)
                 near = np.asarray(matches.keys, dtype=np.int64).reshape(-1, kept)
@@ -163,6 +174,19 @@ class VectorIndex:
             graph = Index.restore(str(folder / "vectors.usearch"))
             graph.expansion_search = 256
         return cls(tensors["vectors"], tensors["row_of_item"], graph)
+
+
+def _largest(
+    scores: npt.NDArray[np.float32], kept: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """The `kept` largest of each row and where they stand; in a third of `np.argpartition`'s time.
+
+    Finding them takes longer than the product that gave the scores.
+    """
+    import torch
+
+    value, place = torch.topk(torch.from_numpy(scores), kept, dim=1)
+    return value.numpy(), place.numpy()
 
 
 def _distinct(

@@ -143,13 +143,11 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
             "mended": {name: count for name, count in read.notes.items() if count},
             "augmented": {} if copies is None else counts(copies[AUGMENTED]),
             "seconds": {name: round(fit.seconds, 2) for name, fit in fits.items()},
-            **(
-                {}
-                if cut is None
-                else {"relevant": told(cut, {n: f.model for n, f in fits.items()})}
-            ),
             **figures,
         }
+        if cut is not None:
+            models = {name: fit.model for name, fit in fits.items()}
+            planned.figures["relevant"] = told(cut, models)
         with task("text: report"):
             write_text_report(_evaluation(settings, outcome, fits, divided, planned), fresh)
         planned.seconds = round(time.monotonic() - started, 2)

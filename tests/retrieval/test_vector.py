@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raysys.retrieval import vector
 from raysys.retrieval.vector import VectorIndex
 
 
@@ -72,6 +73,24 @@ def test_many_queries_find_what_each_finds(exact_up_to: int) -> None:
         hits = index.find(queries[at], 5)
         assert rows[at].tolist() == hits.rows.tolist()
         np.testing.assert_allclose(scores[at], hits.scores, atol=1e-5)
+
+
+def test_one_thread_makes_the_same_graph_of_the_same_vectors() -> None:
+    vectors, queries = unit(3_000, 48, seed=3), unit(200, 48, seed=4)
+    rows, again = (
+        VectorIndex.build(vectors, exact_up_to=10, threads=1).find_many(queries, 40)[0]
+        for _ in range(2)
+    )
+    assert (rows == again).all()
+
+
+def test_many_queries_are_compared_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, queries = VectorIndex.build(unit(500)), unit(90, seed=1)
+    whole = index.find_many(queries, 7)
+    monkeypatch.setattr(vector, "_SCORES", 5_300)  # ten queries at a time
+    parts = index.find_many(queries, 7)
+    np.testing.assert_array_equal(parts[0], whole[0])
+    np.testing.assert_allclose(parts[1], whole[1], rtol=1e-5)
 
 
 def test_many_queries_for_more_than_there_is() -> None:

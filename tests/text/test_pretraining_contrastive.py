@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from raysys.retrieval.vector import VectorIndex
 from raysys.text.encoder import Encoder
 from raysys.text.models import open_model
 from raysys.text.pretraining import (
@@ -16,6 +17,7 @@ from raysys.text.pretraining import (
     ContrastiveSettings,
     Pairs,
     PairSettings,
+    contrastive,
     gather_pairs,
     tokenise,
 )
@@ -144,6 +146,27 @@ def test_what_is_mined_is_near_and_does_not_belong(bert: Path, pairs: Pairs, tmp
     rows = np.arange(12)
     first, second = (each.collate(rows, np.random.default_rng(3)) for each in (objective, other))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_same_is_mined_each_time_also_of_more_texts_than_are_compared(
+    bert: Path, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(contrastive, "EXACT_UP_TO", 10)
+    told: list[int] = []
+    build = VectorIndex.build
+
+    def noted(vectors: np.ndarray, **how: int) -> VectorIndex:
+        told.append(how["threads"])
+        return build(vectors, **how)
+
+    monkeypatch.setattr(VectorIndex, "build", noted)
+    mined = []
+    for name in ("one", "other"):
+        objective = _objective(bert, pairs, tmp_path / name)
+        objective.refresh(objective.build().eval(), 0)
+        mined.append(objective.mined)
+    assert set(told) == {1}  # a few texts give the same by chance
+    np.testing.assert_array_equal(*mined)
 
 
 @pytest.mark.long
