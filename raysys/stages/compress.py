@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
@@ -19,9 +20,20 @@ from raysys.config import Settings, StageSettings
 from raysys.errors import UserError
 from raysys.progress import task
 from raysys.registry import TEXT, Registry
+from raysys.stages.compress_kept import Kept, machine
 from raysys.stages.compress_report import Row, cells, headers, write_report
 from raysys.stages.compressible import Quality, RankingSubject, Subject, TextSubject
-from raysys.storage import Manifest, Workspace, is_done, read_manifest, replacing, write_atomic
+from raysys.storage import (
+    Manifest,
+    Workspace,
+    digest,
+    is_done,
+    read_manifest,
+    replacing,
+    versions,
+    working_folder,
+    write_atomic,
+)
 from raysys.text.compression.distil import HiddenStateDistillation
 from raysys.text.compression.export import VARIANTS, export, missing, write_onnx
 from raysys.text.compression.probe import cost_of
@@ -102,6 +114,8 @@ class CompressSettings(StageSettings):
 def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
     """Measure every variant, publish the cheapest good one, point at it.
 
+    What a killed run had measured is not measured again.
+
     Writes `report.html`, `compress.json` and the manifest into `folder_of`.
 
     Raises:
@@ -121,17 +135,19 @@ def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False
             return done
     started = time.monotonic()
     subject = _subject(settings, workspace, registry)
+    there = device_here()
+    work = working_folder(folder, _ground(planned, settings, subject, there), force)
+    kept_rows = Kept(work)
     with replacing(folder) as fresh:
-        work = fresh / "work"
-        work.mkdir()
-        rows = _transformers(settings, subject, work)
-        there = device_here()
+        rows = _transformers(settings, subject, kept_rows)
         if there != "cpu":
             logger.warning(
                 "compress: milliseconds are those of the CPU, but this machine serves on a GPU: "
                 "only what PyTorch runs is chosen from"
             )
-        kept = _vectors(settings, subject) if settings.vectors and subject.vector_kinds() else []
+        kept: list[Row] = []
+        if settings.vectors and subject.vector_kinds():
+            kept = _vectors(settings, subject, kept_rows)
         chosen = cheapest(served_on(there, rows), settings.largest_loss, lambda row: row.latency)
         small = cheapest(kept, settings.largest_loss, lambda row: row.size_mb) if kept else None
         note: dict[str, object] = {
@@ -150,7 +166,6 @@ def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False
             if pointer is not None:
                 registry.point(pointer, bundle)
             publishing.note = bundle
-        shutil.rmtree(work)
         planned.seconds = time.monotonic() - started
         planned.counts = {"variants": len(rows), "vectors": len(kept)}
         content = {
@@ -166,7 +181,25 @@ def run(settings: CompressSettings, workspace: Workspace, *, force: bool = False
         write_atomic(fresh / "compress.json", json.dumps(content, indent=1) + "\n")
         write_report(settings, subject.measure, rows, kept, (chosen, small), fresh, there)
         planned.write(fresh)
+    shutil.rmtree(work.parent, ignore_errors=True)
     return planned
+
+
+def _ground(
+    planned: Manifest, settings: CompressSettings, subject: Subject, there: str
+) -> Manifest:
+    """All that what is measured depends on; what is allowed and pointed at is settled after."""
+    return Manifest(
+        stage=planned.stage,
+        inputs={
+            **planned.inputs,
+            **subject.ground,
+            "machine": digest(machine()),
+            "device": there,
+        },
+        settings=settings.model_dump(mode="json", exclude={"largest_loss", "pointer"}),
+        versions=versions(),
+    )
 
 
 def folder_of(settings: CompressSettings, workspace: Workspace) -> Path:
@@ -197,18 +230,19 @@ def cheapest(rows: Sequence[Row], largest_loss: float, cost: Callable[[Row], flo
     return min(good or rows[:1], key=lambda row: (cost(row), row.size_mb))
 
 
-def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> list[Row]:
+def _transformers(settings: CompressSettings, subject: Subject, kept: Kept) -> list[Row]:
     """The whole model first, then every student in every variant."""
     whole = subject.learner / subject.encoder
-    students = {"": whole}
-    backbone, _ = open_model(str(whole), where="bundle")
+    students, work = {"": whole}, kept.work
+    backbone, tokenizer = open_model(str(whole), where="bundle")
     _require_room(settings, longest_input(backbone))
-    own = subject.quality(subject.learner)  # as it is served now
-    _require_quality(own, subject.measure)
+    own = functools.cache(lambda: subject.quality(subject.learner))  # as it is served now
+    if kept.row("transformers", WHOLE) is None:
+        _require_quality(own(), subject.measure)
     there = len(layers_of(backbone))
     for layers in settings.distil.layers:
         if layers < there:
-            students[f"{layers}_layers_"] = _distilled(settings, subject, layers, work)
+            students[f"{layers}_layers_"] = _distilled(settings, subject, layers, kept)
     able = [name for name in settings.variants if not missing(VARIANTS[name])]
     for name in settings.variants:
         if name not in able:
@@ -219,12 +253,25 @@ def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> l
     rows: list[Row] = []
     with task("compress: variants", len(students) * len(able)) as measuring:
         for prefix, folder in students.items():
-            backbone, tokenizer = open_model(str(folder), where="bundle")
+            known = {name: kept.row("transformers", prefix + name) for name in able}
+            left = [name for name, row in known.items() if row is None]
+            if left:
+                backbone, tokenizer = open_model(str(folder), where="bundle")
+            if len(left) < len(able):
+                logger.info(
+                    "compress: %d of %d %svariants were measured before this run was cut off",
+                    len(able) - len(left), len(able), prefix,
+                )  # fmt: skip
             onnx = work / f"{prefix}whole.onnx"
-            if any(VARIANTS[name].backend != "torch" for name in able):
+            if any(VARIANTS[name].backend != "torch" for name in left):
                 write_onnx(backbone, onnx)
             for name in able:
+                if (row := known[name]) is not None:
+                    rows.append(row)
+                    measuring.advance()
+                    continue
                 place = work / f"{prefix}{name}"
+                shutil.rmtree(place, ignore_errors=True)  # of a run that was cut off
                 export(backbone, tokenizer, name, place, onnx=onnx)
                 try:
                     cost = cost_of(place, settings.shapes, threads=settings.threads)
@@ -237,8 +284,9 @@ def _transformers(settings: CompressSettings, subject: Subject, work: Path) -> l
                     measuring.advance()
                     continue
                 quality = subject.quality(_with_encoder(subject, place, work / "judged"))
-                loss = quality.loss_to(own, settings.seed)
+                loss = quality.loss_to(own(), settings.seed)
                 rows.append(Row(prefix + name, quality, loss, cost, cost.disk_mb, place))
+                kept.keep("transformers", rows[-1])
                 measuring.advance()
     return rows
 
@@ -276,17 +324,21 @@ def _require_room(settings: CompressSettings, longest: int | None) -> None:
             )
 
 
-def _distilled(settings: CompressSettings, subject: Subject, layers: int, work: Path) -> Path:
-    """A student's folder."""
-    distil = settings.distil
+def _distilled(settings: CompressSettings, subject: Subject, layers: int, kept: Kept) -> Path:
+    """A student's folder; its training goes on where it was cut off."""
+    distil, place = settings.distil, kept.work / f"student-{layers}"
+    if kept.is_taught(layers):
+        return place
+    shutil.rmtree(place, ignore_errors=True)
     teacher, tokenizer = open_model(str(subject.learner / subject.encoder), where="bundle")
     objective = HiddenStateDistillation(
         teacher, tokenizer, layers, subject.texts(distil.texts), max_tokens=distil.max_tokens
     )
     with task(f"compress: distil to {layers} layers") as distilling:
-        fitted = train(objective, distil.training, work / f"student-{layers}", seed=settings.seed)
+        fitted = train(objective, distil.training, place, seed=settings.seed)
         distilling.note = f"cosine {fitted.figures['cosine']:.4f}"
-    return fitted.folder
+    kept.teach(layers)
+    return place
 
 
 def _with_encoder(subject: Subject, transformer: Path, place: Path) -> Path:
@@ -299,12 +351,16 @@ def _with_encoder(subject: Subject, transformer: Path, place: Path) -> Path:
     return place
 
 
-def _vectors(settings: CompressSettings, subject: Subject) -> list[Row]:
+def _vectors(settings: CompressSettings, subject: Subject, kept: Kept) -> list[Row]:
     """Whole vectors first, then every other way to keep them."""
     rows: list[Row] = []
     kinds = tuple(dict.fromkeys(("float32", *settings.vectors)))
     with task("compress: vectors", len(kinds)) as measuring:
         for kind in kinds:
+            if (row := kept.row("vectors", kind)) is not None:
+                rows.append(row)
+                measuring.advance()
+                continue
             quality, size = subject.vector_quality(kind)
             if not rows:
                 _require_quality(quality, subject.measure)
@@ -312,6 +368,7 @@ def _vectors(settings: CompressSettings, subject: Subject) -> list[Row]:
             rows.append(
                 Row(kind, quality, quality.loss_to(base, settings.seed), None, size / 2**20)
             )
+            kept.keep("vectors", rows[-1])
             measuring.advance()
     return rows
 

@@ -97,8 +97,10 @@ class Subject(Protocol):
         measure: what `quality` is the mean of.
         encoder: the transformer's folder, below `learner`.
         learner: the learner's folder in the bundle.
+        ground: what it is judged on, by name and fingerprint.
     """
 
+    ground: dict[str, str]
     measure: str
     encoder: Path
     learner: Path
@@ -150,6 +152,7 @@ class RankingSubject:
         self.learner = self.folder / "learners" / self.name
         self.catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
         features = read_manifest(workspace.features)
+        self.ground = {"features": features.outcome}
         origin = self.manifest.data.get("features")  # a challenger of `raysys learn` names none
         if origin is not None and origin != features.fingerprint:
             raise UserError(
@@ -250,6 +253,7 @@ class TextSubject:
                 mend="run `raysys text fit` with the same --workspace again",
             )
         fitted = read_manifest(path.parent)
+        self.ground = {"text": fitted.outcome}
         if (fitted.inputs, fitted.settings) != (self.manifest.data, self.manifest.settings):
             raise UserError(
                 f"{settings.title} was fitted anew since the bundle (now "
