@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from pydantic import Field
 
 from raysys.config import Settings
 from raysys.errors import UserError
+from raysys.learners.kept_models import KeptModels
 from raysys.learners.label_model import LabelModel, Scores
 from raysys.learners.lookup import FILE as LEARNER
 from raysys.learners.text import (
@@ -117,7 +119,7 @@ class PseudoLabels(TextLearner[PseudoLabelSettings]):
             self.family = text_learner_class(settings.learner).family  # type: ignore[misc]
 
     def fit(self, train: pa.Table, validation: pa.Table, context: TextContext) -> PseudoLabelModel:
-        """See `TextLearner.fit`."""
+        """See `TextLearner.fit`; called again after a kill it fits only what had not ended."""
         settings = self.settings
         learner = make_text_learner(
             settings.learner, settings.settings, task=settings.task, where=f"{self.name}.settings"
@@ -145,23 +147,25 @@ class PseudoLabels(TextLearner[PseudoLabelSettings]):
         best: LabelModel | None = None
         history: list[dict[str, float]] = []
         added: dict[int, str] = {}
-        for _ in range(settings.rounds + 1):
-            labels = pa.array(
-                [label or added.get(int(source[at])) for at, label in enumerate(given)],
-                pa.string(),
-            )
-            rows = train.set_column(train.schema.get_field_index("label"), "label", labels)
-            model = learner.fit(rows, validation, context)
-            assert isinstance(model, LabelModel)  # what learns these tasks labels texts
-            share, _ = model.probabilities(held.texts)
-            loss = -float(np.log(share[judged, held.codes[judged]] + 1e-12).mean())
-            log.info("pseudo_labels: %d texts, validation log loss %.4f", len(added), loss)
-            if best is None or loss < min(entry["loss"] for entry in history):
-                best = model
-            history.append({"pseudo_labels": len(added), "loss": loss})
-            before, added = added, self._sure(model, texts, unlabelled, seen)
-            if added == before:
-                break
+        with KeptModels(self.name, settings, context, train, validation) as kept:
+            for number in range(settings.rounds + 1):
+                labels = pa.array(
+                    [label or added.get(int(source[at])) for at, label in enumerate(given)],
+                    pa.string(),
+                )
+                rows = train.set_column(train.schema.get_field_index("label"), "label", labels)
+                fit = partial(learner.fit, rows, validation, context)
+                model = kept.model(f"round={number}", settings.learner, fit)
+                assert isinstance(model, LabelModel)  # what learns these tasks labels texts
+                share, _ = model.probabilities(held.texts)
+                loss = -float(np.log(share[judged, held.codes[judged]] + 1e-12).mean())
+                log.info("pseudo_labels: %d texts, validation log loss %.4f", len(added), loss)
+                if best is None or loss < min(entry["loss"] for entry in history):
+                    best = model
+                history.append({"pseudo_labels": len(added), "loss": loss})
+                before, added = added, self._sure(model, texts, unlabelled, seen)
+                if added == before:
+                    break
         assert best is not None
         return PseudoLabelModel(settings.learner, best, history)
 

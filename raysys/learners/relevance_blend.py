@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,6 +23,7 @@ from pydantic import Field, model_validator
 from raysys.config import Settings, parse_settings
 from raysys.errors import UserError
 from raysys.learners.cross_encoder import judged
+from raysys.learners.kept_models import KeptModels
 from raysys.learners.relevance_model import RelevanceModel, Relevant
 from raysys.learners.relevance_trees import (
     RelevanceTreesLearner,
@@ -193,6 +195,8 @@ class RelevanceBlendLearner(TextLearner[RelevanceBlendSettings]):
     ) -> RelevanceBlendModel:
         """See `TextLearner.fit`; members see `validation` for early stopping only.
 
+        Called again after a kill it does not fit those again that had ended.
+
         Raises:
             UserError: fewer queries than folds, and what members refuse.
         """
@@ -213,20 +217,22 @@ class RelevanceBlendLearner(TextLearner[RelevanceBlendSettings]):
         fold = folds_by_query(pairs, settings.folds, context.seed)
         members: list[list[TextModel]] = []
         out_of_fold = np.empty((len(learners), len(pairs)), dtype=np.float32)
-        for at, learner in enumerate(learners):
-            models = []
-            for number in range(settings.folds):
-                inside = np.flatnonzero(fold != number)
-                # a scratch of its own: a member that was cut off goes on where it was
-                scratch = context.scratch / f"member={at}" / f"fold={number}"
-                here = replace(context, scratch=scratch)
-                model = learner.fit(train.take(inside), validation, here)
-                outside = np.flatnonzero(fold == number)
-                said = model.predict(train.take(outside))["grade"].to_numpy()
-                out_of_fold[at, outside] = said
-                models.append(model)
-            members.append(models)
-        return self.join(pairs, out_of_fold, members, validation, context)
+        with KeptModels(self.name, settings, context, train, validation) as kept:
+            for at, learner in enumerate(learners):
+                models = []
+                for number in range(settings.folds):
+                    inside = train.take(np.flatnonzero(fold != number))
+                    # a scratch of its own: a member that was cut off goes on where it was
+                    place = f"member={at}", f"fold={number}"
+                    here = replace(context, scratch=context.scratch.joinpath(*place))
+                    fit = partial(learner.fit, inside, validation, here)
+                    model = kept.model(" ".join(place), learner.name, fit)
+                    outside = np.flatnonzero(fold == number)
+                    said = model.predict(train.take(outside))["grade"].to_numpy()
+                    out_of_fold[at, outside] = said
+                    models.append(model)
+                members.append(models)
+            return self.join(pairs, out_of_fold, members, validation, context)
 
     def join(
         self,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from pydantic import Field
 
 from raysys.config import Settings
 from raysys.errors import UserError
+from raysys.learners.kept_models import KeptModels
 from raysys.learners.label_model import Labelling, LabelModel, Scores
 from raysys.learners.lookup import FILE as LEARNER
 from raysys.learners.pseudo_labels import PseudoLabels
@@ -134,20 +136,22 @@ class TextBlend(TextLearner[TextBlendSettings]):
         self.unlabelled = PseudoLabels.name in known  # type: ignore[misc]
 
     def fit(self, train: pa.Table, validation: pa.Table, context: TextContext) -> TextBlendModel:
-        """See `TextLearner.fit`."""
+        """See `TextLearner.fit`; called again after a kill it fits only what had not ended."""
         settings = self.settings
         read_training(train, validation, settings.task)  # errors come before a long fit
         members: dict[str, tuple[str, LabelModel]] = {}
-        for name, member in settings.members.items():
-            learner = member.learner or name
-            where = f"{self.name}.members.{name}"
-            made = make_text_learner(learner, member.settings, task=settings.task, where=where)
-            model = made.fit(train, validation, context)
-            assert isinstance(model, LabelModel)  # what learns these tasks labels texts
-            members[name] = (learner, model)
-        return blend(
-            members, train, validation, rounds=settings.rounds, thresholds=settings.thresholds
-        )
+        with KeptModels(self.name, settings, context, train, validation) as kept:
+            for at, (name, member) in enumerate(settings.members.items()):
+                learner = member.learner or name
+                where = f"{self.name}.members.{name}"
+                made = make_text_learner(learner, member.settings, task=settings.task, where=where)
+                fit = partial(made.fit, train, validation, context)
+                model = kept.model(f"member={at}", learner, fit)
+                assert isinstance(model, LabelModel)  # what learns these tasks labels texts
+                members[name] = (learner, model)
+            return blend(
+                members, train, validation, rounds=settings.rounds, thresholds=settings.thresholds
+            )
 
 
 def blend(
