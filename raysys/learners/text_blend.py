@@ -139,12 +139,14 @@ class TextBlend(TextLearner[TextBlendSettings]):
         """See `TextLearner.fit`; called again after a kill it fits only what had not ended."""
         settings = self.settings
         read_training(train, validation, settings.task)  # errors come before a long fit
+        learners = {}
+        for name, member in settings.members.items():
+            where, learner = f"{self.name}.members.{name}", member.learner or name
+            made = make_text_learner(learner, member.settings, task=settings.task, where=where)
+            learners[name] = learner, made
         members: dict[str, tuple[str, LabelModel]] = {}
         with KeptModels(self.name, settings, context, train, validation) as kept:
-            for at, (name, member) in enumerate(settings.members.items()):
-                learner = member.learner or name
-                where = f"{self.name}.members.{name}"
-                made = make_text_learner(learner, member.settings, task=settings.task, where=where)
+            for at, (name, (learner, made)) in enumerate(learners.items()):
                 fit = partial(made.fit, train, validation, context)
                 model = kept.model(f"member={at}", learner, fit)
                 assert isinstance(model, LabelModel)  # what learns these tasks labels texts
