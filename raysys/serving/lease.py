@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from raysys.serving.pauses import let_go
+
 if TYPE_CHECKING:
     from raysys.serving.service import Service
 
@@ -51,7 +53,11 @@ class Lease:
 
     def _close(self) -> None:
         # it may wait for a disk, and whoever gave back last has an answer to send
-        threading.Thread(target=self.service.close, name="close", daemon=True).start()
+        threading.Thread(target=self._end, name="close", daemon=True).start()
+
+    def _end(self) -> None:
+        self.service.close()
+        let_go()
 
 
 @dataclass(frozen=True)

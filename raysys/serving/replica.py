@@ -27,6 +27,7 @@ from raysys.serving.asking import Int32
 from raysys.serving.batching import FullError, LateError
 from raysys.serving.loading import begins_with
 from raysys.serving.metrics import Metrics
+from raysys.serving.pauses import keep_short
 from raysys.serving.rollout import Rollout, UserConfig, effective
 from raysys.serving.service import Service
 from raysys.serving.transformer import Encoded, Host, NotLoadedError
@@ -61,6 +62,7 @@ class Replica:
         self.service = Arms(ServeArgs.model_validate(args), make)
         with ThreadPoolExecutor(1) as apart:  # who waits for another deployment needs a free loop
             apart.submit(self.service.warm_up).result()
+        keep_short()
 
     async def reconfigure(self, config: dict[str, Any] | None) -> None:
         """Take another `user_config`; what answers goes on meanwhile.

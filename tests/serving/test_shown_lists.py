@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -305,3 +306,16 @@ def test_request_ids_say_when(tmp_path: Path) -> None:
     assert len(ids) == 500 and {moment_of(each) for each in ids} == {1_700_000_000_123}
     assert all(len(each) == 32 and each[12] == "7" and each[16] in "89ab" for each in ids)
     assert moment_of("x") is None and moment_of("z" * 32) is None
+
+
+def test_a_forked_process_gives_other_request_ids() -> None:
+    new_request_id(1)  # what is left of the bytes is in both processes
+    at_end, at_begin = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(at_begin, new_request_id(1).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(at_end, 32).decode() != new_request_id(1)
+    os.close(at_end)
+    os.close(at_begin)
