@@ -227,9 +227,11 @@ def _objectives(
     every = Examples(workspace.features, tuple(folds["train"]))
     judged = every.with_folds(folds["validation"])
     if settings.learner == ENSEMBLE:
+        trained = Ensemble.load(workspace.train / "ensemble.json")
+        judged = every.with_folds(*(trained.folds or judged.folds))  # others where by group
         require_lessons(judged)
-        scores = BaseScores.read(workspace.train / "base_scores", judged)
-        families = Ensemble.load(workspace.train / "ensemble.json").families
+        scores = BaseScores.read(workspace.train / "base_scores", judged).together(judged.folds)
+        families = trained.families
         batch, window = judged.batch(), label_window_ms(upstream)
 
         def beside(tried: EnsembleSettings) -> Beside:
