@@ -97,13 +97,15 @@ class NextItemSettings(Settings):
         """The typed settings of the learner of sequences."""
         return sequence_learner_class(self.learner).settings_model(**self.settings)
 
-    def within(self, name: str) -> Mapping[str, Any] | None:
+    def within(self, name: str, items: int | None = None) -> Mapping[str, Any] | None:
         """See `HoldsSettings`; where the shop has other defaults than the learner, the shop's."""
         if name != "settings":
             return None
         own = dict(self.of_sequences())
         if self.learner == "sequence_transformer":
             shop = {"max_length": self.history, "negatives": None}
+            if items is not None:
+                shop["negatives"] = shop_negatives(items)
             shop |= {"texts": False, "time_gaps": False}
             own |= {each: value for each, value in shop.items() if each not in self.settings}
         return own
@@ -134,6 +136,7 @@ class NextItemModel(Model):
         self._row = np.full(len(self.ids), -1, dtype=np.int32)
         there = np.flatnonzero(self._own >= 0)
         self._row[self._own[there]] = there
+        self.augmented = dict(model.augmented)
         self.encodes_sessions = isinstance(model, EncodesPrefixes)
 
     def _prefixes(self, history: Sequence[Int32]) -> Sequences:
@@ -284,7 +287,7 @@ class NextItem(Learner[NextItemSettings]):
         settings = dict(told.settings)
         if told.learner == "sequence_transformer":
             settings.setdefault("max_length", told.history)
-            settings.setdefault("negatives", 0 if len(catalogue) <= 4000 else 2000)
+            settings.setdefault("negatives", shop_negatives(len(catalogue)))
             settings.setdefault("device", _device(context))
         learner = make_sequence_learner(told.learner, settings, where=f"{self.name}.settings")
         model = learner.fit(
@@ -334,6 +337,11 @@ class NextItem(Learner[NextItemSettings]):
             learning_rate=told.learning_rate * rate,
         )
         return NextItemModel(tuned, model.ids, context.catalogue, model.settings)
+
+
+def shop_negatives(items: int) -> int:
+    """Drawn for each step unless told, by the size of the catalogue; 0: all items compete."""
+    return 0 if items <= 4000 else 2000
 
 
 def _device(context: Context) -> str:

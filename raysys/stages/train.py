@@ -210,6 +210,8 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
         if lessons.folds != last.folds:
             planned.figures["validation_ndcg10"] = on_validation(made.ensemble, scores, last)
         augmented = {name: dict(model.augmented) for name, model in served.items()}
+        if second is not None:
+            augmented[RERANKER] = dict(second.model.augmented)
         planned.figures["augmented"] = {
             name: copies for name, copies in augmented.items() if copies
         }

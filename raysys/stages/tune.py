@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from raysys.catalogue import Catalogue
 from raysys.cluster import ray_session
 from raysys.config import Settings, parse_settings
@@ -72,7 +74,7 @@ def run(settings: TuneSettings, workspace: Workspace, *, force: bool = False) ->
             without anything wanted, or no trial completed.
     """
     upstream = read_manifest(workspace.features)
-    start = check(settings, upstream.settings)
+    start = check(settings, upstream.settings, _items(workspace))
     choices = [getattr(each, "choices", ()) for each in settings.space.values()]
     named = named_files([settings.settings, choices])
     inputs = {"features": upstream.fingerprint, **named}
@@ -129,12 +131,15 @@ def run(settings: TuneSettings, workspace: Workspace, *, force: bool = False) ->
     return planned
 
 
-def check(settings: TuneSettings, features: Mapping[str, Any]) -> dict[str, Scalar]:
+def check(
+    settings: TuneSettings, features: Mapping[str, Any], items: int | None = None
+) -> dict[str, Scalar]:
     """Hold a search against what it searches, before anything is read.
 
     Args:
         settings: the YAML.
         features: settings of the features stage, as its manifest holds them.
+        items: how many the catalogue has; None: unknown.
 
     Returns:
         The values that a search starts from: the settings of the YAML, else the defaults.
@@ -147,7 +152,7 @@ def check(settings: TuneSettings, features: Mapping[str, Any]) -> dict[str, Scal
     own = of_namespace(space, "")
     model = settings_model(settings)
     values = check_space(own, settings.settings, model, where=where)
-    point = starting_values(own, values)
+    point = starting_values(own, values, items)
     data, stage = of_namespace(space, "data"), of_namespace(space, "features")
     if settings.learner == ENSEMBLE and (data or stage):
         raise UserError(
@@ -205,9 +210,17 @@ def settings_model(settings: TuneSettings) -> type[Settings]:
     return learner_class(settings.learner).settings_model
 
 
-def starting_values(space: Mapping[str, Any], start: Settings) -> dict[str, Scalar]:
+def starting_values(
+    space: Mapping[str, Any], start: Settings, items: int | None = None
+) -> dict[str, Scalar]:
     """A model's own values of what is searched, inside the space or not."""
-    return starting_point(space, start, anywhere=True) or {}
+    return starting_point(space, start, anywhere=True, items=items) or {}
+
+
+def _items(workspace: Workspace) -> int | None:
+    """How many items the catalogue has; None where features left none."""
+    path = workspace.features / "catalogue.parquet"
+    return pq.read_metadata(path).num_rows if path.is_file() else None
 
 
 def folder_of(settings: TuneSettings, workspace: Workspace) -> Path:

@@ -241,7 +241,8 @@ def cross_encoder(folder: Path, catalogue: Catalogue) -> Model:
     """An untrained one: the cosine between what it makes of the words of query and item."""
     from transformers import BertModel
 
-    from raysys.learners.cross_encoder_ranker import CrossEncoderRanker, CrossEncoderRankerSettings
+    from raysys.learners.cross_encoder_ranker import CrossEncoderRanker
+    from raysys.learners.cross_encoder_ranker_settings import CrossEncoderRankerSettings
     from raysys.text.cross_encoder import CrossEncoder
     from tests.text.tiny import write_tiny_bert
 

@@ -120,6 +120,39 @@ def test_a_search_of_the_next_item_starts_from_the_settings_of_the_learner_withi
     assert warm_points(warm, "next_item", asked.space, own) == [{**own, "settings.layers": 3}]
 
 
+@pytest.mark.parametrize(("items", "negatives"), [(4000, 0), (4001, 2000)])
+def test_negatives_of_the_next_item_are_tried_first_as_the_catalogue_says(items, negatives):
+    choices = {"kind": "choice", "choices": [0, 500, 2000]}
+    methods = {"kind": "choice", "choices": [[], [{"kind": "crop"}]]}
+    space = {"settings.negatives": choices, "settings.augmentation.methods": methods}
+    asked = settings(learner="next_item", space=space)
+    own = check(asked, {}, items)
+    assert own == {"settings.negatives": negatives, "settings.augmentation.methods": "list []"}
+    assert inside(asked.space, own)
+    assert not inside(asked.space, check(asked, {})), "nobody knows the catalogue"
+    told = settings(learner="next_item", space=space, settings={"settings": {"negatives": 500}})
+    with pytest.raises(UserError, match="negatives"):  # it is set, and searched
+        check(told, {}, items)
+
+
+def test_how_many_items_there_are_is_read_of_the_catalogue(workspace):
+    assert tune._items(workspace) == 60
+    assert tune._items(Workspace(workspace.root / "none")) is None
+
+
+def test_a_search_of_the_ranker_starts_without_copies():
+    methods = {"kind": "choice", "choices": [[], [{"kind": "word_swap"}]]}
+    space = {"augmentation.methods": methods, "augments": {"kind": "choice",
+             "choices": ["text", "query"]}}  # fmt: skip
+    asked = settings(learner="cross_encoder_ranker", space=space)
+    own = check(asked, {})
+    assert own == {"augmentation.methods": "list []", "augments": "query"}
+    assert inside(asked.space, own)
+    methods["choices"].append([{"kind": "crop"}])
+    with pytest.raises(UserError, match="crop: pairs of texts have no history"):
+        check(settings(learner="cross_encoder_ranker", space=space), {})
+
+
 def test_budgets_are_no_causes_but_what_scores_depend_on_are():
     def causes(**more: object) -> str:
         return _causes(settings(**more), Manifest(stage="tune"))
