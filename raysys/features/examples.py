@@ -132,7 +132,7 @@ class Examples:
             table = self.share.of(table)
         count = table.num_rows
         if self.part != "all":
-            cut = count - max(1, round(count * self.last_fraction))
+            cut = max(0, count - max(1, round(count * self.last_fraction)))
             table = table.slice(0, cut) if self.part == "head" else table.slice(cut)
         if self.window_days is not None and self.part != "tail" and table.num_rows:
             first = pc.max(table["timestamp"]).as_py() - timedelta(days=self.window_days)

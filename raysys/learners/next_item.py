@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from raysys.catalogue import Catalogue
-from raysys.config import Settings
+from raysys.config import Settings, parse_settings
+from raysys.errors import UserError
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.learners.full_ranking import survey
@@ -83,9 +84,22 @@ class NextItemSettings(Settings):
     max_tokens: int = Field(24, ge=4, le=512)
     last_fraction: float = Field(0.1, gt=0, lt=0.9)
 
+    @field_validator("settings")
+    @classmethod
+    def _settings_are_the_learners(
+        cls, given: dict[str, Any], info: ValidationInfo
+    ) -> dict[str, Any]:
+        """Held against the learner's own model, whose keys an error then names."""
+        if "learner" in info.data:
+            model = sequence_learner_class(info.data["learner"]).settings_model
+            try:
+                parse_settings(model, given, where="settings")
+            except UserError as error:
+                raise ValueError(error.what) from None
+        return given
+
     @model_validator(mode="after")
-    def _settings_are_the_learners(self) -> NextItemSettings:
-        self.of_sequences()
+    def _no_times(self) -> NextItemSettings:
         if self.settings.get("time_gaps"):
             raise ValueError(
                 "settings.time_gaps: histories of examples and of requests hold items without "

@@ -210,11 +210,12 @@ def label_window_ms(features: Manifest) -> int:
     return max(labels.longest_ms, round(float(examples.get("within_minutes", 0)) * HOUR_MS / 60))
 
 
-def require_lessons(examples: Examples) -> None:
+def require_lessons(examples: Examples, mend: str | None = None) -> None:
     """Look for relevant rows that weigh something, before anything is fitted.
 
     Args:
         examples: of one fold or several.
+        mend: what to do about it; None: look at `raysys features`.
 
     Raises:
         UserError: no retrieved row is relevant, or none of those weighs anything.
@@ -235,7 +236,10 @@ def require_lessons(examples: Examples) -> None:
     raise UserError(
         f"{what}: nothing can be learned from it",
         where=str(examples.root),
-        mend="take more events, fewer folds, or more candidates in `raysys features`"
-        if not relevant
-        else "look at how `raysys features` weighs examples",
+        mend=mend
+        or (
+            "look at how `raysys features` weighs examples"
+            if relevant
+            else "take more events, fewer folds, or more candidates in `raysys features`"
+        ),
     )

@@ -240,9 +240,9 @@ def _objectives(
     every = Examples(workspace.features, tuple(folds["train"]))
     judged = every.with_folds(folds["validation"])
     if settings.learner == ENSEMBLE:
+        require_lessons(judged)
         trained = Ensemble.load(workspace.train / "ensemble.json")
         judged = every.with_folds(*(trained.folds or judged.folds))  # others where by group
-        require_lessons(judged)
         scores = BaseScores.read(workspace.train / "base_scores", judged).together(judged.folds)
         families = trained.families
         batch, window = judged.batch(), label_window_ms(upstream)
@@ -271,8 +271,12 @@ def _objectives(
                 examples = sample_requests(every, proxy.requests, folder / "fitted")
             if proxy.validation_requests:
                 validation = sample_requests(judged, proxy.validation_requests, folder / "judged")
-            for each in (examples, validation):
-                require_lessons(each)
+            for each, whole, name in (
+                (examples, every, "requests"),
+                (validation, judged, "validation_requests"),
+            ):
+                few = each.root != whole.root
+                require_lessons(each, f"raise proxy.{name}: these are a sample" if few else None)
             rows = Rows(examples, validation.batch())
         return LearnerObjective(
             learner=settings.learner,

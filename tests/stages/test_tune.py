@@ -7,6 +7,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -43,6 +45,13 @@ def settings(**more: object) -> TuneSettings:
     [
         ({"space": {"learning_rat": SPACE["learning_rate"]}}, "did you mean 'learning_rate'"),
         ({"space": {"data.negative": INT}}, "did you mean 'negatives'"),
+        ({"space": {"dat.negatives": INT}}, "dat: unknown key"),
+        ({"learner": "next_item", "space": {"settings.layer": INT}},
+         "settings: layer: unknown key; did you mean 'layers'"),
+        ({"learner": "next_item", "settings": {"learner": "item_knn"},
+          "space": {"settings.layers": INT}}, r"settings: layers: unknown key.*allowed: backward"),
+        ({"learner": "ensemble", "scheduler": "none", "space": {"round": INT}},
+         "did you mean 'rounds'"),
         ({"space": {"data.negatives": {"kind": "int", "low": -2, "high": 4}}}, "-2"),
         ({"objective": {"metric": "ndcg"}}, "no trial reports 'ndcg'"),
         ({"constraints": {"latency": 1}}, "no cost is called"),
@@ -188,6 +197,23 @@ def test_a_validation_fold_without_anything_wanted_is_said(workspace):
         pq.write_table(table.set_column(at, "label", pc.cast(zeros, "float32")), path)
     with pytest.raises(UserError, match="no retrieved candidate of fold 2 is relevant"):
         _made(workspace, settings())
+
+
+def test_a_sample_without_anything_wanted_is_said_with_what_to_raise(workspace):
+    """The rows of the workspace teach; those that the proxy drew of them do not."""
+    last = Examples(workspace.features, (2,))
+    requests = last.requests()["request"].to_numpy()
+    drawn = requests[np.linspace(0, len(requests) - 1, 10).round().astype(int)]
+    for path in last.files("examples"):
+        table = pq.read_table(path, partitioning=None)
+        kept = ~np.isin(table["request"].to_numpy(), drawn)
+        label = pa.array(np.where(kept, table["label"].to_numpy(), 0), pa.float32())
+        table = table.set_column(table.column_names.index("label"), "label", label)
+        pq.write_table(table, path)
+    _made(workspace, settings())
+    with pytest.raises(UserError, match="no retrieved candidate of fold 2") as raised:
+        _made(workspace, settings(proxy={"validation_requests": 10}))
+    assert "raise proxy.validation_requests" in str(raised.value.mend)
 
 
 @pytest.mark.parametrize(("fold", "named"), [(2, "2"), (0, "0, 1")], ids=["validation", "train"])
