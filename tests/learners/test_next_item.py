@@ -16,8 +16,10 @@ from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.learners import load_model, make_learner
 from raysys.learners.item_knn import ItemKNNSettings
-from raysys.learners.next_item import META, NextItemModel, NextItemSettings, shop_sequences
+from raysys.learners.next_item import META, NextItemModel
+from raysys.learners.next_item_settings import NextItemSettings
 from raysys.learners.protocol import Context, HoldsSettings
+from raysys.learners.shop_sequences import shop_sequences
 from tests.learners.suite import LearnerSuite
 from tests.text.tiny import write_tiny_bert
 

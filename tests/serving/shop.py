@@ -226,7 +226,8 @@ def purchase(user: int, item: int, time: int) -> EventColumns:
 
 def next_item(catalogue: Catalogue, events: EventColumns, n_users: int) -> Model:
     """A sequence transformer that has seen what users bought, once."""
-    from raysys.learners.next_item import NextItemModel, NextItemSettings
+    from raysys.learners.next_item import NextItemModel
+    from raysys.learners.next_item_settings import NextItemSettings
     from raysys.learners.sequence_protocol import SequenceContext, Sequences
     from raysys.learners.sequences import make_sequence_learner
 

@@ -13,7 +13,7 @@ import yaml
 from benchmarks.result import RESULTS
 from raysys.config import parse_settings
 from raysys.learners.cross_encoder_ranker_settings import CrossEncoderRankerSettings
-from raysys.learners.next_item import NextItemSettings
+from raysys.learners.next_item_settings import NextItemSettings
 from raysys.learners.two_tower_settings import TwoTowerSettings
 from raysys.stages.text_settings import TextSettings
 from raysys.text.augment import Augmentation
