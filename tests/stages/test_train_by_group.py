@@ -75,6 +75,30 @@ def test_the_ensemble_by_user_is_refitted_without_fitting_learners(
         train.run(settings(out_of_fold={"by": "session"}, ensemble_only=True), trained, force=True)
 
 
+@pytest.mark.long
+def test_a_killed_run_by_user_takes_its_models_up_again(
+    trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "ray_session", contextlib.nullcontext)
+    workspace = write_features(tmp_path, n_requests=160)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "base_scores", _killed)  # after the fits
+        train.run(settings(out_of_fold=BY_USER), workspace)
+    monkeypatch.setattr(train_fits, "fit_forward", None)  # whoever fits a learner fails
+    train.run(settings(out_of_fold=BY_USER), workspace)
+    for fold in (0, 1, 2):
+        name = f"fold={fold}.parquet"
+        one, other = (
+            pq.read_table(each.train / "base_scores" / name, partitioning=None)
+            for each in (trained, workspace)
+        )
+        assert one.equals(other)
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_what_cannot_be_is_said_before_any_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
