@@ -13,11 +13,14 @@ from raysys.ensemble import BaseScores, Ensemble
 from raysys.ensemble.out_of_fold import GROUPS
 from raysys.errors import UserError
 from raysys.features.examples import Examples
+from raysys.learners.protocol import Resources
 from raysys.registry import Registry
 from raysys.stages import train, train_fits
 from raysys.stages.train_settings import OutOfFold
+from raysys.stages.tune import TuneSettings, _objectives
 from raysys.storage import Workspace, read_manifest
-from tests.stages.test_train import BASELINES, settings
+from raysys.tuning.objective import Job
+from tests.stages.test_train import BASELINES, QUICK, settings
 from tests.stages.workspace import write_features
 
 BY_USER = {"by": "user", "folds": 3}
@@ -73,6 +76,22 @@ def test_the_ensemble_by_user_is_refitted_without_fitting_learners(
     assert again.figures["weights"] == before.figures["weights"]
     with pytest.raises(UserError, match="no base scores by session: those that are there are by u"):
         train.run(settings(out_of_fold={"by": "session"}, ensemble_only=True), trained, force=True)
+
+
+@pytest.mark.long
+def test_a_search_of_the_ensemble_reads_the_scores_that_it_is_fitted_on(trained: Workspace) -> None:
+    content = {
+        "learner": "ensemble",
+        "scheduler": "none",
+        "settings": {"block_by": "user", **QUICK},
+    }
+    rounds = {"rounds": {"kind": "int", "low": 1, "high": 9}}
+    asked = TuneSettings.model_validate({**content, "space": rounds})
+    upstream, folder = read_manifest(trained.features), trained.tune / "ensemble"
+    objective = _objectives(asked, trained, upstream, folder, Resources())("search")
+    train_rows = Examples(trained.features, (0, 1)).requests()["request"].to_pylist()
+    assert objective.scores.request.tolist() == train_rows
+    assert 0 < objective(Job(0, {"rounds": 3}), print)["ndcg@10"] < 1
 
 
 @pytest.mark.long
