@@ -7,9 +7,10 @@ the last fold is the one that is served; its out-of-fold scores are those of the
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ from raysys.features.examples import Examples
 from raysys.learners.protocol import Context, Learner, Model
 
 _KEYS = ("request", "item", "label")
+
+K = TypeVar("K", bound=int | str)
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,12 @@ class BaseScores:
         base = {name: said for name, said in self.base.items() if name in members}
         return BaseScores(self.request, self.fold, self.judgements, base)
 
+    def together(self, folds: Collection[int]) -> BaseScores:
+        """The requests of these folds, in time order, as if the last of the folds held them all."""
+        kept = np.flatnonzero(np.isin(self.fold, list(folds)))
+        found = self.take(kept[np.argsort(self.request[kept], kind="stable")])
+        return replace(found, fold=np.full(found.n_requests, max(folds), dtype=np.int32))
+
     def write(self, folder: Path) -> None:
         """Write `fold=K.parquet`: request, item, label, one float32 column a learner."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,21 +186,31 @@ def forward_folds(examples: Examples, last: int, count: int | None = None) -> di
     return {fold: examples.with_folds(*range(fold)) for fold in range(first, last + 1)}
 
 
-def fit_forward(
-    learner: Learner, fits: Mapping[int, Examples], context: Context
-) -> dict[int, Model]:
+def fit_forward(learner: Learner, fits: Mapping[K, Examples], context: Context) -> dict[K, Model]:
     """One model for every fold it is to score, fitted on what `fits` says.
 
+    Args:
+        learner: to fit.
+        fits: views by the fold of time that is scored, or by the name of a share of groups.
+        context: see `Context`.
+
     Raises:
-        ValueError: a model would be fitted on the fold it scores, or on a later one.
+        ValueError: a model would be fitted on the fold or the share it scores, or on a later fold.
     """
     for fold, view in fits.items():
-        if max(view.folds) >= fold:
+        seen = max(view.folds) >= fold if isinstance(fold, int) else _sees(view, fold)
+        if seen:
             raise ValueError(f"fold {fold} would be scored by a model fitted on {view.folds}")
     models = learner.fit_folds(list(fits.values()), context)
     if len(models) != len(fits):
         raise ValueError(f"{learner.name} gave {len(models)} models for {len(fits)} folds")
     return dict(zip(fits, models, strict=True))
+
+
+def _sees(view: Examples, share: str) -> bool:
+    """Whether a view holds the share of groups of this name, such as `user=2`."""
+    told = view.share
+    return told is None or told.inside or told.number != int(share.rpartition("=")[2])
 
 
 def score_forward(

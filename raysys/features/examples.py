@@ -29,6 +29,30 @@ _BLOCK_ROWS: Final = 8192  # written at a time, all columns of them
 
 
 @dataclass(frozen=True)
+class Share:
+    """Some requests of a view, by a table that says which share each belongs to.
+
+    Attributes:
+        table: Parquet, readable by every worker, with the columns `request` and `share`; a request
+            that is not in it is in no view.
+        number: of the share.
+        inside: the requests of that share; False: those of all others.
+    """
+
+    table: Path
+    number: int
+    inside: bool
+
+    def of(self, requests: pa.Table) -> pa.Table:
+        """Those of the requests that belong to it, in their order."""
+        shares = pq.read_table(self.table, columns=["request", "share"], partitioning=None)
+        test = pc.equal if self.inside else pc.not_equal
+        kept = shares.filter(test(shares["share"], self.number))["request"]
+        wanted = pa.array(kept.to_numpy(), requests["request"].type)
+        return requests.filter(pc.is_in(requests["request"], value_set=wanted))
+
+
+@dataclass(frozen=True)
 class Examples:
     """A view of the examples under a features folder; picklable, reads lazily.
 
@@ -41,6 +65,7 @@ class Examples:
         negatives: at most so many candidates of a request that were not wanted, drawn by a hash of
             request and item; 0: all. The tail keeps all: it is there to judge by.
         window_days: requests of the last so many days alone; None: all. The tail is that of all.
+        share: those requests alone; None: all.
     """
 
     root: Path
@@ -50,6 +75,7 @@ class Examples:
     shard: tuple[int, int] = (0, 1)
     negatives: int = 0
     window_days: float | None = None
+    share: Share | None = None
 
     def files(self, kind: str) -> list[Path]:
         """Parquet files of `examples` or `requests`, in time order.
@@ -102,9 +128,11 @@ class Examples:
         """The requests of this view (`schema.REQUESTS`), in time order."""
         tables = [pq.read_table(path, partitioning=None) for path in self.files("requests")]
         table = pa.concat_tables(tables).sort_by("request")  # ordinals follow time
+        if self.share is not None:
+            table = self.share.of(table)
         count = table.num_rows
         if self.part != "all":
-            cut = count - max(1, round(count * self.last_fraction))
+            cut = max(0, count - max(1, round(count * self.last_fraction)))
             table = table.slice(0, cut) if self.part == "head" else table.slice(cut)
         if self.window_days is not None and self.part != "tail" and table.num_rows:
             first = pc.max(table["timestamp"]).as_py() - timedelta(days=self.window_days)

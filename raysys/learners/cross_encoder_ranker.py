@@ -14,28 +14,25 @@ import shutil
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
-from pydantic import Field, field_validator
 
 from raysys.catalogue import Catalogue
-from raysys.config import Settings
 from raysys.errors import UserError
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
+from raysys.learners.cross_encoder_ranker_settings import CrossEncoderRankerSettings
 from raysys.learners.judged_pairs import judged_pairs
 from raysys.learners.protocol import Context, Float32, Learner, Model, Report, Resources
+from raysys.learners.ranker_pairs import Reads, asked_for, wanted_pairs, with_copies
 from raysys.learners.validation import no_positives, require_positives
-from raysys.text.histories import history_text
 from raysys.text.items import ItemTexts, item_texts
 from raysys.text.pairs import Pairs, Scale, trainable
-from raysys.text.training.settings import CheckpointEvery, TrainingSettings
+from raysys.text.training.settings import CheckpointEvery
 
 if TYPE_CHECKING:
     from raysys.text.cross_encoder import PairScorer
@@ -46,56 +43,6 @@ ENDED = "ended"
 """Where a fit with checkpoints leaves its outcome, in their folder."""
 
 Int32 = npt.NDArray[np.int32]
-Reads = Literal["queries", "histories"]
-
-_GRADES = 50  # that behaviour is told apart by
-
-_TRAINING = TrainingSettings(
-    epochs=1, batch_size=8, learning_rate=5e-5, head_learning_rate=1e-3, warm_up=0.1
-)
-
-
-class CrossEncoderRankerSettings(Settings):
-    """What is read, what it learns from, how it is trained.
-
-    Attributes:
-        model: the packaged all-MiniLM-L6-v2, a folder, or the id of a Hugging Face model.
-        fitted: a folder of a fitted `cross_encoder`, as `raysys text fit` leaves it under
-            `text/NAME/models`: it is taken as it is, and nothing is trained; null: it is trained.
-        judgements: a Parquet or CSV file of pairs to learn from: `query`, `text` or `item_id`,
-            `grade`, perhaps `weight` and `split` (train, validation); null: from behaviour.
-        loss: `listwise` compares all pairs of a query at once, `margin` two by two.
-        text: columns of items that are read, in this order; empty: nearly all.
-        max_tokens: read of a pair, marks included.
-        history: without any query in the log, so many of the items last taken stand for one.
-        requests: learn from so many at most, the last ones.
-        negatives: candidates of each that it did not want.
-        list_size: pairs of one query in a step, drawn if it has more.
-        temperature: for `listwise`: of the grades' softmax, with grades between 0 and 1.
-        training: steps and rates, what is not given as here; a batch counts queries.
-        last_fraction: the latest part of the rows, left out where a search watches NDCG@10.
-    """
-
-    model: str = "all-MiniLM-L6-v2"
-    fitted: str | None = None
-    judgements: str | None = None
-    loss: Literal["listwise", "margin"] = "listwise"
-    text: tuple[str, ...] = ()
-    max_tokens: int = Field(64, ge=8, le=4096)
-    history: int = Field(8, ge=1, le=200)
-    requests: int = Field(4000, ge=1)
-    negatives: int = Field(7, ge=1)
-    list_size: int = Field(12, ge=2)
-    temperature: float = Field(0.25, gt=0)
-    training: TrainingSettings = _TRAINING
-    last_fraction: float = Field(0.1, gt=0, lt=0.9)
-
-    @field_validator("training", mode="before")
-    @classmethod
-    def _what_is_not_given_is_the_rankers(cls, given: Any) -> Any:
-        """A search of one rate must not move the others to those of trainings in general."""
-        own = _TRAINING.model_dump(exclude_unset=True)
-        return {**own, **given} if isinstance(given, Mapping) else given
 
 
 class CrossEncoderRankerModel(Model):
@@ -106,6 +53,7 @@ class CrossEncoderRankerModel(Model):
         texts: of the catalogue it scores.
         settings: as fitted.
         reads: what stands for what was asked: queries alone, or histories where there is none.
+        augmented: see `Model.augmented`.
     """
 
     def __init__(
@@ -114,8 +62,10 @@ class CrossEncoderRankerModel(Model):
         texts: ItemTexts,
         settings: CrossEncoderRankerSettings,
         reads: Reads,
+        augmented: Mapping[str, int] | None = None,
     ) -> None:
         self.texts, self.settings, self.reads = texts, settings, reads
+        self.augmented = dict(augmented or {})
         self._scorer, self._device = scorer, "cpu"
         self._opening = threading.Lock()
 
@@ -163,7 +113,11 @@ class CrossEncoderRankerModel(Model):
         else:
             place.mkdir()
             self._scorer.save(place)
-        content = {"settings": self.settings.model_dump(mode="json"), "reads": self.reads}
+        content = {
+            "settings": self.settings.model_dump(mode="json"),
+            "reads": self.reads,
+            "augmented": self.augmented,
+        }
         text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
         (folder / META).write_text(text, encoding="utf-8")
 
@@ -173,7 +127,8 @@ class CrossEncoderRankerModel(Model):
         content = json.loads((folder / META).read_text(encoding="utf-8"))
         settings = CrossEncoderRankerSettings(**content["settings"])
         texts = item_texts(catalogue, settings.text)
-        return cls(folder / SCORER, texts, settings, content["reads"])
+        augmented = content.get("augmented")
+        return cls(folder / SCORER, texts, settings, content["reads"], augmented)
 
 
 class CrossEncoderRanker(Learner[CrossEncoderRankerSettings]):
@@ -241,7 +196,8 @@ class CrossEncoderRanker(Learner[CrossEncoderRankerSettings]):
             held_out = None
             if tail is not None:
                 held_out = wanted_pairs(tail, texts, told, reads)[0]
-        pairs = trainable(judged, where=self.name)
+        learned, made = with_copies(judged, held_out, told)
+        pairs = trainable(learned, where=self.name)
         if held_out is not None and held_out.num_rows:
             validation = trainable(held_out, where=self.name)
         if not any(np.ptp(pairs.grade[rows]) > 0 for rows in pairs.lists()):
@@ -276,7 +232,7 @@ class CrossEncoderRanker(Learner[CrossEncoderRankerSettings]):
             scorer = PairScorer(fitted.folder, told.max_tokens)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        model = CrossEncoderRankerModel(scorer, texts, told, reads)
+        model = CrossEncoderRankerModel(scorer, texts, told, reads, made)
         if ended is not None:
             _keep(model, ended)
         return model
@@ -289,70 +245,6 @@ def _keep(model: CrossEncoderRankerModel, place: Path) -> None:
     fresh.mkdir()
     model.save(fresh)
     fresh.rename(place)
-
-
-def asked_for(batch: Batch, texts: ItemTexts, history: int, reads: Reads) -> list[str]:
-    """What each request asks for, in words: its query, or the items last taken; or nothing."""
-    queries = batch.queries or [None] * batch.n_requests
-    if reads == "queries":
-        return [query or "" for query in queries]
-    return [
-        query or history_text(held, texts, history)
-        for query, held in zip(queries, batch.history, strict=True)
-    ]
-
-
-def wanted_pairs(
-    examples: Examples,
-    texts: ItemTexts,
-    told: CrossEncoderRankerSettings,
-    reads: Reads | None = None,
-) -> tuple[pa.Table, Reads]:
-    """Pairs out of behaviour: `query`, `text`, `grade` (mean label of the pair) and `weight`.
-
-    Args:
-        examples: their retrieved rows count.
-        texts: of the items.
-        told: see `CrossEncoderRankerSettings`.
-        reads: what stands for what was asked; None: queries where there are any.
-
-    Returns:
-        the pairs, and what stood for what was asked.
-    """
-    batch = replace(examples, negatives=told.negatives).batch()
-    if reads is None:
-        reads = "histories" if batch.queries is None else "queries"
-    assert batch.label is not None and batch.weight is not None
-    asked = asked_for(batch, texts, told.history, reads)
-    wanted = np.bincount(batch.group, batch.label, minlength=batch.n_requests) > 0
-    told_of = np.flatnonzero(wanted & np.array([bool(text) for text in asked], dtype=bool))
-    kept = np.zeros(batch.n_requests, dtype=bool)
-    kept[told_of[-told.requests :]] = True
-    rows = np.flatnonzero(kept[batch.group] & (batch.weight > 0))
-    frame = pl.DataFrame(
-        {
-            "query": pl.Series([asked[i] for i in batch.group[rows]], dtype=pl.String),
-            "code": texts.codes[batch.item[rows]],
-            "label": batch.label[rows].astype(np.float64),
-            "weight": batch.weight[rows].astype(np.float64),
-        }
-    )
-    weight = pl.col("weight").sum()
-    found = frame.group_by("query", "code", maintain_order=True).agg(
-        grade=(pl.col("label") * pl.col("weight")).sum() / weight, weight=weight
-    )
-    most = max(float(batch.label.max(initial=0)), 1e-9)
-    grade = (found["grade"].to_numpy() / most * _GRADES).round() * most / _GRADES
-    weights = found["weight"].to_numpy()
-    columns = {
-        "query": found["query"].to_list(),
-        "text": [texts.distinct[code] for code in found["code"]],
-        "grade": grade.astype(np.float32),
-        "weight": (weights / max(float(weights.mean()), 1e-9)).astype(np.float32)
-        if len(weights)
-        else weights.astype(np.float32),
-    }
-    return pa.table({**columns, "query": pa.array(columns["query"], pa.string())}), reads
 
 
 def fitted_folder(path: str) -> Path:

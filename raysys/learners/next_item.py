@@ -8,22 +8,19 @@ propose candidates, too. No feature is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pydantic import Field, model_validator
 
 from raysys.catalogue import Catalogue
-from raysys.config import Settings
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
 from raysys.learners.full_ranking import survey
+from raysys.learners.next_item_settings import NextItemSettings, shop_negatives
 from raysys.learners.protocol import Context, Float32, Learner, Model, Placeable, Report
 from raysys.learners.sequence_protocol import (
     ItemFacts,
@@ -36,10 +33,9 @@ from raysys.learners.sequences import (
     load_sequence_model,
     make_sequence_learner,
     save_sequence_model,
-    sequence_learner_class,
 )
-from raysys.learners.validation import NDCG, no_positives
-from raysys.text.items import NO_TEXT, item_texts
+from raysys.learners.shop_sequences import item_facts, shop_sequences, text_vectors
+from raysys.learners.validation import NDCG
 
 META = "next_item.json"
 SEQUENCE_MODEL = "sequence_model"
@@ -56,57 +52,6 @@ class EncodesPrefixes(Protocol):
 
     def score_encoded(self, prefixes: Sequences, hidden: Float32) -> Float32:
         """See `SequenceModel.score`."""
-
-
-class NextItemSettings(Settings):
-    """Which learner of sequences, and what it reads.
-
-    Attributes:
-        learner: its name.
-        settings: its own settings.
-        history: so many of the last items are read.
-        attributes: columns of items that a transformer reads beside their numbers.
-        text_model: makes the vectors of items' texts that a transformer with the setting
-            `texts: true` reads: the packaged all-MiniLM-L6-v2, a folder, or the id of a Hugging
-            Face encoder. They are made once for each fit, and kept with the model.
-        text: columns of items that are read then, in this order; empty: nearly all.
-        max_tokens: read of each text.
-        last_fraction: the latest part of the rows, left out where a search watches NDCG@10.
-    """
-
-    learner: Literal["sequence_transformer", "session_knn", "item_knn"] = "sequence_transformer"
-    settings: dict[str, Any] = {}
-    history: int = Field(50, ge=1)
-    attributes: tuple[str, ...] = ("category", "subcategory", "brand")
-    text_model: str = "all-MiniLM-L6-v2"
-    text: tuple[str, ...] = ()
-    max_tokens: int = Field(24, ge=4, le=512)
-    last_fraction: float = Field(0.1, gt=0, lt=0.9)
-
-    @model_validator(mode="after")
-    def _settings_are_the_learners(self) -> NextItemSettings:
-        self.of_sequences()
-        if self.settings.get("time_gaps"):
-            raise ValueError(
-                "settings.time_gaps: histories of examples and of requests hold items without "
-                "their times; leave it out"
-            )
-        return self
-
-    def of_sequences(self) -> Any:
-        """The typed settings of the learner of sequences."""
-        return sequence_learner_class(self.learner).settings_model(**self.settings)
-
-    def within(self, name: str) -> Mapping[str, Any] | None:
-        """See `HoldsSettings`; where the shop has other defaults than the learner, the shop's."""
-        if name != "settings":
-            return None
-        own = dict(self.of_sequences())
-        if self.learner == "sequence_transformer":
-            shop = {"max_length": self.history, "negatives": None}
-            shop |= {"texts": False, "time_gaps": False}
-            own |= {each: value for each, value in shop.items() if each not in self.settings}
-        return own
 
 
 class NextItemModel(Model):
@@ -134,6 +79,7 @@ class NextItemModel(Model):
         self._row = np.full(len(self.ids), -1, dtype=np.int32)
         there = np.flatnonzero(self._own >= 0)
         self._row[self._own[there]] = there
+        self.augmented = dict(model.augmented)
         self.encodes_sessions = isinstance(model, EncodesPrefixes)
 
     def _prefixes(self, history: Sequence[Int32]) -> Sequences:
@@ -266,10 +212,10 @@ class NextItem(Learner[NextItemSettings]):
 
     def _facts(self, context: Context) -> ItemFacts:
         """What a transformer reads of the items beside their numbers."""
-        facts = _facts(context.catalogue, self.settings.attributes)
+        facts = item_facts(context.catalogue, self.settings.attributes)
         if not self.settings.settings.get("texts"):
             return facts
-        vectors = _text_vectors(context.catalogue, self.settings, _device(context))
+        vectors = text_vectors(context.catalogue, self.settings, _device(context))
         return replace(facts, vectors=vectors)
 
     def _fit(
@@ -284,7 +230,7 @@ class NextItem(Learner[NextItemSettings]):
         settings = dict(told.settings)
         if told.learner == "sequence_transformer":
             settings.setdefault("max_length", told.history)
-            settings.setdefault("negatives", 0 if len(catalogue) <= 4000 else 2000)
+            settings.setdefault("negatives", shop_negatives(len(catalogue)))
             settings.setdefault("device", _device(context))
         learner = make_sequence_learner(told.learner, settings, where=f"{self.name}.settings")
         model = learner.fit(
@@ -339,65 +285,3 @@ class NextItem(Learner[NextItemSettings]):
 def _device(context: Context) -> str:
     """Where a transformer learns: on a GPU if it was given one."""
     return "cuda" if context.resources.gpus_per_worker > 0 else "cpu"
-
-
-def shop_sequences(examples: Examples, history: int) -> Sequences:
-    """A sequence a user, in catalogue numbers: the history before the first request, then what
-    was wanted of the retrieved rows, request by request in time order.
-
-    Raises:
-        UserError: nothing retrieved was wanted.
-    """
-    wanted: dict[int, list[int]] = {}
-    for path in examples.files("examples"):
-        columns = ["request", "item", "label", "retrieved"]
-        table = pq.read_table(path, columns=columns, partitioning=None)
-        kept = table.filter(pc.and_(pc.greater(table["label"], 0), table["retrieved"]))
-        for request, item in zip(
-            kept["request"].to_pylist(), kept["item"].to_pylist(), strict=True
-        ):
-            wanted.setdefault(request, []).append(item)
-    requests = examples.requests().select(["request", "user", "history"]).to_pylist()
-    lists: dict[int, list[int]] = {}
-    last: dict[int, int] = {}
-    for place, row in enumerate(requests):
-        user = row["user"] if row["user"] >= 0 else -1 - place  # strangers are not one another
-        if user not in lists:
-            lists[user] = list(reversed(row["history"][:history]))
-        lists[user].extend(sorted(wanted.get(row["request"], ())))
-        last[user] = place
-    if not any(wanted.get(row["request"]) for row in requests):
-        raise no_positives(examples)
-    order = sorted(lists, key=lambda user: last[user])  # by their last request in time
-    return Sequences.of([lists[user] for user in order], ordered=True)
-
-
-def _facts(catalogue: Catalogue, columns: Sequence[str]) -> ItemFacts:
-    """Categories of items as attributes; nothing where no column says anything."""
-    parts, first = [], 0
-    for column in columns:
-        codes, labels = catalogue.codes(column)
-        if labels:
-            parts.append(np.where(codes >= 0, codes + first, -1))
-            first += len(labels)
-    if not parts:
-        return ItemFacts()
-    table = np.stack(parts, axis=1)
-    sizes = (table >= 0).sum(axis=1)
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return ItemFacts(table[table >= 0].astype(np.int32), offsets)
-
-
-def _text_vectors(catalogue: Catalogue, told: NextItemSettings, device: str) -> Float32:
-    """Unit vectors of items' texts, float32[n_items, d]; zeros of items without any text.
-
-    Raises:
-        UserError: `text_model` cannot be read, or `text` names a column that items do not have.
-    """
-    from raysys.text.encoder import Encoder
-
-    texts = item_texts(catalogue, told.text)
-    encoder = Encoder.open(told.text_model, told.max_tokens, None, where="next_item.text_model")
-    encoder.place(device)
-    vectors = encoder.encode([text if text != NO_TEXT else "" for text in texts.distinct])
-    return vectors[texts.codes]

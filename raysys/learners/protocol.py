@@ -189,11 +189,12 @@ class Compressible(Protocol):
 class HoldsSettings(Protocol):
     """What settings offer that hold, as they were written, those of a learner within."""
 
-    def within(self, name: str) -> Mapping[str, Any] | None:
+    def within(self, name: str, items: int | None = None) -> Mapping[str, Any] | None:
         """All of the learner's own settings, those that were not given included.
 
         Args:
             name: of the setting that holds them; None is returned for one that holds none.
+            items: how many the catalogue has, by which some settings go; None: unknown.
 
         Returns:
             By name; None for those that only the data can tell.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, Literal, TypeVar
@@ -202,9 +202,11 @@ class SequenceModel(ABC):
         n_items: columns of its scores.
         scale: `log`: scores are logarithms of probabilities up to a constant of each prefix;
             `share`: they are weights from 0 up.
+        augmented: changed copies of sequences that it learned from, by method; empty if none.
     """
 
     n_items: int
+    augmented: Mapping[str, int] = {}
     scale: ClassVar[Literal["log", "share"]] = "share"
 
     @abstractmethod

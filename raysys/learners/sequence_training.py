@@ -70,6 +70,7 @@ class Trainer:
         schedule: how long and how fast.
         context: seed, deadline, and who is told.
         device: where it is trained.
+        share: float64[s], how often each piece is drawn beside its age, 0 … 1; None: always.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Trainer:
         schedule: Schedule,
         context: SequenceContext,
         device: str = "cpu",
+        share: Float64 | None = None,
     ) -> None:
         self.encoder = encoder.to(device)
         self.train = train
@@ -86,7 +88,7 @@ class Trainer:
         self.context = context
         self.device = device
         self.rng = np.random.default_rng(context.seed)
-        self.share = ageing(train, schedule.half_life)
+        self.share = ageing(train, schedule.half_life) * (1.0 if share is None else share)
         counts = np.bincount(train.items, np.repeat(self.share, train.sizes), context.n_items)
         self.sampler = Sampler(counts.astype(float), schedule.negatives, schedule.negative_power)
         decayed = [p for p in encoder.parameters() if p.dim() > 1]

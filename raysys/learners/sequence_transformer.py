@@ -16,12 +16,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from safetensors.torch import load_file, save_file
 
 from raysys.cluster import device_here
 from raysys.config import Settings
 from raysys.errors import UserError
+from raysys.learners.sequence_copies import with_copies
 from raysys.learners.sequence_encoder import Encoder, Padded, Shape, padded
 from raysys.learners.sequence_popularity import ageing, popularity
 from raysys.learners.sequence_protocol import (
@@ -34,6 +35,7 @@ from raysys.learners.sequence_protocol import (
 )
 from raysys.learners.sequence_softmax import seen_before
 from raysys.learners.sequence_training import Schedule, Trainer, spectral_start
+from raysys.text.augment.settings import Augmentation
 
 META = "sequence_transformer.json"
 FILE = "sequence_transformer.safetensors"
@@ -71,6 +73,8 @@ class SequenceTransformerSettings(Settings):
         attributes: of items are read, where known.
         texts: vectors of texts are read, where known.
         time_gaps: times between items are read, where known.
+        augmentation: changed copies of the sequences that are learned, by methods for histories;
+            with `weights: shared` an epoch takes as long as without.
         top_up: epochs when a fitted model learns newer sequences too.
         device: where it is trained; `auto`: a GPU where there is one.
     """
@@ -100,6 +104,7 @@ class SequenceTransformerSettings(Settings):
     attributes: bool = True
     texts: bool = True
     time_gaps: bool = True
+    augmentation: Augmentation = Augmentation()
     top_up: float = Field(1.0, ge=0)
     device: str = "auto"
 
@@ -109,6 +114,19 @@ class SequenceTransformerSettings(Settings):
             raise ValueError(f"heads {self.heads} do not divide width {self.width}")
         return self
 
+    @field_validator("augmentation")
+    @classmethod
+    def _no_texts(cls, given: Augmentation) -> Augmentation:
+        if given.text_methods:
+            kinds = ", ".join(method.kind for method in given.text_methods)
+            raise ValueError(f"methods: {kinds}: a sequence has items and no text to change")
+        return given
+
+    @property
+    def longest(self) -> int:
+        """Items of a piece: an input and, if causal, its target."""
+        return self.max_length + (self.objective == "causal")
+
 
 class SequenceTransformerModel(SequenceModel):
     """A trained encoder and the vectors of all items.
@@ -117,13 +135,19 @@ class SequenceTransformerModel(SequenceModel):
         encoder: on the CPU.
         popular: float32[n_items], what an empty prefix gets.
         settings: as fitted.
+        augmented: copies of sequences that it learned from, by method.
     """
 
     scale: ClassVar[Literal["log", "share"]] = "log"
 
     def __init__(
-        self, encoder: Encoder, popular: Float32, settings: SequenceTransformerSettings
+        self,
+        encoder: Encoder,
+        popular: Float32,
+        settings: SequenceTransformerSettings,
+        augmented: Mapping[str, int] | None = None,
     ) -> None:
+        self.augmented = dict(augmented or {})
         self.encoder = encoder.eval()
         self.popular = popular
         self.settings = settings
@@ -190,7 +214,11 @@ class SequenceTransformerModel(SequenceModel):
         """See `SequenceModel.save`."""
         parts = {name: part.contiguous() for name, part in self.encoder.state_dict().items()}
         save_file({**parts, "popular": torch.from_numpy(self.popular)}, folder / FILE)
-        content = {"shape": asdict(self.encoder.shape), "settings": self.settings.model_dump()}
+        content = {
+            "shape": asdict(self.encoder.shape),
+            "settings": self.settings.model_dump(mode="json"),
+            "augmented": self.augmented,
+        }
         (folder / META).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -201,7 +229,8 @@ class SequenceTransformerModel(SequenceModel):
         popular = parts.pop("popular").numpy()
         encoder = Encoder(Shape(**content["shape"]), _facts(parts))
         encoder.load_state_dict(parts)
-        return cls(encoder, popular, SequenceTransformerSettings(**content["settings"]))
+        settings = SequenceTransformerSettings(**content["settings"])
+        return cls(encoder, popular, settings, content.get("augmented"))
 
 
 def _facts(parts: Mapping[str, torch.Tensor]) -> ItemFacts:
@@ -286,17 +315,27 @@ class SequenceTransformer(SequenceLearner[SequenceTransformerSettings]):
         context: SequenceContext,
     ) -> SequenceTransformerModel:
         popular = popularity(train, context.n_items)
+        settings = self.settings
+        if settings.augmentation and encoder.shape.time_gaps:
+            raise UserError(
+                "changed copies of sequences have no times between their items",
+                where=f"{self.name}.augmentation",
+                mend="set time_gaps: false, or leave augmentation out",
+            )
+        learned, share, made = with_copies(
+            pieces, settings.augmentation, context.n_items, settings.longest
+        )
+
+        def model() -> SequenceTransformerModel:
+            """What is trained so far, a copy: training goes on."""
+            return SequenceTransformerModel(deepcopy(encoder).to("cpu"), popular, settings, made)
 
         def told(epoch: int) -> None:
             if context.report is not None:
-                context.report(epoch, self._model(encoder, popular))
+                context.report(epoch, model())
 
-        Trainer(encoder, pieces, schedule, context, self._device()).run(told)
-        return self._model(encoder, popular)
-
-    def _model(self, encoder: Encoder, popular: Float32) -> SequenceTransformerModel:
-        """What is trained so far, a copy: training goes on."""
-        return SequenceTransformerModel(deepcopy(encoder).to("cpu"), popular, self.settings)
+        Trainer(encoder, learned, schedule, context, self._device(), share).run(told)
+        return model()
 
     def _device(self) -> str:
         return device_here() if self.settings.device == "auto" else self.settings.device
@@ -307,7 +346,7 @@ class SequenceTransformer(SequenceLearner[SequenceTransformerSettings]):
         The last of each; with `whole` those before it as well.
         """
         told = self.settings
-        longest = told.max_length + (told.objective == "causal")
+        longest = told.longest
         tails = train.pieces(longest) if told.whole and longest > 1 else train.tails(longest)
         kept = np.flatnonzero(tails.sizes > 1)
         if not len(kept):

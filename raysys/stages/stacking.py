@@ -20,6 +20,7 @@ from raysys.ensemble.bench import HOUR_MS
 from raysys.ensemble.cost import Subset, latencies, paying, subsets
 from raysys.ensemble.fit import bench_of, fit_on
 from raysys.ensemble.folds import unsound
+from raysys.ensemble.out_of_fold import moments_of
 from raysys.errors import UserError
 from raysys.features.batch import Batch
 from raysys.features.examples import Examples
@@ -81,7 +82,7 @@ def stack(
         scores: out-of-fold base scores.
         families: of the members that are wanted, in their order.
         models: that are served, by member.
-        examples: a view of the last fold alone.
+        examples: a view of the folds it is fitted on: the last alone, unless scores are by group.
         settings: see `EnsembleSettings`.
         window_ms: how long after a request its labels may still change.
         milliseconds: of members, where that is known; else it is measured.
@@ -100,6 +101,7 @@ def stack(
             where="learners",
             mend="look at their features and settings, or add another learner",
         )
+    scores = scores.together(examples.folds)
     batch = examples.batch()
     measured = {**(milliseconds or {})}
     if fresh := {name: models[name] for name in sound if name not in measured}:
@@ -122,6 +124,7 @@ def stack(
             left = paying(bench, sound, measured, limit, tell)
             kept = {name: sound[name] for name in left}
         ensemble = fit_on(bench, kept)
+        ensemble.folds = examples.folds
     except ValueError as error:
         raise UserError(
             f"the ensemble cannot be fitted: {error}",
@@ -144,11 +147,8 @@ def beside_of(
         if not any(fnmatchcase(name, pattern) for name in batch.names):
             require_columns([pattern], batch.names, where="ensemble.trees.features")
     names = tuple(n for n in batch.names if any(fnmatchcase(n, each) for each in wanted))
-    moments = examples.requests()["timestamp"].to_numpy()
-    if np.issubdtype(moments.dtype, np.datetime64):
-        moments = moments.astype("datetime64[ms]").astype(np.int64)
     group = groups_of(examples, settings)
-    return Beside(moments.astype(np.int64), group, names, batch.columns(names), window_ms)
+    return Beside(moments_of(examples), group, names, batch.columns(names), window_ms)
 
 
 def groups_of(
@@ -160,8 +160,22 @@ def groups_of(
         UserError: no request has a query, or a session; or an earlier version wrote them.
     """
     by = settings.block_by
-    if by == "time":
-        return None
+    return None if by == "time" else groups_by(examples, by, where="ensemble.block_by")
+
+
+def groups_by(
+    examples: Examples, by: str, *, where: str
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The user, query or session of each request, int64[r]: -1 where it is unknown.
+
+    Args:
+        examples: any view.
+        by: `user`, `query` or `session`.
+        where: the setting that asks for it, for messages.
+
+    Raises:
+        UserError: no request has a query, or a session; or an earlier version wrote them.
+    """
     requests = examples.requests()
     if by == "user":
         return requests["user"].to_numpy().astype(np.int64)
@@ -176,8 +190,8 @@ def groups_of(
     if not (group >= 0).any():
         raise UserError(
             f"no request of fold {', '.join(map(str, examples.folds))} has a {by}",
-            where="ensemble.block_by",
-            mend="take block_by: time, or user",
+            where=where,
+            mend=f"take {where.rpartition('.')[2]}: time, or user",
         )
     return group
 
@@ -196,11 +210,12 @@ def label_window_ms(features: Manifest) -> int:
     return max(labels.longest_ms, round(float(examples.get("within_minutes", 0)) * HOUR_MS / 60))
 
 
-def require_lessons(examples: Examples) -> None:
+def require_lessons(examples: Examples, mend: str | None = None) -> None:
     """Look for relevant rows that weigh something, before anything is fitted.
 
     Args:
         examples: of one fold or several.
+        mend: what to do about it; None: look at `raysys features`.
 
     Raises:
         UserError: no retrieved row is relevant, or none of those weighs anything.
@@ -221,7 +236,10 @@ def require_lessons(examples: Examples) -> None:
     raise UserError(
         f"{what}: nothing can be learned from it",
         where=str(examples.root),
-        mend="take more events, fewer folds, or more candidates in `raysys features`"
-        if not relevant
-        else "look at how `raysys features` weighs examples",
+        mend=mend
+        or (
+            "look at how `raysys features` weighs examples"
+            if relevant
+            else "take more events, fewer folds, or more candidates in `raysys features`"
+        ),
     )

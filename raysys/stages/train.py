@@ -18,7 +18,7 @@ from typing import Any
 from raysys.catalogue import Catalogue
 from raysys.cluster import ray_session
 from raysys.ensemble import BaseScores, Ensemble
-from raysys.ensemble.folds import forward_folds, score_forward
+from raysys.ensemble.out_of_fold import GROUPS
 from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.learners import load_model, make_learner
@@ -27,6 +27,13 @@ from raysys.monitoring.reference import Reference
 from raysys.progress import task
 from raysys.registry import Registry, write_reranker, write_search
 from raysys.stages.named_files import named_files
+from raysys.stages.out_of_fold import (
+    base_scores,
+    held_out,
+    lessons_of,
+    on_validation,
+    require_scores,
+)
 from raysys.stages.reference import reference_of
 from raysys.stages.reranking import RerankerSettings, SecondStage, fit_reranker
 from raysys.stages.stacking import Stacking, groups_of, label_window_ms, require_lessons, stack
@@ -105,13 +112,18 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
     examples = Examples(workspace.features, (0,))
     for folds in (range(validation), (validation,)):
         require_lessons(examples.with_folds(*folds))
-    groups_of(examples.with_folds(validation), settings.ensemble)
+    last, window = examples.with_folds(validation), label_window_ms(upstream)
+    if fitted is not None:
+        require_scores(settings, workspace.train / "base_scores")
+    lessons = lessons_of(settings, examples, validation)
+    groups_of(lessons, settings.ensemble)
     reads = {name: learner.reads(examples.names) for name, learner in learners.items()}
     require_served(reads, upstream)  # what is known of it before hours of fits
     catalogue = Catalogue.load(workspace.features / "catalogue.parquet")
     work = None if fitted is not None else working_folder(workspace.train, planned, force)
     with _cluster(settings), replacing(workspace.train) as folder:
         if work is not None:
+            held = held_out(settings, examples, validation, window, work)
             members = {
                 name: Member(
                     *(learner, settings.learner_resources.get(name, settings.resources).here()),
@@ -119,12 +131,13 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
                 )
                 for name, learner in learners.items()
             }
-            fits = forward_folds(examples, validation, settings.out_of_fold)
-            models, seconds = fit_members(members, fits, catalogue, work, settings.seed)
+            models, seconds = fit_members(members, held.fits, catalogue, work, settings.seed)
             shutil.copytree(work / "models", folder / "models", copy_function=_link)
-            with task("train: out-of-fold scores", len(models) * len(fits)) as scoring:
-                scores = score_forward(models, examples, scoring.advance)
+            with task("train: out-of-fold scores", len(models) * len(held.fits)) as scoring:
+                scores = base_scores(held, models, examples, scoring.advance)
                 scores.write(folder / "base_scores")
+                if held.groups is not None:
+                    shutil.copy2(held.groups.table, folder / "base_scores" / GROUPS)
             served = {name: by_fold[validation] for name, by_fold in models.items()}
             known: Mapping[str, float] = {}
         else:
@@ -132,7 +145,8 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
             with task("train: models and base scores of the run before"):
                 for part in ("models", "base_scores"):
                     shutil.copytree(workspace.train / part, folder / part, copy_function=_link)
-                scores = BaseScores.read(folder / "base_scores", examples.with_folds(validation))
+                stored = examples.with_folds(*sorted({*lessons.folds, validation}))
+                scores = BaseScores.read(folder / "base_scores", stored)
                 served = {
                     name: load_model(
                         name, folder / "models" / name / f"fold={validation}", catalogue
@@ -149,9 +163,7 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
             if name not in settings.without
         }
         with task("train: ensemble") as stacking:
-            last = examples.with_folds(validation)
-            window = label_window_ms(upstream)
-            made = stack(scores, families, served, last, settings.ensemble, window, known)
+            made = stack(scores, families, served, lessons, settings.ensemble, window, known)
             made.ensemble.save(folder / "ensemble.json")
             stacking.note = made.ensemble.fallbacks["full"].method.replace("_", " ")
         served = {name: served[name] for name in made.ensemble.members}
@@ -195,7 +207,11 @@ def run(settings: TrainSettings, workspace: Workspace, *, force: bool = False) -
             "label_window_hours": window / 3_600_000,
             "seconds": seconds,
         }
+        if lessons.folds != last.folds:
+            planned.figures["validation_ndcg10"] = on_validation(made.ensemble, scores, last)
         augmented = {name: dict(model.augmented) for name, model in served.items()}
+        if second is not None:
+            augmented[RERANKER] = dict(second.model.augmented)
         planned.figures["augmented"] = {
             name: copies for name, copies in augmented.items() if copies
         }

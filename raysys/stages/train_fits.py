@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from raysys.catalogue import Catalogue
-from raysys.ensemble.folds import fit_forward
+from raysys.ensemble.folds import K, fit_forward
 from raysys.features.examples import Examples
 from raysys.learners import load_model
 from raysys.learners.protocol import Context, Learner, Model, Resources
@@ -36,28 +36,28 @@ class Member:
 
 def fit_members(
     members: Mapping[str, Member],
-    fits: Mapping[int, Examples],
+    fits: Mapping[K, Examples],
     catalogue: Catalogue,
     work: Path,
     seed: int,
-) -> tuple[dict[str, dict[int, Model]], dict[str, float]]:
-    """Models by learner and the fold they score, saved as they come; seconds by learner.
+) -> tuple[dict[str, dict[K, Model]], dict[str, float]]:
+    """Models by learner and the fold or share they score, saved as they come; seconds by learner.
 
     Args:
         members: by name.
-        fits: what is fitted on, by the fold that is scored.
+        fits: what is fitted on, by the fold, or the share of groups, that is scored.
         catalogue: every item.
         work: what outlives a kill: models go into `models`, and are not fitted again.
         seed: of everything random.
     """
-    models: dict[str, dict[int, Model]] = {}
+    models: dict[str, dict[K, Model]] = {}
     seconds: dict[str, float] = {}
     with task("train: learners", len(members)) as fitting:
         for name, member in members.items():
             done, place = work / "fits" / f"{name}.json", work / "models" / name
             if done.is_file():
                 log.info("train: %s was fitted before this run was cut off", name)
-                folders = {fold: place / f"fold={fold}" for fold in fits}
+                folders = {fold: place / folder_of(fold) for fold in fits}
                 models[name] = {k: load_model(name, f, catalogue) for k, f in folders.items()}
             else:
                 began = time.monotonic()
@@ -68,13 +68,18 @@ def fit_members(
                 took = round(time.monotonic() - began, 2)
                 shutil.rmtree(place, ignore_errors=True)
                 for fold, model in models[name].items():
-                    (place / f"fold={fold}").mkdir(parents=True)
-                    model.save(place / f"fold={fold}")
+                    (place / folder_of(fold)).mkdir(parents=True)
+                    model.save(place / folder_of(fold))
                 write_atomic(done, json.dumps({"seconds": took}) + "\n")
                 shutil.rmtree(context.scratch, ignore_errors=True)
             seconds[name] = json.loads(done.read_text(encoding="utf-8"))["seconds"]
             fitting.advance()
     return models, seconds
+
+
+def folder_of(scored: int | str) -> str:
+    """Of the model that scores a fold of time, `fold=2`, or a share of groups, `user=0`."""
+    return f"fold={scored}" if isinstance(scored, int) else scored
 
 
 def context_of(

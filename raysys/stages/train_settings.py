@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,6 +44,34 @@ class ResourceSettings(Settings):
         return resources_here(wanted) if ray.is_initialized() else wanted
 
 
+class OutOfFold(Settings):
+    """Which rows get out-of-fold scores, and what the models that score them leave out.
+
+    Attributes:
+        by: `time`: as a bare number says. `user`, `query` or `session`: the training rows are
+            scored as well, each by a model that was fitted without its whole group, and the
+            ensemble is fitted on those scores; the validation fold stays one of time.
+        folds: by time, how many folds are scored; else how many shares the groups are cut into.
+        purge_hours: by time, requests so close before the fold that is scored are left out of
+            the fit; null: as long as the windows of labels in `raysys features`.
+    """
+
+    by: Literal["time", "user", "query", "session"] = "time"
+    folds: int = Field(default=4, ge=1)
+    purge_hours: float | None = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> OutOfFold:
+        if self.by != "time" and self.folds < 2:
+            raise ValueError("folds: one share of all groups leaves nothing to fit on")
+        if self.by != "time" and self.purge_hours != 0:
+            raise ValueError(
+                f"purge_hours: groups of a {self.by} overlap in time by their nature; leave it "
+                "out, or take by: time"
+            )
+        return self
+
+
 class TrainSettings(StageSettings):
     """The YAML of `raysys train`.
 
@@ -53,7 +81,8 @@ class TrainSettings(StageSettings):
             and over `reranker` if that is the learner's name.
         use_tuned: without such a line, take what was found in this workspace (`tune/NAME`).
         out_of_fold: how many folds get out-of-fold scores: the validation fold, whose scores the
-            ensemble is fitted on, then those before it, each by a model of its own.
+            ensemble is fitted on, then those before it, each by a model of its own. Or by what
+            rows are held out, and how: see `OutOfFold`.
         ensemble: how base scores become one.
         reranker: a second stage that looks at the best few of a list for a query; null: none.
         without: learners that have no say in the ensemble, though they are fitted and scored.
@@ -73,7 +102,7 @@ class TrainSettings(StageSettings):
     learners: dict[str, dict[str, Any]] = Field(min_length=1)
     tuned: dict[str, str] = Field(default_factory=dict)
     use_tuned: bool = True
-    out_of_fold: int = Field(default=1, ge=1)
+    out_of_fold: Annotated[int, Field(ge=1)] | OutOfFold = 1
     ensemble: EnsembleSettings = EnsembleSettings()
     reranker: RerankerSettings | None = None
     without: tuple[str, ...] = ()
@@ -84,6 +113,12 @@ class TrainSettings(StageSettings):
     name: str = "bundle"
     publish_as: str = Field(default="champion", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
     seed: int = Field(default=0, ge=0)
+
+    @property
+    def held_out(self) -> OutOfFold:
+        """`out_of_fold`, a bare number spelled out."""
+        told = self.out_of_fold
+        return OutOfFold(folds=told) if isinstance(told, int) else told
 
     @model_validator(mode="after")
     def _names_are_learners(self) -> TrainSettings:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from raysys.catalogue import Catalogue
 from raysys.cluster import ray_session
 from raysys.config import Settings, parse_settings
@@ -72,7 +74,7 @@ def run(settings: TuneSettings, workspace: Workspace, *, force: bool = False) ->
             without anything wanted, or no trial completed.
     """
     upstream = read_manifest(workspace.features)
-    start = check(settings, upstream.settings)
+    start = check(settings, upstream.settings, _items(workspace))
     choices = [getattr(each, "choices", ()) for each in settings.space.values()]
     named = named_files([settings.settings, choices])
     inputs = {"features": upstream.fingerprint, **named}
@@ -129,12 +131,15 @@ def run(settings: TuneSettings, workspace: Workspace, *, force: bool = False) ->
     return planned
 
 
-def check(settings: TuneSettings, features: Mapping[str, Any]) -> dict[str, Scalar]:
+def check(
+    settings: TuneSettings, features: Mapping[str, Any], items: int | None = None
+) -> dict[str, Scalar]:
     """Hold a search against what it searches, before anything is read.
 
     Args:
         settings: the YAML.
         features: settings of the features stage, as its manifest holds them.
+        items: how many the catalogue has; None: unknown.
 
     Returns:
         The values that a search starts from: the settings of the YAML, else the defaults.
@@ -147,7 +152,7 @@ def check(settings: TuneSettings, features: Mapping[str, Any]) -> dict[str, Scal
     own = of_namespace(space, "")
     model = settings_model(settings)
     values = check_space(own, settings.settings, model, where=where)
-    point = starting_values(own, values)
+    point = starting_values(own, values, items)
     data, stage = of_namespace(space, "data"), of_namespace(space, "features")
     if settings.learner == ENSEMBLE and (data or stage):
         raise UserError(
@@ -205,9 +210,17 @@ def settings_model(settings: TuneSettings) -> type[Settings]:
     return learner_class(settings.learner).settings_model
 
 
-def starting_values(space: Mapping[str, Any], start: Settings) -> dict[str, Scalar]:
+def starting_values(
+    space: Mapping[str, Any], start: Settings, items: int | None = None
+) -> dict[str, Scalar]:
     """A model's own values of what is searched, inside the space or not."""
-    return starting_point(space, start, anywhere=True) or {}
+    return starting_point(space, start, anywhere=True, items=items) or {}
+
+
+def _items(workspace: Workspace) -> int | None:
+    """How many items the catalogue has; None where features left none."""
+    path = workspace.features / "catalogue.parquet"
+    return pq.read_metadata(path).num_rows if path.is_file() else None
 
 
 def folder_of(settings: TuneSettings, workspace: Workspace) -> Path:
@@ -228,8 +241,10 @@ def _objectives(
     judged = every.with_folds(folds["validation"])
     if settings.learner == ENSEMBLE:
         require_lessons(judged)
-        scores = BaseScores.read(workspace.train / "base_scores", judged)
-        families = Ensemble.load(workspace.train / "ensemble.json").families
+        trained = Ensemble.load(workspace.train / "ensemble.json")
+        judged = every.with_folds(*(trained.folds or judged.folds))  # others where by group
+        scores = BaseScores.read(workspace.train / "base_scores", judged).together(judged.folds)
+        families = trained.families
         batch, window = judged.batch(), label_window_ms(upstream)
 
         def beside(tried: EnsembleSettings) -> Beside:
@@ -256,8 +271,12 @@ def _objectives(
                 examples = sample_requests(every, proxy.requests, folder / "fitted")
             if proxy.validation_requests:
                 validation = sample_requests(judged, proxy.validation_requests, folder / "judged")
-            for each in (examples, validation):
-                require_lessons(each)
+            for each, whole, name in (
+                (examples, every, "requests"),
+                (validation, judged, "validation_requests"),
+            ):
+                few = each.root != whole.root
+                require_lessons(each, f"raise proxy.{name}: these are a sample" if few else None)
             rows = Rows(examples, validation.batch())
         return LearnerObjective(
             learner=settings.learner,

@@ -12,8 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +21,8 @@ from safetensors.numpy import load_file, save_file
 
 from raysys.text.factors import Factors
 from raysys.text.pairs import Float32, Pairs
-from raysys.text.shop_words import UNITS, Spelling, is_number, plain_words, stems
+from raysys.text.shop_words import Spelling, plain_words, stems
+from raysys.text.taken_apart import Said, longest_run, nearest, share, take_apart
 
 Encode = Callable[[Sequence[str]], Float32]
 """Texts to unit vectors float32[n, d]."""
@@ -74,63 +73,10 @@ WORD_FEATURES: Final = (
     "token_set_ratio",
     "jaro_winkler",
 )
-PREPOSITIONS: Final = frozenset(("for", "with", "in", "by", "of", "and", "on", "to", "from"))
 TIE: Final = 1e-6
 """Cosines nearer than this are equal: products of matrices round by their shape."""
 K1: Final = 1.2
 B: Final = 0.4
-
-
-@dataclass(frozen=True)
-class Said:
-    """A text taken apart.
-
-    Attributes:
-        line: its plain words in one line.
-        stems: of its words, in order.
-        place: where each distinct stem first is.
-        pairs: neighbouring stems.
-        letters: 3-grams of the words without spaces.
-        numbers: words with a digit.
-        sizes: pairs of a number and a unit.
-        head: how many stems come before a preposition.
-        changed: words that were put right.
-        typed: stems as typed.
-    """
-
-    line: str
-    stems: tuple[str, ...]
-    place: dict[str, int]
-    pairs: frozenset[tuple[str, str]]
-    letters: frozenset[str]
-    numbers: frozenset[str]
-    sizes: frozenset[tuple[str, str]]
-    head: int
-    changed: int = 0
-    typed: frozenset[str] = frozenset()
-
-
-def take_apart(words: Sequence[str], language: str, typed: Sequence[str] | None = None) -> Said:
-    """See `Said`; `typed`: the words before their spelling was put right."""
-    found = tuple(stems(words, language))
-    joined = "".join(words)
-    place: dict[str, int] = {}
-    for at, stem in enumerate(found):
-        place.setdefault(stem, at)
-    head = next((at for at, word in enumerate(words) if at and word in PREPOSITIONS), len(words))
-    before = list(words) if typed is None else list(typed)
-    return Said(
-        line=" ".join(words),
-        stems=found,
-        place=place,
-        pairs=frozenset(pairwise(found)),
-        letters=frozenset(joined[at : at + 3] for at in range(max(1, len(joined) - 2))),
-        numbers=frozenset(word for word in words if is_number(word)),
-        sizes=frozenset((a, b) for a, b in pairwise(words) if is_number(a) and b in UNITS),
-        head=head,
-        changed=len(set(before) - set(words)),
-        typed=frozenset(found if typed is None else stems(before, language)),
-    )
 
 
 @dataclass
@@ -271,7 +217,7 @@ class PairFeatures:
         item_total = sum(item_weights.values()) or 1.0
         places = [item.place[stem] for stem in common]
         n, m = len(query.stems), len(item.stems)
-        nearest = {stem: _nearest(stem, item.stems) for stem in asked}
+        near = {stem: nearest(stem, item.stems) for stem in asked}
         bm25, best = self._bm25(common, asked, weights, item)
         last = query.stems[-1] if n else ""
         typed = {stem: self.idf(stem) for stem in query.typed}
@@ -284,22 +230,22 @@ class PairFeatures:
             len(item.numbers),
             query.changed,
             len(common),
-            _share(len(common), len(asked)),
+            share(len(common), len(asked)),
             gained / total,
-            _share(sum(w for s, w in typed.items() if s in item.place), sum(typed.values())),
+            share(sum(w for s, w in typed.items() if s in item.place), sum(typed.values())),
             sum(item_weights[stem] for stem in common) / item_total,
-            _share(len(common), len(asked) + len(item.place) - len(common)),
+            share(len(common), len(asked) + len(item.place) - len(common)),
             bm25,
-            _share(bm25, best),
+            share(bm25, best),
             sum(self._query_idf(stem, own) for stem in common),
-            _share(len(query.pairs & item.pairs), len(query.pairs)),
-            _longest_run(query.stems, item.stems) / max(n, 1),
-            _share(len(query.letters & item.letters), len(query.letters)),
-            _share(len(query.letters & item.letters), len(query.letters | item.letters)),
-            sum(weights[stem] * nearest[stem] for stem in asked) / total,
-            min(nearest.values(), default=math.nan),
+            share(len(query.pairs & item.pairs), len(query.pairs)),
+            longest_run(query.stems, item.stems) / max(n, 1),
+            share(len(query.letters & item.letters), len(query.letters)),
+            share(len(query.letters & item.letters), len(query.letters | item.letters)),
+            sum(weights[stem] * near[stem] for stem in asked) / total,
+            min(near.values(), default=math.nan),
             float(last in item.place) if n else math.nan,
-            nearest.get(last, math.nan),
+            near.get(last, math.nan),
             1.0 - abs(item.head - 1 - item.place[last]) / m if last in item.place else 0.0,
             float(query.stems[0] in item.place) if n else math.nan,
             float(item.stems[0] in query.place) if m else math.nan,
@@ -313,8 +259,8 @@ class PairFeatures:
             min(weights.values(), default=math.nan),
             sum(stem not in self.frequency for stem in asked),
             item_total / max(len(item.place), 1),
-            _share(len(query.numbers & item.numbers), len(query.numbers)),
-            _share(len(query.sizes & item.sizes), len(query.sizes)),
+            share(len(query.numbers & item.numbers), len(query.numbers)),
+            share(len(query.sizes & item.sizes), len(query.sizes)),
             fuzz.ratio(query.line, item.line),
             fuzz.partial_ratio(query.line, item.line),
             fuzz.token_sort_ratio(query.line, item.line),
@@ -390,37 +336,3 @@ class PairFeatures:
         content["spelling"] = Spelling(content["spelling"])
         content["asked"] = frozenset(content["asked"])
         return cls(**content, factors=factors, encode=encode, crowd=arrays.get("crowd"))
-
-
-def _share(part: float, whole: float) -> float:
-    """A part of the whole; NaN where there is nothing."""
-    return part / whole if whole else math.nan
-
-
-def _longest_run(few: Sequence[str], many: Sequence[str]) -> int:
-    """Length of the longest common stretch."""
-    best, before = 0, [0] * (len(many) + 1)
-    for word in few:
-        here = [0] * (len(many) + 1)
-        for at, other in enumerate(many, start=1):
-            if word == other:
-                here[at] = before[at - 1] + 1
-                best = max(best, here[at])
-        before = here
-    return best
-
-
-def _nearest(stem: str, others: tuple[str, ...]) -> float:
-    """Likeness 0 … 1 to the nearest of other words; numbers are alike only when equal."""
-    if stem in others:
-        return 1.0
-    if is_number(stem):
-        return 0.0
-    return max((_alike(stem, other) for other in others), default=0.0)
-
-
-@lru_cache(maxsize=2_000_000)
-def _alike(one: str, other: str) -> float:
-    from rapidfuzz.distance import OSA
-
-    return float(OSA.normalized_similarity(one, other))

@@ -32,7 +32,7 @@ class EnsembleObjective:
     """Fits the ensemble on stored out-of-fold base scores with a trial's settings.
 
     Attributes:
-        scores: of the validation fold, by all members.
+        scores: that the ensemble of `raysys train` was fitted on, by all members, as one fold.
         families: family of every member.
         fixed: settings that are not searched.
         folder: of the trials.

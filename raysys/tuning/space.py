@@ -262,23 +262,34 @@ def unknown(what: str, name: str, known: Sequence[str], *, where: str) -> UserEr
 
 
 def starting_point(
-    space: Mapping[str, Parameter], start: Settings, *, anywhere: bool = False
+    space: Mapping[str, Parameter],
+    start: Settings,
+    *,
+    anywhere: bool = False,
+    items: int | None = None,
 ) -> dict[str, Scalar] | None:
-    """The model's own values of what is searched; None when one lies outside, unless `anywhere`."""
+    """The model's own values of what is searched; None when one lies outside, unless `anywhere`.
+
+    Args:
+        space: what is searched.
+        start: the model.
+        anywhere: give values outside the space, too.
+        items: how many the catalogue has, by which some settings go; None: unknown.
+    """
     point: dict[str, Scalar] = {}
     for name in space:
         value: Any = start
         for part in name.split("."):
-            value = _part(value, part)
+            value = _part(value, part, items)
         point[name] = single(value)
     return point if anywhere or inside(space, point) else None
 
 
-def _part(value: Any, name: str) -> Any:
+def _part(value: Any, name: str, items: int | None) -> Any:
     """A setting of settings, whether they are a model's or as they were written."""
     if isinstance(value, Mapping):
         return value.get(name)
-    within = value.within(name) if isinstance(value, HoldsSettings) else None
+    within = value.within(name, items) if isinstance(value, HoldsSettings) else None
     return getattr(value, name, None) if within is None else within
 
 

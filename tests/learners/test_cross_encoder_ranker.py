@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,8 +21,10 @@ from raysys.features.examples import Examples
 from raysys.learners import load_model, make_learner
 from raysys.learners.baselines import ColumnModel
 from raysys.learners.cross_encoder_ranker import CrossEncoderRankerModel
+from raysys.learners.cross_encoder_ranker_settings import CrossEncoderRankerSettings
 from raysys.learners.judged_pairs import judged_pairs
 from raysys.learners.protocol import Context, Learner, Placeable, Reranker
+from raysys.learners.ranker_pairs import with_copies
 from raysys.learners.validation import NDCG
 from raysys.stages.reranking import RerankerSettings, _weighed, fit_reranker
 from raysys.text.items import item_texts
@@ -297,3 +300,57 @@ def test_one_rate_moves_nothing_else_of_the_training() -> None:
     assert (plain.epochs, plain.batch_size, plain.head_learning_rate) == (1, 8, 1e-3)
     again = make_learner("cross_encoder_ranker", {"training": moved.model_dump(mode="json")})
     assert again.settings.training == moved
+
+
+def _listed() -> pa.Table:
+    query = ["red sofa bed", "red sofa bed", "oak table", "oak table"]
+    text = ["large red sofa", "garden hose", "round oak table", "garden hose"]
+    columns = {"query": query, "text": text, "grade": pa.array([2, 0, 2, 0], pa.float32())}
+    return pa.table({**columns, "weight": pa.array([None, 2, 1, 1], pa.float32())})
+
+
+@pytest.mark.parametrize("column", ["query", "text"])
+def test_copies_are_of_what_is_learned_and_say_nothing_that_is_judged(column: str) -> None:
+    told = CrossEncoderRankerSettings(
+        augmentation={"methods": [{"kind": "word_swap"}], "copies": 3}, augments=column
+    )
+    pairs = _listed()
+    found, made = with_copies(pairs, None, told)
+    again, _ = with_copies(pairs, None, told)
+    assert found.equals(again), "seeded"
+    copies = found.filter(found["augmented"].is_valid())
+    assert made == {"word_swap": len(copies)} and len(copies) > 0
+    assert not set(copies[column].to_pylist()) & set(pairs[column].to_pylist())
+    other = "text" if column == "query" else "query"
+    assert set(copies[other].to_pylist()) <= set(pairs[other].to_pylist())
+    frame = pl.DataFrame(found.to_pandas())
+    if column == "query":  # a copied list is as whole as its original
+        sizes = frame.group_by("query").len()["len"].to_list()
+        assert set(sizes) == {2}
+    assert frame["weight"].sum() == pytest.approx(5.0)  # shared; what is not told weighs 1
+    judged = copies.slice(0, 1).select(["query", "text", "grade"])
+    apart, _ = with_copies(pairs, judged, told)
+    left = apart.filter(apart["augmented"].is_valid())[column].to_pylist()
+    assert judged[column][0].as_py() not in left
+    plain, none = with_copies(pairs, None, CrossEncoderRankerSettings())
+    assert plain is pairs and none == {}
+
+
+@pytest.mark.long
+def test_a_ranker_counts_its_copies(bert: str, context: Context, tmp_path: Path) -> None:
+    pq.write_table(shop_pairs(n_queries=8, per_query=4), tmp_path / "judged.parquet")
+    quick = {**SEARCHED, "model": bert, "judgements": str(tmp_path / "judged.parquet")}
+    quick["training"] = {"max_steps": 2, "batch_size": 8}
+    nothing: Any = None  # no example is looked at
+    plain = make_learner("cross_encoder_ranker", quick).fit_local(nothing, context)
+    methods = [{"kind": "spelling_noise"}]
+    more = make_learner("cross_encoder_ranker", {**quick, "augmentation": {"methods": methods}})
+    model = more.fit_local(nothing, context)
+    assert plain.augmented == {} and 0 < model.augmented["spelling_noise"] <= 32
+    (tmp_path / "model").mkdir()
+    model.save(tmp_path / "model")
+    again = load_model("cross_encoder_ranker", tmp_path / "model", context.catalogue)
+    assert again.augmented == model.augmented
+    asked = [("whole milk", np.arange(6, dtype=np.int32))]
+    assert isinstance(model, CrossEncoderRankerModel) and isinstance(plain, type(model))
+    assert not np.array_equal(model.pairs_of(asked)[0], plain.pairs_of(asked)[0])

@@ -16,8 +16,10 @@ from raysys.errors import UserError
 from raysys.features.examples import Examples
 from raysys.learners import load_model, make_learner
 from raysys.learners.item_knn import ItemKNNSettings
-from raysys.learners.next_item import META, NextItemModel, NextItemSettings, shop_sequences
+from raysys.learners.next_item import META, NextItemModel
+from raysys.learners.next_item_settings import NextItemSettings
 from raysys.learners.protocol import Context, HoldsSettings
+from raysys.learners.shop_sequences import shop_sequences
 from tests.learners.suite import LearnerSuite
 from tests.text.tiny import write_tiny_bert
 
@@ -78,6 +80,9 @@ def test_the_learner_within_has_its_own_settings_but_for_what_the_shop_says() ->
     of_shop = {"max_length": 30, "texts": False, "time_gaps": False}
     assert {name: within[name] for name in of_shop} == of_shop
     assert within["negatives"] is None, "the catalogue says"
+    for items, negatives in ((4000, 0), (4001, 2000)):
+        known = told.within("settings", items)
+        assert known is not None and known["negatives"] == negatives
     assert (within["width"], within["layers"], within["learning_rate"]) == (32, 2, 0.002)
     given = {"max_length": 20, "texts": True, "negatives": 100}
     within = NextItemSettings(settings=given).within("settings")

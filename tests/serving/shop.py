@@ -226,7 +226,8 @@ def purchase(user: int, item: int, time: int) -> EventColumns:
 
 def next_item(catalogue: Catalogue, events: EventColumns, n_users: int) -> Model:
     """A sequence transformer that has seen what users bought, once."""
-    from raysys.learners.next_item import NextItemModel, NextItemSettings
+    from raysys.learners.next_item import NextItemModel
+    from raysys.learners.next_item_settings import NextItemSettings
     from raysys.learners.sequence_protocol import SequenceContext, Sequences
     from raysys.learners.sequences import make_sequence_learner
 
@@ -241,7 +242,8 @@ def cross_encoder(folder: Path, catalogue: Catalogue) -> Model:
     """An untrained one: the cosine between what it makes of the words of query and item."""
     from transformers import BertModel
 
-    from raysys.learners.cross_encoder_ranker import CrossEncoderRanker, CrossEncoderRankerSettings
+    from raysys.learners.cross_encoder_ranker import CrossEncoderRanker
+    from raysys.learners.cross_encoder_ranker_settings import CrossEncoderRankerSettings
     from raysys.text.cross_encoder import CrossEncoder
     from tests.text.tiny import write_tiny_bert
 

@@ -7,6 +7,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -43,6 +45,13 @@ def settings(**more: object) -> TuneSettings:
     [
         ({"space": {"learning_rat": SPACE["learning_rate"]}}, "did you mean 'learning_rate'"),
         ({"space": {"data.negative": INT}}, "did you mean 'negatives'"),
+        ({"space": {"dat.negatives": INT}}, "dat: unknown key"),
+        ({"learner": "next_item", "space": {"settings.layer": INT}},
+         "settings: layer: unknown key; did you mean 'layers'"),
+        ({"learner": "next_item", "settings": {"learner": "item_knn"},
+          "space": {"settings.layers": INT}}, r"settings: layers: unknown key.*allowed: backward"),
+        ({"learner": "ensemble", "scheduler": "none", "space": {"round": INT}},
+         "did you mean 'rounds'"),
         ({"space": {"data.negatives": {"kind": "int", "low": -2, "high": 4}}}, "-2"),
         ({"objective": {"metric": "ndcg"}}, "no trial reports 'ndcg'"),
         ({"constraints": {"latency": 1}}, "no cost is called"),
@@ -120,6 +129,39 @@ def test_a_search_of_the_next_item_starts_from_the_settings_of_the_learner_withi
     assert warm_points(warm, "next_item", asked.space, own) == [{**own, "settings.layers": 3}]
 
 
+@pytest.mark.parametrize(("items", "negatives"), [(4000, 0), (4001, 2000)])
+def test_negatives_of_the_next_item_are_tried_first_as_the_catalogue_says(items, negatives):
+    choices = {"kind": "choice", "choices": [0, 500, 2000]}
+    methods = {"kind": "choice", "choices": [[], [{"kind": "crop"}]]}
+    space = {"settings.negatives": choices, "settings.augmentation.methods": methods}
+    asked = settings(learner="next_item", space=space)
+    own = check(asked, {}, items)
+    assert own == {"settings.negatives": negatives, "settings.augmentation.methods": "list []"}
+    assert inside(asked.space, own)
+    assert not inside(asked.space, check(asked, {})), "nobody knows the catalogue"
+    told = settings(learner="next_item", space=space, settings={"settings": {"negatives": 500}})
+    with pytest.raises(UserError, match="negatives"):  # it is set, and searched
+        check(told, {}, items)
+
+
+def test_how_many_items_there_are_is_read_of_the_catalogue(workspace):
+    assert tune._items(workspace) == 60
+    assert tune._items(Workspace(workspace.root / "none")) is None
+
+
+def test_a_search_of_the_ranker_starts_without_copies():
+    methods = {"kind": "choice", "choices": [[], [{"kind": "word_swap"}]]}
+    space = {"augmentation.methods": methods, "augments": {"kind": "choice",
+             "choices": ["text", "query"]}}  # fmt: skip
+    asked = settings(learner="cross_encoder_ranker", space=space)
+    own = check(asked, {})
+    assert own == {"augmentation.methods": "list []", "augments": "query"}
+    assert inside(asked.space, own)
+    methods["choices"].append([{"kind": "crop"}])
+    with pytest.raises(UserError, match="crop: pairs of texts have no history"):
+        check(settings(learner="cross_encoder_ranker", space=space), {})
+
+
 def test_budgets_are_no_causes_but_what_scores_depend_on_are():
     def causes(**more: object) -> str:
         return _causes(settings(**more), Manifest(stage="tune"))
@@ -155,6 +197,23 @@ def test_a_validation_fold_without_anything_wanted_is_said(workspace):
         pq.write_table(table.set_column(at, "label", pc.cast(zeros, "float32")), path)
     with pytest.raises(UserError, match="no retrieved candidate of fold 2 is relevant"):
         _made(workspace, settings())
+
+
+def test_a_sample_without_anything_wanted_is_said_with_what_to_raise(workspace):
+    """The rows of the workspace teach; those that the proxy drew of them do not."""
+    last = Examples(workspace.features, (2,))
+    requests = last.requests()["request"].to_numpy()
+    drawn = requests[np.linspace(0, len(requests) - 1, 10).round().astype(int)]
+    for path in last.files("examples"):
+        table = pq.read_table(path, partitioning=None)
+        kept = ~np.isin(table["request"].to_numpy(), drawn)
+        label = pa.array(np.where(kept, table["label"].to_numpy(), 0), pa.float32())
+        table = table.set_column(table.column_names.index("label"), "label", label)
+        pq.write_table(table, path)
+    _made(workspace, settings())
+    with pytest.raises(UserError, match="no retrieved candidate of fold 2") as raised:
+        _made(workspace, settings(proxy={"validation_requests": 10}))
+    assert "raise proxy.validation_requests" in str(raised.value.mend)
 
 
 @pytest.mark.parametrize(("fold", "named"), [(2, "2"), (0, "0, 1")], ids=["validation", "train"])

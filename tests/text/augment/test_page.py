@@ -12,6 +12,8 @@ import yaml
 
 from benchmarks.result import RESULTS
 from raysys.config import parse_settings
+from raysys.learners.cross_encoder_ranker_settings import CrossEncoderRankerSettings
+from raysys.learners.next_item_settings import NextItemSettings
 from raysys.learners.two_tower_settings import TwoTowerSettings
 from raysys.stages.text_settings import TextSettings
 from raysys.text.augment import Augmentation
@@ -45,11 +47,17 @@ def test_the_page_does_not_promise_what_was_not_measured() -> None:
 
 
 def test_the_yaml_is_taken() -> None:
-    training, fit, translation = (yaml.safe_load(block) for block in blocks("yaml"))
+    training, fit, more, translation = (yaml.safe_load(block) for block in blocks("yaml"))
     found = parse_settings(TwoTowerSettings, training["learners"]["two_tower"], where="page")
     assert [method.kind for method in found.augmentation.methods] == [
         "synonym_replacement", "word_dropout", "crop",
     ]  # fmt: skip
     told = parse_settings(TextSettings, fit, where="page").augmentation
     assert [method.kind for method in told.methods] == ["spelling_noise", "word_swap"]
+    sessions = parse_settings(NextItemSettings, more["learners"]["next_item"], where="page")
+    kinds = [method.kind for method in sessions.of_sequences().augmentation.methods]
+    assert kinds == ["crop", "mask"]
+    ranker = more["learners"]["cross_encoder_ranker"]
+    pairs = parse_settings(CrossEncoderRankerSettings, ranker, where="page")
+    assert pairs.augmentation.text_methods and pairs.augments == "query"
     assert parse_settings(Augmentation, translation, where="page").text_methods
