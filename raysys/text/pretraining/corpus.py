@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 
 from raysys.config import Settings
 from raysys.datasets import files
-from raysys.datasets.mapping import Files, TableFiles
+from raysys.datasets.mapping import AnyTable, TableFiles
 from raysys.errors import UserError
 
 Part = Literal["train", "held_out"]
@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
 )
 
 
-class TextFiles(Files):
+class TextFiles(AnyTable):
     """Files with texts beside the log: reviews, questions, articles.
 
     Attributes:
@@ -66,7 +66,8 @@ class TextFiles(Files):
     def table(self) -> TableFiles:
         """As the readers take it."""
         where = self.model_dump(exclude={"text", "join", "name"})
-        return TableFiles(**where, columns={f"text{at}": name for at, name in enumerate(self.text)})
+        columns = {f"text{at}": name for at, name in enumerate(self.text)}
+        return TableFiles(**where, columns=columns, bare=True)
 
 
 class CorpusSettings(Settings):

@@ -1,0 +1,110 @@
+"""Text files in any encoding as streams of UTF-8; `auto` tells the encoding from the bytes."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from typing import Final, Literal
+
+from raysys.datasets.unpack import DAMAGE, Bytes
+
+Encoding = Literal[
+    "utf-8", "latin-1", "cp1252", "auto", "utf-16", "gb18030", "big5", "shift_jis", "euc-kr"
+]
+
+SAMPLE: Final = 1 << 20
+"""Bytes by which an encoding is told."""
+
+_STREAMED: Final = ("auto", "utf-16")  # what no cut at line ends leaves whole
+_MULTIBYTE: Final = re.compile(
+    rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
+)
+_HIGH: Final = re.compile(rb"[\x80-\xff]")
+_PAIRS: Final = re.compile(rb"[\xa1-\xf7][\xa1-\xfe]")  # of GB2312, which most of GB18030 text is
+_MOSTLY: Final = 0.8  # of bytes outside ASCII that are UTF-8 in a file that is meant to be
+_SURE: Final = 0.9  # of bytes outside ASCII that must belong to such pairs
+_ZEROS: Final = 0.2  # of every other byte: ASCII in UTF-16 has zeros in half of its bytes
+
+
+def told(sample: bytes) -> str:
+    """The codec that a file begins in: UTF-8 where that is as likely as any other.
+
+    Args:
+        sample: its first bytes; a character may be cut at their end.
+    """
+    if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    for codec, zeros in (("utf-16-le", sample[1::2]), ("utf-16-be", sample[::2])):
+        if zeros.count(0) > _ZEROS * len(zeros) and sample.count(0) < 0.9 * len(sample):
+            return codec
+    high = len(_HIGH.findall(sample))
+    if not high:
+        return "utf-8"
+    well = sum(len(match) for match in _MULTIBYTE.findall(sample))
+    if well >= _MOSTLY * high:  # a broken byte here and there is U+FFFD, not another encoding
+        return "utf-8"
+    decoder = codecs.getincrementaldecoder("gb18030")()
+    try:
+        decoder.decode(sample)
+    except UnicodeDecodeError:
+        return "cp1252"
+    paired = 2 * len(_PAIRS.findall(sample))
+    return "gb18030" if paired >= _SURE * high else "cp1252"
+
+
+def as_utf8(stream: Bytes, encoding: str) -> Bytes:
+    """The stream as UTF-8, for encodings that cannot be decoded line by line, and for `auto`."""
+    if encoding not in _STREAMED:
+        return stream
+    head = _filled(stream, SAMPLE)
+    codec = told(head)
+    if encoding == "utf-16" and not codec.startswith("utf-16"):
+        codec = "utf-16-le"
+    if codec == "utf-8":
+        return _Resumed(head, stream)
+    return _Recoded(_Resumed(head, stream), codec)
+
+
+def _filled(stream: Bytes, size: int) -> bytes:
+    """The first bytes of a stream: as many as are wanted, if there are."""
+    head = b""
+    try:
+        while len(head) < size and (more := stream.read(size - len(head))):
+            head += more
+    except (OSError, *DAMAGE):
+        if not head:
+            raise  # else the next read tells it again, once this was given
+    return head
+
+
+class _Resumed:
+    """A stream of which the head was read."""
+
+    def __init__(self, head: bytes, rest: Bytes) -> None:
+        self._head = head
+        self._rest = rest
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; empty at the end."""
+        if self._head:
+            given, self._head = self._head[:size], self._head[size:]
+            return given
+        return self._rest.read(size)
+
+
+class _Recoded:
+    """A stream in another codec as UTF-8; U+FFFD for what the codec does not have."""
+
+    def __init__(self, stream: Bytes, codec: str) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder(codec)("replace")
+        self._ended = False
+
+    def read(self, size: int) -> bytes:
+        """About `size` bytes; empty at the end."""
+        while not self._ended:
+            data = self._stream.read(size)
+            self._ended = not data
+            if text := self._decoder.decode(data, final=self._ended):
+                return text.encode()
+        return b""
