@@ -125,8 +125,23 @@ def find(files: AnyFiles, derived: frozenset[str] = frozenset()) -> list[Part]:
     Columns in `derived` are not looked for: an adapter makes them.
 
     Raises:
-        UserError: a path that names nothing, an unknown ending, an unset variable, or a column
-            that no file has.
+        UserError: see `named`; a column that no file has.
+    """
+    parts = named(files)
+    _require_columns(files, parts, derived)
+    return parts
+
+
+def columns_of(files: AnyFiles, parts: Sequence[Part]) -> list[str]:
+    """The columns that the first parts have, in the order in which they are met."""
+    return list(dict.fromkeys(name for part in parts[:_PEEKS] for name in peek(part, files) or ()))
+
+
+def named(files: AnyFiles) -> list[Part]:
+    """All files that a mapping names, sorted, whatever their columns are.
+
+    Raises:
+        UserError: a path that names nothing, an unknown ending, or an unset variable.
     """
     found: dict[str, tuple[str, int]] = {}
     for written in files.paths:
@@ -148,7 +163,6 @@ def find(files: AnyFiles, derived: frozenset[str] = frozenset()) -> list[Part]:
         label = str(PurePosixPath(name).relative_to(base))
         form = files.format or _told_format(name, url, files)
         parts.append(Part(url, label, form, size, told=_told_by_path(name)))
-    _require_columns(files, parts, derived)
     return parts
 
 

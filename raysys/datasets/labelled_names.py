@@ -298,7 +298,7 @@ def _unclear(task: str, role: str, columns: Sequence[str], where: str) -> UserEr
 
 
 def _with_names(source: LabelledFiles) -> LabelledFiles:
-    """What Hugging Face's Parquet files call the numbers of labels and tags, if nothing else does."""
+    """Names of labels and tags that are numbers, as Hugging Face keeps them in Parquet files."""
     wants_tags = source.tags and not source.tag_names
     wants_labels = len(source.label) == 1 and not source.label_names
     if not wants_tags and not wants_labels:

@@ -114,7 +114,7 @@ def conll_split(lines: Sequence[str]) -> str | None:
 
 
 def tag_column(rows: Sequence[Sequence[str]]) -> int | None:
-    """The last column of token lines that holds tags alone, some of them no O; None: there is none."""
+    """The last column of token lines that holds tags alone, not only O; None: there is none."""
     width = min(map(len, rows), default=0)
     for column in reversed(range(width)):
         tags = [row[column] for row in rows]

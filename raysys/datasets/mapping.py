@@ -164,11 +164,12 @@ class AnyTable(Files):
 
     format: TableFormat | None = None  # type: ignore[assignment]  # more than logs have
     """None: told by ending and content. `json`: one document, or lines that are no plain objects;
-    `conll`: a token a line with its tags; `fasttext`: `__label__x text`; `triples`: title, attribute
-    and value with U+0001 between; `lines`: a text a line; `brat`: `.ann` beside `.txt`."""
+    `conll`: a token a line with its tags; `fasttext`: `__label__x text`; `triples`: title,
+    attribute and value with U+0001 between; `lines`: a text a line; `brat`: `.ann` beside `.txt`.
+    """
 
     delimiter: str = Field(default="", max_length=1)
-    """Of a CSV; empty: comma, tab, semicolon or bar, whichever parts the columns that are asked for."""
+    """Of a CSV; empty: comma, tab, semicolon or bar: that which parts the columns asked for."""
 
     quoted: bool | None = None
     """Fields of a CSV may be quoted; false: a quotation mark is a character like any other, such as
