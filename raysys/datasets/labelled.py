@@ -6,6 +6,7 @@ its text) never stops a run: it goes to the quarantine with its reason.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ from raysys.datasets import complete_journey, files
 from raysys.datasets.files import Part
 from raysys.datasets.labelled_files import LabelledFiles, TextSource
 from raysys.datasets.labelled_spans import Locate, Reader, spans_of, tagged
-from raysys.datasets.labelled_values import as_text, labels, rating, unsayable
+from raysys.datasets.labelled_values import as_prose, as_text, labels, path_hint, rating, unsayable
 from raysys.datasets.mapping import TableFiles
 from raysys.datasets.times import to_millis
 from raysys.errors import UserError
+
+log = logging.getLogger("raysys")
 
 QUARANTINE: Final[dict[str, Any]] = {
     "reason": pl.String,
@@ -144,6 +147,9 @@ def read(
         )
     if task in ("classify", "sentiment") and rows["label"].is_null().all():
         raise UserError(f"none of {rows.height:,} texts has a label", where="sources")
+    sign = path_hint(rows["label"]) if task == "classify" else None
+    if sign and not any(source.label_separator for source in sources):
+        log.warning("most labels hold %r: if they are paths, say `label_separator: %r`", sign, sign)
     return labelled
 
 
@@ -173,8 +179,8 @@ def joined(rows: pl.DataFrame, columns: Sequence[str], separator: str) -> pl.Exp
     Several columns of which all are empty give null.
     """
     if len(columns) == 1:
-        return as_text(rows, columns[0])
-    texts = [as_text(rows, name).str.strip_chars() for name in columns]
+        return as_prose(rows, columns[0], separator)
+    texts = [as_prose(rows, name, separator).str.strip_chars() for name in columns]
     filled = [pl.when(text != "").then(text) for text in texts]
     text = pl.concat_str(filled, separator=separator, ignore_nulls=True)
     return pl.when(text != "").then(text)

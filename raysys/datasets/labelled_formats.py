@@ -16,7 +16,15 @@ import polars as pl
 from raysys.datasets.chunks import Lost, as_fault, chunks, utf8
 from raysys.datasets.files import Block, Fault, Part, filled, lacks_needed, nothing_but
 from raysys.datasets.json_lines import text_column, value_at
-from raysys.datasets.layouts import LABEL, START, TAG, TRIPLE, conll_split, parsed, tag_column
+from raysys.datasets.layouts import (
+    LABEL,
+    START,
+    TRIPLE,
+    conll_split,
+    parsed,
+    tag_column,
+    token_fields,
+)
 from raysys.datasets.mapping import FROM_PATH, AnyFiles, fit, wanted
 from raysys.datasets.span_notations import of_studio
 from raysys.datasets.tagged_tokens import as_text, join_of
@@ -147,7 +155,7 @@ def _conll(part: Part, files: AnyFiles) -> Iterator[Record]:
     head = list(islice(lines, _LOOK))
     tokens = [s for s in head if isinstance(s, str) and s.strip() and not _is_comment(s)]
     between = conll_split(tokens)
-    rows = [fields for line in tokens if (fields := _fields(line, between))]
+    rows = [fields for line in tokens if (fields := token_fields(line, between))]
     width = max({len(row) for row in rows} or {1}, key=[len(row) for row in rows].count)
     fitting = [row for row in rows if len(row) == width]
     tag = tag_column(fitting)
@@ -183,7 +191,7 @@ def _sentences(
         if isinstance(line, Fault):
             yield line
             continue
-        fields = [] if _is_comment(line) else _fields(line, between)
+        fields = [] if _is_comment(line) else token_fields(line, between)
         if fields:
             rows.append(fields)
         elif rows and not (line.startswith("#") and line.strip()):
@@ -191,17 +199,6 @@ def _sentences(
             rows = []
     if rows:
         yield rows
-
-
-def _fields(line: str, between: str | None) -> list[str]:
-    """Columns of a token line; the token may be a blank, of which only the tag is left."""
-    if not line.strip():
-        return []
-    if between:
-        return line.split(between)
-    fields = line.split()
-    blank = len(fields) == 1 and line[0] in " \u3000\u00a0" and TAG.fullmatch(fields[0])
-    return [" ", fields[0]] if blank else fields
 
 
 def _is_comment(line: str) -> bool:

@@ -47,7 +47,7 @@ _ITEM_TEXTS: Final[Tiers] = (
 _LABELS: Final[Tiers] = (
     ("label", "labels", "class", "target", "sentiment", "polarity", "标签", "类别"),
     ("category", "categories", "categoryname", "productcategory", "productcategorytree",
-     "categorypath", "classname", "labelname", "topic", "intent"),
+     "categorypath", "categorylabel", "classname", "labelname", "topic", "intent"),
     ("categoryid", "classid", "labelid", "cat", "y"),
 )  # fmt: skip
 _SENTIMENTS: Final[Tiers] = (
@@ -349,7 +349,7 @@ def _with_sentiments(source: LabelledFiles, where: str) -> LabelledFiles:
     if not unknown:
         return source
     for names in _NUMBERED:
-        if {label.lower() for label in unknown} <= {*names} and len(unknown) == len(counts) > 1:
+        if {label.lower() for label in counts} == {*names}:
             said = {label: names[label.lower()] for label in counts}
             log.info("text: %s: labels are read so: %s; `label_names` may say it", where, said)
             return source.model_copy(update={"label_names": {**source.label_names, **said}})

@@ -20,6 +20,8 @@ SENTIMENT_WORDS: Final = {
 }
 """What data sets call the sentiments, in lower case."""
 
+_FEW: Final = 4  # labels that are too few to see a hierarchy in them
+
 _RATING: Final = (
     r"(?i)^(\d+(?:[.,]\d+)?)\s*(?:(?:/|out of)\s*\d+(?:\.0)?)?\s*(?:stars?|points?|星|★|⭐)?$"
 )
@@ -35,6 +37,26 @@ def as_text(rows: pl.DataFrame, name: str) -> pl.Expr:
     if kind.is_nested():
         return pl.col(name).map_batches(json_text, return_dtype=pl.String)
     return text
+
+
+def as_prose(rows: pl.DataFrame, name: str, separator: str) -> pl.Expr:
+    """A column of texts; one that is a list of texts, as descriptions may be, is joined."""
+    text = as_text(rows, name)
+    if not rows.schema[name].is_nested() and rows.schema[name] != pl.String:
+        return text
+    return text.map_batches(lambda told: _prose(told, separator), return_dtype=pl.String)
+
+
+def _prose(told: pl.Series, separator: str) -> pl.Series:
+    listed = told.str.contains(r"""(?s)^\[["'].*["']\]$""").fill_null(value=False)
+    if not listed.any():
+        return told
+    joined = {}
+    for text in told.filter(listed).unique().to_list():
+        found = parsed(text)
+        if isinstance(found, list) and all(isinstance(one, str) for one in found):
+            joined[text] = separator.join(found)
+    return told.replace(joined) if joined else told
 
 
 def unsayable(text: pl.Expr) -> pl.Expr:
@@ -110,3 +132,16 @@ def _path(text: str, source: TextColumns) -> str:
     if source.label_separator:
         levels = [each for level in levels for each in level.split(source.label_separator)]
     return LEVELS.join(level.strip() for level in levels if level.strip())
+
+
+def path_hint(found: pl.Series) -> str | None:
+    """What seems to part the levels of labels that nothing parts; None: nothing does."""
+    distinct = found.drop_nulls().unique()
+    if distinct.len() < _FEW or distinct.str.contains(LEVELS, literal=True).any():
+        return None
+    for sign in (">>", "->", "::", ">", "|", "/"):
+        parted = distinct.filter(distinct.str.contains(sign, literal=True))
+        tops = parted.str.split(sign).list.first().n_unique()
+        if parted.len() >= distinct.len() / 2 and tops <= parted.len() / 2:
+            return sign
+    return None

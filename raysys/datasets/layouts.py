@@ -22,7 +22,7 @@ from raysys.errors import UserError
 ENDINGS: Final[dict[str, TableFormat]] = {
     ".ann": "brat",
     **dict.fromkeys((".conll", ".bio", ".iob", ".iob2", ".bioes", ".bmes", ".ner"), "conll"),
-}  # type: ignore[dict-item]
+}
 """Of files of texts alone, beside those that every file may have."""
 
 DELIMITERS: Final = (",", "\t", ";", "|")
@@ -84,10 +84,10 @@ def told_format(path: str, ending: str, known: str | None, files: TableFiles) ->
     if known != "csv" and text.lstrip()[0] in "[{":
         return _json_kind(text)
     lines = [line for line in text.split("\n")[:_LINES] if line.strip()]
-    if files.header is None or known is None:
-        special = _special(lines)
-        if special and not _has_header(lines[0], files):
-            return special
+    special = _special(lines)
+    named = files.header is not None and special != "conll"
+    if special and not named and not _has_header(lines[0], files):
+        return special
     if known == "csv" and files.bare and not _has_header(lines[0], files):
         return "csv" if _width(text, files) > 1 else "lines" if ending == ".txt" else "csv"
     if known is None and _width(text, files) > 1:
@@ -111,6 +111,17 @@ def conll_split(lines: Sequence[str]) -> str | None:
     """What stands between the columns of token lines: a tab, or None for blanks."""
     tabs = sum("\t" in line for line in lines if line.strip())
     return "\t" if tabs > len(lines) / 2 else None
+
+
+def token_fields(line: str, between: str | None) -> list[str]:
+    """Columns of a token line; the token may be a blank, of which only the tag is left."""
+    if not line.strip():
+        return []
+    if between:
+        return line.split(between)
+    fields = line.split()
+    blank = len(fields) == 1 and line[0].isspace() and TAG.fullmatch(fields[0])
+    return [" ", fields[0]] if blank else fields
 
 
 def tag_column(rows: Sequence[Sequence[str]]) -> int | None:
@@ -183,7 +194,7 @@ def _special(lines: Sequence[str]) -> TableFormat | None:
     if not tokens:
         return None
     between = conll_split(tokens)
-    rows = [line.split(between) for line in tokens]
+    rows = [token_fields(line, between) for line in tokens]
     widths = [len(row) for row in rows]
     width = max(set(widths), key=widths.count)
     fitting = [row for row in rows if len(row) == width]
@@ -201,8 +212,11 @@ def _has_header(line: str, files: TableFiles) -> bool:
 def rows_of(text: str, delimiter: str, quoted: bool = True) -> Iterator[list[str]]:
     """The records of a CSV that are not empty, as Python reads them."""
     csv.field_size_limit(sys.maxsize)
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )
     return (row for row in reader if any(field.strip() for field in row))
 
 
