@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Final
 
 from raysys.datasets.encodings import as_utf8
@@ -36,7 +37,7 @@ def chunks(part: Part, *, quoted: bool, encoding: str = "utf-8") -> Iterator[byt
     first = True
     try:
         with opened(part.path) as packed:
-            file = as_utf8(unpacked(packed), encoding)
+            file = as_utf8(unpacked(packed), encoding, PurePosixPath(part.path).name)
             while data := file.read(CHUNK):
                 rest += data.removeprefix(BOM) if first else data
                 first = False

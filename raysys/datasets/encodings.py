@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import functools
+import logging
 import re
 from typing import Final, Literal
 
 from raysys.datasets.unpack import DAMAGE, Bytes
+
+log = logging.getLogger("raysys")
 
 Encoding = Literal[
     "utf-8", "latin-1", "cp1252", "auto", "utf-16", "gb18030", "big5", "shift_jis", "euc-kr"
@@ -52,8 +56,14 @@ def told(sample: bytes) -> str:
     return "gb18030" if paired >= _SURE * high else "cp1252"
 
 
-def as_utf8(stream: Bytes, encoding: str) -> Bytes:
-    """The stream as UTF-8, for encodings that cannot be decoded line by line, and for `auto`."""
+def as_utf8(stream: Bytes, encoding: str, name: str = "") -> Bytes:
+    """The stream as UTF-8, for encodings that cannot be decoded line by line, and for `auto`.
+
+    Args:
+        stream: at its beginning.
+        encoding: as settings name it.
+        name: of the file; the log tells once how it is read, if not as UTF-8.
+    """
     if encoding not in _STREAMED:
         return stream
     head = _filled(stream, SAMPLE)
@@ -62,7 +72,14 @@ def as_utf8(stream: Bytes, encoding: str) -> Bytes:
         codec = "utf-16-le"
     if codec == "utf-8":
         return _Resumed(head, stream)
+    if name and encoding == "auto":
+        _tell(name, codec)
     return _Recoded(_Resumed(head, stream), codec)
+
+
+@functools.lru_cache(maxsize=1024)
+def _tell(name: str, codec: str) -> None:
+    log.info("%s is no UTF-8 and read as %s; `encoding` may say another", name, codec)
 
 
 def _filled(stream: Bytes, size: int) -> bytes:

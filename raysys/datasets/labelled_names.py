@@ -179,15 +179,7 @@ def _guessed(
     if "grade" in lacks:
         take("grade", _GRADES, _is_numbers)
     if "spans" in lacks:
-        if not source.text and not source.tokens:
-            take("tokens", _TOKENS, _is_list)
-        if "tokens" in found or source.tokens:
-            take("tags", _TAGS, _is_list)
-        if "tags" not in found:
-            found.pop("tokens", None)
-            take("spans", _SPANS, _is_spans)
-            if "spans" not in found:
-                take("attributes", _ATTRIBUTES, _is_mapping)
+        _take_spans(source, take, found)
         if _is_answers(columns, rows):
             found["answer"] = "answer"
     if "label" in lacks:
@@ -201,6 +193,23 @@ def _guessed(
         if "text" not in found and len(rows.columns) == 2 == len(left) + 1:
             found["text"] = left[0]
     return found
+
+
+def _take_spans(source: LabelledFiles, take: Any, found: dict[str, Any]) -> None:
+    """Spans of a text, or else tags of tokens, or else attributes."""
+    if not source.tokens:
+        take("spans", (_SPANS[0][:2],), _is_spans)
+    if "spans" not in found and not source.text:
+        if not source.tokens:
+            take("tokens", _TOKENS, _is_list)
+        if "tokens" in found or source.tokens:
+            take("tags", _TAGS, _is_list)
+        if "tags" not in found:
+            found.pop("tokens", None)
+    if "spans" not in found and "tags" not in found:
+        take("spans", _SPANS, _is_spans)
+    if "spans" not in found and "tags" not in found:
+        take("attributes", _ATTRIBUTES, _is_mapping)
 
 
 def _named(columns: Sequence[str], tiers: Tiers) -> str | None:

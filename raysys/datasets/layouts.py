@@ -10,7 +10,8 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, Final
+from pathlib import PurePosixPath
+from typing import IO, Any, Final
 
 from raysys.datasets.chunks import BOM, utf8
 from raysys.datasets.encodings import SAMPLE, as_utf8
@@ -56,7 +57,9 @@ def settled(path: str, files: AnyFiles) -> AnyFiles:
     return files.model_copy(update={"delimiter": delimiter, "quoted": quoted})
 
 
-def told_format(path: str, ending: str, known: str | None, files: TableFiles) -> TableFormat | None:
+def told_format(
+    path: str, ending: str, known: TableFormat | None, files: TableFiles
+) -> TableFormat | None:
     """The format of a file; None: nothing tells it.
 
     Args:
@@ -70,17 +73,18 @@ def told_format(path: str, ending: str, known: str | None, files: TableFiles) ->
     """
     if known == "parquet" or ending in ENDINGS:
         return ENDINGS.get(ending, "parquet")
-    start = _begin(path)
-    if start is not None:
-        if start.startswith(b"PAR1"):
-            return "parquet"
-        for magic, what, mend in _FOREIGN:
-            if start.startswith(magic):
-                where = path.removeprefix("file://")
-                raise UserError(f"is {what}, which is not read", where=where, mend=mend)
-    text = sample(path, files.encoding)
-    if text is None or not text.strip():
-        return known  # type: ignore[return-value]  # reading it says what is wrong
+    try:
+        with opened(path) as file:
+            start = file.read(16)
+            if start.startswith(b"PAR1"):
+                return "parquet"
+            _refuse(start, path)
+            file.seek(0)
+            text = _first_lines(file, path, files.encoding)
+    except (OSError, *DAMAGE):
+        return known  # reading it says what is wrong
+    if not text.strip():
+        return known
     if known != "csv" and text.lstrip()[0] in "[{":
         return _json_kind(text)
     lines = [line for line in text.split("\n")[:_LINES] if line.strip()]
@@ -92,16 +96,21 @@ def told_format(path: str, ending: str, known: str | None, files: TableFiles) ->
         return "csv" if _width(text, files) > 1 else "lines" if ending == ".txt" else "csv"
     if known is None and _width(text, files) > 1:
         return "csv"
-    return known  # type: ignore[return-value]
+    return known
 
 
 def sample(path: str, encoding: str) -> str | None:
     """The first lines of a text file, unpacked and decoded; None: it cannot be read."""
     try:
         with opened(path) as packed:
-            data = as_utf8(unpacked(packed), encoding).read(SAMPLE)
+            return _first_lines(packed, path, encoding)
     except (OSError, *DAMAGE):
         return None
+
+
+def _first_lines(packed: IO[bytes], path: str, encoding: str) -> str:
+    name = PurePosixPath(path).name
+    data = as_utf8(unpacked(packed), encoding, name).read(SAMPLE)
     if len(data) >= SAMPLE:
         data = data[: data.rfind(b"\n") + 1] or data
     return utf8(data.removeprefix(BOM), encoding).decode().replace("\r\n", "\n")
@@ -157,12 +166,11 @@ def is_project(record: Any) -> bool:
     return studio or isinstance(record.get("paragraphs"), list)
 
 
-def _begin(path: str) -> bytes | None:
-    try:
-        with opened(path) as file:
-            return file.read(16)
-    except OSError:
-        return None
+def _refuse(start: bytes, path: str) -> None:
+    for magic, what, mend in _FOREIGN:
+        if start.startswith(magic):
+            where = path.removeprefix("file://")
+            raise UserError(f"is {what}, which is not read", where=where, mend=mend)
 
 
 def _json_kind(text: str) -> TableFormat:

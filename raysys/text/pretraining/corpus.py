@@ -24,6 +24,7 @@ from pydantic import Field, field_validator
 
 from raysys.config import Settings
 from raysys.datasets import files
+from raysys.datasets.labelled_values import as_prose
 from raysys.datasets.mapping import AnyTable, TableFiles
 from raysys.errors import UserError
 
@@ -239,7 +240,10 @@ def _sources(
 
 
 def _texts_of(rows: pl.DataFrame, named: TextFiles) -> list[str]:
-    columns: list[list[Any]] = [rows[name].cast(pl.String).to_list() for name in named.text]
+    said = rows.select(
+        as_prose(rows, name, named.join).alias(str(at)) for at, name in enumerate(named.text)
+    )
+    columns: list[list[Any]] = [column.to_list() for column in said]
     return [named.join.join(t for t in row if t) for row in zip(*columns, strict=True)]
 
 
