@@ -26,6 +26,15 @@ _MULTIBYTE: Final = re.compile(
 _HIGH: Final = re.compile(rb"[\x80-\xff]")
 _PAIRS: Final = re.compile(rb"[\xa1-\xf7][\xa1-\xfe]")  # of GB2312, which most of GB18030 text is
 _MOSTLY: Final = 0.8  # of bytes outside ASCII that are UTF-8 in a file that is meant to be
+_ASIAN: Final = (
+    # what is written in a codec, and how much of its text that is at least; in this order, as
+    # bytes of one can be those of another, but then say what nobody writes
+    ("euc-kr", re.compile("[\uac00-\ud7a3]"), 0.8),
+    ("euc_jp", re.compile("[\u3041-\u30ff]"), 0.3),
+    ("cp932", re.compile("[\u3041-\u30ff]"), 0.3),
+    ("gb18030", re.compile("[\u3000-\u303f\u4e00-\u9fff\uff01-\uff5e]"), 0.8),
+    ("big5", re.compile("[\u3000-\u303f\u4e00-\u9fff\uff01-\uff5e]"), 0.95),
+)
 _SURE: Final = 0.9  # of bytes outside ASCII that must belong to such pairs
 _ZEROS: Final = 0.2  # of every other byte: ASCII in UTF-16 has zeros in half of its bytes
 
@@ -47,13 +56,21 @@ def told(sample: bytes) -> str:
     well = sum(len(match) for match in _MULTIBYTE.findall(sample))
     if well >= _MOSTLY * high:  # a broken byte here and there is U+FFFD, not another encoding
         return "utf-8"
-    decoder = codecs.getincrementaldecoder("gb18030")()
+    return next(
+        (codec for codec, script, least in _ASIAN if _says(sample, codec, script, least)), "cp1252"
+    )
+
+
+def _says(sample: bytes, codec: str, script: re.Pattern[str], least: float) -> bool:
+    """Whether every byte can be of a codec, and the characters are those that it is for."""
     try:
-        decoder.decode(sample)
+        text = codecs.getincrementaldecoder(codec)().decode(sample)
     except UnicodeDecodeError:
-        return "cp1252"
-    paired = 2 * len(_PAIRS.findall(sample))
-    return "gb18030" if paired >= _SURE * high else "cp1252"
+        return False
+    if codec == "gb18030" and 2 * len(_PAIRS.findall(sample)) < _SURE * len(_HIGH.findall(sample)):
+        return False
+    high = sum(not char.isascii() for char in text)
+    return len(script.findall(text)) >= least * high > 0
 
 
 def as_utf8(stream: Bytes, encoding: str, name: str = "") -> Bytes:

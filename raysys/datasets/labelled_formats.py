@@ -159,6 +159,9 @@ def _conll(part: Part, files: AnyFiles) -> Iterator[Record]:
     width = max({len(row) for row in rows} or {1}, key=[len(row) for row in rows].count)
     fitting = [row for row in rows if len(row) == width]
     tag = tag_column(fitting)
+    if tag is None and (below := tag_column(fitting[1:])) is not None:  # under a header line
+        tag, fitting = below, fitting[1:]
+        head.remove(tokens[0])
     tag = width - 1 if tag is None else tag
     word = next((at for at in range(width) if at != tag and not _counts(fitting, at)), 0)
     join = join_of([[row[word] for row in fitting]])
@@ -263,6 +266,8 @@ def _flat(record: Any) -> Iterator[Record]:
         yield _pair(list(record))
     elif not isinstance(record, dict):
         yield Fault(0, "line_does_not_parse", str(record))
+    elif "row_idx" in record and isinstance(record.get("row"), dict):  # Hugging Face's viewer
+        yield record["row"]
     elif isinstance(record.get("paragraphs"), list):
         yield from _mave(record)
     elif isinstance(record.get("data"), dict) and (

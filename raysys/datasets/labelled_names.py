@@ -21,6 +21,7 @@ from raysys.datasets import files
 from raysys.datasets.fetching import opened
 from raysys.datasets.files import Part
 from raysys.datasets.labelled_files import LabelledFiles, TextSource
+from raysys.datasets.labelled_spans import named_values
 from raysys.datasets.labelled_values import SENTIMENT_WORDS, labels, rating
 from raysys.datasets.layouts import parsed
 from raysys.datasets.span_notations import told_spans
@@ -180,13 +181,13 @@ def _guessed(
         take("grade", _GRADES, _is_numbers)
     if "spans" in lacks:
         _take_spans(source, take, found)
-        if _is_answers(columns, rows):
-            found["answer"] = "answer"
     if "label" in lacks:
         take("label", _LABELS)
     if "rating" in lacks:
         take("label", _SENTIMENTS, _is_sentiments)
         take("rating", _RATINGS if "label" not in found else _RATINGS[:1], _is_numbers)
+    if not source.answer and _is_answers(columns, rows):
+        found["answer"] = "answer"
     if "text" in lacks and "tokens" not in found:
         take("text", _ITEM_TEXTS if task == "relevance" else TEXTS, _is_text)
         left = [name for name in columns if name not in found.values()]
@@ -245,7 +246,7 @@ def _is_list(values: pl.Series) -> bool:
 
 def _is_mapping(values: pl.Series) -> bool:
     some = _some(values)
-    return bool(some) and all(isinstance(value, Mapping) for value in some)
+    return bool(some) and all(named_values(value) is not None for value in some)
 
 
 def _is_spans(values: pl.Series) -> bool:
@@ -272,6 +273,10 @@ def _is_answers(columns: Iterable[str], rows: pl.DataFrame) -> bool:
 
 
 def _word(value: object) -> str:
+    if isinstance(value, str) and value.startswith("["):
+        value = parsed(value)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip().lower())
 
 

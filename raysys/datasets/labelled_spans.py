@@ -15,6 +15,9 @@ from raysys.datasets.span_notations import placed, told_spans
 from raysys.datasets.tagged_tokens import as_text, join_of
 from raysys.errors import UserError
 
+_NAMES = ("name", "key", "attribute", "attribute_name", "label")
+_SAID = ("value", "values", "attribute_value")
+
 Locate = Callable[[str, Mapping[str, Sequence[str]]], tuple[list[dict[str, Any]], int]]
 """Spans {start, end, label} of a text from attribute → values, and how many values it lacks."""
 
@@ -53,7 +56,9 @@ def spans_of(
             if source.spans:
                 found = _checked(content or [], text or "", reader.notes)
             else:
-                values = dict(content or {})
+                values = named_values(content or {})
+                if values is None:
+                    raise ValueError("attributes without names")
                 values |= {name: column[at] for name, column in columns.items()}
                 found = reader.located(text or "", _values(values, source.no_value))
         except _OutsideError:
@@ -154,6 +159,28 @@ def _checked(content: Any, text: str, notes: Counter[str]) -> list[dict[str, Any
             notes[mended] += 1
         found.append({"start": start, "end": end, "label": told.label})
     return sorted(found, key=lambda span: (span["start"], span["end"]))
+
+
+def named_values(content: Any) -> dict[str, Any] | None:
+    """Attribute → what is told of it, also of a list of names and values; None: of anything else."""
+    if isinstance(content, Mapping):
+        return dict(content)
+    if not isinstance(content, list | tuple):
+        return None
+    found: dict[str, list[Any]] = {}
+    for one in content:
+        if isinstance(one, Mapping):
+            name = next((one[key] for key in _NAMES if isinstance(one.get(key), str)), None)
+            value = next((one[key] for key in _SAID if one.get(key) is not None), None)
+        elif isinstance(one, list | tuple) and len(one) == 2:
+            name, value = one
+        else:
+            return None
+        if not isinstance(name, str):
+            return None
+        listed = [value] if isinstance(value, str) or not isinstance(value, list) else value
+        found.setdefault(name, []).extend(listed)
+    return found
 
 
 def _values(attributes: Mapping[str, Any], none: Sequence[str]) -> dict[str, list[str]]:

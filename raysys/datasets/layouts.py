@@ -27,9 +27,10 @@ ENDINGS: Final[dict[str, TableFormat]] = {
 """Of files of texts alone, beside those that every file may have."""
 
 DELIMITERS: Final = (",", "\t", ";", "|")
-TAG: Final = re.compile(r"(?:O|[BIESMLU]-\S+)")
+TAG: Final = re.compile(r"(?:O|[BIESMLU][-_]\S+)")
 """What a token's tag is in any of the schemes."""
 
+_BLANKS: Final = re.compile("[ \t]+")  # no others: a token may hold them
 LABEL: Final = "__label__"
 START: Final = "-DOCSTART-"
 TRIPLE: Final = "\x01"
@@ -43,6 +44,7 @@ _FOREIGN: Final = (
     (b"ARROW1", "an Arrow file", "save it as Parquet: datasets.load_from_disk(…).to_parquet(…)"),
     (b"\x80\x04", "a pickle", "pickles run code; save it as Parquet or JSON lines"),
     (b"\x80\x03", "a pickle", "pickles run code; save it as Parquet or JSON lines"),
+    (b"<?xml", "XML", "write its records as JSON lines"),
     (b"SQLite format", "a database", "export the table as CSV"),
 )
 
@@ -128,9 +130,8 @@ def token_fields(line: str, between: str | None) -> list[str]:
         return []
     if between:
         return line.split(between)
-    fields = line.split()
-    blank = len(fields) == 1 and line[0].isspace() and TAG.fullmatch(fields[0])
-    return [" ", fields[0]] if blank else fields
+    fields = _BLANKS.split(line.rstrip())
+    return [fields[0] or " ", *fields[1:]]
 
 
 def tag_column(rows: Sequence[Sequence[str]]) -> int | None:
@@ -208,7 +209,8 @@ def _special(lines: Sequence[str]) -> TableFormat | None:
     fitting = [row for row in rows if len(row) == width]
     if width < 2 or len(fitting) < _MOSTLY * len(rows):
         return None
-    return None if tag_column(fitting) is None else "conll"
+    tagged = tag_column(fitting) is not None or tag_column(fitting[1:]) is not None
+    return "conll" if tagged else None
 
 
 def _has_header(line: str, files: TableFiles) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-_PREFIXED: Final = re.compile(r"([BIESMLU])-(.+)", re.DOTALL)
+_PREFIXED: Final = re.compile(r"([BIESMLU])[-_](.+)", re.DOTALL)
 _DENSE: Final = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1780-\u17ff]")
 _MOSTLY: Final = 0.8  # of tokens: what makes a file one of a script without blanks
 _MANY: Final = 0.5

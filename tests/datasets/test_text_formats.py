@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import logging
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from raysys.config import parse_settings
 from raysys.datasets import files, labelled
+from raysys.datasets.encodings import as_utf8, told
 from raysys.datasets.labelled import Labelled
 from raysys.datasets.labelled_files import LabelledFiles
 from raysys.datasets.labelled_names import settled
@@ -28,8 +30,8 @@ from raysys.stages.text_sources import locate
 
 def read(task: str, path: Path, **columns: Any) -> Labelled:
     """As `raysys text fit` reads files whose columns nothing names but `columns`."""
-    told = parse_settings(LabelledFiles, {"paths": str(path), **columns}, where="test")
-    sources = settled((told,), task)
+    one = parse_settings(LabelledFiles, {"paths": str(path), **columns}, where="test")
+    sources = settled((one,), task)
     return labelled.read(sources, labelled.find(sources), task, locate)
 
 
@@ -71,6 +73,12 @@ STUDIO = [
         ("iob1.txt", "Acme I-BRAND\nX1 I-MODEL\nmill O\n"),
         ("a.bioes", "Acme S-BRAND\nX1 S-MODEL\nmill O\n"),
         ("mit.bio", "B-BRAND\tAcme\nB-MODEL\tX1\nO\tmill\n"),
+        ("header.tsv", "token\ttag\nAcme\tB_BRAND\nX1\tB_MODEL\nmill\tO\n"),
+        (
+            "pairs.jsonl",
+            [{"title": MILL[0], "attributes": [
+                {"name": "BRAND", "value": "Acme"}, {"name": "MODEL", "value": ["X1"]}]}],
+        ),
         ("germeval.tsv", "# http://x\n1\tAcme\tO\tB-BRAND\n2\tX1\tO\tB-MODEL\n3\tmill\tO\tO\n"),
         ("multiconer.conll", "# id 7\tdomain=en\nAcme _ _ B-BRAND\nX1 _ _ B-MODEL\nmill _ _ O\n\n"),
         ("doccano.jsonl", [{"id": 1, "text": MILL[0], "label": SPANS}]),
@@ -252,6 +260,11 @@ ZH = "label,review\n1,这个手机很好用，非常满意\n0,质量太差了，
         ("data.json", json.dumps({"data": [{"text": "x", "label": True}]}), [("x", "true")]),
         ("cols.json", json.dumps({"text": {"0": "x"}, "label": {"0": "A"}}), [("x", "A")]),
         ("one.json", json.dumps({"text": "x", "label": "A"}, indent=1), [("x", "A")]),
+        (
+            "hf.json",
+            json.dumps({"rows": [{"row_idx": 0, "row": {"text": "x", "label": "A"}}]}),
+            [("x", "A")],
+        ),
         ("pairs.jsonl", [["x", "A"], ["y", "B"]], [("x", "A"), ("y", "B")]),
         (
             "py.json.gz",
@@ -290,6 +303,7 @@ def test_texts_with_a_label(
         ("amazon.json.gz", [{"reviewText": "a", "summary": "s", "overall": 5.0}], ["positive"]),
         ("amazon23.jsonl", [{"rating": 2.0, "title": "t", "text": "a"}], ["negative"]),
         ("yelp.json", [{"review_id": "1", "stars": 4.0, "text": "a"}], ["positive"]),
+        ("doccano.jsonl", [{"text": "a", "label": ["positive"]}], ["positive"]),
         ("words.csv", "review,sentiment\na,Positive\nb,NEG\n", ["positive", "negative"]),
         ("stars.csv", "review,rating\na,5.0 out of 5 stars\nb,1 star\n", ["positive", "negative"]),
         ("polarity.txt", "__label__2 a: b\n__label__1 c\n", ["positive", "negative"]),
@@ -308,6 +322,33 @@ def test_reviews(
     assert found.rows["label"].to_list() == said
     assert not found.aside.height
     assert not found.rows["text"].str.contains("\ufffd").any()
+
+
+@pytest.mark.parametrize(
+    ("codec", "text"),
+    [
+        ("gb18030", "手机不错，电池很耐用。Acme P9 屏幕清晰"),
+        ("gbk", "联想笔记本电脑 14英寸"),
+        ("big5", "手機不錯，電池很耐用，螢幕清晰"),
+        ("euc-kr", "이 휴대폰은 정말 좋아요. 배터리가 오래 갑니다"),
+        ("euc_jp", "この携帯はとても良いです。電池が長持ちします"),
+        ("cp932", "この携帯はとても良いです。電池が長持ちします"),
+        ("cp1252", "café très bon, naïve façade, 5 €"),
+        ("utf-8", "手机不错，电池很耐用"),
+        ("utf-8", "plain"),
+        ("utf-16", "手机不错"),
+    ],
+)
+def test_encodings_are_told_by_their_bytes(codec: str, text: str) -> None:
+    data = text.encode(codec)
+    assert data.decode(told(data)) == text
+    stream = as_utf8(io.BytesIO(data), "auto")
+    assert b"".join(iter(lambda: stream.read(7), b"")).decode().removeprefix("\ufeff") == text
+
+
+def test_a_broken_byte_does_not_make_another_encoding_of_utf8() -> None:
+    assert told("手机不错，电池很耐用".encode() + b"\xff" + "屏幕".encode()) == "utf-8"
+    assert told("手机不错".encode()[:-1]) == "utf-8"
 
 
 def test_quotation_marks_of_amazon_are_inches(tmp_path: Path) -> None:
@@ -362,6 +403,7 @@ def test_a_file_without_a_header_line_takes_its_names_from_the_yaml(tmp_path: Pa
         ("a.csv", b"PK\x03\x04[Content_Types].xml", r"Excel(.|\n)*CSV"),
         ("a.pkl", b"\x80\x04\x95", r"a pickle(.|\n)*Parquet"),
         ("a.arrow", b"ARROW1\0\0", r"an Arrow file(.|\n)*to_parquet"),
+        ("a.xml", "<?xml version='1.0'?><a/>", r"is XML(.|\n)*JSON lines"),
         ("a.dat", "just words", r"cannot tell the format(.|\n)*conll"),
         ("a.csv", "text,review,label\na,b,c\n", r"text: say which column.*text, review, label"),
         ("a.csv", "text,colour\na,b\n", r"which column is the label.*\n.*label: COLUMN"),
