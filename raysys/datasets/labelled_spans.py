@@ -162,7 +162,7 @@ def _checked(content: Any, text: str, notes: Counter[str]) -> list[dict[str, Any
 
 
 def named_values(content: Any) -> dict[str, Any] | None:
-    """Attribute → what is told of it, also of a list of names and values; None: of anything else."""
+    """Attribute → what is told of it, also of a list of names and values; else None."""
     if isinstance(content, Mapping):
         return dict(content)
     if not isinstance(content, list | tuple):
