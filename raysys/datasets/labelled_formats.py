@@ -7,6 +7,7 @@ docs/text-files.md. Records are numbered as they come: of token files sentences,
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, Final
@@ -33,6 +34,7 @@ ROWS: Final = 16_384
 """Records of a block."""
 
 _LOOK: Final = 2000  # token lines by which columns are told
+_BETWEEN: Final = re.compile(r"[\s,]*")  # rows of a list
 _PEEK: Final = 50  # records looked at for their keys
 _HOLDERS: Final = ("data", "annotations", "rows", "examples", "documents", "items", "records")
 
@@ -229,11 +231,27 @@ def _json(part: Part, files: AnyFiles) -> Iterator[Record]:
         return
     first = parsed(full[0]) if full else None
     if first is None:
-        yield Fault(0, "unreadable_file", "neither one JSON document nor a JSON value a line")
+        yield from _before_the_cut("\n".join(lines))
         return
     for line in full:
         record = parsed(line)
         yield from [Fault(0, "line_does_not_parse", line)] if record is None else _flat(record)
+
+
+def _before_the_cut(text: str) -> Iterator[Record]:
+    """The rows of a list that breaks off, and that it does."""
+    decoder, at, found = json.JSONDecoder(), text.find("[") + 1, False
+    while at and at < len(text):
+        begin = _BETWEEN.match(text, at)
+        assert begin
+        try:
+            record, at = decoder.raw_decode(text, begin.end())
+        except (ValueError, RecursionError):
+            break
+        found = True
+        yield from _flat(record)
+    reason = "truncated_file" if found else "unreadable_file"
+    yield Fault(0, reason, "neither one JSON document nor a JSON value a line")
 
 
 def _document(lines: list[str]) -> Any:

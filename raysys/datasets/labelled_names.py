@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from raysys.datasets import files
 from raysys.datasets.fetching import opened
-from raysys.datasets.files import Part
+from raysys.datasets.files import Fault, Part
 from raysys.datasets.labelled_files import LabelledFiles, TextSource
 from raysys.datasets.labelled_spans import named_values
 from raysys.datasets.labelled_values import SENTIMENT_WORDS, labels, rating
@@ -115,8 +115,6 @@ def _settled(source: LabelledFiles, task: str, where: str) -> LabelledFiles:
     lacks = _lacks(source, task)
     if lacks:
         part, rows = _head(source)
-        if rows is None:
-            return source  # reading says what is wrong
         found = _guessed(source, task, rows, lacks)
         missing = [role for role in lacks if role not in _covered(found)]
         if missing:
@@ -285,15 +283,24 @@ def _some(values: pl.Series) -> list[Any]:
     return [parsed(value) if isinstance(value, str) else value for value in told]
 
 
-def _head(source: LabelledFiles) -> tuple[Part, pl.DataFrame | None]:
-    """The first rows of the first file that has any."""
-    table = source.whole()
-    parts = files.find(table)
-    for part in parts:
+def _head(source: LabelledFiles) -> tuple[Part, pl.DataFrame]:
+    """The first rows of the first file that has any.
+
+    Raises:
+        UserError: none has.
+    """
+    table, faults = source.whole(), []
+    for part in files.find(table):
         for block in files.read(part, table):
+            faults += [(part.label, fault) for fault in block.faults]
             if block.rows.height:
                 return part, block.rows.head(_SOME)
-    return parts[0], None
+    where, fault = faults[0] if faults else (source.paths[0], Fault(0, "empty_file", "no rows"))
+    raise UserError(
+        f"no row could be read: {fault.reason}, {fault.raw[:200]!r}",
+        where=where,
+        mend="check the file, and `format`, `delimiter` and `quoted` if they are given",
+    )
 
 
 def _unclear(task: str, role: str, columns: Sequence[str], where: str) -> UserError:
@@ -303,12 +310,13 @@ def _unclear(task: str, role: str, columns: Sequence[str], where: str) -> UserEr
         what = "text: say which column is the text: none is clearly it"
     else:
         what = f"{task} needs to know which column is the {known}: none is clearly it"
-    return UserError(
-        f"{what}; the file has: {shown}",
-        where=where,
-        mend=f"add `{role}: COLUMN`; if the first line is no header, name the columns in their "
-        "order: `header: [label, text]`",
-    )
+    mend = f"add `{role}: COLUMN`"
+    if task == "entities":
+        mend += ", or `tokens` and `tags`, `attributes`, or `attribute_columns: {brand: COLUMN}`"
+        mend += "; a token a line is `format: conll`"
+    else:
+        mend += "; if the first line is no header, name the columns: `header: [label, text]`"
+    return UserError(f"{what}; the file has: {shown}", where=where, mend=mend)
 
 
 def _with_names(source: LabelledFiles) -> LabelledFiles:

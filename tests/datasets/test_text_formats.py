@@ -378,6 +378,29 @@ def test_texts_that_are_lists_are_joined(tmp_path: Path) -> None:
         assert read("classify", path, **told).rows["text"].to_list()[0] == "a b c"
 
 
+def test_rows_before_a_cut_are_read(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.json", '[\n {"text": "a", "label": "x"},\n {"text": "b", "la')
+    found = read("classify", path)
+    assert found.rows["text"].to_list() == ["a"] and found.reasons == {"truncated_file": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "", "a.csv: no row could be read: empty_file"),
+        ("a.csv", "text,label\n", "empty_file"),
+        ("a.csv", 'text,label\n"a,1\nb,2\n', "line_does_not_parse"),
+        ("a.json", '{\n "text": ', "unreadable_file"),
+        ("a.conll", "\n\n", "empty_file"),
+    ],
+)
+def test_what_cannot_be_read_at_all_is_said(
+    tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        read("classify", written(tmp_path, name, content))
+
+
 def test_files_of_a_folder_may_differ_in_all(tmp_path: Path) -> None:
     written(tmp_path, "a.csv", "text,label\nx,1\n")
     written(tmp_path, "b.tsv", "label\ttext\n2\ty\n")
