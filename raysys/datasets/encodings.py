@@ -29,7 +29,8 @@ _MOSTLY: Final = 0.8  # of bytes outside ASCII that are UTF-8 in a file that is 
 _ASIAN: Final = (
     # what is written in a codec, and how much of its text that is at least; in this order, as
     # bytes of one can be those of another, but then say what nobody writes
-    ("euc-kr", re.compile("[\uac00-\ud7a3]"), 0.8),
+    # Korean by its commonest syllables: GB18030 read so is Korean, too, but of rare ones
+    ("euc-kr", re.compile("[이다는은을를의에도고하지로한요기사인리자대해서]"), 0.08),
     ("euc_jp", re.compile("[\u3041-\u30ff]"), 0.3),
     ("cp932", re.compile("[\u3041-\u30ff]"), 0.3),
     ("gb18030", re.compile("[\u3000-\u303f\u4e00-\u9fff\uff01-\uff5e]"), 0.8),

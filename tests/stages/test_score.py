@@ -402,3 +402,15 @@ def test_options_say_how_files_are_written(
     done = CliRunner().invoke(app, [*command, "--format", "lines", "--encoding", "latin-1"])
     assert done.exit_code == 0, done.output
     assert predictions(tmp_path / "out")["text"].to_list() == ["milk, of oat", "soupe à l'oignon"]
+
+
+def test_a_folder_begun_before_files_told_their_delimiter_is_gone_on_with(
+    workspace: Workspace, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    InProcess(monkeypatch)
+    score.run(settings_of(inputs, tmp_path / "out"), workspace)
+    plan = json.loads((tmp_path / "out" / ".done" / "plan.json").read_text())
+    assert {**plan, "bundle": None} == {
+        "bundle": None, "text": ["title"], "join": " ", "query": None,
+        "format": None, "header": None, "delimiter": ",", "encoding": "utf-8",
+    }  # fmt: skip
