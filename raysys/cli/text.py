@@ -75,6 +75,19 @@ def score(
         list[str] | None,
         typer.Option("--label", help="Of entities: find these alone; repeatable. All if left out."),
     ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="Of the files, such as csv or lines. Told by each if left out."
+        ),
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option("--delimiter", help="Of CSV files. Told by each if left out.")
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option("--encoding", help="Such as gb18030. Told by each file if left out."),
+    ] = None,
     workspace: Folder = WORKSPACE,
     force: Force = False,
     quiet: Quiet = False,
@@ -82,7 +95,7 @@ def score(
 ) -> None:
     """Predict for files of texts with a fitted text task."""
     told = {"bundle": bundle, "paths": given, "output": output, "text": column, "query": query}
-    told["labels"] = label
+    told |= {"labels": label, "format": form, "delimiter": delimiter, "encoding": encoding}
     options = {name: value for name, value in told.items() if value}
     lacks = [name for name in ("bundle", "input", "output") if not told[_NAMES.get(name, name)]]
     if config is None and lacks:

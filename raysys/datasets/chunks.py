@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Final
 
+from raysys.datasets.encodings import as_utf8
 from raysys.datasets.fetching import of_storage, opened
 from raysys.datasets.files import Fault, Part
 from raysys.datasets.unpack import DAMAGE, unpacked
@@ -26,13 +28,16 @@ class Lost:
     passing: bool = False  # see `files.Fault`
 
 
-def chunks(part: Part, *, quoted: bool) -> Iterator[bytes | Lost]:
-    """Whole records of a file, some megabytes at a time; last what stopped the reading, if so."""
+def chunks(part: Part, *, quoted: bool, encoding: str = "utf-8") -> Iterator[bytes | Lost]:
+    """Whole records of a file, some megabytes at a time; last what stopped the reading, if so.
+
+    They are in the file's encoding, for `utf8` to decode; in UTF-8 where that is `auto` or UTF-16.
+    """
     rest = b""
     first = True
     try:
         with opened(part.path) as packed:
-            file = unpacked(packed)
+            file = as_utf8(unpacked(packed), encoding, PurePosixPath(part.path).name)
             while data := file.read(CHUNK):
                 rest += data.removeprefix(BOM) if first else data
                 first = False
@@ -76,7 +81,7 @@ def _last_end(data: bytes, quoted: bool) -> int:
 
 def utf8(data: bytes, encoding: str) -> bytes:
     """The same text as valid UTF-8; U+FFFD for what the encoding does not have."""
-    if encoding != "utf-8":
+    if encoding not in ("utf-8", "auto", "utf-16"):  # the latter two: `chunks` has done it
         return data.decode(encoding, "replace").encode()
     try:
         data.decode()

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any, Final, Literal
+from typing import Any, Final, get_args
 from urllib.parse import unquote
 
 import fsspec
@@ -27,13 +27,20 @@ import pyarrow.parquet as pq
 
 from raysys.datasets.arrow_values import to_polars
 from raysys.datasets.fetching import error_text, of_storage, opened
-from raysys.datasets.mapping import AnyFiles, Fit, RecordFiles, absent, check_columns, fit
+from raysys.datasets.mapping import (
+    AnyFiles,
+    Fit,
+    RecordFiles,
+    TableFiles,
+    TableFormat,
+    absent,
+    check_columns,
+    fit,
+)
 from raysys.datasets.records import conform
 from raysys.errors import UserError
 
-Format = Literal["csv", "jsonl", "parquet"]
-
-_ENDINGS: Final[dict[str, Format]] = {
+_ENDINGS: Final[dict[str, TableFormat]] = {
     ".csv": "csv",
     ".tsv": "csv",
     ".txt": "csv",
@@ -79,7 +86,7 @@ class Part:
 
     path: str
     label: str  # how reports name the file: its path below the folder that a mapping's files share
-    format: Format
+    format: TableFormat
     size: int
     row_groups: tuple[int, ...] | None = None
     first_row: int = 0
@@ -118,15 +125,30 @@ def find(files: AnyFiles, derived: frozenset[str] = frozenset()) -> list[Part]:
     Columns in `derived` are not looked for: an adapter makes them.
 
     Raises:
-        UserError: a path that names nothing, an unknown ending, an unset variable, or a column
-            that no file has.
+        UserError: see `named`; a column that no file has.
+    """
+    parts = named(files)
+    _require_columns(files, parts, derived)
+    return parts
+
+
+def columns_of(files: AnyFiles, parts: Sequence[Part]) -> list[str]:
+    """The columns that the first parts have, in the order in which they are met."""
+    return list(dict.fromkeys(name for part in parts[:_PEEKS] for name in peek(part, files) or ()))
+
+
+def named(files: AnyFiles) -> list[Part]:
+    """All files that a mapping names, sorted, whatever their columns are.
+
+    Raises:
+        UserError: a path that names nothing, an unknown ending, or an unset variable.
     """
     found: dict[str, tuple[str, int]] = {}
     for written in files.paths:
         path = expand_variables(written)
         try:
             system, inner = fsspec.core.url_to_fs(path)
-            sizes = _listed(system, inner)
+            sizes = _listed(system, inner, files)
         except Exception as error:  # clients of storage have errors of their own: no credentials, …
             raise UserError(f"cannot be listed: {error_text(error)}", where=path) from error
         if not sizes:
@@ -139,9 +161,8 @@ def find(files: AnyFiles, derived: frozenset[str] = frozenset()) -> list[Part]:
     parts = []
     for url, (name, size) in sorted(found.items()):
         label = str(PurePosixPath(name).relative_to(base))
-        form = files.format or _told_format(name)
+        form = files.format or _told_format(name, url, files)
         parts.append(Part(url, label, form, size, told=_told_by_path(name)))
-    _require_columns(files, parts, derived)
     return parts
 
 
@@ -192,10 +213,12 @@ def peek(part: Part, files: AnyFiles) -> list[str] | None:
 
     Of JSON lines: the keys of the first records, with dotted paths into nested objects.
     """
-    from raysys.datasets import text
+    from raysys.datasets import labelled_formats, text
 
-    if part.format != "parquet":
+    if part.format in ("csv", "jsonl"):
         return text.peek(part, files)
+    if part.format != "parquet":
+        return labelled_formats.peek(part, files)
     try:
         with opened(part.path) as file:
             names: list[str] = pq.ParquetFile(file).schema_arrow.names
@@ -253,15 +276,17 @@ def read(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset()) -> 
     what the file lacks is what its path says (text), else null. A file that lacks a column which
     no event can do without, or that is gone, is one fault.
     """
-    from raysys.datasets import json_lines, text
+    from raysys.datasets import json_lines, labelled_formats, text
 
     try:
         if part.format == "parquet":
             yield from _read_parquet(part, files, derived)
         elif part.format == "csv":
             yield from text.read_csv(part, files, derived)
-        else:
+        elif part.format == "jsonl":
             yield from json_lines.read_jsonl(part, files, derived)
+        else:
+            yield from labelled_formats.read(part, files, derived)
     except FileNotFoundError:
         lost = "" if part.rows is None else f"; {part.rows:,} rows of it are lost"
         told = f"it was there when the run began{lost}"
@@ -330,13 +355,22 @@ def _read_parquet(part: Part, files: AnyFiles, derived: frozenset[str]) -> Itera
         yield nothing_but(Fault(row + 1 if row else 0, reason, message, passing))
 
 
-def _listed(system: Any, inner: str) -> dict[str, int]:
+def _listed(system: Any, inner: str, files: AnyFiles) -> dict[str, int]:
     """The data files that a path, folder or glob means, sorted, with their bytes."""
+    from raysys.datasets import layouts
+
+    known = {*_ENDINGS, *(layouts.ENDINGS if isinstance(files, TableFiles) else ())}
     if any(mark in inner for mark in "*?["):
         found = system.glob(inner, detail=True)
     elif system.isdir(inner):
         listed = system.find(inner, detail=True)
-        found = {name: info for name, info in listed.items() if _ending(name) in _ENDINGS}
+        found = {name: info for name, info in listed.items() if _ending(name) in known}
+        if isinstance(files, TableFiles):  # the texts of annotations are read with them
+            found = {
+                name: info
+                for name, info in found.items()
+                if not name.endswith(".txt") or f"{name[:-4]}.ann" not in found
+            }
     else:
         found = {inner: system.info(inner)} if system.isfile(inner) else {}
     return {
@@ -364,17 +398,24 @@ def _ending(name: str) -> str:
     return (PurePosixPath(path.stem) if path.suffix.lower() in _PACKED else path).suffix.lower()
 
 
-def _told_format(name: str) -> Format:
-    """The format that a file's ending tells.
+def _told_format(name: str, url: str, files: AnyFiles) -> TableFormat:
+    """The format that a file's ending tells; of files of texts its content, too.
 
     Raises:
-        UserError: it tells none.
+        UserError: nothing tells it, or it is none that is read.
     """
+    from raysys.datasets import layouts
+
     ending = _ending(name)
-    if ending not in _ENDINGS:
+    form = _ENDINGS.get(ending)
+    allowed = "csv, jsonl or parquet"
+    if isinstance(files, TableFiles):
+        form = layouts.told_format(url, ending, form, files)
+        allowed = ", ".join(get_args(TableFormat))
+    if form is None:
         raise UserError(
             f"cannot tell the format from the ending {ending or '(none)'!r}",
             where=name,
-            mend="set format: csv, jsonl or parquet in the mapping",
+            mend=f"set format: {allowed} in the mapping",
         )
-    return _ENDINGS[ending]
+    return form

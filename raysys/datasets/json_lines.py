@@ -45,7 +45,7 @@ def read_jsonl(
     names = [*files.columns.values()] if asked is None else asked
     told = dict(part.told)
     seen: set[str] = set()
-    for chunk in chunks(part, quoted=False):
+    for chunk in chunks(part, quoted=False, encoding=files.encoding):
         if isinstance(chunk, Lost):
             yield nothing_but(as_fault(chunk, row))
             return
@@ -78,7 +78,7 @@ def _keys(text: bytes) -> Iterator[str]:
 def _read_records(part: Part, files: RecordEvents | RecordItems | RecordUsers) -> Iterator[Block]:
     """The records of a JSON-lines file as nested columns of the types that the adapter states."""
     row = 0
-    for chunk in chunks(part, quoted=False):
+    for chunk in chunks(part, quoted=False, encoding=files.encoding):
         if isinstance(chunk, Lost):
             yield nothing_but(as_fault(chunk, row))
             return
@@ -177,7 +177,7 @@ def _slow_json(text: bytes, names: list[str], before: int) -> Block:
         else:
             records.append(record)
             numbers.append(row)
-    columns = {name: _text_column([_at(r, name) for r in records]) for name in names}
+    columns = {name: text_column([value_at(r, name) for r in records]) for name in names}
     return Block(pl.DataFrame(columns), pl.Series(numbers, dtype=pl.Int64), faults)
 
 
@@ -190,7 +190,7 @@ def parse_line(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def _at(record: dict[str, Any], path: str) -> Any:
+def value_at(record: dict[str, Any], path: str) -> Any:
     """The value at a key, or at a dotted path into nested objects; None where there is none."""
     if path in record:
         return record[path]
@@ -202,7 +202,7 @@ def _at(record: dict[str, Any], path: str) -> Any:
     return value
 
 
-def _text_column(values: list[Any]) -> pl.Series:
+def text_column(values: list[Any]) -> pl.Series:
     """JSON values as text: strings as they are, everything else as JSON writes it."""
     texts = [
         value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)

@@ -6,6 +6,7 @@ its text) never stops a run: it goes to the quarantine with its reason.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ import polars as pl
 
 from raysys.datasets import complete_journey, files
 from raysys.datasets.files import Part
-from raysys.datasets.labelled_files import LEVELS, LabelledFiles, TextColumns, TextSource
-from raysys.datasets.labelled_spans import Locate, Reader, spans_of
+from raysys.datasets.labelled_files import LabelledFiles, TextSource
+from raysys.datasets.labelled_spans import Locate, Reader, spans_of, tagged
+from raysys.datasets.labelled_values import as_prose, as_text, labels, path_hint, rating, unsayable
 from raysys.datasets.mapping import TableFiles
-from raysys.datasets.records import json_text
 from raysys.datasets.times import to_millis
 from raysys.errors import UserError
+
+log = logging.getLogger("raysys")
 
 QUARANTINE: Final[dict[str, Any]] = {
     "reason": pl.String,
@@ -144,6 +147,9 @@ def read(
         )
     if task in ("classify", "sentiment") and rows["label"].is_null().all():
         raise UserError(f"none of {rows.height:,} texts has a label", where="sources")
+    sign = path_hint(rows["label"]) if task == "classify" else None
+    if sign and not any(source.label_separator for source in sources):
+        log.warning("most labels hold %r: if they are paths, say `label_separator: %r`", sign, sign)
     return labelled
 
 
@@ -173,16 +179,11 @@ def joined(rows: pl.DataFrame, columns: Sequence[str], separator: str) -> pl.Exp
     Several columns of which all are empty give null.
     """
     if len(columns) == 1:
-        return _as_text(rows, columns[0])
-    texts = [_as_text(rows, name).str.strip_chars() for name in columns]
+        return as_prose(rows, columns[0], separator)
+    texts = [as_prose(rows, name, separator).str.strip_chars() for name in columns]
     filled = [pl.when(text != "").then(text) for text in texts]
     text = pl.concat_str(filled, separator=separator, ignore_nulls=True)
     return pl.when(text != "").then(text)
-
-
-def unsayable(text: pl.Expr) -> pl.Expr:
-    """Whether a text says nothing: null or blank."""
-    return text.is_null() | (text.str.strip_chars() == "")
 
 
 def _derived(source: TextSource) -> frozenset[str]:
@@ -195,11 +196,15 @@ def _prepare(source: TextSource) -> Callable[[pl.DataFrame], pl.DataFrame] | Non
 
 def _check(source: TextSource, task: str, where: str) -> None:
     """Refuse a source that cannot say what the task needs."""
+    if not source.text and not source.tokens and getattr(source, "items", None) is None:
+        raise UserError("text: say which column is the text", where=where)
     lacks = {
         "classify": () if source.label else ("label",),
         "sentiment": () if source.label or source.rating else ("rating",),
         "entities": (
-            () if source.spans or source.attributes or source.attribute_columns else ("spans",)
+            ()
+            if source.spans or source.tags or source.attributes or source.attribute_columns
+            else ("spans",)
         ),
         "relevance": tuple(name for name in ("query", "grade") if not getattr(source, name)),
     }[task]
@@ -208,7 +213,7 @@ def _check(source: TextSource, task: str, where: str) -> None:
             f"{task} needs to know which column is the {lacks[0]}",
             where=where,
             mend=f"add `{lacks[0]}: COLUMN`"
-            + (" (or `attributes`, or `attribute_columns`)" if lacks[0] == "spans" else ""),
+            + (" (or `tags`, `attributes`, or `attribute_columns`)" if lacks[0] == "spans" else ""),
         )
 
 
@@ -222,7 +227,7 @@ def _item_texts(source: TextSource) -> pl.DataFrame | None:
         for rows, _ in blocks(table, part):
             if rows.height:
                 text = joined(rows, items.text, items.join)
-                found.append(rows.select(item_id=_as_text(rows, items.id), text=text))
+                found.append(rows.select(item_id=as_text(rows, items.id), text=text))
     if not found:
         raise UserError("no items could be read", where="items", mend="check the files")
     return pl.concat(found).unique("item_id", keep="first", maintain_order=True)
@@ -240,7 +245,7 @@ def _draft(
         return pl.DataFrame(schema={**DRAFT, _BAD: pl.String, "_raw": pl.String})
 
     def told(name: str | None) -> pl.Expr:
-        return _as_text(rows, name).str.strip_chars() if name else pl.lit(None, dtype=pl.String)
+        return as_text(rows, name).str.strip_chars() if name else pl.lit(None, dtype=pl.String)
 
     def number(name: str | None) -> pl.Expr:
         value = told(name).cast(pl.Float32, strict=False)
@@ -251,8 +256,8 @@ def _draft(
                         separator=" | ", ignore_nulls=True)  # fmt: skip
     frame = rows.select(
         text=joined(rows, source.text, source.join) if source.text else pl.lit(None, pl.String),
-        label=_label(source, rows),
-        rating=number(source.rating),
+        label=labels(source, rows, reader.task, reader.notes),
+        rating=rating(rows, source.rating),
         _unrated=unsayable(told(source.rating)),
         query=told(source.query),
         item_id=told(source.item),
@@ -260,6 +265,7 @@ def _draft(
         weight=number(source.weight) if source.weight else pl.lit(1.0, pl.Float32),
         group=told(source.group),
         split=told(source.split) if source.split else pl.lit(source.in_split, pl.String),
+        _answer=told(source.answer).str.to_lowercase(),
         text_id=pl.coalesce(told(source.id), key) if source.id else key,
         source=pl.lit(part.label),
         row="_row",
@@ -277,7 +283,10 @@ def _draft(
         frame = frame.with_columns(label=_of_rating(source.rating_classes))
     spans: list[list[dict[str, Any]] | None] = [None] * rows.height
     bad_spans: list[str | None] = [None] * rows.height
-    if reader.task == "entities":
+    if source.tokens:
+        texts, spans, bad_spans = tagged(source, rows)
+        frame = frame.with_columns(pl.Series("text", texts, dtype=pl.String))
+    if reader.task == "entities" and not source.tags:
         spans, bad_spans = spans_of(source, rows, frame["text"].to_list(), reader)
     frame = frame.with_columns(
         pl.Series("spans", spans, dtype=SPANS), pl.Series("_spans", bad_spans, dtype=pl.String)
@@ -292,6 +301,8 @@ def _reason(source: TextSource, reader: Reader) -> pl.Expr:
     wrong: list[tuple[pl.Expr, str]] = []
     if isinstance(source, LabelledFiles) and source.items is not None:
         wrong.append((unknown, "unknown_item"))
+    if source.answer:
+        wrong.append((pl.col("_answer") != "accept", "not_accepted"))
     wrong.append((unsayable(pl.col("text")), "empty_text"))
     if task == "sentiment" and not source.label:
         rated = pl.col("rating").is_not_null()
@@ -317,44 +328,12 @@ def _reason(source: TextSource, reader: Reader) -> pl.Expr:
     return reason
 
 
-def _label(source: TextColumns, rows: pl.DataFrame) -> pl.Expr:
-    """The label's levels with `LEVELS` between; it ends before the first level that is empty."""
-    if not source.label:
-        return pl.lit(None, dtype=pl.String)
-    levels = [_as_text(rows, name).str.strip_chars() for name in source.label]
-    if source.label_separator:
-        path = levels[0].str.split(source.label_separator)
-        path = path.list.eval(pl.element().str.strip_chars())
-        path = path.list.eval(pl.element().filter(pl.element() != ""))
-        label = path.list.join(LEVELS)
-    else:
-        label, ended = levels[0], unsayable(levels[0])
-        for level in levels[1:]:
-            ended = ended | unsayable(level)
-            label = pl.when(ended).then(label).otherwise(label + LEVELS + level)
-    if source.label_names:
-        label = label.replace(source.label_names)
-    return pl.when(~unsayable(label)).then(label)
-
-
 def _of_rating(classes: Mapping[str, float]) -> pl.Expr:
     """The first class whose highest rating is not below the row's."""
     label: pl.Expr = pl.lit(None, dtype=pl.String)
     for name, highest in reversed(list(classes.items())):
         label = pl.when(pl.col("rating") <= highest).then(pl.lit(name)).otherwise(label)
     return label
-
-
-def _as_text(rows: pl.DataFrame, name: str) -> pl.Expr:
-    """A column as text; whole floats lose their `.0`, so that ids and classes match."""
-    kind = rows.schema[name]
-    text = pl.col(name).cast(pl.String, strict=False)
-    if kind.is_float():
-        whole = pl.col(name).cast(pl.Int64, strict=False)
-        return pl.when(whole == pl.col(name)).then(whole.cast(pl.String)).otherwise(text)
-    if kind.is_nested():
-        return pl.col(name).map_batches(json_text, return_dtype=pl.String)
-    return text
 
 
 def _quarantine(bad: pl.DataFrame) -> pl.DataFrame:

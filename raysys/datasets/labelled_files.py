@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from raysys.config import Settings
 from raysys.datasets import complete_journey
-from raysys.datasets.mapping import Files, TableFiles
+from raysys.datasets.mapping import AnyTable, TableFiles
 from raysys.datasets.times import TimeFormat
 
 LEVELS: Final = " > "
@@ -18,12 +18,12 @@ LEVELS: Final = " > "
 Many = Annotated[tuple[str, ...], Field(min_length=1)]
 
 _SINGLE: Final = (
-    *("rating", "spans", "attributes", "query", "grade", "weight"),
-    *("id", "item", "group", "time", "split"),
+    *("rating", "spans", "tokens", "tags", "attributes", "query", "grade", "weight"),
+    *("id", "item", "group", "time", "split", "answer"),
 )
 
 
-class ItemTexts(Files):
+class ItemTexts(AnyTable):
     """Files of items, for judgements that name an item by its id.
 
     Attributes:
@@ -51,14 +51,20 @@ class TextColumns(Settings):
     """Which column is what; a task reads those that it needs.
 
     Attributes:
-        text: column of the text, or several, joined. For relevance: the item's.
+        text: column of the text, or several, joined. For relevance: the item's. What is left out
+            is looked for among names that data sets use, and told (see `labelled_names.settled`).
         join: between texts of several columns; empty ones are left out.
         label: column of the label; several: the levels of a hierarchy, from the top.
-        label_separator: splits a single label column into levels.
+        label_separator: splits a single label column into levels; a list is levels as it is.
         label_names: what the files call a label → what it shall be called.
         rating: column of a rating; for sentiment the label where no `label` is given.
         rating_classes: label → the highest rating that it still covers, in rising order.
-        spans: column with a list of {start, end, label}: characters from 0, `end` exclusive.
+        spans: column with a list of {start, end, label}: characters from 0, `end` exclusive; or
+            what annotators call these (see `span_notations`).
+        tokens: column with a list of tokens, instead of `text`.
+        tags: column with the tags of the tokens, in BIO or its like, instead of `spans`.
+        tag_names: what the tags are called, where they are numbers from 0.
+        token_join: between tokens; null: a blank, and nothing for Chinese and its like.
         attributes: column with a mapping of attributes to values (a text, a list of texts, or a
             mapping whose keys they are); values become spans wherever the text holds them.
         attribute_columns: attribute → column that holds its value.
@@ -72,6 +78,8 @@ class TextColumns(Settings):
         time: column of a moment, for splits by time.
         time_format: how it is written.
         split: column that says the split of every row, for splits that are given.
+        answer: column in which an annotator accepts, rejects or ignores a row, as Prodigy has it;
+            what is not accepted goes aside.
         in_split: the split of all rows of these files.
     """
 
@@ -83,6 +91,10 @@ class TextColumns(Settings):
     rating: str | None = None
     rating_classes: dict[str, float] = {"negative": 2, "neutral": 3, "positive": 5}
     spans: str | None = None
+    tokens: str | None = None
+    tags: str | None = None
+    tag_names: tuple[str, ...] = ()
+    token_join: str | None = None
     attributes: str | None = None
     attribute_columns: dict[str, str] = {}
     no_value: tuple[str, ...] = ("", "n/a", "na", "none", "null", "-", "unknown")
@@ -95,6 +107,7 @@ class TextColumns(Settings):
     time: str | None = None
     time_format: TimeFormat = TimeFormat()
     split: str | None = None
+    answer: str | None = None
     in_split: Literal["train", "validation", "test"] | None = None
 
     @field_validator("text", "label", mode="before")
@@ -116,6 +129,10 @@ class TextColumns(Settings):
             raise ValueError("give spans or attributes, not both")
         if self.spans and len(self.text) > 1:
             raise ValueError("spans count characters of one column: give a single text")
+        if self.tokens and (self.text or self.spans):
+            raise ValueError("tokens and tags say text and spans: leave these out beside them")
+        if self.tags and not self.tokens:
+            raise ValueError("tags: give `tokens`, the column of what they are tags of")
         if self.label_separator and len(self.label) > 1:
             raise ValueError("label_separator splits one column: give a single label")
         if self.split and self.in_split:
@@ -130,7 +147,7 @@ class TextColumns(Settings):
         return columns | {f"attribute.{name}": column for name, column in values}
 
 
-class LabelledFiles(TextColumns, Files):
+class LabelledFiles(TextColumns, AnyTable):
     """Files of texts with what is known of them.
 
     Attributes:
@@ -143,8 +160,6 @@ class LabelledFiles(TextColumns, Files):
 
     @model_validator(mode="after")
     def _text_somewhere(self) -> LabelledFiles:
-        if self.items is None and not self.text:
-            raise ValueError("text: say which column is the text")
         if self.items is not None and (self.text or not self.item):
             raise ValueError("items: give `item`, the column of its id, and no `text` beside it")
         known = {name.partition(".")[0] for name in self.roles()}
@@ -156,10 +171,15 @@ class LabelledFiles(TextColumns, Files):
     def table(self) -> TableFiles:
         """As the readers take it."""
         columns = self.roles()
-        keys = [name for name in columns if name.startswith("text.")] or ["item"]
+        keys = [name for name in columns if name.startswith(("text.", "tokens"))]
+        keys = keys or [name for name in columns if name == "item"]
         spare = tuple(name for name in columns if name.partition(".")[0] in self.optional)
         where = {**_where(self), "optional": spare}
         return TableFiles(**where, columns=columns, keys=tuple(keys[:1]))
+
+    def whole(self) -> TableFiles:
+        """All columns of the files, for who looks which of them there are."""
+        return TableFiles(**_where(self), columns={}, everything=True)
 
 
 class CompleteJourneyProducts(TextColumns):
@@ -189,6 +209,6 @@ def _numbered(name: str, columns: tuple[str, ...]) -> dict[str, str]:
     return {f"{name}.{number}": column for number, column in enumerate(columns)}
 
 
-def _where(files: Files) -> dict[str, object]:
+def _where(files: AnyTable) -> dict[str, Any]:
     """What says where files lie and how their rows are written."""
-    return {name: getattr(files, name) for name in Files.model_fields if name != "optional"}
+    return {name: getattr(files, name) for name in AnyTable.model_fields if name != "optional"}

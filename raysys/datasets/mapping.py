@@ -17,6 +17,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from raysys import schema
 from raysys.config import Settings
+from raysys.datasets.encodings import Encoding
 from raysys.datasets.times import TimeFormat
 from raysys.errors import UserError
 
@@ -54,7 +55,8 @@ class Files(Settings):
     """Names of the columns of a CSV without a header line."""
 
     delimiter: str = Field(default=",", min_length=1, max_length=1)
-    encoding: Literal["utf-8", "latin-1", "cp1252"] = "utf-8"
+    encoding: Encoding = "utf-8"
+    """`auto`: told by each file's first bytes."""
 
     optional: tuple[str, ...] = ()
     """Columns of the vocabulary that every file may lack. Others may lack in some files, except
@@ -152,7 +154,31 @@ class UserFiles(Files):
         return self
 
 
-class TableFiles(Files):
+TableFormat = Literal[
+    "csv", "jsonl", "parquet", "json", "conll", "fasttext", "triples", "lines", "brat"
+]
+
+
+class AnyTable(Files):
+    """Files of texts: how rows are written is told by each file's content, unless it is said."""
+
+    format: TableFormat | None = None  # type: ignore[assignment]  # more than logs have
+    """None: told by ending and content. `json`: one document, or lines that are no plain objects;
+    `conll`: a token a line with its tags; `fasttext`: `__label__x text`; `triples`: title,
+    attribute and value with U+0001 between; `lines`: a text a line; `brat`: `.ann` beside `.txt`.
+    """
+
+    delimiter: str = Field(default="", max_length=1)
+    """Of a CSV; empty: comma, tab, semicolon or bar: that which parts the columns asked for."""
+
+    quoted: bool | None = None
+    """Fields of a CSV may be quoted; false: a quotation mark is a character like any other, such as
+    the inches of 17". None: true, and of files with tabs told by their first lines."""
+
+    encoding: Encoding = "auto"
+
+
+class TableFiles(AnyTable):
     """Files of any table, read by names of the reader's own."""
 
     columns: dict[str, str]
@@ -163,6 +189,9 @@ class TableFiles(Files):
 
     everything: bool = False
     """Read all columns of the file, not only those that are named."""
+
+    bare: bool = False
+    """A text file without columns is taken for `lines`."""
 
 
 class RecordFiles(Settings):

@@ -17,13 +17,16 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from raysys.datasets.chunks import BOM, Lost, as_fault, chunks, utf8
+from raysys.datasets.encodings import as_utf8
 from raysys.datasets.fetching import opened
 from raysys.datasets.files import Block, Fault, Part, filled, lacks_needed, nothing_but
 from raysys.datasets.json_lines import parse_line
+from raysys.datasets.layouts import settled
 from raysys.datasets.mapping import (
     AnyFiles,
     Fit,
     RecordFiles,
+    TableFiles,
     fit,
 )
 from raysys.datasets.unpack import DAMAGE, unpacked
@@ -36,9 +39,11 @@ def peek(part: Part, files: AnyFiles) -> list[str] | None:
     """Column names of a CSV, or keys of the first JSON records; None if there are none to see."""
     if part.format == "csv" and files.header:
         return list(files.header)
+    if part.format == "csv":
+        files = settled(part.path, files)
     try:
         with opened(part.path) as packed:
-            text = unpacked(packed).read(_PEEK).removeprefix(BOM)
+            text = as_utf8(unpacked(packed), files.encoding).read(_PEEK).removeprefix(BOM)
     except (OSError, *DAMAGE):
         return None
     text = utf8(text, files.encoding)
@@ -63,9 +68,10 @@ def read_csv(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset())
     """The records of a CSV as text columns; see `files.read`."""
     header = list(files.header) if files.header else None
     fitted: Fit | None = None
-    quoted = not isinstance(files, RecordFiles) or files.quoted
+    files = settled(part.path, files)
+    quoted = not isinstance(files, RecordFiles | TableFiles) or files.quoted is not False
     row = 0
-    for chunk in chunks(part, quoted=quoted):
+    for chunk in chunks(part, quoted=quoted, encoding=files.encoding):
         if isinstance(chunk, Lost):
             yield nothing_but(as_fault(chunk, row))
             return

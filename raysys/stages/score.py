@@ -8,6 +8,7 @@ What is done of a file counts once all of it is: a run that was cut off goes on 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections import Counter
@@ -21,7 +22,8 @@ from raysys.cluster import quieten_ray_data, ray_session
 from raysys.config import StageSettings
 from raysys.datasets import files
 from raysys.datasets.files import Part
-from raysys.datasets.mapping import Files, TableFiles
+from raysys.datasets.labelled_names import text_of
+from raysys.datasets.mapping import AnyTable, TableFiles
 from raysys.errors import UserError
 from raysys.learners.text_protocol import check_labels
 from raysys.progress import task
@@ -29,18 +31,22 @@ from raysys.registry import TEXT, TEXT_FILE, Registry, TextBundle
 from raysys.stages.score_tasks import WORK, Job, Reading, Scoring, fingerprint_of, key_of
 from raysys.storage import MANIFEST, Manifest, Workspace, on_disk, read_manifest, write_atomic
 
+log = logging.getLogger("raysys")
+
 PIECE_ROWS: Final = 65_536  # of a large Parquet file that are one file's worth of work
 _BLOCK_BYTES: Final = 8 << 20  # that travel at once: small, so that several actors get some
 _DONE = ".done"
+_TOLD: Final = {"delimiter": ",", "encoding": "utf-8", "quoted": None}
 
 
-class ScoreSettings(StageSettings, Files):
+class ScoreSettings(StageSettings, AnyTable):
     """What `raysys score --config` takes; options of the command go over it.
 
     Attributes:
         bundle: a pointer such as `text-sentiment`, or a bundle's id.
         output: the folder to write into.
-        text: column of the text, or several, joined; none: those that the bundle was fitted on.
+        text: column of the text, or several, joined; none: those that the bundle was fitted on,
+            or, where no file has these, the one whose name says that it is the text.
         join: between texts of several columns; null: as when fitted.
         query: column of the query, for relevance.
         labels: of entities, that are asked for; none: all that were learned.
@@ -84,16 +90,19 @@ def run(settings: ScoreSettings, workspace: Workspace, *, force: bool = False) -
     if registry.verify(bundle_id).surface != TEXT:
         TextBundle.load(folder)  # says what is wrong
     content = json.loads((folder / TEXT_FILE).read_text(encoding="utf-8"))
-    text = settings.text or tuple(content["columns"])
     join = content["join"] if settings.join is None else settings.join
-    columns = {f"text.{at}": name for at, name in enumerate(text)}
-    if content["task"] == "relevance":
-        columns["query"] = settings.query
-    where = {name: getattr(settings, name) for name in Files.model_fields if name != "optional"}
-    table = TableFiles(**where, columns=columns, keys=("text.0",), everything=True)
-    parts = [piece for part in files.find(table) for piece in files.split(part, PIECE_ROWS)]
-    plan = {"bundle": bundle_id, "text": text, "join": join, "query": columns.get("query")}
-    plan |= {name: value for name, value in where.items() if name != "paths"}
+    where = {name: getattr(settings, name) for name in AnyTable.model_fields if name != "optional"}
+    table = _table(settings, content, where)
+    text = tuple(name for key, name in table.columns.items() if key != "query")
+    parts = [piece for part in _found(table) for piece in files.split(part, PIECE_ROWS)]
+    plan = {"bundle": bundle_id, "text": text, "join": join, "query": table.columns.get("query")}
+    plan |= {name: value for name, value in where.items() if name not in ("paths", *_TOLD)}
+    # what each file tells is written as what was assumed before files were asked: a folder that
+    # was begun then is gone on with
+    plan |= {name: _TOLD[name] if where[name] == unsaid else where[name]
+             for name, unsaid in (("delimiter", ""), ("encoding", "auto"))}  # fmt: skip
+    if settings.quoted is not None:
+        plan["quoted"] = settings.quoted
     if settings.labels:
         check_labels(TextBundle.load(folder).model, settings.labels, where="labels")
         plan["labels"] = sorted(set(settings.labels))
@@ -139,6 +148,48 @@ def run(settings: ScoreSettings, workspace: Workspace, *, force: bool = False) -
     manifest.figures = {"task": content["task"], "bundle": bundle_id, "rows_per_s": per_second}
     manifest.write(output)
     return manifest
+
+
+def _table(settings: ScoreSettings, content: dict[str, Any], where: dict[str, Any]) -> TableFiles:
+    """What is read of the files: all columns, of which those of the text are named."""
+
+    def table(text: tuple[str, ...]) -> TableFiles:
+        columns = {f"text.{at}": name for at, name in enumerate(text)}
+        if content["task"] == "relevance":
+            columns["query"] = settings.query
+        return TableFiles(**where, columns=columns, keys=("text.0",), everything=True, bare=True)
+
+    fitted = tuple(content["columns"])
+    asked = table(settings.text or fitted)
+    if settings.text:
+        return asked
+    there = files.columns_of(asked, files.named(asked))
+    guess = text_of(there)
+    if guess is None or set(fitted) & set(there):
+        return asked
+    log.info("score: no column %s: the text is read from %r", ", ".join(fitted), guess)
+    return table((guess,))
+
+
+def _found(table: TableFiles) -> list[Part]:
+    """The files.
+
+    Raises:
+        UserError: a column that none of them has, with the options that name others.
+    """
+    try:
+        return files.find(table)
+    except UserError as error:
+        if not error.what.startswith("no column"):
+            raise
+        options = "--text" + (" and --query" if "query" in table.columns else "")
+        mend = error.mend.partition("?")[0] + "? " if "did you mean" in error.mend else ""
+        raise UserError(
+            error.what,
+            where=error.where,
+            mend=f"{mend}name the files' columns by {options}; where the first line is no header, "
+            "by `header` in a --config",
+        ) from None
 
 
 def folder_of(settings: ScoreSettings, workspace: Workspace) -> Path:

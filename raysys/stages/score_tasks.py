@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from raysys.datasets import files
 from raysys.datasets.files import Part
-from raysys.datasets.labelled import QUARANTINE, blocks, joined, unsayable
+from raysys.datasets.labelled import QUARANTINE, blocks, joined
+from raysys.datasets.labelled_values import unsayable
 from raysys.datasets.mapping import TableFiles
 from raysys.learners.text_protocol import SpanModel
 from raysys.registry import TextBundle

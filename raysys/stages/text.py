@@ -36,7 +36,7 @@ from raysys.stages.text_augmentation import copies_of, require_copies_fit, with_
 from raysys.stages.text_judging import Fit, Outcome, judge
 from raysys.stages.text_relevant import calibrate, cut_of, told
 from raysys.stages.text_settings import TextSettings
-from raysys.stages.text_sources import inputs_of, read_and_divide, text_columns
+from raysys.stages.text_sources import inputs_of, read_and_divide, text_columns, with_columns
 from raysys.storage import (
     Manifest,
     Workspace,
@@ -78,6 +78,7 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
         for name, values in settings.learners.items()
     }
     require_copies_fit(settings, learners)
+    settings = with_columns(settings)
     found = labelled.find(settings.files)
     named = named_files([settings.learners, settings.augmentation.model_dump(mode="json")])
     planned = Manifest(

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from raysys.datasets import files, labelled
+from raysys.datasets.labelled_names import settled
 from raysys.datasets.splits import SPLITS, Divided, SplitSettings, distinct, divide, sampled
 from raysys.progress import task
 from raysys.stages.text_settings import TextSettings
@@ -26,6 +27,19 @@ from raysys.text.spans import attributes_to_spans
 log = logging.getLogger("raysys")
 
 Found = Sequence[Sequence[files.Part]]
+
+
+def with_columns(settings: TextSettings) -> TextSettings:
+    """Settings whose files name every column that the task needs.
+
+    Raises:
+        UserError: a column that nothing tells.
+    """
+    told = iter(settled(settings.files, settings.task))
+    sources = tuple(
+        each if isinstance(each, BehaviourSource) else next(told) for each in settings.sources
+    )
+    return settings.model_copy(update={"sources": sources})
 
 
 def inputs_of(settings: TextSettings, found: Found, workspace: Workspace) -> dict[str, str]:
@@ -50,7 +64,7 @@ def text_columns(settings: TextSettings) -> tuple[tuple[str, ...], str]:
     """The columns that a text was made of, and what stood between: of the files, if there are."""
     for source in settings.files:
         columns = getattr(source, "items", None) or source
-        return columns.text, columns.join
+        return columns.text or ("text",), columns.join  # tokens make a text without a name
     behaviour = settings.behaviour
     assert behaviour is not None
     return behaviour.text or COLUMNS, JOIN

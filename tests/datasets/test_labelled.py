@@ -143,6 +143,7 @@ def test_a_file_that_lacks_the_label_column_is_told_not_fatal(tmp_path: Path) ->
     ("task", "columns", "said"),
     [
         ("classify", {"text": "t"}, "which column is the label"),
+        ("classify", {}, "text: say which column"),
         ("relevance", {"text": "t", "grade": "l"}, "which column is the query"),
         ("entities", {"text": "t"}, "attribute_columns"),
         ("classify", {"text": "txt", "label": "l"}, "no column 'txt'"),
@@ -160,7 +161,8 @@ def test_what_cannot_work_is_said_at_once(
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({}, "text: say which column"),
+        ({"tokens": "t", "text": "u"}, "tokens and tags say text and spans"),
+        ({"text": "t", "tags": "u"}, "give `tokens`"),
         ({"text": "t", "spans": "s", "attributes": "a"}, "not both"),
         ({"text": ["t", "u"], "spans": "s"}, "a single text"),
         ({"text": "t", "rating": "r", "rating_classes": {"good": 5, "bad": 2}}, "higher bound"),

@@ -368,3 +368,69 @@ def test_from_files_to_an_endpoint(tmp_path: Path, inputs: Path, cluster: None) 
     results = answer.json()["results"]
     assert [result["label"] for result in results] == asked["predicted_label"].to_list()
     assert answer.json()["bundle"] == Registry(ws / "registry").resolve("text-classify")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts_of"),
+    [
+        ("lines.txt", "acme oat milk\n\nrye bread, 3 g\n", ["acme oat milk", "rye bread, 3 g"]),
+        ("tabs.csv", "id\tproduct_title\n1\tacme, oat milk\n2\tb\n", ["acme, oat milk", "b"]),
+        ("gb.csv", "title;n\n燕麦牛奶;1\n黑麦面包;2\n".encode("gbk"), ["燕麦牛奶", "黑麦面包"]),
+        ("ft.txt", "__label__x acme oat milk\nhand soap\n" + "__label__y a\n" * 18, None),
+        ("tokens.conll", "acme B-X\nmilk O\n\nsoap O\n", ["acme milk", "soap"]),
+        ("rows.json", json.dumps([{"title": "milk"}, {"title": "soap"}]), ["milk", "soap"]),
+    ],
+)  # fmt: skip
+def test_files_in_other_formats_are_scored(
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: str | bytes,
+    texts_of: list[str] | None,
+) -> None:
+    InProcess(monkeypatch)
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    counts = score.run(settings_of(tmp_path, tmp_path / "out", paths=str(path)), workspace).counts
+    said = predictions(tmp_path / "out")
+    assert counts["aside"] == 0 and counts["rows"] == said.height
+    assert said["predicted_choices"].null_count() == 0
+    if texts_of is None:
+        assert said["text"].to_list()[:2] == ["acme oat milk", "hand soap"]
+        return
+    column = next(c for c in ("title", "product_title", "text") if c in said.columns)
+    assert said[column].to_list() == texts_of
+
+
+def test_a_column_that_is_not_there_is_said_with_its_option(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    (tmp_path / "in.csv").write_text("titel,colour\na,b\n")
+    asked = settings_of(tmp_path, tmp_path / "out", paths=f"{tmp_path}/in.csv")
+    with pytest.raises(UserError, match=r"no column 'title'(.|\n)*did you mean 'titel'\?.*--text"):
+        score.run(asked, workspace)
+
+
+def test_options_say_how_files_are_written(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    InProcess(monkeypatch)
+    (tmp_path / "in.csv").write_bytes("milk, of oat\nsoupe à l'oignon\n".encode("latin-1"))
+    command = ["score", "--bundle", "text-classify", "--input", f"{tmp_path}/in.csv"]
+    command += ["--output", f"{tmp_path}/out", "--workspace", str(workspace.root), "--quiet"]
+    done = CliRunner().invoke(app, [*command, "--format", "lines", "--encoding", "latin-1"])
+    assert done.exit_code == 0, done.output
+    assert predictions(tmp_path / "out")["text"].to_list() == ["milk, of oat", "soupe à l'oignon"]
+
+
+def test_a_folder_begun_before_files_told_their_delimiter_is_gone_on_with(
+    workspace: Workspace, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    InProcess(monkeypatch)
+    score.run(settings_of(inputs, tmp_path / "out"), workspace)
+    plan = json.loads((tmp_path / "out" / ".done" / "plan.json").read_text())
+    assert {**plan, "bundle": None} == {
+        "bundle": None, "text": ["title"], "join": " ", "query": None,
+        "format": None, "header": None, "delimiter": ",", "encoding": "utf-8",
+    }  # fmt: skip

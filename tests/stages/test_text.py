@@ -14,8 +14,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from raysys import schema
+from raysys.cli import app
 from raysys.config import PRESETS, load_settings, parse_settings
 from raysys.errors import UserError
 from raysys.evaluation.text_judge import TextJudge
@@ -233,6 +235,27 @@ def test_attributes_become_entities(tmp_path: Path) -> None:
     assert done.figures["test"]["gazetteer_tagger"]["micro_f1"]["value"] > 0.8
     page = (workspace.text / "text-entities" / "report.html").read_text(encoding="utf-8")
     assert "brand" in page and "was found" in page
+
+
+def test_tokens_with_tags_become_entities_with_no_column_named(tmp_path: Path) -> None:
+    lines = [
+        f"{brand} B-BRAND\nmill{at} O\nred I-COLOR\n"
+        for at in range(40)
+        for brand in ("Acme", "Nova")
+    ]
+    (tmp_path / "train.txt").write_text("-DOCSTART- O\n\n" + "\n".join(lines))
+    (tmp_path / "a.yaml").write_text(
+        f"task: entities\nsources: {{kind: files, paths: {tmp_path}/train.txt}}\n"
+        "learners: {gazetteer_tagger: {}}\nresamples: 100\n"
+    )
+    command = ["text", "fit", "-c", str(tmp_path / "a.yaml"), "-w", str(tmp_path / "ws")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    told = read_manifest(tmp_path / "ws" / "text" / "text-entities")
+    assert told.settings["sources"][0]["spans"] == "spans"
+    assert told.figures["test"]["gazetteer_tagger"]["micro_f1"]["value"] == 1
+    rows = pl.read_parquet(tmp_path / "ws" / "text" / "text-entities" / "rows.parquet")
+    assert rows.height == 80 and rows["text"][0].endswith(" red")
 
 
 def test_judgements_become_relevance(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from pydantic import Field, field_validator
 
 from raysys.config import Settings
 from raysys.datasets import files
-from raysys.datasets.mapping import Files, TableFiles
+from raysys.datasets.labelled_values import as_prose
+from raysys.datasets.mapping import AnyTable, TableFiles
 from raysys.errors import UserError
 
 Part = Literal["train", "held_out"]
@@ -45,7 +46,7 @@ SCHEMA = pa.schema(
 )
 
 
-class TextFiles(Files):
+class TextFiles(AnyTable):
     """Files with texts beside the log: reviews, questions, articles.
 
     Attributes:
@@ -66,7 +67,8 @@ class TextFiles(Files):
     def table(self) -> TableFiles:
         """As the readers take it."""
         where = self.model_dump(exclude={"text", "join", "name"})
-        return TableFiles(**where, columns={f"text{at}": name for at, name in enumerate(self.text)})
+        columns = {f"text{at}": name for at, name in enumerate(self.text)}
+        return TableFiles(**where, columns=columns, bare=True)
 
 
 class CorpusSettings(Settings):
@@ -238,7 +240,10 @@ def _sources(
 
 
 def _texts_of(rows: pl.DataFrame, named: TextFiles) -> list[str]:
-    columns: list[list[Any]] = [rows[name].cast(pl.String).to_list() for name in named.text]
+    said = rows.select(
+        as_prose(rows, name, named.join).alias(str(at)) for at, name in enumerate(named.text)
+    )
+    columns: list[list[Any]] = [column.to_list() for column in said]
     return [named.join.join(t for t in row if t) for row in zip(*columns, strict=True)]
 
 
