@@ -147,9 +147,27 @@ def check_unit(
             )
 
 
-def _believable(millis: pl.Series) -> int:
-    """How many values mean a moment between 1990 and tomorrow."""
-    return int(((millis >= EARLIEST) & (millis <= latest())).sum())
+def guess_unit(values: pl.Series, *, share: float = 0.5, earliest: int = EARLIEST) -> Unit | None:
+    """The unit in which most values are believable; None: in none, or there is no value.
+
+    Args:
+        values: text, numbers, dates or timestamps.
+        share: of the values, at least, that must be.
+        earliest: believable moment, UTC ms.
+    """
+    present = values.drop_nulls()
+    units: tuple[Unit, ...] = ("seconds", "milliseconds", "microseconds", "nanoseconds", "iso")
+    for unit in units:
+        if present.len() and _believable(
+            to_millis(present, TimeFormat(unit=unit)), earliest
+        ) >= share * (present.len()):
+            return unit
+    return None
+
+
+def _believable(millis: pl.Series, earliest: int = EARLIEST) -> int:
+    """How many values mean a moment between 1990, or what is said, and tomorrow."""
+    return int(((millis >= earliest) & (millis <= latest())).sum())
 
 
 def _from_text(text: pl.Series, zone: str) -> pl.Series:
