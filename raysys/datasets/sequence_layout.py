@@ -47,9 +47,9 @@ def find_layout(path: Path, task: Task, asked: Columns, forced: Forced = "auto")
         UserError: it cannot be read, or told, or lacks a column that was named; or it is a pickle.
     """
     sample, whole = _beginning(path)
-    _refuse_others(sample, path)
     if sample[:4] == b"PAR1":
         return of_rows(_parquet_rows(path), "parquet", path, task, asked)
+    _refuse_others(sample, path)
     text = _text(sample, path)
     lines = [line for line in text.split("\n") if line.strip()]
     if not whole and len(lines) > 1:
@@ -168,13 +168,13 @@ def columns_of(records: Sequence[dict[str, Any]]) -> Kinds:
 
 
 def _parquet_rows(path: Path) -> Kinds:
-    try:
-        with readable(path) as file:
+    with readable(path) as file:
+        try:
             schema = pq.ParquetFile(file).schema_arrow
-            frame = to_polars(pa.RecordBatch.from_pylist([], schema=schema))
-    except pa.ArrowException as error:
-        what = f"cannot be read as Parquet: {str(error).splitlines()[0]}"
-        raise UserError(what, where=str(path), mend="copy or write it again") from None
+        except pa.ArrowException as error:
+            what = f"cannot be read as Parquet: {str(error).splitlines()[0]}"
+            raise UserError(what, where=str(path), mend="copy or write it again") from None
+    frame = to_polars(pa.RecordBatch.from_pylist([], schema=schema))
     lists, inner = [], {}
     for name, kind in frame.schema.items():
         if isinstance(kind, pl.List | pl.Array):

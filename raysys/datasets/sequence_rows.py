@@ -144,8 +144,8 @@ def _gathered(reading: _Reading, blocks: Iterator[_Block], task: Task) -> Events
         if layout.shape not in ("records", "lines"):  # an empty list leaves a row, too
             reading.count("rows_without_item", int(empty.sum()))
         rows = _moments(reading, rows.filter(~empty))
-        who = rows["key"].cast(pl.UInt32) if key is None else rows["key"].cast(owners).to_physical()
-        parts.append(rows.select(who.alias("key"), pl.col("item").cast(categories), "time"))
+        who = pl.UInt32() if key is None else owners
+        parts.append(rows.select(pl.col("key").cast(who), pl.col("item").cast(categories), "time"))
     reading.judge()
     frame = pl.concat(parts) if parts else pl.DataFrame(schema={"item": categories})
     if not frame.height:
@@ -154,6 +154,8 @@ def _gathered(reading: _Reading, blocks: Iterator[_Block], task: Task) -> Events
             where=str(reading.path),
             mend="name its columns with --session-col, --user-col, --item-col, --time-col",
         )
+    if key is not None:  # not before: numbers are given anew once no column holds the old ones
+        frame = frame.with_columns(pl.col("key").to_physical())
     timed = layout.columns.time is not None
     return Events(frame, timed, timed and reading.clock, reading.counts)
 
@@ -326,15 +328,15 @@ def _parquet(path: Path, layout: Layout) -> Iterator[_Block]:
         inner = {layout.columns.item, layout.columns.time}
         names = [name for name in names if name not in inner]
     row = 0
-    try:
-        with readable(path) as file:
+    with readable(path) as file:
+        try:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS, columns=names):
                 frame = to_polars(batch)
                 yield _Block(_texts(frame, layout.columns.time), _numbers(row, frame.height))
                 row += frame.height
-    except pa.ArrowException as error:
-        what = f"cannot be read behind row {row:,}: {str(error).splitlines()[0]}"
-        raise UserError(what, where=str(path), mend="copy or write it again") from None
+        except pa.ArrowException as error:
+            what = f"cannot be read behind row {row:,}: {str(error).splitlines()[0]}"
+            raise UserError(what, where=str(path), mend="copy or write it again") from None
 
 
 def _texts(frame: pl.DataFrame, time: str | None) -> pl.DataFrame:

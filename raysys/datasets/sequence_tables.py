@@ -41,6 +41,7 @@ def of_table(lines: list[str], path: Path, task: Task, asked: Columns, forced: F
     """
     lists = Layout(
         "lines" if task == "sessions" else "users",
+        columns=Columns(items="items"),
         read_as="lines of items" if task == "sessions" else "lines of a user and items",
     )
     if forced == "lists":
