@@ -95,7 +95,7 @@ def sequences(
     A column of a file without a header is named by its place: 1, 2, ….
     """
     columns = _columns(session_col, user_col, item_col, time_col)
-    options = {"attributes": attributes, "minutes": minutes, "seed": seed}
+    options: dict[str, Any] = {"attributes": attributes, "minutes": minutes, "seed": seed}
     options |= {"columns": columns, "form": form}
     _benchmark("sequences", (file,), options, out, quiet=quiet, verbose=verbose)
 

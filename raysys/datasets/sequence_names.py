@@ -175,7 +175,7 @@ def by_value(rows: Sequence[Sequence[str]], task: Task) -> tuple[Columns, bool] 
         return None
     times = [at for at, column in enumerate(columns) if is_time(column.to_list())]
     dated = [at for at in times if not columns[at].str.contains(_NUMBER).all()]
-    time = (dated or times or [None])[-1]
+    time = (dated or times)[-1] if times else None
     ratings = [
         at
         for at, column in enumerate(columns)

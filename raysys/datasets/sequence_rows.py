@@ -26,7 +26,7 @@ from raysys.datasets.sequence_layout import python_line
 from raysys.datasets.sequence_names import Task
 from raysys.datasets.sequences import readable
 from raysys.datasets.text import parse_csv, take_header
-from raysys.datasets.times import TimeFormat, Unit, guess_unit, to_millis
+from raysys.datasets.times import Unit, guess_unit, in_utc, to_millis
 from raysys.errors import UserError
 
 BAD_SHARE: Final = 0.01
@@ -206,7 +206,7 @@ def _moments(reading: _Reading, rows: pl.DataFrame) -> pl.DataFrame:
         reading.unit = guess_unit(values)
         reading.clock = reading.unit is not None or not values.drop_nulls().len()
     if reading.unit is not None:
-        millis = to_millis(values, TimeFormat(unit=reading.unit))
+        millis = to_millis(values, in_utc(reading.unit))
     else:
         plain = values.cast(pl.Float64, strict=False)
         millis = (plain * 1000).round().cast(pl.Int64, strict=False)
@@ -295,7 +295,12 @@ def _json(lines: pl.Series, before: int, layout: Layout) -> _Block:
         types[columns.events] = pl.List(pl.Struct(inner))
     elif columns.items:
         types[columns.items] = pl.List(pl.String)
-    outside = (columns.session, columns.user, columns.action, columns.within)
+    outside: tuple[str | None, ...] = (
+        columns.session,
+        columns.user,
+        columns.action,
+        columns.within,
+    )
     if not columns.events:
         outside += (columns.item, columns.time)
     types = {**dict.fromkeys((name for name in outside if name), pl.String), **types}

@@ -138,8 +138,10 @@ def _split(lines: Sequence[str], delimiter: str) -> list[list[str]]:
         return [line.split("::") for line in lines]
     if delimiter == " ":
         return [line.split() for line in lines]
-    quoting = csv.QUOTE_MINIMAL if _quoted(lines, delimiter) else csv.QUOTE_NONE
-    return [row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting) if row]
+    if _quoted(lines, delimiter):
+        return [row for row in csv.reader(lines, delimiter=delimiter) if row]
+    rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    return [row for row in rows if row]
 
 
 def _quoted(lines: Sequence[str], delimiter: str) -> bool:
