@@ -51,6 +51,7 @@ class Kinds:
     lists: tuple[str, ...] = ()
     inner: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # lists of objects: keys
     rare: tuple[str, ...] = ()  # that many records lack
+    times: tuple[str, ...] = ()  # single ones whose values are moments
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,6 +89,9 @@ def of_rows(
 def _found(asked: Columns, kinds: Kinds, task: Task) -> Columns:
     """What was asked for, and of all else what names tell."""
     found = by_name(kinds.single, kinds.lists, tuple(kinds.inner))
+    spare = [name for name in kinds.times if name not in (*found.given, *asked.given)]
+    if not found.time and len(spare) == 1:  # whatever it is called
+        found = replace(found, time=spare[0])
     if task == "sessions" and asked.user and not asked.session:
         found = replace(found, session=None)
     if task == "sequences" and asked.session and not asked.user:

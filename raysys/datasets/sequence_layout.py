@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from raysys.datasets.arrow_values import to_polars
 from raysys.datasets.chunks import BOM
 from raysys.datasets.sequence_columns import Kinds, Layout, of_rows
-from raysys.datasets.sequence_names import Columns, Task, by_name
+from raysys.datasets.sequence_names import Columns, Task, by_name, is_time
 from raysys.datasets.sequence_tables import Forced, of_table
 from raysys.datasets.sequences import readable
 from raysys.datasets.unpack import unpacked
@@ -111,7 +111,8 @@ def _of_json(lines: list[str], path: Path, task: Task, asked: Columns, *, whole:
         if any(isinstance(value, list | dict) for value in first):
             return Layout("document", "json", asked, read_as="a JSON document")
         return Layout("native", "json", read_as="JSON lines, a session each")
-    if task == "sessions" and isinstance(first.get("session"), list) and not asked.named:
+    named = bool({*asked.given} & first.keys())  # of the other file, if it is not this one's
+    if task == "sessions" and isinstance(first.get("session"), list) and not named:
         what = "a case" if "label" in first else "a session"
         return Layout("native", "json", read_as=f"JSON lines, {what} each")
     if alone and not asked.named and _lists_by_key(first):
@@ -159,11 +160,13 @@ def columns_of(records: Sequence[dict[str, Any]]) -> Kinds:
         if any(example[key])
         and all(isinstance(one, dict) for value in example[key] for one in value)
     }
+    single = tuple(key for key in often if key not in lists)
     return Kinds(
-        tuple(key for key in often if key not in lists),
+        single,
         tuple(key for key in lists if key not in inner),
         inner,
         tuple(key for key in seen if key not in often),
+        tuple(key for key in single if is_time([str(value) for value in example[key]])),
     )
 
 
@@ -183,4 +186,5 @@ def _parquet_rows(path: Path) -> Kinds:
             else:
                 lists.append(name)
     single = tuple(name for name in frame.columns if name not in lists and name not in inner)
-    return Kinds(single, tuple(lists), inner)
+    times = tuple(name for name in single if frame.schema[name].is_temporal())
+    return Kinds(single, tuple(lists), inner, times=times)

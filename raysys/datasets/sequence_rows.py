@@ -138,7 +138,7 @@ def _gathered(reading: _Reading, blocks: Iterator[_Block], task: Task) -> Events
         rows = _flat(reading, block, key).with_columns(pl.col("item").cast(pl.String))
         if key is not None:
             nobody = rows["key"].is_null() | rows["key"].is_in(_NOBODY)
-            reading.count("rows_of_nobody", int(nobody.sum()))
+            reading.count("rows_without_owner", int(nobody.sum()))
             rows = rows.filter(~nobody)
         empty = rows["item"].is_null() | (rows["item"] == "")
         if layout.shape not in ("records", "lines"):  # an empty list leaves a row, too

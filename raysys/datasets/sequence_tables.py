@@ -54,19 +54,26 @@ def of_table(lines: list[str], path: Path, task: Task, asked: Columns, forced: F
     rows = _split(lines[: _ROWS + 1], delimiter)
     width = len(rows[0])
     even = [row for row in rows if len(row) == width]
-    known_text = task == "sequences" and delimiter in ("\t", " ") and forced == "auto"
-    if is_header(rows[0], even[1:]) and (not known_text or _knows(rows[0], asked)):
-        kinds = _table_kinds(rows[0])
-        return of_rows(kinds, "table", path, task, asked, delimiter=delimiter, first=2,
-                       quoted=_quoted(lines, delimiter))  # fmt: skip
+    # what has always been a user and items stays it unless there is no doubt
+    plain = task == "sequences" and forced == "auto" and len(lines[0].split()) > 1
+    if is_header(rows[0], even[1:]) and (not plain or _knows(rows[0], asked)):
+        kinds = _table_kinds(rows[0], even[1:])
+        quoted = _quoted(lines, delimiter)
+        return of_rows(
+            kinds, "table", path, task, asked, delimiter=delimiter, first=2, quoted=quoted
+        )
     if asked.named:
         return _headerless(rows, delimiter, path, task, asked)
     guess = by_value(even, task)
-    if known_text and not (guess and guess[1] and guess[0].time == "4" and _all_rated(path)):
-        _warn_of_time(even, path)
+    timely = any(is_time(column) for column in zip(*even, strict=True))
+    if plain and delimiter in ("\t", " "):
+        if not (guess and guess[1] and guess[0].time == "4" and _all_rated(path)):
+            _warn_of_time(even[1:], path)  # the first may be a header of unknown names
+            return lists
+    elif plain and not timely:
         return lists
-    if task == "sessions" and forced == "auto" and not (guess and guess[0].time):
-        if width <= 4 or not any(is_time(column) for column in zip(*even, strict=True)):
+    elif task == "sessions" and forced == "auto" and not (guess and guess[0].time):
+        if width <= 4 or not timely:
             return lists
         guess = None
     if guess is None:
@@ -90,16 +97,18 @@ def _knows(first: Sequence[str], asked: Columns) -> bool:
     return len(by_name(first, lists=first).named) > 1 or bool({*first} & {*asked.given})
 
 
-def _table_kinds(names: Sequence[str]) -> Kinds:
+def _table_kinds(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Kinds:
     """RecBole tells lists by `token_seq`; others by the name alone."""
     names = [name.strip() for name in names]
+    columns = zip(names, zip(*rows, strict=True), strict=False)
+    times = tuple(name for name, column in columns if is_time(column))
     lists = [
         name
         for name in names
         if name.endswith("_seq") or (by_name([], [name]).items and not by_name([name]).named)
     ]
     single = tuple(name for name in names if name not in lists)
-    return Kinds(single, tuple(lists))
+    return Kinds(single, tuple(lists), times=times)
 
 
 def _headerless(

@@ -101,7 +101,8 @@ def read(
             )
         cases: Lists | list[Case]
         sessions, cases = last_days(sessions, sessions.ends, test_days)
-        read_as["test"] = f"sessions of the training file that end in its last {test_days:g} days"
+        last = "last day" if test_days == 1 else f"last {test_days:g} days"
+        read_as["test"] = f"sessions of the training file that end in its {last}"
     else:
         cases, read_as["test"] = read_test_file(test, columns, form)
         if isinstance(cases, Lists):

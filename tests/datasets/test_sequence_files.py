@@ -243,6 +243,34 @@ def test_amazons_newer_ratings_have_the_item_first(tmp_path: Path) -> None:
     assert found.to_lists() == [["B00000001X", "B00000002X"]]
 
 
+@pytest.mark.parametrize("moment", [lambda t: ADAY + t, iso])
+def test_a_time_is_known_by_its_values_where_its_name_is_not(
+    tmp_path: Path, moment: Callable[[int], object]
+) -> None:
+    table = rows("{s},{i},5,{t}", "user,item,stars,when\n", moment)
+    lines = "".join(
+        json.dumps({"user": s, "item": i, "when": moment(t)}) + "\n" for s, i, t in EVENTS
+    )
+    for text in (table, lines):
+        found = read_sequence_file(written(tmp_path, text))
+        assert found.to_lists() == [["301", "302", "301"], ["214", "215"]]
+        assert "by when" in found.read_as
+
+
+@pytest.mark.parametrize("text", ["u a|1 b|2\nv a|1 b|3\n", "u a,1 b\nv a,1 c\n", "u a::b\n",
+                                  "user a, 1\nvisitor b, 2\n", "a,b c,3\nd,e f,4\n"])  # fmt: skip
+def test_a_user_and_items_stay_that_whatever_marks_are_in_their_names(
+    tmp_path: Path, text: str
+) -> None:
+    found = read_sequence_file(written(tmp_path, text))
+    assert found.to_lists() == [line.split()[1:] for line in text.splitlines()]
+
+
+def test_columns_that_are_named_may_be_of_the_training_file_alone(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"session": [1, 2], "label": 3}\n')
+    assert read_test_file(path, Columns(session="who", item="what"))[0] == [Case(["1", "2"], "3")]
+
+
 def test_equal_times_stay_as_they_stand(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp\n" + "".join(f"u,{i},{ADAY}\n" for i in "dacb")
     assert read_sequence_file(written(tmp_path, text)).to_lists() == [["d", "a", "c", "b"]]
@@ -290,7 +318,7 @@ def test_rows_without_item_or_owner_are_counted(tmp_path: Path) -> None:
     text = rows("{s},{i},{t}", "session_id,item_id,timestamp\n") + f"1,,{ADAY}\n,7,{ADAY}\n"
     found = read_session_file(written(tmp_path, text))
     assert found.to_lists() == EXPECTED
-    assert found.counts == {"rows_without_item": 1, "rows_of_nobody": 1}
+    assert found.counts == {"rows_without_item": 1, "rows_without_owner": 1}
 
 
 def test_columns_are_named_where_the_guess_fails(tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_the_last_day_is_the_test_where_no_file_is(tmp_path: Path) -> None:
     problem, read_as = benchmark_sessions.read(path)
     assert problem.counts["test_sessions"] in (24, 25)  # an hour apart, of unequal lengths
     assert problem.counts["train_sessions"] + problem.counts["test_sessions"] == 100
-    assert "last 1 days" in read_as["test"]
+    assert "in its last day" in read_as["test"]
     path.write_text("\n".join(json.dumps(s) for s in lists(100, 0)))
     with pytest.raises(UserError, match="has no times"):
         benchmark_sessions.read(path)
