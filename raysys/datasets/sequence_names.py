@@ -60,6 +60,7 @@ EPOCH: Final = 788_918_400_000
 _NUMBER: Final = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
 _RATING: Final = r"^(\d|10)([.,](0+|50*))?$"
 _ASIN: Final = r"^(B[0-9A-Z]{9}|\d{9}[\dX])$"
+_ACTION: Final = r"^(pv|view|click|clk|fav|favorite|cart|addtocart|add_to_cart|buy|purchase)$"
 _REVIEWER: Final = r"^A[0-9A-Z]{9,}$"
 
 
@@ -160,7 +161,8 @@ def is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
 def by_value(rows: Sequence[Sequence[str]], task: Task) -> tuple[Columns, bool] | None:
     """What columns hold by what is in them; they are called 1, 2, ….
 
-    Two to four columns: of ids, of times (at most one, the last that looks like it), of ratings.
+    Two to four columns: of ids, of times (at most one, the last that looks like it), of ratings;
+    one more where a column says what the user did, as in Taobao's log.
     Where Amazon's ids show that the item stands before the user, so they are read.
 
     Args:
@@ -171,7 +173,8 @@ def by_value(rows: Sequence[Sequence[str]], task: Task) -> tuple[Columns, bool] 
         The columns, and whether there is one of ratings; None: it cannot be told.
     """
     columns = [pl.Series([field.strip() for field in column]) for column in zip(*rows, strict=True)]
-    if not 2 <= len(columns) <= 4:
+    acts = [at for at, column in enumerate(columns) if column.str.contains(_ACTION).all()]
+    if not 2 <= len(columns) <= 4 + len(acts[:1]):
         return None
     times = [at for at, column in enumerate(columns) if is_time(column.to_list())]
     dated = [at for at in times if not columns[at].str.contains(_NUMBER).all()]
@@ -181,7 +184,7 @@ def by_value(rows: Sequence[Sequence[str]], task: Task) -> tuple[Columns, bool] 
         for at, column in enumerate(columns)
         if at > 1 and at != time and column.str.contains(_RATING).all()
     ]
-    ids = [at for at in range(len(columns)) if at != time and at not in ratings]
+    ids = [at for at in range(len(columns)) if at not in (time, *acts, *ratings)]
     if len(ids) < 2 or (time is None and len(ids) > 2):
         return None
     key, item = ids[:2]
@@ -189,7 +192,7 @@ def by_value(rows: Sequence[Sequence[str]], task: Task) -> tuple[Columns, bool] 
         key, item = item, key
     # YooChoose has a category of one digit behind the item, but its time stands before it
     rated = bool(ratings) and (time is None or ratings[0] < time)
-    whom = "user" if rated or task == "sequences" else "session"
+    whom = "user" if rated or acts or task == "sequences" else "session"
     named = {whom: str(key + 1), "item": str(item + 1)}
     if time is not None:
         named["time"] = str(time + 1)

@@ -80,6 +80,7 @@ SESSION_TEXTS = {
     "json document of events": json.dumps(
         [{"session_id": s, "item_id": i, "time": ADAY + t} for s, i, t in EVENTS], indent=1
     ),
+    "taobao": rows("{s},{i},99,pv,{t}"),
     "quoted": rows('"{s}";"{i}";"{t}"', '"session";"item";"time"\n'),
     "windows line ends": rows("{s},{i},{t}\r", "session_id,item_id,timestamp\r\n"),
     "only an order": rows("{s},{i},{t}", "session_id,item_id,timestamp\n", lambda t: t),
@@ -189,6 +190,7 @@ def test_only_whole_lists_are_learned_from() -> None:
 RATED = "{s}{d}{i}{d}4.5{d}{t}"
 SEQUENCE_TEXTS = {
     "amazon ratings": rows(RATED.replace("{d}", ",")),
+    "taobao": rows("{s},{i},99,pv,{t}"),
     "movielens 1m": rows("{s}::{i}::5::{t}"),
     "movielens 100k": rows("{s}\t{i}\t5\t{t}"),
     "spaces": rows("{s}  {i} 4.5 {t}"),
