@@ -18,7 +18,6 @@ import polars as pl
 from benchmarks import sequences
 from benchmarks._autogluon_table import FOLDS, Table, figure, told
 from benchmarks.result import Figure
-from raysys.datasets.sequences import read_cases, read_sessions
 from raysys.ensemble.next_item import PLAIN, Candidates, target_ranks
 from raysys.evaluation.intervals import Bootstrap
 from raysys.stages import benchmark_sequences, benchmark_sessions
@@ -38,7 +37,7 @@ def problem_of(name: str, files: list[Path]) -> Problem:
         folder / "diginetica_train_sessions.jsonl.gz",
         folder / "diginetica_test.jsonl.gz",
     ]
-    return benchmark_sessions.divided(read_sessions(train), read_cases(test), where=str(train))
+    return benchmark_sessions.read(train, test)[0]
 
 
 def table_of(candidates: Candidates, members: list[str]) -> pl.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,36 +26,77 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random."
 Out = Annotated[Path | None, typer.Option("--out", help="Write the figures here, too.")]
 
 
+Form = Annotated[
+    Literal["auto", "events", "lists"],
+    typer.Option("--format", help="What a row is; told by the content if left out."),
+]
+SessionCol = Annotated[str | None, typer.Option("--session-col", help="Column of the session.")]
+UserCol = Annotated[str | None, typer.Option("--user-col", help="Column of the user.")]
+ItemCol = Annotated[str | None, typer.Option("--item-col", help="Column of the item.")]
+TimeCol = Annotated[str | None, typer.Option("--time-col", help="Column of the time.")]
+
+
 @benchmark_app.command()
 def sessions(
-    train: Annotated[Path, typer.Argument(help="JSON lines: a session each, in time order.")],
-    test: Annotated[Path, typer.Argument(help="JSON lines: session so far and label each.")],
+    train: Annotated[
+        Path, typer.Argument(help="Sessions in time order, or events: CSV, JSON lines, Parquet, ….")
+    ],
+    test: Annotated[
+        Path | None,
+        typer.Argument(help="Sessions, events or cases; left out: the last day of TRAIN."),
+    ] = None,
+    form: Form = "auto",
+    session_col: SessionCol = None,
+    user_col: UserCol = None,
+    item_col: ItemCol = None,
+    time_col: TimeCol = None,
+    test_days: Annotated[
+        float, typer.Option("--test-days", min=0.01, help="Without TEST: days of TRAIN that it is.")
+    ] = 1,
     minutes: Minutes = 60,
     seed: Seed = 0,
     out: Out = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """The next click among all items: P@20 and MRR@20."""
-    options = {"minutes": minutes, "seed": seed}
-    _benchmark("sessions", (train, test), options, out, quiet=quiet, verbose=verbose)
+    """The next click among all items: P@20 and MRR@20.
+
+    A column of a file without a header is named by its place: 1, 2, ….
+    """
+    columns = _columns(session_col, user_col, item_col, time_col)
+    options = {"minutes": minutes, "seed": seed, "columns": columns, "form": form}
+    options["test_days"] = test_days
+    files = (train,) if test is None else (train, test)
+    _benchmark("sessions", files, options, out, quiet=quiet, verbose=verbose)
 
 
 @benchmark_app.command()
 def sequences(
-    file: Annotated[Path, typer.Argument(help="Lines: user item item …, in time order.")],
+    file: Annotated[
+        Path, typer.Argument(help="Lines `user item item …`, or events: CSV, JSON lines, ….")
+    ],
     attributes: Annotated[
         Path | None,
         typer.Option("--attributes", help="JSON; STEM_attributes.json beside it if left out."),
     ] = None,
+    form: Form = "auto",
+    session_col: SessionCol = None,
+    user_col: UserCol = None,
+    item_col: ItemCol = None,
+    time_col: TimeCol = None,
     minutes: Minutes = 60,
     seed: Seed = 0,
     out: Out = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Each user's last item among all items: HIT@10 and NDCG@10."""
-    options = {"attributes": attributes, "minutes": minutes, "seed": seed}
+    """Each user's last item among all items: HIT@10 and NDCG@10.
+
+    A column of a file without a header is named by its place: 1, 2, ….
+    """
+    columns = _columns(session_col, user_col, item_col, time_col)
+    options: dict[str, Any] = {"attributes": attributes, "minutes": minutes, "seed": seed}
+    options |= {"columns": columns, "form": form}
     _benchmark("sequences", (file,), options, out, quiet=quiet, verbose=verbose)
 
 
@@ -94,6 +135,13 @@ def relevance(
         "seed": seed,
     }
     _benchmark("relevance", (file,), options, out, quiet=quiet, verbose=verbose)
+
+
+def _columns(session: str | None, user: str | None, item: str | None, time: str | None) -> Any:
+    """Columns that are named, as the readers take them."""
+    from raysys.datasets.sequence_names import Columns
+
+    return Columns(session=session, user=user, item=item, time=time)
 
 
 def _benchmark(

@@ -6,11 +6,12 @@ numbered in the order in which they first come up. A line that says something el
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from raysys.datasets.unpack import DAMAGE, unpacked
 from raysys.errors import UserError
@@ -29,8 +30,12 @@ class Case:
     label: str
 
 
-def read_sessions(path: Path) -> list[list[str]]:
+def read_sessions(path: Path, *, labels: bool = True) -> list[list[str]]:
     """Sessions of a JSON lines file, in its order, which is taken for the order of time.
+
+    Args:
+        path: of the file, packed or not.
+        labels: overlook `label` beside a session; False: refuse it, other lines have none.
 
     Raises:
         UserError: the file cannot be read or holds no session, or a line is not one; names it.
@@ -39,8 +44,10 @@ def read_sessions(path: Path) -> list[list[str]]:
     for number, line in _lines(path):
         content = _parsed(line, path, number, SESSION)
         if isinstance(content, dict):
+            if not labels and "label" in content:
+                raise _malformed("a label, which the first line has not", path, number, CASE)
             content = content.get("session")
-        sessions.append(_items(content, path, number, SESSION))
+        sessions.append(items_of(content, path, number, SESSION))
     return _some(sessions, path, "session", SESSION)
 
 
@@ -55,8 +62,8 @@ def read_cases(path: Path) -> list[Case]:
         content = _parsed(line, path, number, CASE)
         if not isinstance(content, dict) or not {"session", "label"} <= content.keys():
             raise _malformed("no test case", path, number, CASE)
-        label = _items([content["label"]], path, number, CASE)[0]
-        cases.append(Case(_items(content["session"], path, number, CASE), label))
+        label = items_of([content["label"]], path, number, CASE)[0]
+        cases.append(Case(items_of(content["session"], path, number, CASE), label))
     return _some(cases, path, "test case", CASE)
 
 
@@ -97,6 +104,19 @@ def read_attributes(path: Path) -> dict[str, list[str]]:
     return found
 
 
+def read_document(path: Path) -> Any:
+    """What a JSON file holds as a whole: an object or a list.
+
+    Raises:
+        UserError: it cannot be read, or it is something else.
+    """
+    text = "\n".join(line for _, line in _lines(path))
+    content = _parsed(text, path, 1, SESSION)
+    if not isinstance(content, dict | list):
+        raise _malformed("no JSON object or list", path, 1, SESSION)
+    return content
+
+
 def numbered(lists: Iterable[list[str]]) -> dict[str, int]:
     """Numbers of the items, in the order in which they first come up."""
     numbers: dict[str, int] = {}
@@ -121,18 +141,29 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _content(path: Path) -> bytes:
     """The file's bytes, unpacked."""
     parts = []
+    with readable(path) as file:
+        source = unpacked(file)
+        while part := source.read(1 << 20):
+            parts.append(part)
+    return b"".join(parts)
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[IO[bytes]]:
+    """The file, opened.
+
+    Raises:
+        UserError: it cannot be opened or read, or is damaged.
+    """
     try:
         with path.open("rb") as file:
-            source = unpacked(file)
-            while part := source.read(1 << 20):
-                parts.append(part)
+            yield file
     except DAMAGE as error:
         what = f"is damaged or ends in the middle ({type(error).__name__})"
         raise UserError(what, where=str(path), mend="copy or download it again") from None
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         raise UserError(what, where=str(path), mend="name a file that can be read") from None
-    return b"".join(parts)
 
 
 def _parsed(line: str, path: Path, number: int, form: str) -> Any:
@@ -142,7 +173,12 @@ def _parsed(line: str, path: Path, number: int, form: str) -> Any:
         raise _malformed(f"no JSON ({error})", path, number, form) from None
 
 
-def _items(content: Any, path: Path, number: int, form: str) -> list[str]:
+def items_of(content: Any, path: Path, number: int, form: str) -> list[str]:
+    """A list of numbers or texts as texts.
+
+    Raises:
+        UserError: it is none; names the line and the form that is expected.
+    """
     if not isinstance(content, list) or not all(_is_name(item) for item in content):
         raise _malformed("items are no list of numbers or texts", path, number, form)
     return [str(item) for item in content]

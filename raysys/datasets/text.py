@@ -48,7 +48,7 @@ def peek(part: Part, files: AnyFiles) -> list[str] | None:
         return None
     text = utf8(text, files.encoding)
     if part.format == "csv":
-        return _take_header(text, files.delimiter)[0]
+        return take_header(text, files.delimiter)[0]
     records = [parse_line(line) for line in text.decode("utf-8").split("\n")]
     keys: dict[str, None] = {}
     for record in records:
@@ -77,7 +77,7 @@ def read_csv(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset())
             return
         text = utf8(chunk, files.encoding)
         if header is None:
-            header, text = _take_header(text, files.delimiter)
+            header, text = take_header(text, files.delimiter)
             if header is None:
                 continue
         if fitted is None:
@@ -87,7 +87,7 @@ def read_csv(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset())
                 yield nothing_but(fault)
                 return
         keep = header if fitted.read is None else list(fitted.read)
-        block, count = _parse_csv(text, header, keep or header[:1], files.delimiter, row, quoted)
+        block, count = parse_csv(text, header, keep or header[:1], files.delimiter, row, quoted)
         if count:
             block.lacking = () if row else fitted.lacking
             block.rows = filled(block.rows, fitted)
@@ -97,7 +97,7 @@ def read_csv(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset())
         yield nothing_but(Fault(0, "empty_file", "no rows"))
 
 
-def _take_header(text: bytes, delimiter: str) -> tuple[list[str] | None, bytes]:
+def take_header(text: bytes, delimiter: str) -> tuple[list[str] | None, bytes]:
     """The first line that is not blank as column names (repeated ones numbered), and the rest."""
     while text:
         end = _first_end(text)
@@ -122,7 +122,7 @@ def _first_end(text: bytes) -> int:
     return end or len(text)
 
 
-def _parse_csv(
+def parse_csv(
     text: bytes,
     header: list[str],
     keep: list[str],
@@ -130,7 +130,16 @@ def _parse_csv(
     before: int,
     quoted: bool = True,
 ) -> tuple[Block, int]:
-    """Parse whole records; `before` of them came earlier in the file. Also how many these are."""
+    """Parse whole records; `before` of them came earlier in the file. Also how many these are.
+
+    Args:
+        text: UTF-8.
+        header: names of all columns.
+        keep: those that are wanted.
+        delimiter: one character.
+        before: records.
+        quoted: whether fields may be.
+    """
     bad: dict[int, str] = {}
 
     def invalid(record: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 import zoneinfo
@@ -57,6 +58,12 @@ class TimeFormat(Settings):
         if zone not in zoneinfo.available_timezones():
             raise ValueError("no such time zone; write for example UTC or Europe/Berlin")
         return zone
+
+
+@functools.cache
+def in_utc(unit: Unit) -> TimeFormat:
+    """The format of that unit in UTC: checking a zone anew takes 20 ms."""
+    return TimeFormat(unit=unit)
 
 
 def latest(hours: float = 24) -> int:
@@ -147,9 +154,25 @@ def check_unit(
             )
 
 
-def _believable(millis: pl.Series) -> int:
-    """How many values mean a moment between 1990 and tomorrow."""
-    return int(((millis >= EARLIEST) & (millis <= latest())).sum())
+def guess_unit(values: pl.Series, *, share: float = 0.5, earliest: int = EARLIEST) -> Unit | None:
+    """The unit in which most values are believable; None: in none, or there is no value.
+
+    Args:
+        values: text, numbers, dates or timestamps.
+        share: of the values, at least, that must be.
+        earliest: believable moment, UTC ms.
+    """
+    present = values.drop_nulls()
+    units: tuple[Unit, ...] = ("seconds", "milliseconds", "microseconds", "nanoseconds", "iso")
+    for unit in units if present.len() else ():
+        if _believable(to_millis(present, in_utc(unit)), earliest) >= share * present.len():
+            return unit
+    return None
+
+
+def _believable(millis: pl.Series, earliest: int = EARLIEST) -> int:
+    """How many values mean a moment between 1990, or what is said, and tomorrow."""
+    return int(((millis >= earliest) & (millis <= latest())).sum())
 
 
 def _from_text(text: pl.Series, zone: str) -> pl.Series:

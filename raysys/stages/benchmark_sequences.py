@@ -8,12 +8,17 @@ some users are validation; nothing is taken out of the ranking, not even what a 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from raysys.datasets.sequences import numbered, read_attributes, read_user_sequences
+from raysys.datasets.sequence_files import NOTHING, read_sequence_file
+from raysys.datasets.sequence_lists import Lists, renumbered
+from raysys.datasets.sequence_names import Columns
+from raysys.datasets.sequence_tables import Forced
+from raysys.datasets.sequences import numbered, read_attributes
 from raysys.errors import UserError
 from raysys.learners.sequence_protocol import ItemFacts, Sequences
 from raysys.stages.benchmark_next_item import Trial
@@ -32,25 +37,36 @@ VALIDATION_CASES = 5000
 
 
 def run(
-    path: Path, *, attributes: Path | None = None, minutes: float, seed: int = 0
+    path: Path,
+    *,
+    attributes: Path | None = None,
+    minutes: float,
+    seed: int = 0,
+    columns: Columns = NOTHING,
+    form: Forced = "auto",
 ) -> dict[str, Any]:
     """The report of one run.
 
     Args:
-        path: text lines `user item item …`, items in the order of time.
+        path: text lines `user item item …`, items in the order of time, or one of the other
+            formats in docs/benchmark.md.
         attributes: JSON object, attributes by item; None: `STEM_attributes.json`, packed or not,
             beside `path`, if it is there.
         minutes: that all of it may take.
         seed: of everything random.
+        columns: that are named; others are told by names or values.
+        form: whether a row is an event, or a line a user's list.
 
     Raises:
         UserError: a file that cannot be read, a malformed line, or too little to learn from.
     """
     began = time.monotonic()
-    problem, found = read(path, attributes, seed=seed)
+    sequences = read_sequence_file(path, columns, form)
+    problem, found = _with_attributes(sequences, path, attributes, seed)
     report = Trial(problem, minutes, seed, began).run()
     source = str(found) if found else None
-    return {"benchmark": "sequences", "file": str(path), "attributes": source, **report}
+    told = {"file": str(path), "read_as": sequences.read_as, "attributes": source}
+    return {"benchmark": "sequences", **told, **report}
 
 
 def read(
@@ -61,10 +77,17 @@ def read(
     Raises:
         UserError: see `run`.
     """
+    return _with_attributes(read_sequence_file(path), path, attributes, seed)
+
+
+def _with_attributes(
+    sequences: Lists, path: Path, attributes: Path | None, seed: int
+) -> tuple[Problem, Path | None]:
     found = attributes or beside(path)
     told = read_attributes(found) if found else {}
-    sequences = list(read_user_sequences(path).values())
-    return divided(sequences, told, seed=seed, where=str(path)), found
+    problem = divided(sequences, told, seed=seed, where=str(path))
+    problem.counts.update(sequences.counts)
+    return problem, found
 
 
 def beside(path: Path) -> Path | None:
@@ -78,7 +101,7 @@ def beside(path: Path) -> Path | None:
 
 
 def divided(
-    sequences: list[list[str]],
+    sequences: Lists | Sequence[list[str]],
     attributes: dict[str, list[str]],
     *,
     seed: int = 0,
@@ -92,9 +115,18 @@ def divided(
     Raises:
         UserError: fewer than ten users have three items, or there is but one item.
     """
-    before = [items[:-1] if len(items) > 1 else items for items in sequences]
-    numbers = numbered(before)
-    whole = Sequences.of([[numbers[item] for item in items] for items in before])
+    told = sequences if isinstance(sequences, Lists) else Lists.of(sequences)
+    every = np.arange(len(told))
+    asked = np.flatnonzero(told.sizes > 1)
+    last = told.offsets[asked + 1] - 1
+    before = np.ones(len(told.items), dtype=bool)
+    before[last] = False
+    items, order = renumbered(told.items[before], len(told.names))
+    number = np.full(len(told.names), -1, dtype=np.int32)
+    number[order] = np.arange(len(order), dtype=np.int32)
+    numbers = {told.names[old]: new for new, old in enumerate(order.tolist())}
+    sizes = told.sizes - (told.sizes > 1)
+    whole = Sequences(items, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
     able = np.flatnonzero(whole.sizes > 1)
     if len(able) < 10:
         raise UserError(
@@ -108,9 +140,7 @@ def divided(
     held = np.sort(rng.choice(able, n, replace=False))
     stop = whole.offsets[1:].copy()
     stop[held] -= 1
-    every = np.arange(len(whole))
-    asked = np.flatnonzero([len(items) > 1 for items in sequences])
-    labels = [numbers.get(sequences[i][-1], -1) for i in asked]
+    labels = number[told.items[last]]
     test = whole.take(asked).tails(LONGEST)
     facts = _facts(attributes, numbers)
     return Problem(
@@ -119,7 +149,7 @@ def divided(
         validation=Cases(
             whole.without_last(held).tails(LONGEST), whole.items[stop[held]], np.arange(n)
         ),
-        test=Cases(test, np.asarray(labels, dtype=np.int32), np.arange(len(asked))),
+        test=Cases(test, labels, np.arange(len(asked))),
         n_items=len(numbers),
         facts=facts,
         k=PLACES,
@@ -128,14 +158,14 @@ def divided(
             Measure(f"NDCG@{PLACES}", discounted(PLACES)),
         ),
         counts={
-            "users": len(sequences),
-            "events": sum(map(len, sequences)),
+            "users": len(told),
+            "events": len(told.items),
             "items": len(numbers),
             "attributes": facts.n_attributes,
             "validation_cases": n,
             "test_cases": len(asked),
-            "users_not_asked": len(sequences) - len(asked),
-            "test_labels_unknown": sum(label < 0 for label in labels),
+            "users_not_asked": len(told) - len(asked),
+            "test_labels_unknown": int((labels < 0).sum()),
         },
     )
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysys.datasets.times import EARLIEST, TimeFormat, check_unit, latest, to_millis
+from raysys.datasets.times import EARLIEST, TimeFormat, check_unit, guess_unit, latest, to_millis
 from raysys.errors import UserError
 
 MOMENT = 1_511_658_000_000  # 2017-11-26 01:00:00 UTC
@@ -158,3 +158,19 @@ def test_fractions_of_a_second_stay_in_a_column_of_floats(more):
     values = pl.Series([1_569_888_000.75, 1_569_888_000.25, *more], dtype=pl.Float64)
     found = to_millis(values, TimeFormat(unit="seconds")).to_list()
     assert found == [1_569_888_000_750, 1_569_888_000_250, *[None] * len(more)]
+
+
+@pytest.mark.parametrize(
+    ("values", "unit"),
+    [
+        (["1396861869", "1396861869.277"], "seconds"),
+        ([1396861869277], "milliseconds"),
+        (["2014-04-07T10:51:09.277Z", "noon"], "iso"),
+        (["20140407"], "iso"),
+        (["17", "4"], None),
+        (["shoe"], None),
+        ([None], None),
+    ],
+)
+def test_the_unit_is_guessed_by_what_is_believable(values: list[object], unit: str | None) -> None:
+    assert guess_unit(pl.Series(values)) == unit

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from raysys.cli import app
+from raysys.datasets.sequence_lists import Lists
 from raysys.datasets.sequences import Case
 from raysys.ensemble.next_item import Candidates, NextItemEnsemble
 from raysys.errors import UserError
@@ -245,6 +246,109 @@ def test_the_command_prints_figures(tmp_path: Path) -> None:
     for measure, gain in report["gain"].items():
         apart = report["ensemble"][measure]["value"] - best[measure]["value"]
         assert gain["value"] == pytest.approx(apart, abs=1e-9)
+
+
+def events(lists_: list[list[str]], begin: int, head: str = "SessionId\tItemId\tTime\n") -> str:
+    """Rows of sessions that end one after the other, an hour apart."""
+    rows = [
+        (f"s{begin}_{s}", item, begin + 3600 * s + at)
+        for s, items in enumerate(lists_)
+        for at, item in enumerate(items)
+    ]
+    return head + "".join("\t".join(map(str, row)) + "\n" for row in rows)
+
+
+def test_events_and_cases_of_the_same_are_the_same_problem(tmp_path: Path) -> None:
+    train, test = lists(200, 0), [*lists(30, 1), ["i1"], ["i1", "new", "i2", "new"]]
+    cases = [Case(s[:stop], s[stop]) for s in test for stop in range(1, len(s))]
+    expected = benchmark_sessions.divided(train, cases)
+    rows, more = tmp_path / "train", tmp_path / "test"
+    rows.write_text(events(train, 1_400_000_000))
+    more.write_text(events(test, 1_500_000_000))
+    found, read_as = benchmark_sessions.read(rows, more)
+    for name in ("fit", "whole"):
+        np.testing.assert_array_equal(getattr(found, name).items, getattr(expected, name).items)
+    for mine, other in ((found.validation, expected.validation), (found.test, expected.test)):
+        np.testing.assert_array_equal(mine.prefixes.items, other.prefixes.items)
+        np.testing.assert_array_equal(mine.prefixes.offsets, other.prefixes.offsets)
+        np.testing.assert_array_equal(mine.targets, other.targets)
+    counts = found.counts
+    assert {**counts, **expected.counts} == counts
+    assert counts["test_sessions_of_one_click"] == 1 and counts["test_labels_unknown"] == 2
+    assert "SessionId, ItemId, by Time" in read_as["train"]
+
+
+def test_the_last_day_is_the_test_where_no_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    path.write_text(events(lists(100, 0), 1_400_000_000))
+    problem, read_as = benchmark_sessions.read(path)
+    assert problem.counts["test_sessions"] in (24, 25)  # an hour apart, of unequal lengths
+    assert problem.counts["train_sessions"] + problem.counts["test_sessions"] == 100
+    assert "in its last day" in read_as["test"]
+    path.write_text("\n".join(json.dumps(s) for s in lists(100, 0)))
+    with pytest.raises(UserError, match="has no times"):
+        benchmark_sessions.read(path)
+
+
+def test_training_that_goes_on_after_the_test_begins_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, more = tmp_path / "train", tmp_path / "test"
+    rows.write_text(events(lists(100, 0), 1_400_000_000))
+    more.write_text(events(lists(10, 1), 1_400_000_000 + 90 * 3600 - 600))
+    problem, _ = benchmark_sessions.read(rows, more)
+    assert problem.counts["train_sessions_after_test_begins"] == 10
+    assert "end later than the first test session" in caplog.text
+
+
+def test_of_too_many_test_cases_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_sessions, "MOST_CLICKS", 100)
+    test = Lists.of(lists(60, 1))
+    problem = benchmark_sessions.divided(lists(200, 0), test)
+    assert len(problem.test.prefixes.items) < 200
+    counts = problem.counts
+    assert counts["test_cases"] == len(problem.test) < counts["test_cases_in_file"]
+    assert counts["test_cases_in_file"] == int((test.sizes - 1).sum())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["retailrocket", "movielens"])
+def test_the_command_reads_other_formats(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "events"
+    if form == "retailrocket":
+        rows = events(lists(300, 0), 1_400_000_000, "visitorid\titemid\ttimestamp\n")
+        path.write_text(rows.replace("\t", ","))
+        command = ["benchmark", "sessions", str(path), "--test-days", "2"]
+    else:
+        path.write_text(
+            "".join(
+                f"{user}::{item}::{1 + at % 5}::{1_000_000_000 + 60 * at}\n"
+                for user, items in enumerate(lists(300, 0))
+                for at, item in enumerate(items)
+            )
+        )
+        command = ["benchmark", "sequences", str(path)]
+    done = CliRunner().invoke(app, [*command, "--minutes", "0.15", "-q"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["counts"]["test_cases_judged"] > 20
+    assert report["ensemble"]["P@20" if form == "retailrocket" else "HIT@10"]["value"] > 0.3
+    if form == "retailrocket":
+        assert "30 minutes" in report["read_as"]["train"] and report["test"] is None
+    else:
+        assert report["read_as"] == "an event a row: 1, 2, by 4; columns by their place"
+
+
+def test_the_command_names_columns_and_options(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    path.write_text("who,what,when\n" + "a,b,2020-01-01\n" * 20)
+    command = ["benchmark", "sequences", str(path), "-q"]
+    done = CliRunner().invoke(app, command)
+    told = " ".join(done.stderr.split())
+    assert done.exit_code == 2 and "who, what, when" in told and "--item-col" in told
+    options = ["--user-col", "who", "--item-col", "what", "--time-col", "when"]
+    done = CliRunner().invoke(app, [*command, *options])
+    assert done.exit_code == 2 and "1 users with three items" in done.stderr.replace("\n", " ")
 
 
 @pytest.mark.slow

@@ -1,0 +1,365 @@
+"""Events out of files of rows, some megabytes at a time: who, which item, when.
+
+Column by column and without a loop over lines, so that tens of millions of events are read in the
+memory of their numbers. Lines that cannot be read are counted and, if they are few, left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysys.datasets.arrow_values import to_polars
+from raysys.datasets.chunks import Lost, chunks, utf8
+from raysys.datasets.files import ROWS, Part
+from raysys.datasets.records import decode
+from raysys.datasets.sequence_columns import Layout
+from raysys.datasets.sequence_layout import python_line
+from raysys.datasets.sequence_names import Task
+from raysys.datasets.sequences import readable
+from raysys.datasets.text import parse_csv, take_header
+from raysys.datasets.times import Unit, guess_unit, in_utc, to_millis
+from raysys.errors import UserError
+
+BAD_SHARE: Final = 0.01
+"""Of the rows: with more that cannot be read the file is another than it is taken for."""
+
+_NOBODY: Final = ("", "NA", "N/A", "NULL", "null", "None", "nan", "NaN", "\\N")
+_TOKEN: Final = r"""[^\s,;|\[\]()'"]+"""
+_SEPARATOR: Final = "\x1f"  # for one of several characters
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events in the order of the file.
+
+    Attributes:
+        frame: `key` UInt32, whose events belong together; `item` Categorical; `time` Int64, UTC
+            milliseconds or whatever rises; null in files without a time.
+        timed: whether there is a time.
+        clock: whether it is a moment, not only an order.
+        counts: rows that were left out, by the reason.
+    """
+
+    frame: pl.DataFrame
+    timed: bool
+    clock: bool
+    counts: dict[str, int]
+
+
+@dataclass
+class _Reading:
+    """What is known of a file while it is read."""
+
+    path: Path
+    layout: Layout
+    unit: Unit | None = None
+    clock: bool = True
+    rows: int = 0
+    bad: int = 0
+    first_bad: tuple[int, str] | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def count(self, name: str, n: int) -> None:
+        if n:
+            self.counts[name] = self.counts.get(name, 0) + n
+
+    def fault(self, number: int, text: str, n: int = 1) -> None:
+        self.bad += n
+        self.first_bad = self.first_bad or (number, text)
+
+    def judge(self) -> None:
+        """Refuse a file with too many rows that cannot be read."""
+        if self.first_bad and self.bad > max(1, BAD_SHARE * self.rows):
+            number, text = self.first_bad
+            raise UserError(
+                f"{self.bad:,} of {self.rows:,} rows cannot be read, the first: {text[:80]!r}",
+                where=f"{self.path}:{number + self.layout.first - 1}",
+                mend=f"it was taken for {self.layout.read_as}: mend the file, or say what it is "
+                "with --format, --session-col, --user-col, --item-col, --time-col",
+            )
+        self.count("lines_left_out", self.bad)
+
+
+def read_events(path: Path, layout: Layout, task: Task) -> Events:
+    """The events of a file.
+
+    Args:
+        path: of the file, packed or not.
+        layout: of rows, or of lines of items.
+        task: what is asked: whether a session or a user keeps events together.
+
+    Raises:
+        UserError: it cannot be read, no row is an event, or more than one in a hundred cannot be
+            read; names the first of these.
+    """
+    return _gathered(_Reading(path, layout), _blocks(path, layout), task)
+
+
+def events_of(records: list[Any], path: Path, layout: Layout, task: Task) -> Events:
+    """The events of objects that stood in one JSON document.
+
+    Raises:
+        UserError: as `read_events`.
+    """
+    lines = pl.Series([json.dumps(one, ensure_ascii=False) for one in records], dtype=pl.String)
+    return _gathered(_Reading(path, layout), iter([_json(lines, 0, layout)]), task)
+
+
+@dataclass
+class _Block:
+    """Rows by their columns in the file, their numbers from 1, and those that do not parse."""
+
+    rows: pl.DataFrame
+    numbers: pl.Series
+    faults: list[tuple[int, str]] = field(default_factory=list)
+
+
+def _gathered(reading: _Reading, blocks: Iterator[_Block], task: Task) -> Events:
+    layout = reading.layout
+    categories = pl.Categorical(pl.Categories.random())
+    owners = pl.Categorical(pl.Categories.random())
+    key = layout.columns.key(task)
+    if layout.shape == "lines" or (layout.shape == "records" and task == "sessions"):
+        key = None  # each row is a list of its own
+    parts = []
+    for block in blocks:
+        reading.rows += block.rows.height + len(block.faults)
+        for number, text in block.faults:
+            reading.fault(number, text)
+        rows = _flat(reading, block, key).with_columns(pl.col("item").cast(pl.String))
+        if key is not None:
+            nobody = rows["key"].is_null() | rows["key"].is_in(_NOBODY)
+            reading.count("rows_without_owner", int(nobody.sum()))
+            rows = rows.filter(~nobody)
+        empty = rows["item"].is_null() | (rows["item"] == "")
+        if layout.shape not in ("records", "lines"):  # an empty list leaves a row, too
+            reading.count("rows_without_item", int(empty.sum()))
+        rows = _moments(reading, rows.filter(~empty))
+        who = pl.UInt32() if key is None else owners
+        parts.append(rows.select(pl.col("key").cast(who), pl.col("item").cast(categories), "time"))
+    reading.judge()
+    frame = pl.concat(parts) if parts else pl.DataFrame(schema={"item": categories})
+    if not frame.height:
+        raise UserError(
+            f"holds no event; it was taken for {layout.read_as}",
+            where=str(reading.path),
+            mend="name its columns with --session-col, --user-col, --item-col, --time-col",
+        )
+    if key is not None:  # not before: numbers are given anew once no column holds the old ones
+        frame = frame.with_columns(pl.col("key").to_physical())
+    timed = layout.columns.time is not None
+    return Events(frame, timed, timed and reading.clock, reading.counts)
+
+
+def _flat(reading: _Reading, block: _Block, key: str | None) -> pl.DataFrame:
+    """An event a row: `number`, `key`, `item`, `time` and what else is read, as in the file."""
+    columns, shape = reading.layout.columns, reading.layout.shape
+    rows = block.rows.with_columns(block.numbers.alias("\0number"))
+    given: dict[str, pl.Expr] = {"number": pl.col("\0number")}
+    given["key"] = pl.col("\0number") if key is None else pl.col(key)
+    if columns.action:
+        other = ~pl.col(columns.action).str.contains("item").fill_null(False)
+        reading.count("rows_of_other_actions", int(rows.select(other.sum()).item()))
+        rows = rows.filter(~other)
+    if shape in ("records", "lines"):
+        items = pl.col(str(columns.items))
+        if rows.schema[str(columns.items)] == pl.String:
+            items = items.str.extract_all(_TOKEN)
+        if shape == "records" and columns.item:
+            items = pl.concat_list(items, pl.col(columns.item))
+        given["item"] = items
+        return rows.select(value.alias(name) for name, value in given.items()).explode("item")
+    if shape == "nested":
+        events = pl.col(str(columns.events))
+        rows = rows.select(*(value.alias(name) for name, value in given.items()), events)
+        rows = rows.explode(str(columns.events)).rename({str(columns.events): "\0event"})
+        inner = {"item": columns.item, "time": columns.time}
+        return rows.select(
+            *given,
+            *(pl.col("\0event").struct.field(n).alias(role) for role, n in inner.items() if n),
+        )
+    for role in ("item", "time", "within"):
+        name = getattr(columns, role)
+        if name:
+            given[role] = pl.col(name)
+    return rows.select(value.alias(role) for role, value in given.items())
+
+
+def _moments(reading: _Reading, rows: pl.DataFrame) -> pl.DataFrame:
+    """The same rows with `time` in milliseconds, less those that have none."""
+    column = reading.layout.columns.time
+    if column is None:
+        return rows.with_columns(pl.lit(None, dtype=pl.Int64).alias("time"))
+    values = rows["time"]
+    if values.dtype == pl.String:
+        values = values.str.strip_chars()
+    if reading.unit is None and reading.clock:
+        reading.unit = guess_unit(values)
+        reading.clock = reading.unit is not None or not values.drop_nulls().len()
+    if reading.unit is not None:
+        millis = to_millis(values, in_utc(reading.unit))
+    else:
+        plain = values.cast(pl.Float64, strict=False)
+        millis = (plain * 1000).round().cast(pl.Int64, strict=False)
+        if not reading.clock and millis.null_count() > 0.5 * millis.len():
+            raise UserError(
+                f"column {column!r} holds no time: {values.drop_nulls()[0]!r}",
+                where=str(reading.path),
+                mend="name the column of the time with --time-col",
+            )
+    if "within" in rows.columns:
+        millis += rows["within"].cast(pl.Float64, strict=False).fill_null(0).cast(pl.Int64)
+    lost = millis.is_null()
+    if lost.any():
+        at = lost.arg_true()[0]
+        text = f"{column} {values[at]!r} is no time"
+        reading.fault(int(rows["number"][at]), text, int(lost.sum()))
+    return rows.with_columns(millis.alias("time")).filter(~lost)
+
+
+def _blocks(path: Path, layout: Layout) -> Iterator[_Block]:
+    if layout.kind == "parquet":
+        yield from _parquet(path, layout)
+        return
+    part = Part(str(path), path.name, "csv" if layout.kind == "table" else "jsonl", 0)
+    header = list(layout.header) if layout.header else None
+    row = 0
+    for chunk in chunks(part, quoted=layout.kind == "table" and layout.quoted):
+        if isinstance(chunk, Lost):
+            if chunk.reason == "truncated_file":
+                what = f"is damaged or ends in the middle ({chunk.message})"
+                raise UserError(what, where=str(path), mend="copy or download it again")
+            raise UserError(f"cannot be read: {chunk.message}", where=str(path))
+        text = utf8(chunk, "utf-8")
+        if layout.shape == "lines":
+            block = _lines(text, row)
+        elif layout.kind == "json":
+            block = _json(_split(text), row, layout)
+        elif layout.kind == "python":
+            block = _python(_split(text), row, layout)
+        else:
+            text, delimiter = _one_delimiter(text, layout.delimiter)
+            if header is None:
+                header, text = take_header(text, delimiter)
+            if header is None:
+                continue
+            keep = list(layout.columns.given)
+            parsed, _ = parse_csv(text, header, keep, delimiter, row, layout.quoted)
+            if not parsed.rows.width:
+                continue
+            faults = [(fault.row, fault.raw) for fault in parsed.faults]
+            block = _Block(parsed.rows, parsed.numbers, faults)
+        row += block.rows.height + len(block.faults)
+        yield block
+
+
+def _one_delimiter(text: bytes, delimiter: str) -> tuple[bytes, str]:
+    """Text whose delimiter is one character, and that."""
+    if delimiter == " ":
+        text = re.sub(rb"(?m)^[ \t]+|[ \t]+(?=\r?$)", b"", text)
+        return re.sub(rb"[ \t]+", _SEPARATOR.encode(), text), _SEPARATOR
+    if len(delimiter) > 1:
+        return text.replace(delimiter.encode(), _SEPARATOR.encode()), _SEPARATOR
+    return text, delimiter
+
+
+def _split(text: bytes) -> pl.Series:
+    """Lines that are not blank."""
+    lines = pl.Series(text.decode("utf-8").split("\n"), dtype=pl.String)
+    return lines.filter(lines.str.contains(r"\S"))
+
+
+def _lines(text: bytes, before: int) -> _Block:
+    lines = _split(text)
+    return _Block(pl.DataFrame({"items": lines}), _numbers(before, lines.len()))
+
+
+def _numbers(before: int, n: int) -> pl.Series:
+    return pl.int_range(before + 1, before + n + 1, eager=True)
+
+
+def _json(lines: pl.Series, before: int, layout: Layout) -> _Block:
+    columns = layout.columns
+    types: dict[str, Any] = {}
+    if columns.events:
+        inner = {name: pl.String for name in (columns.item, columns.time) if name}
+        types[columns.events] = pl.List(pl.Struct(inner))
+    elif columns.items:
+        types[columns.items] = pl.List(pl.String)
+    outside: tuple[str | None, ...] = (
+        columns.session,
+        columns.user,
+        columns.action,
+        columns.within,
+    )
+    if not columns.events:
+        outside += (columns.item, columns.time)
+    types = {**dict.fromkeys((name for name in outside if name), pl.String), **types}
+    rows, broken = decode(lines, types)
+    faults = [(before + 1 + at, lines[at]) for at in broken.arg_true()]
+    return _Block(rows.filter(~broken), _numbers(before, lines.len()).filter(~broken), faults)
+
+
+def _python(lines: pl.Series, before: int, layout: Layout) -> _Block:
+    """Line by line: nothing else reads what Python writes, and nothing is run."""
+    names = layout.columns.given
+    columns: dict[str, list[str | None]] = {name: [] for name in names}
+    numbers, faults = [], []
+    for number, line in enumerate(lines, start=before + 1):
+        record = python_line(line)
+        if record is None:
+            faults.append((number, line))
+            continue
+        numbers.append(number)
+        for name in names:
+            value = record.get(name)
+            columns[name].append(None if value is None else str(value))
+    schema = dict.fromkeys(names, pl.String)
+    return _Block(pl.DataFrame(columns, schema=schema), pl.Series(numbers, dtype=pl.Int64), faults)
+
+
+def _parquet(path: Path, layout: Layout) -> Iterator[_Block]:
+    names = list(layout.columns.given)
+    if layout.shape == "nested":
+        inner = {layout.columns.item, layout.columns.time}
+        names = [name for name in names if name not in inner]
+    row = 0
+    with readable(path) as file:
+        try:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS, columns=names):
+                frame = to_polars(batch)
+                yield _Block(_texts(frame, layout.columns.time), _numbers(row, frame.height))
+                row += frame.height
+        except pa.ArrowException as error:
+            what = f"cannot be read behind row {row:,}: {str(error).splitlines()[0]}"
+            raise UserError(what, where=str(path), mend="copy or write it again") from None
+
+
+def _texts(frame: pl.DataFrame, time: str | None) -> pl.DataFrame:
+    """Ids as texts, those of whole numbers among fractions (pandas, of a column with gaps), too."""
+
+    def text(value: pl.Expr, kind: pl.DataType) -> pl.Expr:
+        if isinstance(kind, pl.List | pl.Array):
+            if isinstance(kind, pl.Array):
+                value = value.arr.to_list()
+            if isinstance(kind.inner, pl.Struct):
+                return value
+            return value.list.eval(text(pl.element(), kind.inner))  # type: ignore[arg-type]
+        if kind.is_float():
+            whole = value.cast(pl.Int64, strict=False)
+            same = whole.cast(kind) == value
+            return pl.when(same).then(whole.cast(pl.String)).otherwise(value.cast(pl.String))
+        return value if isinstance(kind, pl.Struct) else value.cast(pl.String)
+
+    return frame.with_columns(
+        text(pl.col(name), kind).alias(name) for name, kind in frame.schema.items() if name != time
+    )
