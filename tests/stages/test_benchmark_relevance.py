@@ -88,7 +88,8 @@ def test_rows_that_say_nothing_are_left_out_and_counted(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda f: f.drop("title"), "no column 'title'"),
-        (lambda f: f.with_columns(stars=pl.lit("good")), "'good' for one"),
+        (lambda f: f.with_columns(stars=pl.lit("so so")), "no numbers.*'so so' 320"),
+        (lambda f: f.with_columns(stars=pl.lit("good")), "every label is 1"),
         (lambda f: f.with_columns(stars=pl.lit(2.0)), "every label is 2"),
         (lambda f: f.with_columns(search=pl.lit("mug")), "1 query: too few"),
         (lambda f: f.clear(), "no row has"),
