@@ -98,11 +98,17 @@ class Join:
         """
         columns = {name: Column(0, name) for name in first.columns}
         found: list[Joined] = []
-        asked = [_pair(text) for text in on]
-        used: set[tuple[str, str]] = set()
-        for number, table in enumerate(others, start=1):
+        tables, asked = tuple(others), [_pair(text) for text in on]
+        have = [name for table in tables for name in table.columns]
+        for _, right in asked:
+            if right not in have:
+                raise UserError(
+                    f"no file that is joined has a column {right!r}",
+                    where="--on",
+                    mend=f"there are {_shown(have)}" if have else "give files with --join",
+                )
+        for number, table in enumerate(tables, start=1):
             given = tuple(pair for pair in asked if pair[1] in table.columns)
-            used |= set(given)
             for left, _ in given:
                 if left not in columns:
                     raise missing(left, columns, first, where="--on")
@@ -113,14 +119,6 @@ class Join:
                 if name not in keys:
                     shown = name if name not in columns else f"{_stem(table)}.{name}"
                     columns.setdefault(shown, Column(number, name))
-        for pair in asked:
-            if pair not in used:
-                have = [name for each in found for name in each.table.columns]
-                raise UserError(
-                    f"no file that is joined has a column {pair[1]!r}",
-                    where="--on",
-                    mend=f"there are {', '.join(have)}" if have else "give files with --join",
-                )
         return cls(first, tuple(found), columns)
 
     def named(self, name: str) -> str:

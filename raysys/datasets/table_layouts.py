@@ -39,7 +39,9 @@ SEPARATORS: Final = (",", "\t", ";", "|")
 _PACKED: Final = (".gz", ".bz2", ".xz", ".zst", ".zstd", ".zip")
 _LINES: Final = 50  # by which a separator is chosen
 _MOSTLY: Final = 0.9
-_QRELS: Final = re.compile(r"\S+[ \t]+(?:\S+[ \t]+){1,2}-?\d+(?:\.\d+)?\s*")
+_QRELS: Final = tuple(
+    re.compile(rf"\S+{gap}(?:Q?\d+{gap})?\S+{gap}-?\d+(?:\.\d+)?\s*") for gap in (" +", r"\t")
+)
 _FEATURES: Final = re.compile(r"\S+\s+qid:\S+\s+\d+:")
 _NUMBER: Final = re.compile(r"\s*-?\d+(?:\.\d+)?\s*")
 
@@ -103,7 +105,7 @@ def layout_of(text: str, path: Path, wanted: Sequence[str] = ()) -> Layout:
             where=str(path),
             mend="give a file of queries and texts, or qrels with --join of both",
         )
-    if lines and all(map(_QRELS.fullmatch, lines)):
+    if lines and any(all(map(form.fullmatch, lines)) for form in _QRELS):
         width = len(lines[0].split())
         if all(len(line.split()) == width for line in lines):
             middle = ("iteration",) if width == 4 else ()

@@ -145,7 +145,7 @@ def pool_of(
     rows = frame.select(
         query=pl.col(roles.query),
         text=pl.concat_str(
-            [pl.col(name).str.strip_chars() for name in roles.text],
+            [_filled(name) for name in roles.text],
             separator=". ",
             ignore_nulls=True,
         ),
@@ -274,6 +274,12 @@ def _merged(rows: pl.DataFrame) -> pl.DataFrame:
         .group_by("query", "text", "given", maintain_order=True)
         .agg(pl.col("grade").mean(), weight=pl.len().cast(pl.Float32))
     )
+
+
+def _filled(name: str) -> pl.Expr:
+    """A text without its outer blanks; null: there is none."""
+    text = pl.col(name).str.strip_chars()
+    return pl.when(text != "").then(text)
 
 
 def _each(column: pl.Series, change: Callable[[str], str]) -> pl.Series:
