@@ -15,7 +15,8 @@ QUERIES: Final[Tiers] = (
 
 TITLES: Final[Tiers] = (
     ("producttitle", "productname", "itemtitle", "itemname", "doctitle"),
-    ("title", "name"),
+    ("title",),
+    ("name",),
 )
 BODIES: Final[Tiers] = (
     ("text", "passage", "document", "passagetext", "documenttext", "doctext", "body", "content"),

@@ -100,7 +100,9 @@ class Table:
                         first = text[: self.layout.header_end(text)]
                     elif self.layout.header:
                         text = first + text
-                yield texts(self._parsed(text, columns), columns)
+                    yield texts(self._parsed(text, columns), columns)
+                else:
+                    yield _json_texts(text, columns)
 
     def _parsed(self, content: bytes, columns: Sequence[str]) -> pl.DataFrame:
         """At least these columns, if the content has them."""
@@ -202,6 +204,24 @@ def utf8(content: bytes, *, quiet: bool = False) -> bytes:
             log.warning("the file is not UTF-8: it is read as %s", OLD_ENCODING)
         return content.decode(OLD_ENCODING, errors="replace").encode()
     return content
+
+
+def _json_texts(text: bytes, columns: Sequence[str]) -> pl.DataFrame:
+    """JSON lines as texts: without a look at columns that are not wanted, which may be thousands.
+
+    Raises:
+        PolarsError: it is no JSON.
+    """
+    frame = pl.read_ndjson(io.BytesIO(text), schema=dict.fromkeys(columns, pl.String))
+    begins = frame.select(pl.all().str.starts_with("[").any()).row(0)
+    lists = [name for name, found in zip(columns, begins, strict=True) if found]
+    if not lists:
+        return frame
+    try:
+        told = pl.read_ndjson(io.BytesIO(text), schema=dict.fromkeys(lists, pl.List(pl.String)))
+    except pl.exceptions.PolarsError:  # some are lists, others texts: as JSON writes them
+        return frame
+    return frame.with_columns(texts(told, lists))
 
 
 @contextlib.contextmanager

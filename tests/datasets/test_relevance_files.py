@@ -312,6 +312,21 @@ def test_a_joined_file_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.Mon
     assert pool.told["joined"][0]["rows_without_partner"] == QUERIES
 
 
+def test_lists_of_a_joined_file_are_joined(tmp_path: Path) -> None:
+    table = rows(("bad", "good")).filter(pl.col("product_id") < 7002)
+    table.drop("title").write_csv(tmp_path / "judged.csv")
+    lines = [
+        '{"product_id": 7000, "points": ["soft", "red"], "nested": {"a": [1]}}',
+        '{"points": ["blue"], "product_id": "7001", "title": null}',
+    ]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines) + "\n")
+    pool = pool_of(tmp_path / "judged.csv", None, ["points"], joins=[tmp_path / "items.jsonl"])
+    assert set(pool.rows["text"]) == {"soft. red", "blue"}
+    (tmp_path / "items.jsonl").write_text('{"product_id": 7000, "points": "x"}\n{"product_id"\n')
+    with pytest.raises(UserError, match="cannot be read as jsonl"):
+        pool_of(tmp_path / "judged.csv", None, ["points"], joins=[tmp_path / "items.jsonl"])
+
+
 def judged(tmp_path: Path) -> Path:
     rows(("bad", "good")).write_csv(tmp_path / "judged.csv")
     return tmp_path / "judged.csv"
