@@ -20,6 +20,7 @@ MISSING: Final = ("", "nan", "null", "n/a")
 """What a label says where there is none, in lower case."""
 
 _SIGNS: Final = re.compile(r"[\W_]+")
+_NUMBERED: Final = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*[-–:=.)(]\s*[^\W\d]")
 _SHOWN: Final = 12  # words of a file that an error lists
 
 _NOT: Final = (
@@ -188,6 +189,9 @@ def grades_of(counts: Mapping[str, int], scale: Scale | None = None, *, where: s
         best = max(found, key=lambda each: len({each.numbers()[said] for said in seen.values()}))
         numbers = best.numbers()
         return Grades(best.name, {word: numbers[said] for word, said in seen.items()})
+    if scale is None and all(map(_NUMBERED.match, counts)):
+        numbers = {word: float(_NUMBERED.match(word)[1]) for word in counts}  # type: ignore[index]
+        return Grades("the numbers before the words", numbers)
     told = sorted(counts.items(), key=lambda each: -each[1])
     shown = ", ".join(f"{word!r} {n:,}" for word, n in told[:_SHOWN])
     if len(told) > _SHOWN:

@@ -9,18 +9,21 @@ Tiers = tuple[tuple[str, ...], ...]
 
 QUERIES: Final[Tiers] = (
     ("query", "searchterm", "searchquery", "querytext", "searchterms", "searchphrase"),
-    ("keyword", "keywords", "search", "term", "question", "q", "topictitle"),
-)
+    ("keyword", "keywords", "search", "term", "question", "q", "topictitle",
+     "userquery", "rawquery", "searchtext", "querystring", "keywordtext"),
+)  # fmt: skip
 """As `small` spells them; names of an earlier tier are taken before others."""
 
 TITLES: Final[Tiers] = (
-    ("producttitle", "productname", "itemtitle", "itemname", "doctitle"),
+    ("producttitle", "productname", "itemtitle", "itemname", "doctitle", "goodstitle", "goodsname",
+     "skutitle", "skuname", "offertitle", "listingtitle"),
     ("title",),
     ("name",),
-)
+)  # fmt: skip
 BODIES: Final[Tiers] = (
-    ("text", "passage", "document", "passagetext", "documenttext", "doctext", "body", "content"),
-)
+    ("text", "passage", "document", "passagetext", "documenttext", "doctext", "body", "content",
+     "doc", "answer"),
+)  # fmt: skip
 """What a document says; a shop's description is taken only when it is asked for."""
 
 DESCRIPTIONS: Final[Tiers] = (
@@ -30,7 +33,7 @@ DESCRIPTIONS: Final[Tiers] = (
 LABELS: Final[Tiers] = (
     ("escilabel", "medianrelevance", "relevance", "relevancelabel", "relevancescore",
      "relevancegrade", "relevancejudgement", "relevancejudgment"),
-    ("grade", "judgement", "judgment", "rel", "relevancy"),
+    ("grade", "judgement", "judgment", "rel", "relevancy", "relevant", "isrelevant"),
     ("label", "gain"),
     ("score", "rating", "target"),
 )  # fmt: skip
@@ -43,6 +46,9 @@ ITEM_IDS: Final = (
 
 PLAIN_IDS: Final = ("id", "uid", "key")
 """Of a row: which thing it is says the file's name at most."""
+
+ROW_NUMBERS: Final = ("", "unnamed0", "index", "rowid", "rownumber")
+"""Of a file's rows: two files that have them have nothing in common."""
 
 MARKETS: Final = ("locale", "productlocale", "language", "lang", "market", "country", "site")
 """Part of a key, beside an id."""

@@ -19,6 +19,7 @@ from raysys.datasets.relevance_names import (
     MARKETS,
     PLAIN_IDS,
     QUERY_IDS,
+    ROW_NUMBERS,
     is_id,
     side,
     small,
@@ -190,7 +191,9 @@ class Join:
             lost = before - rows.height
             on = [left if left == right else f"{left}={right}" for left, right in each.on]
             file = each.table.path.name
-            log.info("%s: joined on %s; %s rows without a partner", file, ", ".join(on), lost)
+            level = logging.WARNING if 2 * lost > before else logging.INFO
+            text = "%s: joined on %s; %s of %s rows have no partner and are left out"
+            log.log(level, text, file, ", ".join(on), f"{lost:,}", f"{before:,}")
             told.append(
                 {"file": file, "on": on, "rows_without_partner": lost, "rows_of_a_key": repeated}
             )
@@ -227,7 +230,8 @@ def _in_common(columns: Mapping[str, Column], first: Table, table: Table) -> Pai
     Raises:
         UserError: none, or more than one way.
     """
-    same = [(left, right) for right in table.columns for left in _alike(right, columns)]
+    rights = [name for name in table.columns if small(name) not in ROW_NUMBERS]
+    same = [(left, right) for right in rights for left in _alike(right, columns)]
     known = [pair for pair in same if small(pair[1]) in (*QUERY_IDS, *ITEM_IDS)]
     for of, ids in _FAMILIES:
         if any(small(right) in ids for _, right in known):

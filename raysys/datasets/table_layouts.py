@@ -7,7 +7,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -125,9 +125,9 @@ def _csv(
         given = _given(first, path)
         if given:
             return Layout("csv", given, separator, header=False)
-    columns = pl.read_csv(
-        text.encode(), n_rows=0, separator=separator, truncate_ragged_lines=True
-    ).columns
+    line = text.lstrip("\r\n").encode()
+    line = line[: Layout("csv", ()).header_end(line)]
+    columns = pl.read_csv(line, n_rows=0, separator=separator).columns
     doubtful = not named and any(_NUMBER.fullmatch(field) for field in first)
     return Layout("csv", tuple(columns), separator, doubtful=doubtful)
 
@@ -163,16 +163,17 @@ def _separator(text: str, ending: str, wanted: Sequence[str]) -> str:
 
 
 def _rows(text: str, separator: str, *, quoted: bool) -> list[list[str]]:
+    """The first records of a CSV."""
+    return list(islice(rows_of(text, separator, quoted=quoted), _LINES))
+
+
+def rows_of(text: str, separator: str, *, quoted: bool) -> Iterator[list[str]]:
+    """Records of a CSV, as Python reads them."""
     csv.field_size_limit(sys.maxsize)
     lines = io.StringIO(text, newline="")
-    try:
-        if quoted:
-            found = csv.reader(lines, delimiter=separator)
-        else:
-            found = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_NONE)
-        return list(islice(found, _LINES))
-    except csv.Error:
-        return []
+    if quoted:
+        return csv.reader(lines, delimiter=separator)
+    return csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_NONE)
 
 
 def _is_object(line: str) -> bool:

@@ -21,7 +21,14 @@ import pyarrow.parquet as pq
 from raysys.datasets.arrow_values import to_polars
 from raysys.datasets.chunks import Lost, chunks
 from raysys.datasets.files import Part
-from raysys.datasets.table_layouts import ENDINGS, Kind, Layout, ending_of, layout_of
+from raysys.datasets.table_layouts import (
+    ENDINGS,
+    Kind,
+    Layout,
+    ending_of,
+    layout_of,
+    rows_of,
+)
 from raysys.datasets.unpack import DAMAGE, Bytes, unpacked
 from raysys.errors import UserError
 
@@ -95,6 +102,7 @@ class Table:
                 text = utf8(chunk, quiet=quiet)
                 quiet |= text is not chunk
                 if kind == "csv":
+                    text = text if first else text.lstrip(b"\r\n")
                     # every block begins with the header, for one way of reading them all
                     if not first and self.layout.header:
                         first = text[: self.layout.header_end(text)]
@@ -115,15 +123,7 @@ class Table:
             rows = (line.split() for line in text.decode().splitlines())
             shaped = [row for row in rows if len(row) == len(layout.columns)]
             return pl.DataFrame(shaped, schema=list(layout.columns), orient="row")
-        return pl.read_csv(
-            text,
-            infer_schema_length=0,
-            separator=layout.separator,
-            quote_char='"' if layout.quoted else None,
-            truncate_ragged_lines=True,
-            has_header=layout.header,
-            new_columns=None if layout.header else list(layout.columns),
-        ).select(name for name in layout.columns if name in columns)
+        return _csv(text, layout).select(name for name in layout.columns if name in columns)
 
 
 def look(path: Path, wanted: Sequence[str] = (), *, whole: bool = False) -> Table:
@@ -261,6 +261,35 @@ def _parquet(path: Path) -> IO[bytes]:
         if file.read(4) != b"PAR1" and ending_of(path) != path.suffix.lower():
             return io.BytesIO(_content(path))
     return path.open("rb")
+
+
+def _csv(text: bytes, layout: Layout) -> pl.DataFrame:
+    """All columns of a CSV as texts, and where marks stand that quote nothing, as Python reads it.
+
+    Raises:
+        PolarsError: it cannot be read.
+    """
+    try:
+        return pl.read_csv(
+            text,
+            infer_schema_length=0,
+            separator=layout.separator,
+            quote_char='"' if layout.quoted else None,
+            truncate_ragged_lines=True,
+            has_header=layout.header,
+            new_columns=None if layout.header else list(layout.columns),
+        )
+    except pl.exceptions.ComputeError:
+        width = len(layout.columns)
+        told = text.decode().removeprefix("\ufeff")
+        ways = [list(rows_of(told, layout.separator, quoted=quoted)) for quoted in (True, False)]
+        # a mark that is never closed swallows rows, so the way with most whole rows is right
+        rows = max(ways, key=lambda way: sum(len(row) == width for row in way))
+        shaped = [row[:width] + [None] * (width - len(row)) for row in rows if row]
+        frame = pl.DataFrame(
+            shaped[layout.header :], schema=dict.fromkeys(layout.columns, pl.String), orient="row"
+        )
+        return frame.with_columns(pl.all().replace("", None))
 
 
 def _with_quotes(path: Path, layout: Layout, head: bytes, *, whole: bool) -> Layout:

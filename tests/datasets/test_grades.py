@@ -53,6 +53,16 @@ def test_the_official_gains_are_named() -> None:
     assert "substitute 0.1" in grades_of({"E": 1, "I": 2, "S": 1}, where="x").scale
 
 
+def test_numbers_before_words_are_taken() -> None:
+    assert found("0 - off", "1: near", "2.5 (right)") == {
+        "0 - off": 0,
+        "1: near": 1,
+        "2.5 (right)": 2.5,
+    }
+    with pytest.raises(UserError, match="no numbers"):
+        found("0 - off", "near")
+
+
 def test_unknown_words_are_told_with_their_counts() -> None:
     with pytest.raises(UserError, match=r"(?s)'Meh' 7, 'Irelevant' 2.*'irrelevant'.*--grades"):
         grades_of({"Irelevant": 2, "Meh": 7}, where="a.csv: label")

@@ -248,6 +248,30 @@ def test_separators_are_told_by_the_content(tmp_path: Path, separator: str, name
     assert set(pool.rows["text"]) == {f'{word} 5" wide, with; all | of them' for word in WORDS}
 
 
+@pytest.mark.parametrize(
+    "title", ['5" lamp', '"big" lamp', '"big lamp', 'a "big" 5" lamp', '"5"" lamp"']
+)
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_marks_that_quote_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str, title: str
+) -> None:
+    """No row is lost by them, whole or in blocks."""
+    monkeypatch.setattr("raysys.datasets.chunks.CHUNK", 300)
+    table = rows(("bad", "good"))
+    lines = [["", "query", "product_id", "title", "label"]]
+    for number, row in enumerate(table.rows()):
+        at = title if row[2] == 7001 and number < 11 else f"{WORDS[row[2] % 4]}"
+        lines.append([str(number), row[1], str(row[2]), at, row[4]])
+    text = "\n".join(separator.join(line) for line in lines) + "\n"
+    (tmp_path / "a.csv").write_text(text)
+    whole = pool_of(tmp_path / "a.csv")
+    assert whole.rows.height == table.height
+    assert any("big" in text or "5" in text for text in whole.rows["text"])
+    table.select("product_id", "label", "query").write_csv(tmp_path / "judged.csv")
+    joined = pool_of(tmp_path / "judged.csv", joins=[tmp_path / "a.csv"], on=["product_id"])
+    assert joined.rows.height == table.height
+
+
 def zipped(data: bytes) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
