@@ -12,7 +12,6 @@ from typing import IO, Any, Final, Protocol, cast
 import pyarrow as pa
 
 from raysys.datasets.fetching import of_storage
-from raysys.errors import UserError
 
 DAMAGE: Final = (EOFError, zlib.error, lzma.LZMAError, ValueError, zipfile.BadZipFile)
 """What a reader of `unpacked` raises for a file that is damaged or ends in the middle."""
@@ -35,7 +34,7 @@ def unpacked(opened: IO[bytes]) -> Bytes:
         opened: at its beginning; can be sought. Gzip, bzip2, xz, zstd, or a zip with one file.
 
     Raises:
-        UserError: an archive that holds no file or several, or an Excel workbook.
+        ValueError, BadZipFile: an archive that holds no file or several, or is damaged.
     """
     magic = opened.read(10)
     opened.seek(0)
@@ -60,24 +59,19 @@ def _zipped(opened: IO[bytes]) -> Bytes:
         for name in archive.namelist()
         if not name.endswith(("/", ".DS_Store")) and not name.startswith("__MACOSX/")
     ]
-    where = str(getattr(opened, "name", ""))
     if "[Content_Types].xml" in names:
-        raise UserError(
-            "an Excel workbook", where=where, mend="save the sheet as CSV and name that"
-        )
+        raise ValueError("an Excel workbook: save the sheet as CSV")
     if len(names) != 1:
         shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-        raise UserError(
-            f"an archive of {len(names)} files ({shown})" if names else "an archive of no file",
-            where=where,
-            mend="unpack it and name the file that is meant",
+        raise ValueError(
+            f"an archive of {len(names)} files ({shown}): unpack it and name the one that is meant"
+            if names
+            else "an archive of no file"
         )
     try:
         return cast(Bytes, archive.open(names[0]))
     except (RuntimeError, NotImplementedError) as error:  # a password, a rare way of packing
-        raise UserError(
-            f"an archive that cannot be read: {error}", where=where, mend="unpack it"
-        ) from None
+        raise ValueError(f"an archive that cannot be read ({error}): unpack it") from None
 
 
 class _Gzip:

@@ -200,8 +200,8 @@ def divided(pool: Pool, *, seed: int = 0, queries: int | None = None) -> Judged:
         told["queries_in_two_splits"] = int((both["n"] > 1).sum())
         if told["queries_in_two_splits"]:
             log.warning(
-                "relevance: %s queries stand in train and in test: the figures are not of queries "
-                "that nobody has seen",
+                "relevance: %s queries stand in more than one split: the figures are not of "
+                "queries that nobody has seen",
                 f"{told['queries_in_two_splits']:,}",
             )
     kept = rows.with_columns(split=split).filter(pl.col("split") != "")

@@ -112,6 +112,8 @@ def _first(
             if small(join.columns[name].name) in tier
             and (not_of is None or _of(join, name) != not_of)
         ]
+        own = [name for name in names if not join.columns[name].table]
+        names = own or names  # what the first file says goes before what comes to it
         if len(names) > 1:
             raise UserError(
                 f"it is not clear which column is the {role}: {', '.join(map(repr, names))}",

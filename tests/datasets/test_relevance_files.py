@@ -303,6 +303,10 @@ def test_packed_files(tmp_path: Path) -> None:
     assert len(found) == 10
     for path in found:
         expected(pool_of(path), labels, (1.0, 0.0))
+    frame.drop("title").write_csv(tmp_path / "judged.csv")
+    for path in found:
+        pool = pool_of(tmp_path / "judged.csv", joins=[path], on=["query_id", "product_id"])
+        expected(pool, labels, (1.0, 0.0))
 
 
 def test_archives_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
