@@ -273,7 +273,7 @@ def _alike(name: str, columns: Iterable[str]) -> list[str]:
 def _side(pairs: Pairs) -> Literal["query", "item"] | None:
     rest = [(left, right) for left, right in pairs if small(right) not in MARKETS]
     for of, ids in _FAMILIES:
-        if all(small(left) in ids or small(right) in ids for left, right in rest):
+        if rest and all(small(left) in ids or small(right) in ids for left, right in rest):
             return of
     return None
 
