@@ -102,12 +102,38 @@ def sequences(
 
 @benchmark_app.command()
 def relevance(
-    file: Annotated[Path, typer.Argument(help="CSV, TSV, JSON lines or Parquet, perhaps gzipped.")],
-    query_col: Annotated[str, typer.Option("--query-col", help="Column of the query.")],
-    text_col: Annotated[
-        list[str], typer.Option("--text-col", help="Column of the item's text; repeatable.")
+    file: Annotated[
+        Path, typer.Argument(help="CSV, TSV, JSON lines, Parquet or qrels, perhaps packed.")
     ],
-    label_col: Annotated[str, typer.Option("--label-col", help="Column of the grade, a number.")],
+    query_col: Annotated[
+        str | None, typer.Option("--query-col", help="Column of the query; else by known names.")
+    ] = None,
+    text_col: Annotated[
+        list[str] | None,
+        typer.Option("--text-col", help="Column of the item's text; repeatable; else as above."),
+    ] = None,
+    label_col: Annotated[
+        str | None,
+        typer.Option("--label-col", help="Column of the grade: a number or a word; else as above."),
+    ] = None,
+    grades: Annotated[
+        list[str] | None,
+        typer.Option("--grades", help='Grades in words from the lowest: "Bad < Fair < Good".'),
+    ] = None,
+    join: Annotated[
+        list[Path] | None,
+        typer.Option("--join", help="File of queries or items, joined by its ids; repeatable."),
+    ] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", help="Column to join on, or NAME=ITS_NAME; repeatable."),
+    ] = None,
+    split_col: Annotated[
+        str | None, typer.Option("--split-col", help="Column that says train and test.")
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option("--test", help="File like FILE, whose queries are the test's.")
+    ] = None,
     minutes: Minutes = 60,
     queries: Annotated[
         int | None, typer.Option("--queries", min=10, help="At most so many, drawn at random.")
@@ -126,8 +152,13 @@ def relevance(
     """Judged pairs of query and text, unseen queries: NDCG@10 and RMSE."""
     options = {
         "query_col": query_col,
-        "text_cols": text_col,
+        "text_cols": text_col or (),
         "label_col": label_col,
+        "grades": grades or (),
+        "joins": join or (),
+        "on": on or (),
+        "split_col": split_col,
+        "test": test,
         "minutes": minutes,
         "queries": queries,
         "language": language,

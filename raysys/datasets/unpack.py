@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import zipfile
 import zlib
 from collections.abc import Callable
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Final, Protocol, cast
 
 import pyarrow as pa
 
 from raysys.datasets.fetching import of_storage
 
-DAMAGE: Final = (EOFError, zlib.error, lzma.LZMAError, ValueError)
+DAMAGE: Final = (EOFError, zlib.error, lzma.LZMAError, ValueError, zipfile.BadZipFile)
 """What a reader of `unpacked` raises for a file that is damaged or ends in the middle."""
 
 _BLOCKS: Final = (b"1AY&SY", b"\x17rE8P\x90")  # how bzip2 goes on: a block, or the end
@@ -27,10 +28,13 @@ class Bytes(Protocol):
 
 
 def unpacked(opened: IO[bytes]) -> Bytes:
-    """The file's bytes, unpacked if they are gzip, bzip2, xz or zstd (by content: endings lie).
+    """The file's bytes, unpacked if they are packed (by content: endings lie).
 
     Args:
-        opened: at its beginning; can be sought.
+        opened: at its beginning; can be sought. Gzip, bzip2, xz, zstd, or a zip with one file.
+
+    Raises:
+        ValueError, BadZipFile: an archive that holds no file or several, or is damaged.
     """
     magic = opened.read(10)
     opened.seek(0)
@@ -42,7 +46,32 @@ def unpacked(opened: IO[bytes]) -> Bytes:
         return _Unpacker(opened, lzma.LZMADecompressor)
     if magic.startswith(b"\x28\xb5\x2f\xfd"):
         return _Zstd(opened)
+    if magic.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _zipped(opened)
     return opened
+
+
+def _zipped(opened: IO[bytes]) -> Bytes:
+    """The only file of an archive; what macOS adds to archives does not count."""
+    archive = zipfile.ZipFile(opened)
+    names = [
+        name
+        for name in archive.namelist()
+        if not name.endswith(("/", ".DS_Store")) and not name.startswith("__MACOSX/")
+    ]
+    if "[Content_Types].xml" in names:
+        raise ValueError("an Excel workbook: save the sheet as CSV")
+    if len(names) != 1:
+        shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        raise ValueError(
+            f"an archive of {len(names)} files ({shown}): unpack it and name the one that is meant"
+            if names
+            else "an archive of no file"
+        )
+    try:
+        return cast(Bytes, archive.open(names[0]))
+    except (RuntimeError, NotImplementedError) as error:  # a password, a rare way of packing
+        raise ValueError(f"an archive that cannot be read ({error}): unpack it") from None
 
 
 class _Gzip:

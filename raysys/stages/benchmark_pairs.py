@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -13,13 +14,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysys import schema
+from raysys.datasets.grades import MISSING, Grades, Scale, grades_of, spelled_out
+from raysys.datasets.relevance_names import small
+from raysys.datasets.table_joins import PART, Join, missing
+from raysys.datasets.tables import look
 from raysys.errors import UserError
-from raysys.stages.benchmark_tables import read_table
+from raysys.stages.relevance_columns import roles_of
+from raysys.text.markup import without_markup
 from raysys.text.pairs import clean
+
+log = logging.getLogger("raysys")
 
 SHARES = {"train": 0.72, "validation": 0.08, "test": 0.2}
 LEAST_QUERIES = 10
-YES_OR_NO = {"yes": "1", "true": "1", "no": "0", "false": "0"}
+SPLIT_WORDS: Final = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "development"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+"""What a column of splits may say, in lower case."""
+SPLIT_COLUMNS: Final = ("split", "set", "subset", "partition")
 
 
 @dataclass(frozen=True)
@@ -27,81 +41,118 @@ class Judged:
     """Pairs with grades.
 
     Attributes:
-        table: `schema.LABELLED_PAIRS`; a pair stands once, no query is in two splits.
+        table: `schema.LABELLED_PAIRS`; a pair stands once in a split, and no query in two of them
+            that were drawn.
         dropped: rows without a query, a text or a grade.
         merged: rows that judge a pair which another row judges, too.
+        told: for reports: what columns, grades and joins were taken for.
     """
 
     table: pa.Table
     dropped: int
     merged: int = 0
+    told: dict[str, Any] = field(default_factory=dict)
 
     def split(self, name: str) -> pa.Table:
         """Rows of train, validation or test."""
         return self.table.filter(pc.equal(self.table["split"], name))
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Pairs before they are divided.
+
+    Attributes:
+        rows: `query`, `text`, `grade`, `weight`, `given`: the split that the files say, or null.
+        path: of the first file.
+        dropped: see `Judged`, as for the others.
+    """
+
+    rows: pl.DataFrame
+    path: Path
+    dropped: int
+    merged: int
+    told: dict[str, Any]
+
+
 def read_pairs(
     path: Path,
-    query_col: str,
+    query_col: str | None,
     text_cols: Sequence[str],
-    label_col: str,
+    label_col: str | None,
     *,
     seed: int = 0,
     queries: int | None = None,
+    **files: Any,
 ) -> Judged:
-    """Read and divide a file of judged pairs.
+    """Read and divide a file of judged pairs; see `pool_of` and `divided`."""
+    pool = pool_of(path, query_col, text_cols, label_col, **files)
+    return divided(pool, seed=seed, queries=queries)
+
+
+def pool_of(
+    path: Path,
+    query_col: str | None = None,
+    text_cols: Sequence[str] = (),
+    label_col: str | None = None,
+    *,
+    joins: Sequence[Path] = (),
+    on: Sequence[str] = (),
+    grades: Sequence[str] = (),
+    split_col: str | None = None,
+    test: Path | None = None,
+) -> Pool:
+    """Read a file of judged pairs.
 
     Case does not tell queries apart: one is spelt as it first stands. Several judgements of a pair
     become their mean, whose weight is their number.
 
     Args:
-        path: CSV, TSV, JSON lines or Parquet; the first three may be gzipped.
-        query_col: column of the query.
-        text_cols: columns of the item's text, joined by ". ".
-        label_col: column of the grade, a number: higher is more relevant.
-        seed: of the division.
-        queries: at most so many, drawn at random; None: all.
+        path: CSV, TSV, JSON lines, Parquet or qrels, perhaps packed.
+        query_col: column of the query; None: guessed by names that are known.
+        text_cols: columns of the item's text, joined by ". "; none: guessed.
+        label_col: column of the grade, a number (higher is more relevant) or a word; None: guessed.
+        joins: further files with columns of the query or of the item.
+        on: columns by which they are joined; none: those that both have.
+        grades: words of grades from the lowest, see `grades.spelled_out`; none: known scales.
+        split_col: column that says which rows are train and which test.
+        test: a file like the first, whose queries are the test's.
 
     Raises:
-        UserError: no such file or column, a column of nested values, labels that are no numbers
-            or all the same, or too few queries to learn from some and be judged on others.
+        UserError: no such file or column, a column of nested values, labels that are neither
+            numbers nor of a known scale, or all the same.
     """
-    frame = read_table(path)
-    for name in (query_col, *text_cols, label_col):
-        if name not in frame.columns:
-            raise UserError(
-                f"no column {name!r}",
-                where=str(path),
-                mend=f"there are {', '.join(frame.columns)}",
-            )
-    text = pl.concat_str(
-        [_told(frame, name).str.strip_chars() for name in text_cols],
-        separator=". ",
-        ignore_nulls=True,
-    )
-    grade = _told(frame, label_col).cast(pl.String).str.strip_chars()
-    said = grade.str.to_lowercase()
-    if frame.select(said.is_in(["", *YES_OR_NO]).all()).item():
-        grade = said.replace(YES_OR_NO)
+    if split_col and test:
+        raise UserError("give --split-col or --test, not both", where="--test")
+    scale = spelled_out(grades) if grades else None
+    asked = [name for name in (query_col, *text_cols, label_col, split_col) if name]
+    first = look(path, asked, whole=True)
+    join = Join.of(first, [look(each) for each in joins], on)
+    roles = roles_of(join, query_col, text_cols, label_col)
+    names = [roles.query, *roles.text, roles.label]
+    if split_col:
+        names.append(join.named(split_col))
+    parts = []
+    if test is not None:
+        parts.append(look(test, asked, whole=True))
+        for name in join.first_columns(names):
+            if name not in parts[0].columns:
+                raise missing(name, parts[0].columns, parts[0], where=str(test))
+    frame, joined = join.read(list(dict.fromkeys(names)), parts)
+    where = f"{path}: {roles.label}"
+    label = frame[roles.label].str.strip_chars()
+    taken = _grades(label, scale, where)
     rows = frame.select(
-        query=_told(frame, query_col),
-        text=text,
-        told=pl.when(grade != "").then(grade),
-    ).with_columns(grade=pl.col("told").cast(pl.Float32, strict=False))
-    bad = rows.filter(
-        pl.col("told").is_not_null() & ~pl.col("grade").is_finite().fill_null(value=False)
+        query=pl.col(roles.query),
+        text=pl.concat_str(
+            [_filled(name) for name in roles.text],
+            separator=". ",
+            ignore_nulls=True,
+        ),
+        grade=_numbers(label, taken),
+        given=_given(frame, join.named(split_col) if split_col else None, test, path),
     )
-    if bad.height:
-        raise UserError(
-            f"{bad.height:,} labels are no numbers, {bad['told'][0]!r} for one",
-            where=f"{path}: {label_col}",
-            mend="give grades as numbers, higher for more relevant",
-        )
-    rows = rows.with_columns(
-        pl.col("query").fill_null("").map_elements(_plain, return_dtype=pl.String),
-        pl.col("text").fill_null("").map_elements(_plain, return_dtype=pl.String),
-    )
+    rows = rows.with_columns(_each(rows["query"], _plain), _each(rows["text"], _plain))
     kept = rows.filter(
         (pl.col("query") != "") & (pl.col("text") != "") & pl.col("grade").is_finite()
     )
@@ -110,15 +161,51 @@ def read_pairs(
             "no row has a query, a text and a label"
             if not kept.height
             else f"every label is {kept['grade'][0]:g}",
-            where=f"{path}: {label_col}",
+            where=where,
             mend="relevance is learned from pairs of at least two grades",
         )
-    dropped = rows.height - kept.height
-    judgements = kept.height
-    kept = _merged(kept)
-    merged = judgements - kept.height
-    split = _divided(kept["query"], seed, queries, path)
-    kept = kept.with_columns(split=pl.Series(split)).filter(pl.col("split") != "")
+    merged = _merged(kept)
+    told = {
+        "columns": {"query": roles.query, "text": list(roles.text), "label": roles.label},
+        "guessed": list(roles.guessed),
+        "scale": taken.scale if taken else "numbers",
+        "grades": taken.numbers if taken else {},
+        "joined": joined,
+        "split": split_col or (test.name if test else "drawn by query"),
+    }
+    if not (split_col or test):
+        _tell_of_splits(first.columns)
+    return Pool(merged, path, rows.height - kept.height, kept.height - merged.height, told)
+
+
+def divided(pool: Pool, *, seed: int = 0, queries: int | None = None) -> Judged:
+    """Divide pairs by query: as the files say, else at random.
+
+    Args:
+        pool: the pairs.
+        seed: of the division.
+        queries: at most so many, drawn at random; None: all.
+
+    Raises:
+        UserError: too few queries to learn from some and be judged on others, or none that could
+            be judged: NDCG says nothing of a query with one product.
+    """
+    rows, told = pool.rows, dict(pool.told)
+    _enough(rows["query"], pool.path)
+    if rows["given"].null_count() == rows.height:
+        split = pl.Series(_drawn(rows["query"], seed, queries))
+    else:
+        split = _as_given(rows, seed, queries, pool.path)
+        both = rows.filter(split != "").group_by("query").agg(n=pl.col("given").n_unique())
+        told["queries_in_two_splits"] = int((both["n"] > 1).sum())
+        if told["queries_in_two_splits"]:
+            log.warning(
+                "relevance: %s queries stand in more than one split: the figures are not of "
+                "queries that nobody has seen",
+                f"{told['queries_in_two_splits']:,}",
+            )
+    kept = rows.with_columns(split=split).filter(pl.col("split") != "")
+    _judgeable(kept, pool.path)
     table = kept.select(
         "query",
         item_id=pl.col("text"),
@@ -127,50 +214,150 @@ def read_pairs(
         weight=pl.col("weight"),
         split=pl.col("split"),
     ).to_arrow()
-    return Judged(table.cast(schema.LABELLED_PAIRS), dropped, merged)
+    return Judged(table.cast(schema.LABELLED_PAIRS), pool.dropped, pool.merged, told)
+
+
+def _grades(label: pl.Series, scale: Scale | None, where: str) -> Grades | None:
+    """What words are taken for; None: all labels are numbers.
+
+    Raises:
+        UserError: there are words that no scale has.
+    """
+    said = label.filter(~label.str.to_lowercase().is_in(MISSING).fill_null(value=True))
+    numbers = said.cast(pl.Float32, strict=False).is_finite().fill_null(value=False)
+    if scale is None and numbers.all():
+        return None
+    counts = said.value_counts(sort=True)
+    found = grades_of(
+        dict(zip(counts[said.name], counts["count"], strict=True)), scale, where=where
+    )
+    shown = ", ".join(f"{word!r} {number:g}" for word, number in found.numbers.items())
+    log.info("relevance: grades are taken as %s (%s)", shown, found.scale)
+    return found
+
+
+def _numbers(label: pl.Series, taken: Grades | None) -> pl.Series:
+    if taken is not None:
+        return label.replace_strict(taken.numbers, default=None, return_dtype=pl.Float32)
+    return label.cast(pl.Float32, strict=False)
+
+
+def _given(frame: pl.DataFrame, column: str | None, test: Path | None, path: Path) -> pl.Series:
+    """The split of every row as the files say it; null: they say none."""
+    if test is not None:
+        return frame[PART].replace_strict({0: "train", 1: "test"}, return_dtype=pl.String)
+    if column is None:
+        return pl.Series([None], dtype=pl.String).new_from_index(0, frame.height)
+    said = frame[column].str.strip_chars().str.to_lowercase()
+    unknown = said.filter(~said.is_in(list(SPLIT_WORDS)).fill_null(value=False))
+    if unknown.len():
+        counts = said.value_counts(sort=True).head(8).rows()
+        raise UserError(
+            "splits that are not known: " + ", ".join(f"{word!r} {n:,}" for word, n in counts),
+            where=f"{path}: {column}",
+            mend="a split is train, validation or test",
+        )
+    return said.replace(SPLIT_WORDS)
+
+
+def _tell_of_splits(columns: Sequence[str]) -> None:
+    for name in columns:
+        if small(name) in SPLIT_COLUMNS:
+            log.info("relevance: splits are drawn; --split-col %s takes those of the file", name)
 
 
 def _merged(rows: pl.DataFrame) -> pl.DataFrame:
-    """Each pair once, in the order of the file."""
+    """Each pair of a split once, in the order of the file."""
     folded = pl.col("query").str.to_lowercase()
     return (
         rows.with_columns(query=pl.col("query").first().over(folded))
-        .group_by("query", "text", maintain_order=True)
+        .group_by("query", "text", "given", maintain_order=True)
         .agg(pl.col("grade").mean(), weight=pl.len().cast(pl.Float32))
     )
 
 
-def _told(frame: pl.DataFrame, name: str) -> pl.Expr:
-    """A column as text; lists, of bullet points say, joined as columns are."""
-    column, kind = pl.col(name), frame.schema[name]
-    if isinstance(kind, pl.List) and not kind.inner.is_nested():
-        return column.list.eval(pl.element().cast(pl.String)).list.join(". ", ignore_nulls=True)
-    if kind.is_nested() or kind == pl.Binary:
-        raise UserError(
-            f"column {name!r} holds {kind}", where=name, mend="give a column of texts or numbers"
-        )
-    return column.cast(pl.String)
+def _filled(name: str) -> pl.Expr:
+    """A text without its outer blanks; null: there is none."""
+    text = pl.col(name).str.strip_chars()
+    return pl.when(text != "").then(text)
+
+
+def _each(column: pl.Series, change: Callable[[str], str]) -> pl.Series:
+    """A column of texts changed, each distinct one once; null is empty."""
+    column = column.fill_null("")
+    distinct = column.unique(maintain_order=True)
+    changed = pl.Series([change(text) for text in distinct.to_list()], dtype=pl.String)
+    return column.replace_strict(distinct, changed, return_dtype=pl.String)
 
 
 def _plain(text: str) -> str:
-    """Entities put right, white space tidied."""
-    return clean(html.unescape(text))
+    """Tags left out, entities put right, white space tidied."""
+    return clean(without_markup(text))
 
 
-def _divided(query: pl.Series, seed: int, most: int | None, path: Path) -> list[str]:
-    """The split of every row; empty where its query was not drawn."""
-    folded = query.str.to_lowercase()
-    names = sorted(set(folded))
-    if len(names) < LEAST_QUERIES:
+def _enough(query: pl.Series, path: Path) -> None:
+    """Refuse queries that are too few."""
+    count = query.str.to_lowercase().n_unique()
+    if count < LEAST_QUERIES:
         raise UserError(
-            f"{len(names)} {'query' if len(names) == 1 else 'queries'}: too few to learn from some "
+            f"{count} {'query' if count == 1 else 'queries'}: too few to learn from some "
             "and be judged on others",
             where=str(path),
             mend=f"give at least {LEAST_QUERIES} queries",
         )
+
+
+def _judgeable(rows: pl.DataFrame, path: Path) -> None:
+    """Refuse pairs whose test says nothing of any order."""
+    sizes = rows.group_by("split", "query").agg(n=pl.len(), best=pl.col("grade").max())
+    if sizes["n"].max() == 1:
+        raise UserError(
+            f"each of {sizes.height:,} queries has one product: NDCG is not defined",
+            where=str(path),
+            mend="give several judged products a query, and check which column is the query",
+        )
+    low = rows.filter(pl.col("split") == "train")["grade"].min()
+    test = sizes.filter(pl.col("split") == "test")
+    if not test.filter((pl.col("n") > 1) & (pl.col("best") > low)).height:
+        raise UserError(
+            f"none of {test.height:,} test queries has two products of which one is above the "
+            "lowest grade: NDCG is not defined",
+            where=str(path),
+            mend="give more judged queries",
+        )
+
+
+def _drawn(query: pl.Series, seed: int, most: int | None) -> list[str]:
+    """The split of every row; empty where its query was not drawn."""
+    folded = query.str.to_lowercase()
+    names = sorted(set(folded))
     order = np.random.default_rng(seed).permutation(len(names))[:most]
     place = (np.arange(len(order)) + 0.5) / len(order)
     ends = np.cumsum(list(SHARES.values()))
     which = np.searchsorted(ends[:-1], place, side="right")
     of = {names[at]: list(SHARES)[number] for at, number in zip(order, which, strict=True)}
     return [of.get(name, "") for name in folded]
+
+
+def _as_given(rows: pl.DataFrame, seed: int, most: int | None, path: Path) -> pl.Series:
+    """The split of every row as the files say it, validation drawn from train if they say none."""
+    draws = np.random.default_rng(seed)
+    names = {split: sorted(set(rows.filter(pl.col("given") == split)["query"])) for split in SHARES}
+    lacking = [split for split in ("train", "test") if not names[split]]
+    if lacking:
+        raise UserError(
+            f"no pair is in {' and '.join(lacking)}",
+            where=str(path),
+            mend="a split column says train and test, and a test file has rows like the first",
+        )
+    total = sum(map(len, names.values()))
+    kept = {}
+    for split, found in names.items():
+        order = [found[at] for at in draws.permutation(len(found))]
+        kept[split] = order if most is None else order[: -(-most * len(found) // total)]
+    of = {(split, name): split for split, found in kept.items() for name in found}
+    if not kept["validation"]:
+        held = round(len(kept["train"]) * SHARES["validation"] / (1 - SHARES["test"]))
+        of |= {("train", name): "validation" for name in kept["train"][: max(1, held)]}
+    pairs = zip(rows["given"], rows["query"], strict=True)
+    return pl.Series([of.get(pair, "") for pair in pairs], dtype=pl.String)

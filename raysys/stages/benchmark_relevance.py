@@ -21,7 +21,7 @@ from raysys.ensemble import BaseScores, Ensemble, EnsembleSettings, Judgements, 
 from raysys.learners.relevance_blend import fit_weights
 from raysys.learners.relevance_trees import RelevanceTreesSettings
 from raysys.progress import task
-from raysys.stages.benchmark_pairs import LEAST_QUERIES, Judged, read_pairs
+from raysys.stages.benchmark_pairs import LEAST_QUERIES, Judged, divided, pool_of
 from raysys.stages.relevance_judging import SPLITS, Ground, Member, figures_of
 from raysys.stages.relevance_members import Budget, columns_of, fit_members
 from raysys.text.models import PACKAGED, model_folder
@@ -46,38 +46,41 @@ SERVED_FROM = 100
 def run(
     file: Path,
     *,
-    query_col: str,
-    text_cols: Sequence[str],
-    label_col: str,
+    query_col: str | None = None,
+    text_cols: Sequence[str] = (),
+    label_col: str | None = None,
     minutes: float = 60.0,
     seed: int = 0,
     queries: int | None = None,
     language: str = "english",
     model: str = PACKAGED,
+    **files: Any,
 ) -> dict[str, Any]:
     """Figures of a file: each member, their ensemble, and its gain over the best of them.
 
     Args:
-        file: see `read_pairs`, as for the columns.
-        query_col: column of the query.
-        text_cols: columns of the item's text.
-        label_col: column of the grade.
+        file: see `pool_of`, as for the columns.
+        query_col: column of the query; None: guessed.
+        text_cols: columns of the item's text; none: guessed.
+        label_col: column of the grade; None: guessed.
         minutes: that it may take.
         seed: of everything random.
         queries: at most so many; None: all.
         language: of the texts, as Snowball names it: for stems.
         model: the packaged all-MiniLM-L6-v2, a folder, or the id of a Hugging Face model.
+        files: further ones, and how their rows are read: see `pool_of`.
 
     Raises:
-        UserError: see `read_pairs`; no such language or model.
+        UserError: see `pool_of` and `divided`; no such language or model.
     """
     budget = Budget(minutes * 60)
     parse_settings(RelevanceTreesSettings, {"language": language}, where="relevance")
     model_folder(model, where="model")
     with task("relevance: reading"):
+        pool = pool_of(file, query_col, text_cols, label_col, **files)
 
         def read(most: int | None) -> tuple[Judged, Ground]:
-            judged = read_pairs(file, query_col, text_cols, label_col, seed=seed, queries=most)
+            judged = divided(pool, seed=seed, queries=most)
             return judged, Ground.of(judged, seed, language=language, model=model)
 
         judged, ground = read(queries)
@@ -93,7 +96,7 @@ def run(
         took = time.monotonic() - began
     return {
         "file": file.name,
-        "columns": {"query": query_col, "text": list(text_cols), "label": label_col},
+        **judged.told,
         "pairs": {name: len(each) for name, each in ground.pairs.items()},
         "queries": {name: len(each.queries) for name, each in ground.pairs.items()},
         "rows_left_out": judged.dropped,

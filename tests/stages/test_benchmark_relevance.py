@@ -88,7 +88,8 @@ def test_rows_that_say_nothing_are_left_out_and_counted(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda f: f.drop("title"), "no column 'title'"),
-        (lambda f: f.with_columns(stars=pl.lit("good")), "'good' for one"),
+        (lambda f: f.with_columns(stars=pl.lit("so so")), "no numbers.*'so so' 320"),
+        (lambda f: f.with_columns(stars=pl.lit("good")), "every label is 1"),
         (lambda f: f.with_columns(stars=pl.lit(2.0)), "every label is 2"),
         (lambda f: f.with_columns(search=pl.lit("mug")), "1 query: too few"),
         (lambda f: f.clear(), "no row has"),
@@ -417,6 +418,46 @@ def test_the_order_of_a_files_rows_decides_nothing(tmp_path: Path) -> None:
     assert ensembles[0]["order"]["method"] == ensembles[1]["order"]["method"]
     weights = [each["order"]["weights"] for each in ensembles]
     assert weights[0] == pytest.approx(weights[1], abs=1e-2)
+
+
+def test_files_and_words_are_told_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels in words, items in a file of their own, and splits that the file says."""
+
+    def fitted(ground: Ground, budget: object) -> tuple[dict[str, Member], dict[str, str]]:
+        rng = np.random.default_rng(0)
+        said = {name: np.float32(rng.random(len(each))) for name, each in ground.pairs.items()}
+        return {"relevance_trees": Member(said, {}, 0.0)}, {}
+
+    monkeypatch.setattr(benchmark_relevance, "fit_members", fitted)
+    frame = judged(40).with_row_index("sku")
+    words = {0.0: "Meh", 1.0: "So so", 2.0: "Wow"}
+    half = pl.when(pl.col("sku") < 160).then(pl.lit("train")).otherwise(pl.lit("test"))
+    frame.select(
+        "sku", "search", opinion=pl.col("stars").replace_strict(words), part=half
+    ).write_csv(tmp_path / "judged.csv", separator=";")
+    frame.select("sku", "title").write_csv(tmp_path / "items.csv")
+    command = ["benchmark", "relevance", str(tmp_path / "judged.csv"), "-q"]
+    command += ["--query-col", "search", "--label-col", "opinion", "--split-col", "part"]
+    command += ["--join", str(tmp_path / "items.csv")]
+    ran = CliRunner().invoke(app, command)
+    assert ran.exit_code == 2
+    assert "'So so'" in ran.output and "--grades" in ran.output
+    out = tmp_path / "out.json"
+    ran = CliRunner().invoke(
+        app, [*command, "--grades", "Meh < So-so < Wow", "--on", "sku", "--out", str(out)]
+    )
+    assert ran.exit_code == 0, ran.output
+    found = json.loads(out.read_text())
+    assert found["grades"] == {"Meh": 0.0, "So so": 1.0, "Wow": 2.0}
+    assert found["columns"] == {"query": "search", "text": ["title"], "label": "opinion"}
+    assert found["guessed"] == ["text"]
+    assert found["joined"] == [
+        {"file": "items.csv", "on": ["sku"], "rows_without_partner": 0, "rows_of_a_key": 0}
+    ]
+    assert found["split"] == "part" and found["queries_in_two_splits"] == 0
+    assert found["queries"] == {"train": 18, "validation": 2, "test": 20}
 
 
 @pytest.mark.slow

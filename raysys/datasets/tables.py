@@ -1,0 +1,340 @@
+"""Tables as they lie about: separators, quoting, encoding and packing told by the content.
+
+CSV with any usual separator, JSON lines, Parquet, and TREC's qrels; packed or not. A table is read
+whole, or in blocks of bounded size of which few rows are wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Final
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysys.datasets.arrow_values import to_polars
+from raysys.datasets.chunks import Lost, chunks
+from raysys.datasets.files import Part
+from raysys.datasets.table_layouts import (
+    ENDINGS,
+    Kind,
+    Layout,
+    ending_of,
+    layout_of,
+    rows_of,
+)
+from raysys.datasets.unpack import DAMAGE, Bytes, unpacked
+from raysys.errors import UserError
+
+log = logging.getLogger("raysys")
+
+QUOTED = r'^"(?:[^"]|"")*"$'
+"""A field that is quoted as in CSV, marks within it doubled."""
+OLD_ENCODING = "cp1252"
+"""What spreadsheets save where they do not save UTF-8; it can read any byte, wrong ones as well."""
+
+_HEAD: Final = 1 << 20  # bytes of text by which a layout is told
+_ROWS: Final = 65_536  # of a Parquet block
+_BROKEN: Final = (pl.exceptions.PolarsError, pa.ArrowException, OSError, *DAMAGE)
+_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file, and how it is written.
+
+    Attributes:
+        path: of it.
+        layout: its kind, columns and separator.
+    """
+
+    path: Path
+    layout: Layout
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names, as the file spells them; a qrels' or a bare file's are given."""
+        return self.layout.columns
+
+    def read(self, columns: Sequence[str]) -> pl.DataFrame:
+        """These columns, whole; those of CSV are texts, empty ones null.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        kind = self.layout.kind
+        with _told(self.path, kind):
+            if kind == "parquet":
+                with _parquet(self.path) as file:
+                    return pl.read_parquet(file, columns=list(columns))
+            frame = self._parsed(_content(self.path), columns)
+        absent = [pl.lit(None, pl.String).alias(n) for n in columns if n not in frame.columns]
+        return frame.with_columns(absent).select(columns)
+
+    def blocks(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        """These columns as texts, some megabytes at a time; null where a record lacks one.
+
+        Raises:
+            UserError: the file cannot be read, or a column holds nested values.
+        """
+        kind = self.layout.kind
+        with _told(self.path, kind):
+            if kind == "parquet":
+                with _parquet(self.path) as file:
+                    batches = pq.ParquetFile(file).iter_batches(_ROWS, columns=list(columns))
+                    for batch in batches:
+                        yield texts(to_polars(batch), columns)
+                return
+            if kind in ("json", "qrels") or _head(self.path)[:2] in _UTF16:
+                yield texts(self.read(columns), columns)
+                return
+            part = Part(f"file://{self.path.absolute()}", self.path.name, "csv", 0)
+            first, quiet = b"", False
+            for chunk in chunks(part, quoted=kind == "csv" and self.layout.quoted):
+                if isinstance(chunk, Lost):
+                    raise EOFError(chunk.message or chunk.reason)
+                text = utf8(chunk, quiet=quiet)
+                quiet |= text is not chunk
+                if kind == "csv":
+                    text = text if first else text.lstrip(b"\r\n")
+                    # every block begins with the header, for one way of reading them all
+                    if not first and self.layout.header:
+                        first = text[: self.layout.header_end(text)]
+                    elif self.layout.header:
+                        text = first + text
+                    yield texts(self._parsed(text, columns), columns)
+                else:
+                    yield _json_texts(text, columns)
+
+    def _parsed(self, content: bytes, columns: Sequence[str]) -> pl.DataFrame:
+        """At least these columns, if the content has them."""
+        text, layout = utf8(content), self.layout
+        if layout.kind == "json":
+            return pl.read_json(io.BytesIO(text), infer_schema_length=None)
+        if layout.kind == "jsonl":
+            return pl.read_ndjson(io.BytesIO(text), infer_schema_length=None)
+        if layout.kind == "qrels":
+            rows = (line.split() for line in text.decode().splitlines())
+            shaped = [row for row in rows if len(row) == len(layout.columns)]
+            return pl.DataFrame(shaped, schema=list(layout.columns), orient="row")
+        return _csv(text, layout).select(name for name in layout.columns if name in columns)
+
+
+def look(path: Path, wanted: Sequence[str] = (), *, whole: bool = False) -> Table:
+    """A file, and how it is written.
+
+    Args:
+        path: CSV, TSV, JSON lines, Parquet or qrels, perhaps packed.
+        wanted: columns that are asked for by name: the separator that gives them is the right one.
+        whole: the file will be read whole: it may be looked through for what its first megabyte
+            does not tell.
+
+    Raises:
+        UserError: no such file, an unknown kind, or one that cannot be read as its name says.
+    """
+    if not path.is_file():
+        raise UserError("no such file", where=str(path))
+    ending = ending_of(path)
+    kind = ENDINGS.get(ending)
+    with _told(path, kind or "csv"):
+        head = _head(path)
+        if kind == "parquet" or head.startswith(b"PAR1"):
+            with _parquet(path) as file:
+                names = pq.ParquetFile(file).schema_arrow.names
+            return Table(path, Layout("parquet", tuple(names)))
+        text = utf8(
+            head if len(head) < _HEAD else head[: head.rfind(b"\n") + 1] or head, quiet=True
+        )
+        layout = layout_of(text.decode().removeprefix("\ufeff"), path, wanted)
+        if kind is None and layout.kind in ("csv", "qrels") and len(layout.columns) < 2:
+            raise UserError(
+                f"a file of unknown kind {ending or path.name!r}",
+                where=str(path),
+                mend=f"give one that ends with {', '.join(ENDINGS)}, or with .gz behind that",
+            )
+        if layout.kind == "csv":
+            return Table(path, _with_quotes(path, layout, text, whole=whole))
+        lacks = layout.kind == "jsonl" and len(head) == _HEAD and set(wanted) - {*layout.columns}
+        if layout.kind == "json" or (lacks and whole):
+            frame = Table(path, layout)._parsed(_content(path), ())
+            layout = replace(layout, columns=tuple(frame.columns))
+    return Table(path, layout)
+
+
+def texts(frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """Columns as texts; those that are not there are null."""
+    have = [name for name in columns if name in frame.columns]
+    lack = [pl.lit(None, pl.String).alias(name) for name in columns if name not in have]
+    if not have:
+        return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
+    return frame.select(as_text(frame, name) for name in have).with_columns(lack).select(columns)
+
+
+def as_text(frame: pl.DataFrame, name: str) -> pl.Expr:
+    """A column as text; lists, of bullet points say, joined by ". ".
+
+    Raises:
+        UserError: it holds nested values.
+    """
+    column, kind = pl.col(name), frame.schema[name]
+    if isinstance(kind, pl.List) and not kind.inner.is_nested():
+        each = column.list.eval(pl.element().cast(pl.String))
+        return each.list.join(". ", ignore_nulls=True)
+    if kind.is_nested() or kind == pl.Binary:
+        raise UserError(
+            f"column {name!r} holds {kind}", where=name, mend="give a column of texts or numbers"
+        )
+    return column.cast(pl.String)
+
+
+def utf8(content: bytes, *, quiet: bool = False) -> bytes:
+    """The text in UTF-8, whatever it was saved in; warns of what is guessed, unless `quiet`."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        if content[:2] in _UTF16:
+            return content.decode("utf-16", "ignore" if quiet else "strict").encode()
+        if not quiet:
+            log.warning("the file is not UTF-8: it is read as %s", OLD_ENCODING)
+        return content.decode(OLD_ENCODING, errors="replace").encode()
+    return content
+
+
+def _json_texts(text: bytes, columns: Sequence[str]) -> pl.DataFrame:
+    """JSON lines as texts: without a look at columns that are not wanted, which may be thousands.
+
+    Raises:
+        PolarsError: it is no JSON.
+    """
+    frame = pl.read_ndjson(io.BytesIO(text), schema=dict.fromkeys(columns, pl.String))
+    begins = frame.select(pl.all().str.starts_with("[").any()).row(0)
+    lists = [name for name, found in zip(columns, begins, strict=True) if found]
+    if not lists:
+        return frame
+    try:
+        told = pl.read_ndjson(io.BytesIO(text), schema=dict.fromkeys(lists, pl.List(pl.String)))
+    except pl.exceptions.PolarsError:  # some are lists, others texts: as JSON writes them
+        return frame
+    return frame.with_columns(texts(told, lists))
+
+
+@contextlib.contextmanager
+def _told(path: Path, kind: Kind) -> Iterator[None]:
+    try:
+        yield
+    except _BROKEN as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cannot be read as {kind}: {first}", where=str(path)) from None
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return _read(unpacked(file), _HEAD)
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return _read(unpacked(file))
+
+
+def _read(source: Bytes, most: int | None = None) -> bytes:
+    """All of a stream, or its first bytes."""
+    parts: list[bytes] = []
+    size = 0
+    while (most is None or size < most) and (
+        part := source.read(1 << 20 if most is None else most - size)
+    ):
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
+
+
+def _parquet(path: Path) -> IO[bytes]:
+    """A Parquet file, unpacked in memory if it is packed as a whole."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PAR1" and ending_of(path) != path.suffix.lower():
+            return io.BytesIO(_content(path))
+    return path.open("rb")
+
+
+def _csv(text: bytes, layout: Layout) -> pl.DataFrame:
+    """All columns of a CSV as texts, and where marks stand that quote nothing, as Python reads it.
+
+    Raises:
+        PolarsError: it cannot be read.
+    """
+    try:
+        return pl.read_csv(
+            text,
+            infer_schema_length=0,
+            separator=layout.separator,
+            quote_char='"' if layout.quoted else None,
+            truncate_ragged_lines=True,
+            has_header=layout.header,
+            new_columns=None if layout.header else list(layout.columns),
+        )
+    except pl.exceptions.ComputeError:
+        width = len(layout.columns)
+        told = text.decode().removeprefix("\ufeff")
+        ways = [list(rows_of(told, layout.separator, quoted=quoted)) for quoted in (True, False)]
+        # a mark that is never closed swallows rows, so the way with most whole rows is right
+        rows = max(ways, key=lambda way: sum(len(row) == width for row in way))
+        shaped = [row[:width] + [None] * (width - len(row)) for row in rows if row]
+        frame = pl.DataFrame(
+            shaped[layout.header :], schema=dict.fromkeys(layout.columns, pl.String), orient="row"
+        )
+        return frame.with_columns(pl.all().replace("", None))
+
+
+def _with_quotes(path: Path, layout: Layout, head: bytes, *, whole: bool) -> Layout:
+    """Whether quotation marks quote: in files with tabs they may be inches and emphasis."""
+    if layout.separator != "\t":
+        return layout
+    text = utf8(_content(path), quiet=True) if whole else head
+    return replace(layout, quoted=_quotes(text))
+
+
+def _quotes(text: bytes) -> bool:
+    """Whether a TSV has quotes as in CSV: a mark that is never closed swallows tabs and lines.
+
+    Raises:
+        PolarsError: it can be read neither way.
+    """
+
+    def read(quote: str | None) -> pl.DataFrame | pl.exceptions.PolarsError:
+        try:
+            return pl.read_csv(text, infer_schema_length=0, separator="\t", quote_char=quote)
+        except pl.exceptions.PolarsError as error:
+            return error
+
+    if b'"' not in text:
+        return True
+    quoted, bare = read('"'), read(None)
+    if isinstance(quoted, pl.DataFrame) and isinstance(bare, pl.DataFrame):
+        # lines within quoted fields lack their last columns where quotes mean nothing
+        if _short_rows(bare) > _short_rows(quoted):
+            return True
+        return not (bare.height > quoted.height or _misquoted(bare))
+    if isinstance(quoted, pl.DataFrame):
+        return True
+    if isinstance(bare, pl.DataFrame):
+        return False
+    raise quoted
+
+
+def _short_rows(frame: pl.DataFrame) -> int:
+    """Rows without a value in the last column."""
+    return frame[frame.columns[-1]].null_count()
+
+
+def _misquoted(bare: pl.DataFrame) -> bool:
+    """Whether a field opens with a mark and is none that a writer of quoted fields writes."""
+    every = pl.all()
+    wrong = every.str.starts_with('"') & ~every.str.contains(QUOTED)
+    return any(bare.select(wrong.any()).row(0))
