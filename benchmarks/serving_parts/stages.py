@@ -24,6 +24,7 @@ from raysys.serving.app import http_app
 from raysys.serving.args import ServeArgs
 from raysys.serving.asking import Context, Watch
 from raysys.serving.listing import listed
+from raysys.serving.pauses import keep_short
 from raysys.serving.service import Service
 
 
@@ -32,6 +33,7 @@ def measure(registry: Path, *, requests: int = 400, rounds: int = 5) -> list[Fig
     args = ServeArgs.model_validate(arguments(registry))
     service = Service(args)
     service.warm_up()
+    keep_short()  # as a replica does
     app = http_app(service)
     asked = questions(registry, n=requests * 2)
     found: list[Figure] = []
