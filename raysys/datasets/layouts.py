@@ -17,7 +17,7 @@ from raysys.datasets.chunks import BOM, utf8
 from raysys.datasets.encodings import SAMPLE, as_utf8
 from raysys.datasets.fetching import opened
 from raysys.datasets.mapping import AnyFiles, TableFiles, TableFormat
-from raysys.datasets.unpack import DAMAGE, unpacked
+from raysys.datasets.unpack import DAMAGE, ArchiveError, unpacked
 from raysys.errors import UserError
 
 ENDINGS: Final[dict[str, TableFormat]] = {
@@ -39,7 +39,6 @@ _LINES: Final = 2000  # by which a format is told
 _MOSTLY: Final = 0.9
 _OFFICE: Final = "save the sheet as CSV (UTF-8) and give that"
 _FOREIGN: Final = (
-    (b"PK\x03\x04", "an Excel workbook or zip archive", f"{_OFFICE}, or unpack the archive"),
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook", _OFFICE),
     (b"ARROW1", "an Arrow file", "save it as Parquet: datasets.load_from_disk(…).to_parquet(…)"),
     (b"\x80\x04", "a pickle", "pickles run code; save it as Parquet or JSON lines"),
@@ -83,6 +82,10 @@ def told_format(
             _refuse(start, path)
             file.seek(0)
             text = _first_lines(file, path, files.encoding)
+    except ArchiveError as error:
+        what, _, mend = str(error).partition(": ")
+        where = path.removeprefix("file://")
+        raise UserError(f"is {what}, which is not read", where=where, mend=mend) from None
     except (OSError, *DAMAGE):
         return known  # reading it says what is wrong
     if not text.strip():

@@ -85,8 +85,6 @@ def _refuse_others(sample: bytes, path: Path) -> None:
             f'for s, y in zip(*pickle.load(open(sys.argv[1], "rb")))]\' {name} > CASES.jsonl; '
             "of a list of sessions write each list as a line",
         )
-    if sample[:4] == b"PK\x03\x04":
-        raise UserError("is a ZIP archive", where=str(path), mend="unpack it and name a file of it")
     if sample[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in sample:
         raise UserError("is no text in UTF-8 and no Parquet", where=str(path), mend="save as UTF-8")
 

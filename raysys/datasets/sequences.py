@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from raysys.datasets.unpack import DAMAGE, unpacked
+from raysys.datasets.unpack import DAMAGE, ArchiveError, unpacked
 from raysys.errors import UserError
 
 SESSION = 'a line is a list of items such as [17, 4], or {"session": [17, 4]}'
@@ -158,6 +158,9 @@ def readable(path: Path) -> Iterator[IO[bytes]]:
     try:
         with path.open("rb") as file:
             yield file
+    except ArchiveError as error:
+        what, _, mend = str(error).partition(": ")
+        raise UserError(f"is {what}", where=str(path), mend=mend) from None
     except DAMAGE as error:
         what = f"is damaged or ends in the middle ({type(error).__name__})"
         raise UserError(what, where=str(path), mend="copy or download it again") from None

@@ -16,6 +16,12 @@ from raysys.datasets.fetching import of_storage
 DAMAGE: Final = (EOFError, zlib.error, lzma.LZMAError, ValueError, zipfile.BadZipFile)
 """What a reader of `unpacked` raises for a file that is damaged or ends in the middle."""
 
+
+class ArchiveError(ValueError):
+    """An archive of which no file can be meant; its message says which, and after a colon the way
+    out."""
+
+
 _BLOCKS: Final = (b"1AY&SY", b"\x17rE8P\x90")  # how bzip2 goes on: a block, or the end
 _PIECE: Final = 1 << 18  # packed bytes read at a time
 
@@ -34,7 +40,8 @@ def unpacked(opened: IO[bytes]) -> Bytes:
         opened: at its beginning; can be sought. Gzip, bzip2, xz, zstd, or a zip with one file.
 
     Raises:
-        ValueError, BadZipFile: an archive that holds no file or several, or is damaged.
+        ArchiveError: an archive that holds no file or several, or cannot be read.
+        BadZipFile: one that is damaged.
     """
     magic = opened.read(10)
     opened.seek(0)
@@ -60,18 +67,18 @@ def _zipped(opened: IO[bytes]) -> Bytes:
         if not name.endswith(("/", ".DS_Store")) and not name.startswith("__MACOSX/")
     ]
     if "[Content_Types].xml" in names:
-        raise ValueError("an Excel workbook: save the sheet as CSV")
+        raise ArchiveError("an Excel workbook: save the sheet as CSV (UTF-8) and give that")
     if len(names) != 1:
         shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-        raise ValueError(
+        raise ArchiveError(
             f"an archive of {len(names)} files ({shown}): unpack it and name the one that is meant"
             if names
-            else "an archive of no file"
+            else "an archive of no file: name another"
         )
     try:
         return cast(Bytes, archive.open(names[0]))
     except (RuntimeError, NotImplementedError) as error:  # a password, a rare way of packing
-        raise ValueError(f"an archive that cannot be read ({error}): unpack it") from None
+        raise ArchiveError(f"an archive that cannot be read ({error}): unpack it") from None
 
 
 class _Gzip:

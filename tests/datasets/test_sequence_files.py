@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -378,7 +379,7 @@ def test_the_way_out_of_a_pickle_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "what"),
-    [(b"PK\x03\x04rest", "ZIP archive"), ("1,2\n".encode("utf-16"), "no text in UTF-8"),
+    [(b"PK\x03\x04rest", "is damaged"), ("1,2\n".encode("utf-16"), "no text in UTF-8"),
      (b"\n\n", "holds nothing"), (b"PAR1rest", "cannot be read as Parquet"),
      (gzip.compress(b"session_id,item_id\n1,2\n" * 2000)[:-20], "ends in the middle")],
 )  # fmt: skip
@@ -387,6 +388,30 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, what: str) -> N
     path.write_bytes(content)
     with pytest.raises(UserError, match=what):
         read_session_file(path)
+
+
+@pytest.mark.parametrize(
+    "names", [["ratings.csv"], ["ml/", "ml/ratings.csv", "__MACOSX/._ratings.csv"]]
+)
+def test_the_only_file_of_an_archive_is_read(tmp_path: Path, names: list[str]) -> None:
+    content = "userId,movieId,rating,timestamp\n" + "".join(
+        f"{user},{item},4.0,{1_500_000_000 + 100 * user + item}\n"
+        for user in range(30)
+        for item in range(3)
+    )
+    with zipfile.ZipFile(tmp_path / "file", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, content if not name.endswith("/") else "")
+    assert read_sequence_file(tmp_path / "file").to_lists() == [["0", "1", "2"]] * 30
+
+
+def test_an_archive_of_several_files_is_refused_by_their_names(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "file", "w") as archive:
+        archive.writestr("ratings.csv", "x")
+        archive.writestr("movies.csv", "x")
+    with pytest.raises(UserError, match=r"archive of 2 files \(ratings.csv, movies.csv\)") as told:
+        read_sequence_file(tmp_path / "file")
+    assert told.value.mend.startswith("unpack it")
 
 
 def test_the_last_days_are_the_test() -> None:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import logging
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -421,11 +422,28 @@ def test_a_file_without_a_header_line_takes_its_names_from_the_yaml(tmp_path: Pa
     assert found.rows.select("text", "label").rows() == [("good, shoe", "1"), ("bad shoe", "0")]
 
 
+def zipped(*names: str, content: str = "x") -> bytes:
+    """An archive of files that all say the same."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, content)
+    return held.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.csv.zip", "a.csv"])
+def test_the_only_file_of_an_archive_is_read(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, name, zipped("a.csv", content="text,label\ngood shoe,1\nbad shoe,0\n"))
+    found = read("classify", path)
+    assert found.rows.select("text", "label").rows() == [("good shoe", "1"), ("bad shoe", "0")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.xlsx", b"PK\x03\x04[Content_Types].xml", r"Excel(.|\n)*CSV"),
-        ("a.csv", b"PK\x03\x04[Content_Types].xml", r"Excel(.|\n)*CSV"),
+        ("a.xlsx", zipped("[Content_Types].xml", "xl/workbook.xml"), r"Excel(.|\n)*CSV"),
+        ("a.csv", zipped("[Content_Types].xml", "xl/workbook.xml"), r"Excel(.|\n)*CSV"),
+        ("a.zip", zipped("train.csv", "test.csv"), r"2 files \(train.csv, test.csv\)(.|\n)*unpack"),
         ("a.pkl", b"\x80\x04\x95", r"a pickle(.|\n)*Parquet"),
         ("a.arrow", b"ARROW1\0\0", r"an Arrow file(.|\n)*to_parquet"),
         ("a.xml", "<?xml version='1.0'?><a/>", r"is XML(.|\n)*JSON lines"),
