@@ -40,8 +40,10 @@ class KeptModels:
         told = [settings.model_dump(mode="json"), context.seed, versions()]
         mark = digest([told, [fingerprint_of(table) for table in tables]])
         self.folder = context.scratch / f"{name}-models-{mark}"
+        self._ended = self.folder.with_name(f"{self.folder.name}.ended")
 
     def __enter__(self) -> KeptModels:
+        shutil.rmtree(self._ended, ignore_errors=True)  # a kill may have come while it went
         return self
 
     def __exit__(
@@ -50,8 +52,9 @@ class KeptModels:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if kind is None and self.folder.is_dir():
+            self.folder.rename(self._ended)  # or half of a model would be taken for a whole one
+            shutil.rmtree(self._ended, ignore_errors=True)
 
     def model(self, key: str, learner: str, fit: Callable[[], TextModel]) -> TextModel:
         """The model that was kept under a key, else a fitted one, which is kept.

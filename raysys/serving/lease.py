@@ -56,8 +56,10 @@ class Lease:
         threading.Thread(target=self._end, name="close", daemon=True).start()
 
     def _end(self) -> None:
-        self.service.close()
-        let_go()
+        try:
+            self.service.close()
+        finally:
+            let_go()
 
 
 @dataclass(frozen=True)

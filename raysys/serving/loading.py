@@ -12,6 +12,7 @@ from raysys.registry import Registry
 from raysys.serving.args import ServeArgs, TextArgs
 from raysys.serving.lease import Rest
 from raysys.serving.metrics import Sums
+from raysys.serving.pauses import let_go
 from raysys.serving.rollout import CanaryArgs
 from raysys.serving.service import Service
 
@@ -112,6 +113,7 @@ class Loading:
                 service.warm_up()
             except BaseException:
                 service.close()  # or its threads would hold the bundle in memory
+                let_go()
                 raise
         except Exception as error:
             self._rest(bundle, error)

@@ -22,8 +22,9 @@ _FULL: Final = 2  # the generation that a full collection looks at
 def keep_short() -> None:
     """For the process of a replica, once its bundle is warm; safe to call again.
 
-    BLAS keeps to one thread: `threads` answers are in work side by side. Whatever outlives a full
-    collection is frozen, so that the next one does not look at it.
+    numpy's BLAS keeps to one thread: `threads` answers are in work side by side. Whatever outlives
+    a full collection is frozen, so that the next one does not look at it: rings of objects that are
+    in use at that moment are freed when a bundle ends, and no request makes any.
     """
     threadpool_limits(1, user_api="blas")
     sys.setswitchinterval(_TURN_S)
@@ -33,7 +34,10 @@ def keep_short() -> None:
 
 
 def let_go() -> None:
-    """A bundle has ended: the next full collection looks at everything, and frees what it held."""
+    """A bundle has ended: the next full collection looks at everything, once, and frees its rings.
+
+    What no ring holds was freed with the last reference to it.
+    """
     gc.unfreeze()
 
 

@@ -54,7 +54,7 @@ def held_out(
     Raises:
         UserError: no fold or no group to fit on, or requests that do not tell of the groups.
     """
-    told = settings.held_out
+    told = settings.out_of_fold
     if told.by == "time":
         hours = told.purge_hours
         window = window_ms if hours is None else round(hours * HOUR_MS)
@@ -96,7 +96,7 @@ def lessons_of(settings: TrainSettings, examples: Examples, validation: int) -> 
     Raises:
         UserError: requests that do not tell of the groups that are to be held out.
     """
-    by = settings.held_out.by
+    by = settings.out_of_fold.by
     if by == "time":
         return examples.with_folds(validation)
     train = examples.with_folds(*range(validation))
@@ -110,7 +110,7 @@ def require_scores(settings: TrainSettings, folder: Path) -> None:
     Raises:
         UserError: scores by group are wanted, and those that are there are by something else.
     """
-    by, groups = settings.held_out.by, GroupFolds.read(folder / GROUPS)
+    by, groups = settings.out_of_fold.by, GroupFolds.read(folder / GROUPS)
     there = "time" if groups is None else groups.by
     if by not in ("time", there):
         raise UserError(

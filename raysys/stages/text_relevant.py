@@ -72,6 +72,13 @@ def calibrate(name: str, model: RelevanceModel, validation: pa.Table, cut: Cut) 
         )  # fmt: skip
         return
     scores, grades = model.judge(pairs)
+    if not np.isfinite(scores).all() or scores.min() == scores.max():
+        log.warning(
+            "text: %s gives no probability of being relevant: its scores of the validation pairs "
+            "are %s",
+            name, "all the same" if np.isfinite(scores).all() else "no numbers",
+        )  # fmt: skip
+        return
     curve = fit_platt(scores, true.astype(np.float32))
     before = cut.place(grades.astype(np.float64))
     found = Relevant(cut.grade, curve.slope, curve.offset, 0.0, 0.0, 0.0, 0.0, 0.0)

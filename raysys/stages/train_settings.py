@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from raysys.config import Settings, StageSettings, load_yaml, parse_settings
 from raysys.ensemble import EnsembleSettings
@@ -60,6 +65,16 @@ class OutOfFold(Settings):
     folds: int = Field(default=4, ge=1)
     purge_hours: float | None = Field(default=0.0, ge=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, told: Any) -> Any:
+        return {"folds": told} if isinstance(told, int) and not isinstance(told, bool) else told
+
+    @model_serializer(mode="wrap")
+    def _short(self, whole: SerializerFunctionWrapHandler) -> Any:
+        # manifests of earlier versions have the number, and a run is known by what it says
+        return self.folds if self == OutOfFold(folds=self.folds) else whole(self)
+
     @model_validator(mode="after")
     def _possible(self) -> OutOfFold:
         if self.by != "time" and self.folds < 2:
@@ -102,7 +117,7 @@ class TrainSettings(StageSettings):
     learners: dict[str, dict[str, Any]] = Field(min_length=1)
     tuned: dict[str, str] = Field(default_factory=dict)
     use_tuned: bool = True
-    out_of_fold: Annotated[int, Field(ge=1)] | OutOfFold = 1
+    out_of_fold: OutOfFold = OutOfFold(folds=1)
     ensemble: EnsembleSettings = EnsembleSettings()
     reranker: RerankerSettings | None = None
     without: tuple[str, ...] = ()
@@ -113,12 +128,6 @@ class TrainSettings(StageSettings):
     name: str = "bundle"
     publish_as: str = Field(default="champion", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
     seed: int = Field(default=0, ge=0)
-
-    @property
-    def held_out(self) -> OutOfFold:
-        """`out_of_fold`, a bare number spelled out."""
-        told = self.out_of_fold
-        return OutOfFold(folds=told) if isinstance(told, int) else told
 
     @model_validator(mode="after")
     def _names_are_learners(self) -> TrainSettings:

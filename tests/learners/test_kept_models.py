@@ -159,3 +159,37 @@ def test_a_table_is_known_by_what_it_holds() -> None:
     assert fingerprint_of(table.slice(3, 9)) == fingerprint_of(
         pa.table(table.slice(3, 9).to_pydict(), table.schema)
     )
+
+
+def test_a_kill_while_kept_models_go_leaves_no_half_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, validation = titles(40, "train", 0), titles(20, "validation", 0)
+    learner = make_text_learner("tfidf_classifier", WORDS)
+    model = learner.fit(train, validation, TextContext(tmp_path / "own"))
+    context = TextContext(tmp_path / "scratch")
+    fits: list[str] = []
+
+    def fit() -> Any:
+        fits.append("one")
+        return model
+
+    def killed(folder: Path, **_: Any) -> None:
+        inner = sorted(
+            path for path in folder.rglob("*") if path.is_file() and path.parent != folder
+        )
+        for path in inner:  # what is in a folder goes before what lies beside it
+            path.unlink()
+            raise KilledError
+
+    def blended() -> None:
+        with KeptModels("blend", learner.settings, context, train, validation) as kept:
+            kept.model("member=0", "tfidf_classifier", fit)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("raysys.learners.kept_models.shutil.rmtree", killed)
+        with pytest.raises(KilledError):
+            blended()
+    blended()
+    assert len(fits) == 2
+    assert not list(context.scratch.iterdir())

@@ -145,3 +145,13 @@ def test_a_fit_says_what_is_relevant_in_files_figures_and_report(tmp_path: Path)
     assert "Brier score of the bare grade" in page and "a grade of 3 or more" in page
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert report["relevant"] == told
+
+
+@pytest.mark.parametrize("scores", [[2.0] * 6, [1.0, 2.0, 3.0, float("nan"), 1.0, 2.0]])
+def test_scores_that_say_nothing_get_no_probability(
+    scores: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Words()
+    calibrate("words", model, pairs(scores, [1, 3, 1, 3, 1, 3]), Cut(2, 1, 3))
+    assert model.relevant is None
+    assert "words gives no probability of being relevant: its scores" in caplog.text

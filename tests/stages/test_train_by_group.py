@@ -133,15 +133,22 @@ def test_what_cannot_be_is_said_before_any_fit(
         settings(out_of_fold={"by": "user", "folds": 1})
     with pytest.raises(UserError, match="purge_hours"):
         settings(out_of_fold={"by": "user", "purge_hours": 1})
-    with pytest.raises(UserError, match="out_of_fold"):
-        settings(out_of_fold=0)
+    for told, path in (
+        (0, "out_of_fold.folds: 0:"),
+        ({"by": "usr"}, "out_of_fold.by: 'usr':"),
+        ({"fold": 2}, "out_of_fold.fold: unknown key; did you mean 'folds'?"),
+        (True, "out_of_fold: True:"),
+    ):
+        with pytest.raises(UserError) as raised:
+            settings(out_of_fold=told)
+        assert path in str(raised.value) and "\n  " not in raised.value.what, told
 
 
 @pytest.mark.long
 def test_a_bare_number_is_by_time_and_stays_one_in_the_manifest(
     trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert settings(out_of_fold=2).held_out == OutOfFold(by="time", folds=2, purge_hours=0)
+    assert settings(out_of_fold=2).out_of_fold == OutOfFold(by="time", folds=2, purge_hours=0)
     assert settings(out_of_fold=2).model_dump(mode="json")["out_of_fold"] == 2
     monkeypatch.setattr(train, "ray_session", contextlib.nullcontext)
     one, other = (write_features(tmp_path / name, n_requests=80) for name in ("one", "other"))
