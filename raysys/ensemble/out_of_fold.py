@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysys.ensemble.folds import BaseScores, base_score
@@ -133,18 +134,26 @@ class GroupFolds:
             ValueError: scores of a wrong shape; names the learner.
         """
         parts = []
-        for share in self.names:
-            for fold in train.folds:
-                view = self.scored(train.with_folds(fold), share)
-                if view.requests().num_rows:
-                    batch = view.batch()
+        shares = pq.read_table(self.table, columns=["request", "share"], partitioning=None)
+        members = [
+            shares.filter(pc.equal(shares["share"], number))["request"].to_numpy()
+            for number in range(len(self.names))
+        ]
+        for fold in train.folds:  # one in memory at a time, read once
+            whole = train.with_folds(fold).batch()
+            assert whole.request is not None, "examples have requests"
+            for share, requests in zip(self.names, members, strict=True):
+                here = np.flatnonzero(np.isin(whole.request, requests))
+                if len(here):
+                    batch = whole.take_requests(here)
                     base = {
                         name: base_score(name, by_share[share], batch, finite=False)
                         for name, by_share in models.items()
                     }
                     parts.append(BaseScores.of(batch, fold, base))
-            for _ in models:
-                scored()
+                if fold == train.folds[-1]:
+                    for _ in models:
+                        scored()
         scores = BaseScores.concatenate(parts)
         return scores.take(np.argsort(scores.request, kind="stable"))
 
