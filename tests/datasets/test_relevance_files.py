@@ -15,6 +15,7 @@ import pytest
 
 from raysys.errors import UserError
 from raysys.stages.benchmark_pairs import Pool, divided, pool_of, read_pairs
+from raysys.text.pairs import Pairs
 
 QUERIES = 12
 ITEMS = 4
@@ -101,6 +102,43 @@ def test_esci(tmp_path: Path, labels: tuple[str, ...]) -> None:
     assert test == set(examples.filter(pl.col("split") == "test")["query"])
     assert judged.split("validation").num_rows == ITEMS
     assert judged.told["queries_in_two_splits"] == 0
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_queries_of_several_locales_are_several(tmp_path: Path, ids: bool) -> None:
+    """The words may stand in train of one and in test of the other; ids tell nothing apart."""
+    table = rows((0, 1)).drop("product_id")
+    again = table.with_columns(pl.col("query_id") + 50, label=1 - pl.col("label"))
+    parts = [
+        table.with_columns(product_locale=pl.lit("us"), split=pl.lit("train")),
+        again.with_columns(product_locale=pl.lit("US"), split=pl.lit("train")),
+        again.filter(pl.col("query_id") < 156).with_columns(
+            pl.col("query_id") + 50, product_locale=pl.lit("es"), split=pl.lit("test")
+        ),
+    ]
+    path = tmp_path / "a.csv"
+    pl.concat(parts).drop([] if ids else ["query_id"]).write_csv(path)
+    pool = pool_of(path, split_col="split")
+    assert pool.told["columns"]["locale"] == "product_locale"
+    assert pool.rows.height == (QUERIES + QUERIES // 2) * ITEMS
+    assert pool.merged == QUERIES * ITEMS  # the same words of two ids are one query
+    judged = divided(pool)
+    assert judged.told["queries_in_two_splits"] == 0
+    assert set(judged.split("test")["locale"].to_pylist()) == {"es"}
+    drawn = divided(pool_of(path)).table
+    assert len(set(zip(drawn["query"].to_pylist(), drawn["locale"].to_pylist(), strict=True))) == 18
+    pairs = Pairs.of(drawn)
+    assert len(pairs.lists()) == len(pairs.queries) == 18
+    assert {len(each) for each in pairs.lists()} == {ITEMS}
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_a_country_of_the_items_tells_no_queries_apart(tmp_path: Path, ids: bool) -> None:
+    table = rows((0, 1)).with_columns(country=pl.format("land {}", pl.col("product_id") % 2))
+    table.drop([] if ids else ["query_id"]).write_csv(tmp_path / "a.csv")
+    pool = pool_of(tmp_path / "a.csv")
+    assert "locale" not in pool.told["columns"]
+    assert "locale" not in divided(pool).table.column_names
 
 
 def test_wands(tmp_path: Path) -> None:
