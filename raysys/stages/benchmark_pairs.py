@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysys import schema
-from raysys.datasets.grades import MISSING, Grades, Scale, grades_of, spelled_out
+from raysys.datasets.grades import MISSING, Grades, Scale, grades_of, plain, spelled_out
 from raysys.datasets.relevance_names import small
 from raysys.datasets.table_joins import PART, Join, missing
 from raysys.datasets.tables import look
@@ -233,17 +233,28 @@ def _grades(label: pl.Series, scale: Scale | None, where: str) -> Grades | None:
     Raises:
         UserError: there are words that no scale has.
     """
-    said = label.filter(~label.str.to_lowercase().is_in(MISSING).fill_null(value=True))
+    named = scale.numbers() if scale else {}
+    nothing = [word for word in MISSING if plain(word) not in named]
+    said = label.filter(~label.str.to_lowercase().is_in(nothing).fill_null(value=True))
     numbers = said.cast(pl.Float32, strict=False).is_finite().fill_null(value=False)
     if scale is None and numbers.all():
         return None
-    counts = said.value_counts(sort=True)
-    found = grades_of(
-        dict(zip(counts[said.name], counts["count"], strict=True)), scale, where=where
-    )
+    words = _counts(said)
+    nones = _counts(label.filter((label.str.to_lowercase() == "none") & ("none" in nothing)))
+    try:  # it may be a grade of `none < low < medium < high`
+        found = grades_of(words | nones, scale, where=where)
+    except UserError:
+        if not nones:
+            raise
+        found = grades_of(words, scale, where=where)
     shown = ", ".join(f"{word!r} {number:g}" for word, number in found.numbers.items())
     log.info("relevance: grades are taken as %s (%s)", shown, found.scale)
     return found
+
+
+def _counts(words: pl.Series) -> dict[str, int]:
+    counts = words.value_counts(sort=True)
+    return dict(zip(counts[words.name], counts["count"], strict=True))
 
 
 def _numbers(label: pl.Series, taken: Grades | None) -> pl.Series:

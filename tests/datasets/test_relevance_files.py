@@ -410,7 +410,7 @@ def test_names_of_keys_may_be_told(tmp_path: Path) -> None:
     for on, message in (
         ("product_id=nummer", "no file that is joined has a column 'nummer'"),
         ("produkt_id=number", "(?s)no column 'produkt_id'.*'product_id'"),
-        ("query_id=number", "no row has a partner by query_id=number: '10.' is asked .*'700.'"),
+        ("query_id=number", "no row has a partner by query_id=number: '1[01].' is asked .*'700.'"),
     ):
         with pytest.raises(UserError, match=message):
             pool_of(tmp_path / "judged.csv", "query", ["title"], on=[on], **files)  # type: ignore[arg-type]
@@ -463,6 +463,29 @@ def test_words_of_a_users_own(tmp_path: Path) -> None:
     pool = pool_of(tmp_path / "a.csv", grades=["Meh < Fine < Wow"])
     expected(pool, labels, (0.0, 1.0, 2.0))
     assert pool.told["grades"] == {"meh": 0.0, "fine": 1.0, "wow": 2.0}
+
+
+@pytest.mark.parametrize("word", ["NA", "None", "-", "", "\\N", "nan"])
+@pytest.mark.parametrize("labels", [("Exact", "Irrelevant"), (2, 0)])
+def test_labels_that_say_nothing_are_left_out(
+    tmp_path: Path, word: str, labels: tuple[object, ...]
+) -> None:
+    table = rows(labels).with_columns(pl.col("label").cast(pl.String))
+    one = table.head(1).with_columns(query=pl.lit("lamp"), label=pl.lit(word))
+    pl.concat([table, one]).write_csv(tmp_path / "a.csv")
+    pool = pool_of(tmp_path / "a.csv")
+    assert (pool.rows.height, pool.dropped) == (QUERIES * ITEMS, 1)
+    if labels[0] == "Exact":
+        pool = pool_of(tmp_path / "a.csv", grades=["Irrelevant < Exact"])
+        assert (pool.rows.height, pool.dropped) == (QUERIES * ITEMS, 1)
+
+
+def test_none_may_be_a_grade(tmp_path: Path) -> None:
+    labels = ("None", "Low", "High")
+    rows(labels).write_csv(tmp_path / "a.csv")
+    expected(pool_of(tmp_path / "a.csv"), labels, (0.0, 1.0, 3.0))
+    pool = pool_of(tmp_path / "a.csv", grades=["none < low < high"])
+    expected(pool, labels, (0.0, 1.0, 2.0))
 
 
 def test_a_test_file_is_the_test(tmp_path: Path) -> None:
