@@ -347,6 +347,56 @@ def test_packed_files(tmp_path: Path) -> None:
         expected(pool, labels, (1.0, 0.0))
 
 
+@pytest.mark.parametrize(
+    ("encoding", "title"),
+    [
+        ("utf-8", "größe é"),
+        ("cp1252", "größe é"),
+        ("cp1252", "crème brulée"),
+        ("utf-16", "größe"),
+        ("utf-16-le", "größe"),
+        ("gb18030", "红色的台灯和地毯"),
+        ("big5", "紅色的檯燈和地毯"),
+        ("cp932", "あかいランプとつくえ"),
+        ("euc-kr", "빨간 램프와 책상은 이 집의 것"),
+    ],
+)
+def test_a_file_is_of_one_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, title: str
+) -> None:
+    """Though a byte is broken, and whole blocks are ASCII; whole or in blocks."""
+    monkeypatch.setattr("raysys.datasets.chunks.CHUNK", 300)
+    table = rows(("bad", "good")).with_columns(
+        pl.when(pl.col("query_id") > 105).then(pl.lit(title)).otherwise("title").alias("title")
+    )
+    table = table.with_columns(title=pl.concat_str("title", pl.lit(" "), "product_id"))
+    data = table.write_csv().encode(encoding)
+    if encoding == "utf-8":
+        at = data.index(b"wide")
+        data = data[:at] + b"\xfc" + data[at + 1 :]
+    (tmp_path / "a.csv").write_bytes(data)
+    table.select("query_id", "product_id", "label").write_csv(tmp_path / "judged.csv")
+    joined = pool_of(
+        tmp_path / "judged.csv", joins=[tmp_path / "a.csv"], on=["query_id", "product_id"]
+    )
+    for pool in (pool_of(tmp_path / "a.csv"), joined):
+        texts = pool.rows["text"]
+        assert texts.str.starts_with(title).sum() == 6 * ITEMS
+        assert texts.str.contains("\ufffd").sum() == (encoding == "utf-8")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_line_for_excel_is_no_header(tmp_path: Path, encoding: str) -> None:
+    labels = ("bad", "good")
+    text = rows(labels).write_csv(separator=";")
+    (tmp_path / "a.csv").write_bytes(f"sep=;\r\n{text}".encode(encoding))
+    expected(pool_of(tmp_path / "a.csv"), labels, (0.0, 1.0))
+    rows(labels).select("query_id", "product_id", "label").write_csv(tmp_path / "judged.csv")
+    keys = ["query_id", "product_id"]
+    pool = pool_of(tmp_path / "judged.csv", joins=[tmp_path / "a.csv"], on=keys)
+    expected(pool, labels, (0.0, 1.0))
+
+
 def test_archives_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("train.csv", "x")
