@@ -13,6 +13,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from raysys.datasets.table_joins import Join
+from raysys.datasets.tables import look
 from raysys.errors import UserError
 from raysys.stages.benchmark_pairs import Pool, divided, pool_of, read_pairs
 from raysys.text.pairs import Pairs
@@ -383,6 +385,38 @@ def test_a_file_is_of_one_encoding(
         texts = pool.rows["text"]
         assert texts.str.starts_with(title).sum() == 6 * ITEMS
         assert texts.str.contains("\ufffd").sum() == (encoding == "utf-8")
+
+
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize("blocks", [True, False])
+def test_fields_too_many_are_told(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    many: bool,
+    blocks: bool,
+) -> None:
+    """Commas that nothing quotes: the rest of such a text was lost without a word."""
+    monkeypatch.setattr("raysys.datasets.chunks.CHUNK", 100)
+    table = pl.concat([rows(("bad", "good"))] * (1 if many else 3)).with_row_index("number")
+    lines = [f"{n},{q},{p},{label},lamp {n}" for n, q, _, p, _, label in table.rows()]
+    lines[7] += ", of wood"
+    lines[8] += ",,"  # says nothing
+    text = "number,query_id,product_id,label,title\n" + "\n".join(lines) + "\n"
+    (tmp_path / "a.csv").write_text(text)
+    table.select("number", "query_id", "query").write_csv(tmp_path / "queries.csv")
+    paths = [tmp_path / "queries.csv", tmp_path / "a.csv"]
+    if not blocks:
+        paths.reverse()
+    join = Join.of(look(paths[0]), [look(paths[1])], ["number"])
+    message = f"1 of {table.height} rows have more than the 5 fields of the others, the first in line 9: 7"
+    if many:
+        with pytest.raises(UserError, match=rf"(?s)a.csv.*{message}.*\| of wood.*quotation marks"):
+            join.read(["query", "title", "label"])
+    else:
+        frame, _ = join.read(["query", "title", "label"])
+        assert frame.height == table.height
+        assert message in caplog.text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
