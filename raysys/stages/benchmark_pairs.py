@@ -370,7 +370,8 @@ def _as_given(rows: pl.DataFrame, seed: int, most: int | None, path: Path) -> pl
     draws = np.random.default_rng(seed)
     queries = rows.select("given", *_QUERY)
     names = {
-        split: sorted(set(queries.filter(given=split).drop("given").iter_rows())) for split in SHARES
+        split: sorted(set(queries.filter(given=split).drop("given").iter_rows()))
+        for split in SHARES
     }
     lacking = [split for split in ("train", "test") if not names[split]]
     if lacking:

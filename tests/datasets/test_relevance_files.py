@@ -409,7 +409,8 @@ def test_fields_too_many_are_told(
     if not blocks:
         paths.reverse()
     join = Join.of(look(paths[0]), [look(paths[1])], ["number"])
-    message = f"1 of {table.height} rows have more than the 5 fields of the others, the first in line 9: 7"
+    message = f"1 of {table.height} rows have more than the 5 fields of the others, the first in"
+    message += " line 9: 7"
     if many:
         with pytest.raises(UserError, match=rf"(?s)a.csv.*{message}.*\| of wood.*quotation marks"):
             join.read(["query", "title", "label"])
