@@ -25,13 +25,13 @@ from raysys.datasets.arrow_values import to_polars
 from raysys.datasets.chunks import Lost, chunks
 from raysys.datasets.encodings import SAMPLE, told
 from raysys.datasets.files import Part
+from raysys.datasets.table_csv import Wide, read_csv
 from raysys.datasets.table_layouts import (
     ENDINGS,
     Kind,
     Layout,
     ending_of,
     layout_of,
-    rows_of,
 )
 from raysys.datasets.unpack import DAMAGE, Bytes, unpacked
 from raysys.errors import UserError
@@ -43,8 +43,6 @@ QUOTED = r'^"(?:[^"]|"")*"$'
 _HEAD: Final = 1 << 20  # bytes of text by which a layout is told
 _ROWS: Final = 65_536  # of a Parquet block
 _BROKEN: Final = (pl.exceptions.PolarsError, pa.ArrowException, OSError, *DAMAGE)
-_FEW: Final = 0.01  # of rows, that may have fields too many
-_SHOWN: Final = 200  # characters of such a row
 _ALONE: Final = re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
 _HIGH: Final = re.compile(rb"[\x80-\xff]")
 _SEPARATOR_TOLD: Final = re.compile(rb'(\xef\xbb\xbf)?"?sep=[^\r\n]"?\r?\n', re.IGNORECASE)
@@ -89,7 +87,7 @@ class Table:
             if kind == "parquet":
                 with _parquet(self.path) as file:
                     return pl.read_parquet(file, columns=list(columns))
-            wide = _Wide()
+            wide = Wide()
             frame = self._parsed(utf8(_content(self.path), self.codec), columns, wide)
         wide.tell(self.path, self.layout)
         absent = [pl.lit(None, pl.String).alias(n) for n in columns if n not in frame.columns]
@@ -113,7 +111,7 @@ class Table:
                 yield texts(self.read(columns), columns)
                 return
             part = Part(f"file://{self.path.absolute()}", self.path.name, "csv", 0)
-            first, begun, wide = b"", False, _Wide()
+            first, begun, wide = b"", False, Wide()
             for chunk in chunks(part, quoted=kind == "csv" and self.layout.quoted):
                 if isinstance(chunk, Lost):
                     raise EOFError(chunk.message or chunk.reason)
@@ -132,7 +130,7 @@ class Table:
             wide.tell(self.path, self.layout)
 
     def _parsed(
-        self, text: bytes, columns: Sequence[str], wide: _Wide | None = None
+        self, text: bytes, columns: Sequence[str], wide: Wide | None = None
     ) -> pl.DataFrame:
         """At least these columns, if the text, in UTF-8, has them."""
         layout = self.layout
@@ -144,59 +142,8 @@ class Table:
             rows = (line.split() for line in text.decode().splitlines())
             shaped = [row for row in rows if len(row) == len(layout.columns)]
             return pl.DataFrame(shaped, schema=list(layout.columns), orient="row")
-        frame = _csv(text, layout, wide or _Wide())
+        frame = read_csv(text, layout, wide or Wide())
         return frame.select(name for name in layout.columns if name in columns)
-
-
-@dataclass
-class _Wide:
-    """Records of a file that have more fields than it has columns: what is behind is cut off.
-
-    Attributes:
-        rows: all that were read.
-        count: of such.
-        line: of the first, but for one that is passed over at the beginning.
-        example: the first.
-        before: lines of the parts that were read already.
-    """
-
-    rows: int = 0
-    count: int = 0
-    line: int = 0
-    example: str = ""
-    before: int = 0
-
-    def add(self, rows: Sequence[list[str]], width: int) -> None:
-        """Count those of a part of a file."""
-        found = [at for at, row in enumerate(rows) if any(map(str.strip, row[width:]))]
-        self.count += len(found)
-        if found and not self.line:
-            first = rows[found[0]]
-            ends = sum(field.count("\n") for row in rows[: found[0]] for field in row)
-            self.line = self.before + found[0] + ends + 1
-            self.example = " | ".join(map(str.strip, first))[:_SHOWN]
-
-    def tell(self, path: Path, layout: Layout) -> None:
-        """Warn of some.
-
-        Raises:
-            UserError: they are not few.
-        """
-        if not self.count:
-            return
-        mark = "a tab" if layout.separator == "\t" else repr(layout.separator)
-        what = (
-            f"{self.count:,} of {self.rows:,} rows have more than the {len(layout.columns)} fields "
-            f"of the others, the first in line {self.line:,}: {self.example}"
-        )
-        if self.count > _FEW * self.rows:
-            raise UserError(
-                what,
-                where=str(path),
-                mend=f"put quotation marks around fields that hold {mark}, or write the file with "
-                "another separator",
-            )
-        log.warning("%s: %s; what is too much is cut off", path.name, what)
 
 
 def look(path: Path, wanted: Sequence[str] = (), *, whole: bool = False) -> Table:
@@ -386,53 +333,6 @@ def _parquet(path: Path) -> IO[bytes]:
         if file.read(4) != b"PAR1" and ending_of(path) != path.suffix.lower():
             return io.BytesIO(_content(path))
     return path.open("rb")
-
-
-def _csv(text: bytes, layout: Layout, wide: _Wide) -> pl.DataFrame:
-    """All columns of a CSV as texts, and where marks stand that quote nothing, as Python reads it.
-
-    Raises:
-        PolarsError: it cannot be read.
-    """
-
-    def read(*, cut: bool) -> pl.DataFrame:
-        return pl.read_csv(
-            text,
-            infer_schema_length=0,
-            separator=layout.separator,
-            quote_char='"' if layout.quoted else None,
-            truncate_ragged_lines=cut,
-            has_header=layout.header,
-            new_columns=None if layout.header else list(layout.columns),
-        )
-
-    width = len(layout.columns)
-    try:
-        frame = read(cut=False)
-    except pl.exceptions.ComputeError:
-        rows = _records(text, layout)
-        wide.add(rows, width)
-        try:
-            frame = read(cut=True)
-        except pl.exceptions.ComputeError:
-            shaped = [row[:width] + [None] * (width - len(row)) for row in rows if row]
-            frame = pl.DataFrame(
-                shaped[layout.header :],
-                schema=dict.fromkeys(layout.columns, pl.String),
-                orient="row",
-            ).with_columns(pl.all().replace("", None))
-    wide.rows += frame.height
-    names = text[: layout.header_end(text)] if layout.header else b""  # of every part
-    wide.before += text.count(b"\n") - names.count(b"\n")
-    return frame
-
-
-def _records(text: bytes, layout: Layout) -> list[list[str]]:
-    """Those of a CSV that Polars cannot read, with its header."""
-    said = text.decode().removeprefix("\ufeff")
-    ways = [list(rows_of(said, layout.separator, quoted=quoted)) for quoted in (True, False)]
-    # a mark that is never closed swallows rows, so the way with most whole rows is right
-    return max(ways, key=lambda way: sum(len(row) == len(layout.columns) for row in way))
 
 
 def _with_quotes(layout: Layout, text: bytes) -> Layout:
