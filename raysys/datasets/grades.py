@@ -16,8 +16,8 @@ from typing import Final
 
 from raysys.errors import UserError
 
-MISSING: Final = ("", "nan", "null", "n/a")
-"""What a label says where there is none, in lower case."""
+MISSING: Final = ("", "nan", "null", "n/a", "na", "none", "\\n", "-", "--")
+"""What a label says where there is none, in lower case; `none` may be a grade, too."""
 
 _SIGNS: Final = re.compile(r"[\W_]+")
 _NUMBERED: Final = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*[-–:=.)(]\s*[^\W\d]")

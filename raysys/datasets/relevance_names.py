@@ -50,7 +50,12 @@ PLAIN_IDS: Final = ("id", "uid", "key")
 ROW_NUMBERS: Final = ("", "unnamed0", "index", "rowid", "rownumber")
 """Of a file's rows: two files that have them have nothing in common."""
 
-MARKETS: Final = ("locale", "productlocale", "language", "lang", "market", "country", "site")
+LOCALES: Final = (
+    "querylocale", "productlocale", "locale", "lang", "language", "market", "country",
+)  # fmt: skip
+"""What tells queries of the same words apart; a name that comes first is taken before others."""
+
+MARKETS: Final = (*LOCALES[1:], "site")
 """Part of a key, beside an id."""
 
 _OF_QUERIES: Final = ("quer", "topic", "search", "question")

@@ -6,11 +6,14 @@ whole, or in blocks of bounded size of which few rows are wanted.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Final
 
@@ -20,14 +23,15 @@ import pyarrow.parquet as pq
 
 from raysys.datasets.arrow_values import to_polars
 from raysys.datasets.chunks import Lost, chunks
+from raysys.datasets.encodings import SAMPLE, told
 from raysys.datasets.files import Part
+from raysys.datasets.table_csv import Wide, read_csv
 from raysys.datasets.table_layouts import (
     ENDINGS,
     Kind,
     Layout,
     ending_of,
     layout_of,
-    rows_of,
 )
 from raysys.datasets.unpack import DAMAGE, Bytes, unpacked
 from raysys.errors import UserError
@@ -36,13 +40,12 @@ log = logging.getLogger("raysys")
 
 QUOTED = r'^"(?:[^"]|"")*"$'
 """A field that is quoted as in CSV, marks within it doubled."""
-OLD_ENCODING = "cp1252"
-"""What spreadsheets save where they do not save UTF-8; it can read any byte, wrong ones as well."""
-
 _HEAD: Final = 1 << 20  # bytes of text by which a layout is told
 _ROWS: Final = 65_536  # of a Parquet block
 _BROKEN: Final = (pl.exceptions.PolarsError, pa.ArrowException, OSError, *DAMAGE)
-_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+_ALONE: Final = re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
+_HIGH: Final = re.compile(rb"[\x80-\xff]")
+_SEPARATOR_TOLD: Final = re.compile(rb'(\xef\xbb\xbf)?"?sep=[^\r\n]"?\r?\n', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,17 @@ class Table:
         """Names, as the file spells them; a qrels' or a bare file's are given."""
         return self.layout.columns
 
+    @cached_property
+    def codec(self) -> str:
+        """What the whole file is read in; warns of what is guessed."""
+        codec, broken = _codec(self.path)
+        name = self.path.name
+        if codec != "utf-8":
+            log.warning("%s: the file is not UTF-8: it is read as %s", name, codec)
+        elif broken:
+            log.warning("%s: some bytes are not UTF-8, and are read as \ufffd", name)
+        return codec
+
     def read(self, columns: Sequence[str]) -> pl.DataFrame:
         """These columns, whole; those of CSV are texts, empty ones null.
 
@@ -73,7 +87,9 @@ class Table:
             if kind == "parquet":
                 with _parquet(self.path) as file:
                     return pl.read_parquet(file, columns=list(columns))
-            frame = self._parsed(_content(self.path), columns)
+            wide = Wide()
+            frame = self._parsed(utf8(_content(self.path), self.codec), columns, wide)
+        wide.tell(self.path, self.layout)
         absent = [pl.lit(None, pl.String).alias(n) for n in columns if n not in frame.columns]
         return frame.with_columns(absent).select(columns)
 
@@ -91,16 +107,16 @@ class Table:
                     for batch in batches:
                         yield texts(to_polars(batch), columns)
                 return
-            if kind in ("json", "qrels") or _head(self.path)[:2] in _UTF16:
+            if kind in ("json", "qrels") or self.codec.startswith("utf-16"):
                 yield texts(self.read(columns), columns)
                 return
             part = Part(f"file://{self.path.absolute()}", self.path.name, "csv", 0)
-            first, quiet = b"", False
+            first, begun, wide = b"", False, Wide()
             for chunk in chunks(part, quoted=kind == "csv" and self.layout.quoted):
                 if isinstance(chunk, Lost):
                     raise EOFError(chunk.message or chunk.reason)
-                text = utf8(chunk, quiet=quiet)
-                quiet |= text is not chunk
+                text = utf8(chunk, self.codec, begins=not begun)
+                begun = True
                 if kind == "csv":
                     text = text if first else text.lstrip(b"\r\n")
                     # every block begins with the header, for one way of reading them all
@@ -108,13 +124,16 @@ class Table:
                         first = text[: self.layout.header_end(text)]
                     elif self.layout.header:
                         text = first + text
-                    yield texts(self._parsed(text, columns), columns)
+                    yield texts(self._parsed(text, columns, wide), columns)
                 else:
                     yield _json_texts(text, columns)
+            wide.tell(self.path, self.layout)
 
-    def _parsed(self, content: bytes, columns: Sequence[str]) -> pl.DataFrame:
-        """At least these columns, if the content has them."""
-        text, layout = utf8(content), self.layout
+    def _parsed(
+        self, text: bytes, columns: Sequence[str], wide: Wide | None = None
+    ) -> pl.DataFrame:
+        """At least these columns, if the text, in UTF-8, has them."""
+        layout = self.layout
         if layout.kind == "json":
             return pl.read_json(io.BytesIO(text), infer_schema_length=None)
         if layout.kind == "jsonl":
@@ -123,7 +142,8 @@ class Table:
             rows = (line.split() for line in text.decode().splitlines())
             shaped = [row for row in rows if len(row) == len(layout.columns)]
             return pl.DataFrame(shaped, schema=list(layout.columns), orient="row")
-        return _csv(text, layout).select(name for name in layout.columns if name in columns)
+        frame = read_csv(text, layout, wide or Wide())
+        return frame.select(name for name in layout.columns if name in columns)
 
 
 def look(path: Path, wanted: Sequence[str] = (), *, whole: bool = False) -> Table:
@@ -148,9 +168,9 @@ def look(path: Path, wanted: Sequence[str] = (), *, whole: bool = False) -> Tabl
             with _parquet(path) as file:
                 names = pq.ParquetFile(file).schema_arrow.names
             return Table(path, Layout("parquet", tuple(names)))
-        text = utf8(
-            head if len(head) < _HEAD else head[: head.rfind(b"\n") + 1] or head, quiet=True
-        )
+        whole_lines = head if len(head) < _HEAD else head[: head.rfind(b"\n") + 1] or head
+        codec = "utf-8" if _is_utf8(whole_lines) else _codec(path)[0]
+        text = utf8(whole_lines, codec)
         layout = layout_of(text.decode().removeprefix("\ufeff"), path, wanted)
         if kind is None and layout.kind in ("csv", "qrels") and len(layout.columns) < 2:
             raise UserError(
@@ -159,10 +179,11 @@ def look(path: Path, wanted: Sequence[str] = (), *, whole: bool = False) -> Tabl
                 mend=f"give one that ends with {', '.join(ENDINGS)}, or with .gz behind that",
             )
         if layout.kind == "csv":
-            return Table(path, _with_quotes(path, layout, text, whole=whole))
+            text = utf8(_content(path), codec) if whole and layout.separator == "\t" else text
+            return Table(path, _with_quotes(layout, text))
         lacks = layout.kind == "jsonl" and len(head) == _HEAD and set(wanted) - {*layout.columns}
         if layout.kind == "json" or (lacks and whole):
-            frame = Table(path, layout)._parsed(_content(path), ())
+            frame = Table(path, layout)._parsed(utf8(_content(path), codec), ())
             layout = replace(layout, columns=tuple(frame.columns))
     return Table(path, layout)
 
@@ -193,17 +214,68 @@ def as_text(frame: pl.DataFrame, name: str) -> pl.Expr:
     return column.cast(pl.String)
 
 
-def utf8(content: bytes, *, quiet: bool = False) -> bytes:
-    """The text in UTF-8, whatever it was saved in; warns of what is guessed, unless `quiet`."""
+def utf8(content: bytes, codec: str, *, begins: bool = True) -> bytes:
+    """The text in UTF-8, U+FFFD for what its codec does not have.
+
+    Args:
+        content: of a file, or a part of it.
+        codec: see `Table.codec`.
+        begins: it is the file's beginning, where a line for Excel (`sep=;`) may stand.
+    """
+    if not (codec == "utf-8" and _is_utf8(content)):
+        # a cut head of UTF-16 ends within a character
+        errors = "ignore" if codec.startswith("utf-16") else "replace"
+        content = content.decode(codec, errors).encode()
+    line = _SEPARATOR_TOLD.match(content) if begins else None
+    return content[line.end() :] if line else content
+
+
+def _is_utf8(content: bytes) -> bool:
+    """Whether all of it is; UTF-16 of ASCII would be, too, but for what its zeros say."""
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
-        if content[:2] in _UTF16:
-            return content.decode("utf-16", "ignore" if quiet else "strict").encode()
-        if not quiet:
-            log.warning("the file is not UTF-8: it is read as %s", OLD_ENCODING)
-        return content.decode(OLD_ENCODING, errors="replace").encode()
-    return content
+        return False
+    return b"\0" not in content[:SAMPLE] or told(content[:SAMPLE]) == "utf-8"
+
+
+def _codec(path: Path) -> tuple[str, bool]:
+    """What a text file is read in, by all of its lines that are not ASCII; and if any is broken."""
+    decoder, valid = codecs.getincrementaldecoder("utf-8")(), True
+    lines: list[bytes] = []
+    size, rest, begun = 0, b"", False
+    with path.open("rb") as file:
+        source = unpacked(file)
+        while size < SAMPLE and (part := source.read(SAMPLE)):
+            if not begun and (codec := told(part)).startswith("utf-16"):
+                return codec, False
+            begun = True
+            if valid:
+                try:
+                    decoder.decode(part)
+                except UnicodeDecodeError:
+                    valid = False
+            *whole, rest = (rest + part).split(b"\n")
+            found = [line for line in whole if not line.isascii()]
+            lines += found
+            size += sum(map(len, found))
+        if valid:  # so far
+            try:
+                while part := source.read(SAMPLE):
+                    decoder.decode(part)
+                decoder.decode(b"", final=True)
+            except UnicodeDecodeError:
+                valid = False
+    if valid:
+        return "utf-8", False
+    said = b"\n".join([*lines, rest])
+    codec = told(said)
+    # Western letters stand alone between those of ASCII, of other scripts' bytes few do
+    if codec not in ("utf-8", "cp1252") and 2 * len(_ALONE.findall(said)) > len(
+        _HIGH.findall(said)
+    ):
+        codec = "cp1252"
+    return codec, True
 
 
 def _json_texts(text: bytes, columns: Sequence[str]) -> pl.DataFrame:
@@ -263,40 +335,10 @@ def _parquet(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _csv(text: bytes, layout: Layout) -> pl.DataFrame:
-    """All columns of a CSV as texts, and where marks stand that quote nothing, as Python reads it.
-
-    Raises:
-        PolarsError: it cannot be read.
-    """
-    try:
-        return pl.read_csv(
-            text,
-            infer_schema_length=0,
-            separator=layout.separator,
-            quote_char='"' if layout.quoted else None,
-            truncate_ragged_lines=True,
-            has_header=layout.header,
-            new_columns=None if layout.header else list(layout.columns),
-        )
-    except pl.exceptions.ComputeError:
-        width = len(layout.columns)
-        told = text.decode().removeprefix("\ufeff")
-        ways = [list(rows_of(told, layout.separator, quoted=quoted)) for quoted in (True, False)]
-        # a mark that is never closed swallows rows, so the way with most whole rows is right
-        rows = max(ways, key=lambda way: sum(len(row) == width for row in way))
-        shaped = [row[:width] + [None] * (width - len(row)) for row in rows if row]
-        frame = pl.DataFrame(
-            shaped[layout.header :], schema=dict.fromkeys(layout.columns, pl.String), orient="row"
-        )
-        return frame.with_columns(pl.all().replace("", None))
-
-
-def _with_quotes(path: Path, layout: Layout, head: bytes, *, whole: bool) -> Layout:
+def _with_quotes(layout: Layout, text: bytes) -> Layout:
     """Whether quotation marks quote: in files with tabs they may be inches and emphasis."""
     if layout.separator != "\t":
         return layout
-    text = utf8(_content(path), quiet=True) if whole else head
     return replace(layout, quoted=_quotes(text))
 
 

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysys import schema
-from raysys.datasets.grades import MISSING, Grades, Scale, grades_of, spelled_out
+from raysys.datasets.grades import MISSING, Grades, Scale, grades_of, plain, spelled_out
 from raysys.datasets.relevance_names import small
 from raysys.datasets.table_joins import PART, Join, missing
 from raysys.datasets.tables import look
 from raysys.errors import UserError
-from raysys.stages.relevance_columns import roles_of
+from raysys.stages.relevance_columns import locale_columns, locale_of, roles_of
 from raysys.text.markup import without_markup
 from raysys.text.pairs import clean
 
@@ -35,14 +35,16 @@ SPLIT_WORDS: Final = {
 """What a column of splits may say, in lower case."""
 SPLIT_COLUMNS: Final = ("split", "set", "subset", "partition")
 
+_QUERY: Final = ("query", "locale")  # by which queries are told apart
+
 
 @dataclass(frozen=True)
 class Judged:
     """Pairs with grades.
 
     Attributes:
-        table: `schema.LABELLED_PAIRS`; a pair stands once in a split, and no query in two of them
-            that were drawn.
+        table: `schema.LABELLED_PAIRS`, and `locale` where there are several; a pair stands once in
+            a split, and no query in two of them that were drawn.
         dropped: rows without a query, a text or a grade.
         merged: rows that judge a pair which another row judges, too.
         told: for reports: what columns, grades and joins were taken for.
@@ -63,7 +65,8 @@ class Pool:
     """Pairs before they are divided.
 
     Attributes:
-        rows: `query`, `text`, `grade`, `weight`, `given`: the split that the files say, or null.
+        rows: `query`, `locale` (empty where a file has one or none), `text`, `grade`, `weight`,
+            `given`: the split that the files say, or null.
         path: of the first file.
         dropped: see `Judged`, as for the others.
     """
@@ -104,8 +107,8 @@ def pool_of(
 ) -> Pool:
     """Read a file of judged pairs.
 
-    Case does not tell queries apart: one is spelt as it first stands. Several judgements of a pair
-    become their mean, whose weight is their number.
+    Case does not tell queries apart: one is spelt as it first stands. Nor does an id, but a locale
+    does. Several judgements of a pair become their mean, whose weight is their number.
 
     Args:
         path: CSV, TSV, JSON lines, Parquet or qrels, perhaps packed.
@@ -138,12 +141,15 @@ def pool_of(
         for name in join.first_columns(names):
             if name not in parts[0].columns:
                 raise missing(name, parts[0].columns, parts[0], where=str(test))
-    frame, joined = join.read(list(dict.fromkeys(names)), parts)
+    locales = locale_columns(join, roles, parts[0].columns if parts else ())
+    frame, joined = join.read(list(dict.fromkeys([*names, *locales])), parts)
+    locale = locale_of(frame, roles.query, locales) if locales else None
     where = f"{path}: {roles.label}"
     label = frame[roles.label].str.strip_chars()
     taken = _grades(label, scale, where)
     rows = frame.select(
         query=pl.col(roles.query),
+        locale=pl.lit("") if locale is None else locale,
         text=pl.concat_str(
             [_filled(name) for name in roles.text],
             separator=". ",
@@ -165,8 +171,9 @@ def pool_of(
             mend="relevance is learned from pairs of at least two grades",
         )
     merged = _merged(kept)
+    columns = {"query": roles.query, "text": list(roles.text), "label": roles.label}
     told = {
-        "columns": {"query": roles.query, "text": list(roles.text), "label": roles.label},
+        "columns": columns if locale is None else {**columns, "locale": locales[0]},
         "guessed": list(roles.guessed),
         "scale": taken.scale if taken else "numbers",
         "grades": taken.numbers if taken else {},
@@ -191,12 +198,12 @@ def divided(pool: Pool, *, seed: int = 0, queries: int | None = None) -> Judged:
             be judged: NDCG says nothing of a query with one product.
     """
     rows, told = pool.rows, dict(pool.told)
-    _enough(rows["query"], pool.path)
+    _enough(rows, pool.path)
     if rows["given"].null_count() == rows.height:
-        split = pl.Series(_drawn(rows["query"], seed, queries))
+        split = pl.Series(_drawn(rows, seed, queries))
     else:
         split = _as_given(rows, seed, queries, pool.path)
-        both = rows.filter(split != "").group_by("query").agg(n=pl.col("given").n_unique())
+        both = rows.filter(split != "").group_by(_QUERY).agg(n=pl.col("given").n_unique())
         told["queries_in_two_splits"] = int((both["n"] > 1).sum())
         if told["queries_in_two_splits"]:
             log.warning(
@@ -214,7 +221,10 @@ def divided(pool: Pool, *, seed: int = 0, queries: int | None = None) -> Judged:
         weight=pl.col("weight"),
         split=pl.col("split"),
     ).to_arrow()
-    return Judged(table.cast(schema.LABELLED_PAIRS), pool.dropped, pool.merged, told)
+    table = table.cast(schema.LABELLED_PAIRS)
+    if kept["locale"].n_unique() > 1:
+        table = table.append_column("locale", kept["locale"].to_arrow())
+    return Judged(table, pool.dropped, pool.merged, told)
 
 
 def _grades(label: pl.Series, scale: Scale | None, where: str) -> Grades | None:
@@ -223,17 +233,28 @@ def _grades(label: pl.Series, scale: Scale | None, where: str) -> Grades | None:
     Raises:
         UserError: there are words that no scale has.
     """
-    said = label.filter(~label.str.to_lowercase().is_in(MISSING).fill_null(value=True))
+    named = scale.numbers() if scale else {}
+    nothing = [word for word in MISSING if plain(word) not in named]
+    said = label.filter(~label.str.to_lowercase().is_in(nothing).fill_null(value=True))
     numbers = said.cast(pl.Float32, strict=False).is_finite().fill_null(value=False)
     if scale is None and numbers.all():
         return None
-    counts = said.value_counts(sort=True)
-    found = grades_of(
-        dict(zip(counts[said.name], counts["count"], strict=True)), scale, where=where
-    )
+    words = _counts(said)
+    nones = _counts(label.filter((label.str.to_lowercase() == "none") & ("none" in nothing)))
+    try:  # it may be a grade of `none < low < medium < high`
+        found = grades_of(words | nones, scale, where=where)
+    except UserError:
+        if not nones:
+            raise
+        found = grades_of(words, scale, where=where)
     shown = ", ".join(f"{word!r} {number:g}" for word, number in found.numbers.items())
     log.info("relevance: grades are taken as %s (%s)", shown, found.scale)
     return found
+
+
+def _counts(words: pl.Series) -> dict[str, int]:
+    counts = words.value_counts(sort=True)
+    return dict(zip(counts[words.name], counts["count"], strict=True))
 
 
 def _numbers(label: pl.Series, taken: Grades | None) -> pl.Series:
@@ -270,8 +291,8 @@ def _merged(rows: pl.DataFrame) -> pl.DataFrame:
     """Each pair of a split once, in the order of the file."""
     folded = pl.col("query").str.to_lowercase()
     return (
-        rows.with_columns(query=pl.col("query").first().over(folded))
-        .group_by("query", "text", "given", maintain_order=True)
+        rows.with_columns(query=pl.col("query").first().over(folded, "locale"))
+        .group_by(*_QUERY, "text", "given", maintain_order=True)
         .agg(pl.col("grade").mean(), weight=pl.len().cast(pl.Float32))
     )
 
@@ -295,9 +316,14 @@ def _plain(text: str) -> str:
     return clean(without_markup(text))
 
 
-def _enough(query: pl.Series, path: Path) -> None:
+def _keys(rows: pl.DataFrame) -> list[tuple[str, str]]:
+    """The query of every row, in lower case, and its locale."""
+    return list(zip(rows["query"].str.to_lowercase(), rows["locale"], strict=True))
+
+
+def _enough(rows: pl.DataFrame, path: Path) -> None:
     """Refuse queries that are too few."""
-    count = query.str.to_lowercase().n_unique()
+    count = len(set(_keys(rows)))
     if count < LEAST_QUERIES:
         raise UserError(
             f"{count} {'query' if count == 1 else 'queries'}: too few to learn from some "
@@ -309,7 +335,7 @@ def _enough(query: pl.Series, path: Path) -> None:
 
 def _judgeable(rows: pl.DataFrame, path: Path) -> None:
     """Refuse pairs whose test says nothing of any order."""
-    sizes = rows.group_by("split", "query").agg(n=pl.len(), best=pl.col("grade").max())
+    sizes = rows.group_by("split", *_QUERY).agg(n=pl.len(), best=pl.col("grade").max())
     if sizes["n"].max() == 1:
         raise UserError(
             f"each of {sizes.height:,} queries has one product: NDCG is not defined",
@@ -327,22 +353,26 @@ def _judgeable(rows: pl.DataFrame, path: Path) -> None:
         )
 
 
-def _drawn(query: pl.Series, seed: int, most: int | None) -> list[str]:
+def _drawn(rows: pl.DataFrame, seed: int, most: int | None) -> list[str]:
     """The split of every row; empty where its query was not drawn."""
-    folded = query.str.to_lowercase()
-    names = sorted(set(folded))
+    keys = _keys(rows)
+    names = sorted(set(keys))
     order = np.random.default_rng(seed).permutation(len(names))[:most]
     place = (np.arange(len(order)) + 0.5) / len(order)
     ends = np.cumsum(list(SHARES.values()))
     which = np.searchsorted(ends[:-1], place, side="right")
     of = {names[at]: list(SHARES)[number] for at, number in zip(order, which, strict=True)}
-    return [of.get(name, "") for name in folded]
+    return [of.get(key, "") for key in keys]
 
 
 def _as_given(rows: pl.DataFrame, seed: int, most: int | None, path: Path) -> pl.Series:
     """The split of every row as the files say it, validation drawn from train if they say none."""
     draws = np.random.default_rng(seed)
-    names = {split: sorted(set(rows.filter(pl.col("given") == split)["query"])) for split in SHARES}
+    queries = rows.select("given", *_QUERY)
+    names = {
+        split: sorted(set(queries.filter(given=split).drop("given").iter_rows()))
+        for split in SHARES
+    }
     lacking = [split for split in ("train", "test") if not names[split]]
     if lacking:
         raise UserError(
@@ -359,5 +389,5 @@ def _as_given(rows: pl.DataFrame, seed: int, most: int | None, path: Path) -> pl
     if not kept["validation"]:
         held = round(len(kept["train"]) * SHARES["validation"] / (1 - SHARES["test"]))
         of |= {("train", name): "validation" for name in kept["train"][: max(1, held)]}
-    pairs = zip(rows["given"], rows["query"], strict=True)
-    return pl.Series([of.get(pair, "") for pair in pairs], dtype=pl.String)
+    told = ((given, (query, locale)) for given, query, locale in queries.iter_rows())
+    return pl.Series([of.get(each, "") for each in told], dtype=pl.String)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
+
+import polars as pl
 
 from raysys.datasets.relevance_names import (
     BODIES,
     DESCRIPTIONS,
     LABELS,
+    LOCALES,
     QUERIES,
+    QUERY_IDS,
     TITLES,
     Tiers,
     small,
@@ -20,6 +24,8 @@ from raysys.datasets.table_joins import Join, missing
 from raysys.errors import UserError
 
 log = logging.getLogger("raysys")
+
+_OF_ITEMS: Final = 0.5  # of queries in several locales: the column says something of the items
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,50 @@ def roles_of(join: Join, query: str | None, text: Sequence[str], label: str | No
             found_label,
         )
     return Roles(found_query, found_text, found_label, guessed)
+
+
+def locale_columns(join: Join, roles: Roles, having: Sequence[str] = ()) -> list[str]:
+    """The column of the query's locale, and if there is one that of its id; none without a locale.
+
+    Args:
+        join: the tables.
+        roles: what columns are taken for already.
+        having: columns of a further first table, which must have these, too; none: there is none.
+    """
+    taken = (roles.query, *roles.text, roles.label)
+    free = [
+        name
+        for name, column in join.columns.items()
+        if name not in taken and (not column.table or _of(join, name) == "query")
+        if not having or set(join.first_columns([name])) <= set(having)
+    ]
+
+    def first(names: Sequence[str]) -> list[str]:
+        found = [name for name in free if small(join.columns[name].name) in names]
+        return sorted(found, key=lambda name: names.index(small(join.columns[name].name)))[:1]
+
+    locale = first(LOCALES)
+    return [*locale, *first(QUERY_IDS)] if locale else []
+
+
+def locale_of(frame: pl.DataFrame, query: str, columns: Sequence[str]) -> pl.Series | None:
+    """The locale of each row's query, in lower case; None: the column says something else.
+
+    A country may be the item's: then queries, by id if they have one, are in several.
+
+    Args:
+        frame: of texts.
+        query: column of the query.
+        columns: see `locale_columns`.
+    """
+    said = frame[columns[0]].fill_null("").str.strip_chars().str.to_lowercase()
+    by = frame[columns[1]] if len(columns) > 1 else frame[query].str.to_lowercase()
+    counts = pl.DataFrame({"by": by, "said": said}).group_by("by").agg(n=pl.col("said").n_unique())
+    share = float((counts["n"] > 1).mean() or 0.0)  # type: ignore[arg-type]
+    if share > _OF_ITEMS or said.n_unique() < 2:
+        return None
+    log.info("relevance: by %r queries of the same words are told apart", columns[0])
+    return said
 
 
 def _query(join: Join) -> str:

@@ -82,7 +82,7 @@ class Pairs:
     """n pairs of distinct texts.
 
     Attributes:
-        queries: distinct queries, cleaned, each with a pair.
+        queries: distinct queries, cleaned, each with a pair; one of two locales stands twice.
         items: distinct item texts, cleaned, each with a pair.
         query: int64[n], row of `queries`.
         item: int64[n], row of `items`.
@@ -102,7 +102,7 @@ class Pairs:
 
     @classmethod
     def of(cls, table: pa.Table) -> Pairs:
-        """Pairs of a table with `query` and `text`, and perhaps `grade` and `weight`.
+        """Pairs of a table with `query` and `text`, and perhaps `grade`, `weight` and `locale`.
 
         Raises:
             UserError: a column is missing, or a weight is negative or no number.
@@ -111,6 +111,10 @@ class Pairs:
             if name not in table.column_names:
                 raise UserError(f"pairs have no column {name!r}", where="relevance")
         query, queries = _codes(table["query"].to_pylist())
+        if "locale" in table.column_names and len(table):
+            locale = _codes(table["locale"].to_pylist())[0]
+            both, query = np.unique(np.stack([query, locale]), axis=1, return_inverse=True)
+            queries, query = tuple(queries[at] for at in both[0]), query.reshape(-1)
         item, items = _codes(table["text"].to_pylist())
         weight = _column(table, "weight", 1.0)
         if not (np.isfinite(weight).all() and (weight >= 0).all()):

@@ -13,8 +13,11 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from raysys.datasets.table_joins import Join
+from raysys.datasets.tables import look
 from raysys.errors import UserError
 from raysys.stages.benchmark_pairs import Pool, divided, pool_of, read_pairs
+from raysys.text.pairs import Pairs
 
 QUERIES = 12
 ITEMS = 4
@@ -101,6 +104,43 @@ def test_esci(tmp_path: Path, labels: tuple[str, ...]) -> None:
     assert test == set(examples.filter(pl.col("split") == "test")["query"])
     assert judged.split("validation").num_rows == ITEMS
     assert judged.told["queries_in_two_splits"] == 0
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_queries_of_several_locales_are_several(tmp_path: Path, ids: bool) -> None:
+    """The words may stand in train of one and in test of the other; ids tell nothing apart."""
+    table = rows((0, 1)).drop("product_id")
+    again = table.with_columns(pl.col("query_id") + 50, label=1 - pl.col("label"))
+    parts = [
+        table.with_columns(product_locale=pl.lit("us"), split=pl.lit("train")),
+        again.with_columns(product_locale=pl.lit("US"), split=pl.lit("train")),
+        again.filter(pl.col("query_id") < 156).with_columns(
+            pl.col("query_id") + 50, product_locale=pl.lit("es"), split=pl.lit("test")
+        ),
+    ]
+    path = tmp_path / "a.csv"
+    pl.concat(parts).drop([] if ids else ["query_id"]).write_csv(path)
+    pool = pool_of(path, split_col="split")
+    assert pool.told["columns"]["locale"] == "product_locale"
+    assert pool.rows.height == (QUERIES + QUERIES // 2) * ITEMS
+    assert pool.merged == QUERIES * ITEMS  # the same words of two ids are one query
+    judged = divided(pool)
+    assert judged.told["queries_in_two_splits"] == 0
+    assert set(judged.split("test")["locale"].to_pylist()) == {"es"}
+    drawn = divided(pool_of(path)).table
+    assert len(set(zip(drawn["query"].to_pylist(), drawn["locale"].to_pylist(), strict=True))) == 18
+    pairs = Pairs.of(drawn)
+    assert len(pairs.lists()) == len(pairs.queries) == 18
+    assert {len(each) for each in pairs.lists()} == {ITEMS}
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_a_country_of_the_items_tells_no_queries_apart(tmp_path: Path, ids: bool) -> None:
+    table = rows((0, 1)).with_columns(country=pl.format("land {}", pl.col("product_id") % 2))
+    table.drop([] if ids else ["query_id"]).write_csv(tmp_path / "a.csv")
+    pool = pool_of(tmp_path / "a.csv")
+    assert "locale" not in pool.told["columns"]
+    assert "locale" not in divided(pool).table.column_names
 
 
 def test_wands(tmp_path: Path) -> None:
@@ -309,6 +349,89 @@ def test_packed_files(tmp_path: Path) -> None:
         expected(pool, labels, (1.0, 0.0))
 
 
+@pytest.mark.parametrize(
+    ("encoding", "title"),
+    [
+        ("utf-8", "größe é"),
+        ("cp1252", "größe é"),
+        ("cp1252", "crème brulée"),
+        ("utf-16", "größe"),
+        ("utf-16-le", "größe"),
+        ("gb18030", "红色的台灯和地毯"),
+        ("big5", "紅色的檯燈和地毯"),
+        ("cp932", "あかいランプとつくえ"),
+        ("euc-kr", "빨간 램프와 책상은 이 집의 것"),
+    ],
+)
+def test_a_file_is_of_one_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, title: str
+) -> None:
+    """Though a byte is broken, and whole blocks are ASCII; whole or in blocks."""
+    monkeypatch.setattr("raysys.datasets.chunks.CHUNK", 300)
+    table = rows(("bad", "good")).with_columns(
+        pl.when(pl.col("query_id") > 105).then(pl.lit(title)).otherwise("title").alias("title")
+    )
+    table = table.with_columns(title=pl.concat_str("title", pl.lit(" "), "product_id"))
+    data = table.write_csv().encode(encoding)
+    if encoding == "utf-8":
+        at = data.index(b"wide")
+        data = data[:at] + b"\xfc" + data[at + 1 :]
+    (tmp_path / "a.csv").write_bytes(data)
+    table.select("query_id", "product_id", "label").write_csv(tmp_path / "judged.csv")
+    joined = pool_of(
+        tmp_path / "judged.csv", joins=[tmp_path / "a.csv"], on=["query_id", "product_id"]
+    )
+    for pool in (pool_of(tmp_path / "a.csv"), joined):
+        texts = pool.rows["text"]
+        assert texts.str.starts_with(title).sum() == 6 * ITEMS
+        assert texts.str.contains("\ufffd").sum() == (encoding == "utf-8")
+
+
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize("blocks", [True, False])
+def test_fields_too_many_are_told(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    many: bool,
+    blocks: bool,
+) -> None:
+    """Commas that nothing quotes: the rest of such a text was lost without a word."""
+    monkeypatch.setattr("raysys.datasets.chunks.CHUNK", 100)
+    table = pl.concat([rows(("bad", "good"))] * (1 if many else 3)).with_row_index("number")
+    lines = [f"{n},{q},{p},{label},lamp {n}" for n, q, _, p, _, label in table.rows()]
+    lines[7] += ", of wood"
+    lines[8] += ",,"  # says nothing
+    text = "number,query_id,product_id,label,title\n" + "\n".join(lines) + "\n"
+    (tmp_path / "a.csv").write_text(text)
+    table.select("number", "query_id", "query").write_csv(tmp_path / "queries.csv")
+    paths = [tmp_path / "queries.csv", tmp_path / "a.csv"]
+    if not blocks:
+        paths.reverse()
+    join = Join.of(look(paths[0]), [look(paths[1])], ["number"])
+    message = f"1 of {table.height} rows have more than the 5 fields of the others, the first in"
+    message += " line 9: 7"
+    if many:
+        with pytest.raises(UserError, match=rf"(?s)a.csv.*{message}.*\| of wood.*quotation marks"):
+            join.read(["query", "title", "label"])
+    else:
+        frame, _ = join.read(["query", "title", "label"])
+        assert frame.height == table.height
+        assert message in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_line_for_excel_is_no_header(tmp_path: Path, encoding: str) -> None:
+    labels = ("bad", "good")
+    text = rows(labels).write_csv(separator=";")
+    (tmp_path / "a.csv").write_bytes(f"sep=;\r\n{text}".encode(encoding))
+    expected(pool_of(tmp_path / "a.csv"), labels, (0.0, 1.0))
+    rows(labels).select("query_id", "product_id", "label").write_csv(tmp_path / "judged.csv")
+    keys = ["query_id", "product_id"]
+    pool = pool_of(tmp_path / "judged.csv", joins=[tmp_path / "a.csv"], on=keys)
+    expected(pool, labels, (0.0, 1.0))
+
+
 def test_archives_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("train.csv", "x")
@@ -372,7 +495,7 @@ def test_names_of_keys_may_be_told(tmp_path: Path) -> None:
     for on, message in (
         ("product_id=nummer", "no file that is joined has a column 'nummer'"),
         ("produkt_id=number", "(?s)no column 'produkt_id'.*'product_id'"),
-        ("query_id=number", "no row has a partner by query_id=number: '10.' is asked .*'700.'"),
+        ("query_id=number", "no row has a partner by query_id=number: '1[01].' is asked .*'700.'"),
     ):
         with pytest.raises(UserError, match=message):
             pool_of(tmp_path / "judged.csv", "query", ["title"], on=[on], **files)  # type: ignore[arg-type]
@@ -425,6 +548,29 @@ def test_words_of_a_users_own(tmp_path: Path) -> None:
     pool = pool_of(tmp_path / "a.csv", grades=["Meh < Fine < Wow"])
     expected(pool, labels, (0.0, 1.0, 2.0))
     assert pool.told["grades"] == {"meh": 0.0, "fine": 1.0, "wow": 2.0}
+
+
+@pytest.mark.parametrize("word", ["NA", "None", "-", "", "\\N", "nan"])
+@pytest.mark.parametrize("labels", [("Exact", "Irrelevant"), (2, 0)])
+def test_labels_that_say_nothing_are_left_out(
+    tmp_path: Path, word: str, labels: tuple[object, ...]
+) -> None:
+    table = rows(labels).with_columns(pl.col("label").cast(pl.String))
+    one = table.head(1).with_columns(query=pl.lit("lamp"), label=pl.lit(word))
+    pl.concat([table, one]).write_csv(tmp_path / "a.csv")
+    pool = pool_of(tmp_path / "a.csv")
+    assert (pool.rows.height, pool.dropped) == (QUERIES * ITEMS, 1)
+    if labels[0] == "Exact":
+        pool = pool_of(tmp_path / "a.csv", grades=["Irrelevant < Exact"])
+        assert (pool.rows.height, pool.dropped) == (QUERIES * ITEMS, 1)
+
+
+def test_none_may_be_a_grade(tmp_path: Path) -> None:
+    labels = ("None", "Low", "High")
+    rows(labels).write_csv(tmp_path / "a.csv")
+    expected(pool_of(tmp_path / "a.csv"), labels, (0.0, 1.0, 3.0))
+    pool = pool_of(tmp_path / "a.csv", grades=["none < low < high"])
+    expected(pool, labels, (0.0, 1.0, 2.0))
 
 
 def test_a_test_file_is_the_test(tmp_path: Path) -> None:
