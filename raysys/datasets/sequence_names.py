@@ -54,6 +54,9 @@ LISTS: Final = (
 )
 NESTED: Final = ("events", "clicks", "interactions", "actions", "session_events", "history")
 
+TIME_SHARE: Final = 0.99
+"""Of a column's values, at least, that are moments where it is a time."""
+
 EPOCH: Final = 788_918_400_000
 """1995-01-01 in UTC milliseconds: no public data set is older, and smaller numbers are ids."""
 
@@ -200,8 +203,17 @@ def by_value(rows: Sequence[Sequence[str]], task: Task) -> tuple[Columns, bool] 
 
 
 def is_time(values: Sequence[str]) -> bool:
-    """Whether every value is a believable moment since 1995, in whichever unit."""
-    return guess_unit(pl.Series(values, dtype=pl.String), share=1.0, earliest=EPOCH) is not None
+    """Whether values are believable moments since 1995, in whichever unit; one in 100 may not."""
+    return _are_moments(values, TIME_SHARE)
+
+
+def is_half_time(values: Sequence[str]) -> bool:
+    """Whether most values are moments, but too few for `is_time`."""
+    return not is_time(values) and _are_moments(values, 0.5)
+
+
+def _are_moments(values: Sequence[str], share: float) -> bool:
+    return guess_unit(pl.Series(values, dtype=pl.String), share=share, earliest=EPOCH) is not None
 
 
 def _mostly(values: pl.Series, form: str) -> bool:

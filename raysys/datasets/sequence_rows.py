@@ -32,7 +32,7 @@ from raysys.errors import UserError
 BAD_SHARE: Final = 0.01
 """Of the rows: with more that cannot be read the file is another than it is taken for."""
 
-_NOBODY: Final = ("", "NA", "N/A", "NULL", "null", "None", "nan", "NaN", "\\N")
+_NOBODY: Final = ("", "NA", "N/A", "NULL", "null", "None", "nan", "NaN", "<NA>", "\\N")
 _TOKEN: Final = r"""[^\s,;|\[\]()'"]+"""
 _SEPARATOR: Final = "\x1f"  # for one of several characters
 
@@ -43,7 +43,7 @@ class Events:
 
     Attributes:
         frame: `key` UInt32, whose events belong together; `item` Categorical; `time` Int64, UTC
-            milliseconds or whatever rises; null in files without a time.
+            milliseconds or whatever rises; null in files without a time; of lists a row `number`, too.
         timed: whether there is a time.
         clock: whether it is a moment, not only an order.
         counts: rows that were left out, by the reason.
@@ -135,17 +135,23 @@ def _gathered(reading: _Reading, blocks: Iterator[_Block], task: Task) -> Events
         reading.rows += block.rows.height + len(block.faults)
         for number, text in block.faults:
             reading.fault(number, text)
-        rows = _flat(reading, block, key).with_columns(pl.col("item").cast(pl.String))
+        rows = _flat(reading, block, key).with_columns(_plain("item"))
         if key is not None:
+            rows = rows.with_columns(_plain("key"))
             nobody = rows["key"].is_null() | rows["key"].is_in(_NOBODY)
             reading.count("rows_without_owner", int(nobody.sum()))
             rows = rows.filter(~nobody)
-        empty = rows["item"].is_null() | (rows["item"] == "")
-        if layout.shape not in ("records", "lines"):  # an empty list leaves a row, too
-            reading.count("rows_without_item", int(empty.sum()))
+        empty = rows["item"].is_null() | rows["item"].is_in(_NOBODY)
+        told = empty
+        if layout.shape in ("records", "lines"):  # an empty list leaves a row without any
+            told = rows["item"].is_not_null() & empty
+        reading.count("rows_without_item", int(told.sum()))
         rows = _moments(reading, rows.filter(~empty))
         who = pl.UInt32() if key is None else owners
-        parts.append(rows.select(pl.col("key").cast(who), pl.col("item").cast(categories), "time"))
+        kept = [pl.col("key").cast(who), pl.col("item").cast(categories), pl.col("time")]
+        if layout.shape == "records":
+            kept.append(pl.col("number"))
+        parts.append(rows.select(kept))
     reading.judge()
     frame = pl.concat(parts) if parts else pl.DataFrame(schema={"item": categories})
     if not frame.height:
@@ -158,6 +164,13 @@ def _gathered(reading: _Reading, blocks: Iterator[_Block], task: Task) -> Events
         frame = frame.with_columns(pl.col("key").to_physical())
     timed = layout.columns.time is not None
     return Events(frame, timed, timed and reading.clock, reading.counts)
+
+
+def _plain(name: str) -> pl.Expr:
+    """Ids without blanks around them; whole numbers as such, of which pandas writes fractions."""
+    text = pl.col(name).cast(pl.String).str.strip_chars()
+    whole = text.str.replace(r"^(-?\d+)\.0$", "$1")
+    return pl.when(text.str.ends_with(".0")).then(whole).otherwise(text).alias(name)
 
 
 def _flat(reading: _Reading, block: _Block, key: str | None) -> pl.DataFrame:
@@ -174,8 +187,9 @@ def _flat(reading: _Reading, block: _Block, key: str | None) -> pl.DataFrame:
         items = pl.col(str(columns.items))
         if rows.schema[str(columns.items)] == pl.String:
             items = items.str.extract_all(_TOKEN)
+        items = items.list.eval(pl.element().cast(pl.String).fill_null(""))
         if shape == "records" and columns.item:
-            items = pl.concat_list(items, pl.col(columns.item))
+            items = pl.concat_list(items, pl.col(columns.item).cast(pl.String).fill_null(""))
         given["item"] = items
         return rows.select(value.alias(name) for name, value in given.items()).explode("item")
     if shape == "nested":

@@ -12,7 +12,15 @@ import polars as pl
 
 from raysys.datasets.chunks import BOM
 from raysys.datasets.sequence_columns import Kinds, Layout, cannot_tell, of_rows, refuse_absent
-from raysys.datasets.sequence_names import Columns, Task, by_name, by_value, is_header, is_time
+from raysys.datasets.sequence_names import (
+    Columns,
+    Task,
+    by_name,
+    by_value,
+    is_half_time,
+    is_header,
+    is_time,
+)
 from raysys.datasets.sequences import readable
 from raysys.datasets.unpack import unpacked
 
@@ -23,7 +31,7 @@ Forced = Literal["auto", "events", "lists"]
 _ROWS: Final = 500  # lines that are looked at
 _PIECE: Final = 1 << 24
 _DELIMITERS: Final = ("::", "\t", ";", "|", ",", " ")
-_RATED: Final = r"^\S+[\t ]+\S+[\t ]+(?:10|\d)(?:\.(?:0+|50*))?[\t ]+\d{9,19}(?:\.\d+)?$"
+_RATED: Final = r"^\S+[\t ]+\S+[\t ]+(?:10|\d)(?:\.(?:0+|50*))?[\t ]+(?:\d{9,19}(?:\.\d+)?|0|-1)$"
 
 
 def of_table(lines: list[str], path: Path, task: Task, asked: Columns, forced: Forced) -> Layout:
@@ -64,6 +72,7 @@ def of_table(lines: list[str], path: Path, task: Task, asked: Columns, forced: F
         )
     if asked.named:
         return _headerless(rows, delimiter, path, task, asked)
+    _warn_of_half_times(even[1:], path)
     guess = by_value(even, task)
     timely = any(is_time(column) for column in zip(*even, strict=True))
     if plain and delimiter in ("\t", " "):
@@ -90,6 +99,18 @@ def _warn_of_time(rows: list[list[str]], path: Path) -> None:
             "items, --format events reads it as an event a line",
             path, len(columns) + 2,
         )  # fmt: skip
+
+
+def _warn_of_half_times(rows: list[list[str]], path: Path) -> None:
+    """Columns that most lines have a time in: say that they are taken for none."""
+    for at, column in enumerate(zip(*rows, strict=True), start=1):
+        if len(rows) > 2 and is_half_time(column):
+            log.warning(
+                "%s: column %d holds times, but also values that are none (more than one in a "
+                "hundred of the first lines), so it is not taken for the time; --time-col %d says "
+                "it is",
+                path, at, at,
+            )  # fmt: skip
 
 
 def _knows(first: Sequence[str], asked: Columns) -> bool:

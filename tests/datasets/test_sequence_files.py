@@ -423,6 +423,77 @@ def test_the_last_days_are_the_test() -> None:
     assert test.names == ["b", "c", "a"]
 
 
+def test_of_dates_the_last_one_is_the_last_day() -> None:
+    lists = Lists.of([["a"], ["b", "c"], ["c", "a"], ["b"]])
+    train, test = last_days(lists, np.array([0, 1, 2, 2]) * 86_400_000, 1)
+    assert (train.to_lists(), test.to_lists()) == ([["a"], ["b", "c"]], [["c", "a"], ["b"]])
+
+
+def test_a_clock_in_the_future_does_not_choose_the_test(caplog: pytest.LogCaptureFixture) -> None:
+    lists = Lists.of([["a"], ["b", "c"], ["c", "a"], ["b"]])
+    ends = np.array([0, 3 * 86_400_000, 4 * 86_400_000 - 1, 4_102_444_800_000])
+    with caplog.at_level("WARNING", "raysys"):
+        train, test = last_days(lists, ends, 1)
+    assert (train.to_lists(), test.to_lists()) == ([["a"]], [["b", "c"], ["c", "a"]])
+    assert "1 sessions end in the future" in caplog.text
+
+
+RECBOLE = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0\t1\t2\n0\t1 2\t3\n1\t8 9\t8\n0\t1 2 3\t4\n", [["1", "2", "3", "4"], ["8", "9", "8"]]),
+        ("0\t1 2 3\t4\n0\t1 2\t3\n0\t1\t2\n", [["1", "2", "3", "4"]]),
+        ("0\t1\t2\n0\t1 2\t3\n0\t2 3\t4\n0\t3 4\t5\n", [["1", "2", "3", "4", "5"]]),
+    ],
+)
+def test_rows_of_prefixes_are_one_sequence_of_a_user(
+    tmp_path: Path, text: str, expected: list[list[str]]
+) -> None:
+    assert read_sequence_file(written(tmp_path, RECBOLE + text)).to_lists() == expected
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "n/a"])
+def test_one_wrong_time_does_not_change_what_a_file_is(tmp_path: Path, wrong: str) -> None:
+    good = [f"u{n % 9}\tp{n % 31}\t{n % 5 + 1}\t{ADAY + n}" for n in range(300)]
+    lines = [*good[:7], f"u1\tp3\t4\t{wrong}", *good[7:]]
+    for mark in (",", "\t") if wrong != "n/a" else (",",):
+        path = written(tmp_path, "\n".join(lines).replace("\t", mark))
+        assert "an event a row" in read_sequence_file(path).read_as
+
+
+def test_many_wrong_times_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [f"u{n % 9}\tp{n % 31}\t{ADAY + n if n % 10 else 0}" for n in range(100)]
+    with caplog.at_level("WARNING", "raysys"):
+        read_sequence_file(written(tmp_path, "\n".join(lines)))
+    assert "column 3 holds times, but also values that are none" in caplog.text
+
+
+@pytest.mark.parametrize("missing", ["nan", "NULL", "", " "])
+def test_a_missing_item_is_none(tmp_path: Path, missing: str) -> None:
+    text = rows("{s},{i},{t}", "session_id,item_id,timestamp\n") + f"1,{missing},{ADAY}\n"
+    found = read_session_file(written(tmp_path, text))
+    assert found.to_lists() == EXPECTED
+    assert found.counts == {"rows_without_item": 1}
+
+
+def test_a_missing_item_of_parquet_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    pl.DataFrame({"session_id": [1, 1, 1], "item_id": [3.0, float("nan"), 4.0]}).write_parquet(path)
+    found = read_session_file(path)
+    assert (found.to_lists(), found.counts) == ([["3", "4"]], {"rows_without_item": 1})
+    pl.DataFrame({"user_id": [1], "items": [[3.0, float("nan"), None, 4.0]]}).write_parquet(path)
+    found = read_sequence_file(path)
+    assert (found.to_lists(), found.counts) == ([["3", "4"]], {"rows_without_item": 2})
+
+
+def test_numbers_as_pandas_writes_them_are_the_same_items(tmp_path: Path) -> None:
+    text = "session_id,item_id,timestamp\n" + rows("{s}.0, {i}.0,{t}")
+    assert read_session_file(written(tmp_path, text)).to_lists() == EXPECTED
+
+
 ITEM = st.text(st.characters(min_codepoint=48, max_codepoint=122), min_size=1, max_size=3)
 SESSIONS = st.lists(st.lists(ITEM, min_size=1, max_size=5), min_size=1, max_size=6)
 
