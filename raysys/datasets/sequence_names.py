@@ -29,13 +29,14 @@ ITEMS: Final = (
     *("item_id", "item", "parent_asin", "asin", "product_id", "aid", "article_id", "movie_id"),
     *("business_id", "track_id", "song_id", "app_id", "game_id", "book_id", "isbn", "poi_id"),
     *("venue_id", "location_id", "news_id", "content_id", "click_article_id", "product_sku_hash"),
-    *("product_sku", "sku", "stock_code", "product", "reference", "iid"),
+    *("product_sku", "sku", "stock_code", "product", "reference", "iid", "artist_id", "artist"),
+    *("song", "album_id", "video_id", "recipe_id", "course_id", "place_id", "anime_id", "joke_id"),
 )
 TIMES: Final = (
     *("timestamp", "unix_review_time", "event_time", "time", "ts", "server_timestamp_epoch_ms"),
     *("click_timestamp", "time_stamp", "timestamp_ms", "unix_timestamp", "unixtime", "datetime"),
     *("created_at", "event_date", "date", "review_time", "event_timestamp", "invoice_date"),
-    *("t_dat", "review_date"),
+    *("t_dat", "review_date", "event_ts"),
 )
 WITHIN: Final = ("timeframe",)
 """Milliseconds since the session began, beside a date."""
@@ -52,7 +53,15 @@ LISTS: Final = (
     ),
     *("session", "session_items", "asins", "aids", "product_ids", "movie_ids", "article_ids"),
 )
-NESTED: Final = ("events", "clicks", "interactions", "actions", "session_events", "history")
+NESTED: Final = (
+    "events",
+    "clicks",
+    "interactions",
+    "actions",
+    "session_events",
+    "history",
+    "items",
+)
 
 TIME_SHARE: Final = 0.99
 """Of a column's values, at least, that are moments where it is a time."""

@@ -7,6 +7,7 @@ memory of their numbers. Lines that cannot be read are counted and, if they are 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysys.datasets.arrow_values import to_polars
-from raysys.datasets.chunks import Lost, chunks, utf8
+from raysys.datasets.chunks import Lost, chunks
 from raysys.datasets.files import ROWS, Part
 from raysys.datasets.records import decode
 from raysys.datasets.sequence_columns import Layout
@@ -29,10 +30,12 @@ from raysys.datasets.text import parse_csv, take_header
 from raysys.datasets.times import Unit, guess_unit, in_utc, to_millis
 from raysys.errors import UserError
 
+log = logging.getLogger("raysys")
+
 BAD_SHARE: Final = 0.01
 """Of the rows: with more that cannot be read the file is another than it is taken for."""
 
-_NOBODY: Final = ("", "NA", "N/A", "NULL", "null", "None", "nan", "NaN", "<NA>", "\\N")
+MISSING: Final = ("", "NA", "N/A", "NULL", "null", "None", "nan", "NaN", "<NA>", "\\N")
 _TOKEN: Final = r"""[^\s,;|\[\]()'"]+"""
 _SEPARATOR: Final = "\x1f"  # for one of several characters
 
@@ -43,7 +46,8 @@ class Events:
 
     Attributes:
         frame: `key` UInt32, whose events belong together; `item` Categorical; `time` Int64, UTC
-            milliseconds or whatever rises; null in files without a time; of lists a row `number`, too.
+            milliseconds or whatever rises; null in files without a time. Of lists a row `number`,
+            too.
         timed: whether there is a time.
         clock: whether it is a moment, not only an order.
         counts: rows that were left out, by the reason.
@@ -101,7 +105,12 @@ def read_events(path: Path, layout: Layout, task: Task) -> Events:
         UserError: it cannot be read, no row is an event, or more than one in a hundred cannot be
             read; names the first of these.
     """
-    return _gathered(_Reading(path, layout), _blocks(path, layout), task)
+    try:
+        return _gathered(_Reading(path, layout), _blocks(path, layout), task)
+    except UnicodeDecodeError:
+        # whatever it is in: in Latin-1 every byte is a character, so ids that differ stay so
+        log.warning("%s is not UTF-8, so it is read as Latin-1", path)
+        return _gathered(_Reading(path, layout), _blocks(path, layout, "latin-1"), task)
 
 
 def events_of(records: list[Any], path: Path, layout: Layout, task: Task) -> Events:
@@ -138,10 +147,10 @@ def _gathered(reading: _Reading, blocks: Iterator[_Block], task: Task) -> Events
         rows = _flat(reading, block, key).with_columns(_plain("item"))
         if key is not None:
             rows = rows.with_columns(_plain("key"))
-            nobody = rows["key"].is_null() | rows["key"].is_in(_NOBODY)
+            nobody = rows["key"].is_null() | rows["key"].is_in(MISSING)
             reading.count("rows_without_owner", int(nobody.sum()))
             rows = rows.filter(~nobody)
-        empty = rows["item"].is_null() | rows["item"].is_in(_NOBODY)
+        empty = rows["item"].is_null() | rows["item"].is_in(MISSING)
         told = empty
         if layout.shape in ("records", "lines"):  # an empty list leaves a row without any
             told = rows["item"].is_not_null() & empty
@@ -240,7 +249,7 @@ def _moments(reading: _Reading, rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(millis.alias("time")).filter(~lost)
 
 
-def _blocks(path: Path, layout: Layout) -> Iterator[_Block]:
+def _blocks(path: Path, layout: Layout, encoding: str = "utf-8") -> Iterator[_Block]:
     if layout.kind == "parquet":
         yield from _parquet(path, layout)
         return
@@ -253,7 +262,7 @@ def _blocks(path: Path, layout: Layout) -> Iterator[_Block]:
                 what = f"is damaged or ends in the middle ({chunk.message})"
                 raise UserError(what, where=str(path), mend="copy or download it again")
             raise UserError(f"cannot be read: {chunk.message}", where=str(path))
-        text = utf8(chunk, "utf-8")
+        text = chunk.decode(encoding).encode() if encoding != "utf-8" else _checked(chunk)
         if layout.shape == "lines":
             block = _lines(text, row)
         elif layout.kind == "json":
@@ -274,6 +283,16 @@ def _blocks(path: Path, layout: Layout) -> Iterator[_Block]:
             block = _Block(parsed.rows, parsed.numbers, faults)
         row += block.rows.height + len(block.faults)
         yield block
+
+
+def _checked(text: bytes) -> bytes:
+    """The same text.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    text.decode()
+    return text
 
 
 def _one_delimiter(text: bytes, delimiter: str) -> tuple[bytes, str]:
@@ -326,7 +345,11 @@ def _json(lines: pl.Series, before: int, layout: Layout) -> _Block:
 def _python(lines: pl.Series, before: int, layout: Layout) -> _Block:
     """Line by line: nothing else reads what Python writes, and nothing is run."""
     names = layout.columns.given
-    columns: dict[str, list[str | None]] = {name: [] for name in names}
+    events = layout.columns.events
+    inner = [name for name in (layout.columns.item, layout.columns.time) if name]
+    if events:
+        names = tuple(name for name in names if name not in inner)
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     numbers, faults = [], []
     for number, line in enumerate(lines, start=before + 1):
         record = python_line(line)
@@ -336,9 +359,20 @@ def _python(lines: pl.Series, before: int, layout: Layout) -> _Block:
         numbers.append(number)
         for name in names:
             value = record.get(name)
-            columns[name].append(None if value is None else str(value))
-    schema = dict.fromkeys(names, pl.String)
+            if name == events:
+                columns[name].append(_inner(value, inner))
+            else:
+                columns[name].append(None if value is None else str(value))
+    schema: dict[str, Any] = dict.fromkeys(names, pl.String)
+    if events:
+        schema[events] = pl.List(pl.Struct(dict.fromkeys(inner, pl.String)))
     return _Block(pl.DataFrame(columns, schema=schema), pl.Series(numbers, dtype=pl.Int64), faults)
+
+
+def _inner(value: Any, names: list[str]) -> list[dict[str, str | None]]:
+    """Of a list of objects what is read, as texts."""
+    found = [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+    return [{n: None if one.get(n) is None else str(one[n]) for n in names} for one in found]
 
 
 def _parquet(path: Path, layout: Layout) -> Iterator[_Block]:

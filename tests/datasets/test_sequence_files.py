@@ -23,6 +23,7 @@ from raysys.datasets.sequence_files import (
 )
 from raysys.datasets.sequence_lists import Lists, last_days
 from raysys.datasets.sequence_names import Columns
+from raysys.datasets.sequence_rows import MISSING
 from raysys.datasets.sequences import Case
 from raysys.errors import UserError
 
@@ -494,7 +495,64 @@ def test_numbers_as_pandas_writes_them_are_the_same_items(tmp_path: Path) -> Non
     assert read_session_file(written(tmp_path, text)).to_lists() == EXPECTED
 
 
-ITEM = st.text(st.characters(min_codepoint=48, max_codepoint=122), min_size=1, max_size=3)
+def test_ids_that_are_not_utf8_stay_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "file"
+    path.write_bytes("user_id,item_id,timestamp\n1,é,5\n1,è,6\n".encode("latin-1"))
+    with caplog.at_level("WARNING", "raysys"):
+        assert read_sequence_file(path).to_lists() == [["é", "è"]]
+    assert "read as Latin-1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{n}\t2010-10-19T23:55:27Z\t30.2359{n}\t-97.7951{n}\t2284{n}",
+        "user{n}\t2009-05-04T23:08:57Z\tf1b1cf71\tDeep Dish\tab{n}\tSome Song",
+        "{n}\tv{n}\tc{n}\tGym\t40.7338{n}\t-73.9987{n}\t-240\tTue Apr 03 18:00:09 +0000 2012",
+    ],
+)
+def test_moments_and_coordinates_are_no_items(tmp_path: Path, line: str) -> None:
+    path = written(tmp_path, "".join(line.format(n=n) + "\n" for n in range(10, 20)))
+    with pytest.raises(UserError, match="cannot tell") as caught:
+        read_sequence_file(path)
+    assert "--user-col" in caught.value.mend
+
+
+def test_a_named_column_of_check_ins_is_read(tmp_path: Path) -> None:
+    line = "1\t2010-10-1{n}T23:55:27Z\t30.2359{n}\t-97.7951{n}\t2284{n}\n"
+    path = written(tmp_path, "".join(line.format(n=n) for n in range(3, 0, -1)))
+    found = read_sequence_file(path, Columns(user="1", item="5", time="2"))
+    assert found.to_lists() == [["22841", "22842", "22843"]]
+
+
+def test_three_columns_with_a_date_are_events(tmp_path: Path) -> None:
+    path = written(tmp_path, "u1\ta\t2012-01-03\nu1\tb\t2012-01-02\nu2\tc\t2012-01-02\n")
+    assert read_sequence_file(path).to_lists() == [["b", "a"], ["c"]]
+
+
+def test_words_above_numbers_are_a_header(tmp_path: Path) -> None:
+    body = "2\t51\t13883\n2\t52\t11690\n3\t51\t11351\n"
+    found = read_sequence_file(written(tmp_path, "userID\tartistID\tweight\n" + body))
+    assert found.to_lists() == [["51", "52"], ["51"]]
+    with pytest.raises(UserError, match="the columns are: who, what, weight"):
+        read_sequence_file(written(tmp_path, "who\twhat\tweight\n" + body))
+
+
+@pytest.mark.parametrize("write", [repr, json.dumps])
+def test_items_may_be_objects(tmp_path: Path, write: Callable[[object], str]) -> None:
+    user = {"user_id": "7", "items": [{"item_id": "10", "hours": 2}, {"item_id": "20", "hours": 6}]}
+    path = written(tmp_path, write(user) + "\n" + write({**user, "user_id": "8"}) + "\n")
+    for asked in (Columns(), Columns(item="item_id")):
+        assert read_sequence_file(path, asked).to_lists() == [["10", "20"]] * 2
+    other = {"user_id": "7", "bought": user["items"]}
+    path = written(tmp_path, write(other) + "\n" + write(other) + "\n")
+    found = read_sequence_file(path, Columns(item="item_id"))
+    assert found.to_lists() == [["10", "20"] * 2]
+
+
+ITEM = st.text(st.characters(min_codepoint=48, max_codepoint=122), min_size=1, max_size=3).filter(
+    lambda text: text not in MISSING
+)
 SESSIONS = st.lists(st.lists(ITEM, min_size=1, max_size=5), min_size=1, max_size=6)
 
 
