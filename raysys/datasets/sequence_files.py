@@ -20,6 +20,7 @@ from raysys.datasets.sequence_lists import Lists, grouped
 from raysys.datasets.sequence_names import Columns, Task
 from raysys.datasets.sequence_rows import Events, events_of, read_events
 from raysys.datasets.sequence_tables import Forced
+from raysys.datasets.sequence_times import FORMATS
 from raysys.datasets.sequences import (
     SESSION,
     Case,
@@ -146,6 +147,12 @@ def _joined(events: Events) -> list[list[str]]:
 
 def _told(path: Path, layout: Layout) -> Layout:
     log.info("%s is read as %s", path, layout.read_as)
+    if layout.shape in ("events", "nested") and layout.columns.time is None:
+        log.warning(
+            "%s has no time that is read: its events are taken in the order of the file; if a "
+            "column says when they were, name it with --time-col (%s)",
+            path, FORMATS,
+        )  # fmt: skip
     return layout
 
 

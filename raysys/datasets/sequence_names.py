@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 import polars as pl
 
+from raysys.datasets.sequence_times import as_iso, find_form
 from raysys.datasets.times import guess_unit
 
 Task = Literal["sessions", "sequences"]
@@ -222,7 +223,14 @@ def is_half_time(values: Sequence[str]) -> bool:
 
 
 def _are_moments(values: Sequence[str], share: float) -> bool:
-    return guess_unit(pl.Series(values, dtype=pl.String), share=share, earliest=EPOCH) is not None
+    texts = pl.Series(values, dtype=pl.String)
+    if guess_unit(texts, share=share, earliest=EPOCH) is not None:
+        return True
+    texts = texts.str.strip_chars()
+    form = find_form(texts, share)
+    return form is not None and (
+        guess_unit(as_iso(texts, form), share=share, earliest=EPOCH) is not None
+    )
 
 
 def _mostly(values: pl.Series, form: str) -> bool:

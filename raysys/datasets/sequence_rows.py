@@ -25,6 +25,7 @@ from raysys.datasets.records import decode
 from raysys.datasets.sequence_columns import Layout
 from raysys.datasets.sequence_layout import python_line
 from raysys.datasets.sequence_names import Task
+from raysys.datasets.sequence_times import FORMATS, Form, as_iso, find_form
 from raysys.datasets.sequences import readable
 from raysys.datasets.text import parse_csv, take_header
 from raysys.datasets.times import Unit, guess_unit, in_utc, to_millis
@@ -66,6 +67,7 @@ class _Reading:
     path: Path
     layout: Layout
     unit: Unit | None = None
+    form: Form | None = None
     clock: bool = True
     rows: int = 0
     bad: int = 0
@@ -227,8 +229,13 @@ def _moments(reading: _Reading, rows: pl.DataFrame) -> pl.DataFrame:
         values = values.str.strip_chars()
     if reading.unit is None and reading.clock:
         reading.unit = guess_unit(values)
+        if reading.unit is None:
+            reading.form = find_form(values)
+            reading.unit = None if reading.form is None else "iso"
         reading.clock = reading.unit is not None or not values.drop_nulls().len()
-    if reading.unit is not None:
+    if reading.form is not None:
+        millis = to_millis(as_iso(values, reading.form), in_utc("iso"))
+    elif reading.unit is not None:
         millis = to_millis(values, in_utc(reading.unit))
     else:
         plain = values.cast(pl.Float64, strict=False)
@@ -237,7 +244,7 @@ def _moments(reading: _Reading, rows: pl.DataFrame) -> pl.DataFrame:
             raise UserError(
                 f"column {column!r} holds no time: {values.drop_nulls()[0]!r}",
                 where=str(reading.path),
-                mend="name the column of the time with --time-col",
+                mend=f"name the column of the time with --time-col; {FORMATS}",
             )
     if "within" in rows.columns:
         millis += rows["within"].cast(pl.Float64, strict=False).fill_null(0).cast(pl.Int64)
@@ -276,13 +283,40 @@ def _blocks(path: Path, layout: Layout, encoding: str = "utf-8") -> Iterator[_Bl
             if header is None:
                 continue
             keep = list(layout.columns.given)
-            parsed, _ = parse_csv(text, header, keep, delimiter, row, layout.quoted)
+            parsed, n = parse_csv(text, header, keep, delimiter, row, layout.quoted)
+            if layout.quoted and n < text.count(b"\n"):
+                closed, marks = _closed(text, len(header), delimiter)
+                again, m = parse_csv(closed, header, keep, delimiter, row)
+                # a value of several lines is none that was never closed
+                if marks and m > n and len(again.faults) <= len(parsed.faults):
+                    parsed = again
+                    log.warning(
+                        "%s: %d lines have a quotation mark that is not closed; it is read as a "
+                        "character",
+                        path, marks,
+                    )  # fmt: skip
             if not parsed.rows.width:
                 continue
             faults = [(fault.row, fault.raw) for fault in parsed.faults]
             block = _Block(parsed.rows, parsed.numbers, faults)
         row += block.rows.height + len(block.faults)
         yield block
+
+
+def _closed(text: bytes, width: int, delimiter: str) -> tuple[bytes, int]:
+    """Text whose whole lines with an odd quotation mark are quoted anew, and how many these are."""
+    lines = text.decode("utf-8").split("\n")
+    marks = 0
+    for at, line in enumerate(lines):
+        if line.count('"') % 2 and line.count(delimiter) == width - 1:
+            marks += 1
+            fields = []
+            for part in line.rstrip("\r").split(delimiter):
+                whole = len(part) > 1 and part[0] == part[-1] == '"'
+                bare = part[1:-1].replace('""', '"') if whole else part
+                fields.append('"' + bare.replace('"', '""') + '"')
+            lines[at] = delimiter.join(fields)
+    return "\n".join(lines).encode(), marks
 
 
 def _checked(text: bytes) -> bytes:

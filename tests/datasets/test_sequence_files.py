@@ -550,6 +550,56 @@ def test_items_may_be_objects(tmp_path: Path, write: Callable[[object], str]) ->
     assert found.to_lists() == [["10", "20"] * 2]
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["2014/04/13", "2014/04/12"],
+        ["11/13/2000", "11/1/2000"],
+        ["12/13/2010 8:26", "12/1/2010 10:02"],
+        ["05 13, 2014", "05 2, 2014"],
+    ],
+)
+def test_dates_with_slashes_and_of_amazon_are_times(tmp_path: Path, times: list[str]) -> None:
+    text = "user_id;item_id;when\n" + "".join(f"1;{n};{time}\n" for n, time in enumerate(times))
+    assert read_sequence_file(written(tmp_path, text)).to_lists() == [["1", "0"]]
+
+
+def test_a_date_whose_day_may_be_the_month_is_no_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "user_id;item_id;when\n1;a;11/1/2000\n1;b;10/2/2000\n"
+    with caplog.at_level("WARNING", "raysys"):
+        assert read_sequence_file(written(tmp_path, text)).to_lists() == [["a", "b"]]
+    assert "has no time that is read" in caplog.text
+    with pytest.raises(UserError, match="holds no time") as caught:
+        read_sequence_file(tmp_path / "file", Columns(time="when"))
+    assert "4/13/2014" in caught.value.mend
+
+
+@pytest.mark.parametrize("name", ["event_ts", "recorded"])
+def test_a_time_of_parquet_may_be_a_number(tmp_path: Path, name: str) -> None:
+    frame = pl.DataFrame({"user_id": [1, 1], "item_id": [3, 4], name: [ADAY + 5, ADAY]})
+    frame.write_parquet(tmp_path / "file")
+    assert read_sequence_file(tmp_path / "file").to_lists() == [["4", "3"]]
+
+
+def test_a_quotation_mark_that_is_not_closed_swallows_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = "user_id,item_id,title,timestamp\n"
+    lines = [f'1,p{n},"a, b",{ADAY + n}' for n in range(20)]
+    lines[3] = f'1,p3,"Hello,{ADAY + 3}'
+    lines[9] = f'1,"p9,Hello,{ADAY + 9}'
+    with caplog.at_level("WARNING", "raysys"):
+        found = read_sequence_file(written(tmp_path, head + "\n".join(lines)))
+    names = [f"p{n}" if n != 9 else '"p9' for n in range(20)]
+    assert (found.to_lists(), found.counts) == ([names], {})
+    assert "2 lines have a quotation mark that is not closed" in caplog.text
+    lines = [f'1,p{n},"a\nb",{ADAY + n}' for n in range(20)]
+    found = read_sequence_file(written(tmp_path, head + "\n".join(lines)))
+    assert found.to_lists() == [[f"p{n}" for n in range(20)]]
+
+
 ITEM = st.text(st.characters(min_codepoint=48, max_codepoint=122), min_size=1, max_size=3).filter(
     lambda text: text not in MISSING
 )
