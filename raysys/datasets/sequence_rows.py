@@ -286,9 +286,9 @@ def _blocks(path: Path, layout: Layout, encoding: str = "utf-8") -> Iterator[_Bl
             parsed, n = parse_csv(text, header, keep, delimiter, row, layout.quoted)
             if layout.quoted and n < text.count(b"\n"):
                 closed, marks = _closed(text, len(header), delimiter)
-                again, m = parse_csv(closed, header, keep, delimiter, row)
+                again, m = parse_csv(closed, header, keep, delimiter, row) if marks else (parsed, n)
                 # a value of several lines is none that was never closed
-                if marks and m > n and len(again.faults) <= len(parsed.faults):
+                if m > n and len(again.faults) <= len(parsed.faults):
                     parsed = again
                     log.warning(
                         "%s: %d lines have a quotation mark that is not closed; it is read as a "
