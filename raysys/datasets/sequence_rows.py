@@ -297,7 +297,12 @@ def _blocks(path: Path, layout: Layout, encoding: str = "utf-8") -> Iterator[_Bl
                     )  # fmt: skip
             if not parsed.rows.width:
                 continue
-            faults = [(fault.row, fault.raw) for fault in parsed.faults]
+            # an open quote that stays one swallows lines: each of them is lost
+            faults = [
+                (fault.row, line)
+                for fault in parsed.faults
+                for line in fault.raw.strip("\r\n").split("\n")
+            ]
             block = _Block(parsed.rows, parsed.numbers, faults)
         row += block.rows.height + len(block.faults)
         yield block

@@ -600,6 +600,14 @@ def test_a_quotation_mark_that_is_not_closed_swallows_nothing(
     assert found.to_lists() == [[f"p{n}" for n in range(20)]]
 
 
+def test_lines_that_an_open_quote_swallows_are_counted(tmp_path: Path) -> None:
+    lines = [f"1,p{n},a,{ADAY + n}" for n in range(40)]
+    lines[30] = f'1,p30,"Hello, you,{ADAY + 30}'
+    text = "user_id,item_id,title,timestamp\n" + "\n".join(lines)
+    with pytest.raises(UserError, match="10 of 40 rows cannot be read"):
+        read_sequence_file(written(tmp_path, text))
+
+
 ITEM = st.text(st.characters(min_codepoint=48, max_codepoint=122), min_size=1, max_size=3).filter(
     lambda text: text not in MISSING
 )
