@@ -79,6 +79,8 @@ def of_rows(
         shape: Shape = "nested"
     else:
         shape = "records" if found.items else "events"
+    if shape == "records":  # rows stay in the order of the file: a list has many times
+        found = replace(found, time=None, within=None)
     key = found.key(task)
     if shape != "records" and (key is None or found.item is None):
         lacking = "the item" if key else "the session or user"

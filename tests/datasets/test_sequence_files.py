@@ -600,6 +600,12 @@ def test_a_quotation_mark_that_is_not_closed_swallows_nothing(
     assert found.to_lists() == [[f"p{n}" for n in range(20)]]
 
 
+def test_a_time_beside_a_list_is_overlooked(tmp_path: Path) -> None:
+    text = RECBOLE.strip() + "\ttimestamp:float\n0\t1\t2\t5\n0\t1 2\t3\t6\n"
+    for read in (read_sequence_file, read_session_file):
+        assert read(written(tmp_path, text)).to_lists() == [["1", "2", "3"]]
+
+
 def test_lines_that_an_open_quote_swallows_are_counted(tmp_path: Path) -> None:
     lines = [f"1,p{n},a,{ADAY + n}" for n in range(40)]
     lines[30] = f'1,p30,"Hello, you,{ADAY + 30}'
