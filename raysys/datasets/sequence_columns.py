@@ -79,6 +79,8 @@ def of_rows(
         shape: Shape = "nested"
     else:
         shape = "records" if found.items else "events"
+    if shape == "records":  # rows stay in the order of the file: a list has many times
+        found = replace(found, time=None, within=None)
     key = found.key(task)
     if shape != "records" and (key is None or found.item is None):
         lacking = "the item" if key else "the session or user"
@@ -96,6 +98,9 @@ def _found(asked: Columns, kinds: Kinds, task: Task) -> Columns:
         found = replace(found, session=None)
     if task == "sequences" and asked.session and not asked.user:
         found = replace(found, user=None)
+    holding = [name for name, keys in kinds.inner.items() if asked.item in keys]
+    if holding and asked.item not in kinds.single and found.events not in holding:
+        found = replace(found, events=holding[0])
     nested = found.events
     if nested and not asked.items and (asked.item in kinds.inner[nested] or not found.item):
         within = by_name(kinds.inner[nested])

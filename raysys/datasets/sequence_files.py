@@ -12,12 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from raysys.datasets.sequence_columns import Layout, of_rows
 from raysys.datasets.sequence_layout import columns_of, find_layout
 from raysys.datasets.sequence_lists import Lists, grouped
 from raysys.datasets.sequence_names import Columns, Task
 from raysys.datasets.sequence_rows import Events, events_of, read_events
 from raysys.datasets.sequence_tables import Forced
+from raysys.datasets.sequence_times import FORMATS
 from raysys.datasets.sequences import (
     SESSION,
     Case,
@@ -90,7 +93,10 @@ def read_sequence_file(path: Path, asked: Columns = NOTHING, forced: Forced = "a
         return Lists.of(read_sessions(path), layout.read_as)
     if layout.shape == "document":
         return _document(path, layout, "sequences")
-    lists = _lists(read_events(path, layout, "sequences"), layout, "sequences", path)
+    events = read_events(path, layout, "sequences")
+    if _labelled(layout) and layout.columns.key("sequences"):
+        return Lists.of(_joined(events), layout.read_as, events.counts)
+    lists = _lists(events, layout, "sequences", path)
     if _labelled(layout):
         return Lists.of(without_prefixes(lists.to_lists()), layout.read_as, lists.counts)
     return lists
@@ -114,8 +120,39 @@ def without_prefixes(lists: list[list[str]]) -> list[list[str]]:
     return kept
 
 
+def _joined(events: Events) -> list[list[str]]:
+    """Users' sequences of rows that were written once for each of their items.
+
+    Where lists have a bound, later rows are its last items: of these only what followed is new.
+    """
+    frame = events.frame.select("key", "number", pl.col("item").cast(pl.String))
+    rows = frame.group_by("key", "number", maintain_order=True).agg("item")
+    by_user: dict[int, list[list[str]]] = {}
+    for key, items in rows.select("key", "item").iter_rows():
+        by_user.setdefault(key, []).append(items)
+    longest = max(len(items) for items in rows["item"])
+    found = []
+    for lists in by_user.values():
+        if len(lists) > 1 and len(lists[0]) > len(lists[-1]):
+            lists.reverse()  # some write the longest first
+        whole: list[str] = []
+        before: list[str] = []
+        for items in without_prefixes(lists):
+            slid = len(items) == len(before) == longest > 2 and items[:-1] == before[1:]
+            whole += items[-1:] if slid else items
+            before = items
+        found.append(whole)
+    return found
+
+
 def _told(path: Path, layout: Layout) -> Layout:
     log.info("%s is read as %s", path, layout.read_as)
+    if layout.shape in ("events", "nested") and layout.columns.time is None:
+        log.warning(
+            "%s has no time that is read: its events are taken in the order of the file; if a "
+            "column says when they were, name it with --time-col (%s)",
+            path, FORMATS,
+        )  # fmt: skip
     return layout
 
 

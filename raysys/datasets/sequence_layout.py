@@ -168,10 +168,17 @@ def columns_of(records: Sequence[dict[str, Any]]) -> Kinds:
     )
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def _parquet_rows(path: Path) -> Kinds:
     with readable(path) as file:
         try:
-            schema = pq.ParquetFile(file).schema_arrow
+            rows = pq.ParquetFile(file)
+            schema = rows.schema_arrow
+            flat = [f.name for f in schema if pa.types.is_integer(f.type) or _is_text(f.type)]
+            some = next(rows.iter_batches(batch_size=_ROWS, columns=flat), None) if flat else None
         except pa.ArrowException as error:
             what = f"cannot be read as Parquet: {str(error).splitlines()[0]}"
             raise UserError(what, where=str(path), mend="copy or write it again") from None
@@ -184,5 +191,7 @@ def _parquet_rows(path: Path) -> Kinds:
             else:
                 lists.append(name)
     single = tuple(name for name in frame.columns if name not in lists and name not in inner)
-    times = tuple(name for name in single if frame.schema[name].is_temporal())
+    values = {} if some is None else {name: some.column(name).drop_null() for name in flat}
+    told = {name for name, found in values.items() if is_time([str(v) for v in found.to_pylist()])}
+    times = tuple(name for name in single if frame.schema[name].is_temporal() or name in told)
     return Kinds(single, tuple(lists), inner, times=times)

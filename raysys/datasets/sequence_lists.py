@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -13,6 +14,9 @@ import polars as pl
 
 from raysys.datasets.sequence_names import Task
 from raysys.datasets.sequence_rows import Events
+from raysys.datasets.times import latest
+
+log = logging.getLogger("raysys")
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -20,6 +24,7 @@ Int64 = npt.NDArray[np.int64]
 PAUSE: Final = 30 * 60_000
 """Milliseconds after which a user's next event begins another session."""
 DAY: Final = 86_400_000
+_FEW: Final = 100  # sessions: fewer tell little as a test
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,26 @@ def last_days(lists: Lists, ends: Int64, days: float) -> tuple[Lists, Lists]:
     Args:
         lists: sessions.
         ends: int64[s], UTC milliseconds.
-        days: before the last event of all.
+        days: before the last event of all; where there are only dates, as many of these.
+
+    A session that ends in the future has a wrong clock: it is left out of both, and said.
     """
-    late = ends >= ends.max() - days * DAY
-    return lists.take(np.flatnonzero(~late)), lists.take(np.flatnonzero(late))
+    believable = ends <= latest()
+    if not believable.any():
+        believable[:] = True
+    if not believable.all():
+        log.warning(
+            "%d sessions end in the future and are left out: their clock is wrong",
+            int((~believable).sum()),
+        )
+    since = ends[believable].max() - days * DAY
+    dates = not (ends[believable] % DAY).any()
+    late = ends > since if dates else ends >= since
+    early = lists.take(np.flatnonzero(believable & ~late))
+    last = lists.take(np.flatnonzero(believable & late))
+    if len(last) < min(_FEW, 0.01 * len(lists)):
+        log.warning(
+            "only %d of %d sessions end in the last %g days: --test-days takes more of them",
+            len(last), len(lists), days,
+        )  # fmt: skip
+    return early, last

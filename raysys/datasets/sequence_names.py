@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 import polars as pl
 
+from raysys.datasets.sequence_times import as_iso, find_form
 from raysys.datasets.times import guess_unit
 
 Task = Literal["sessions", "sequences"]
@@ -29,13 +30,14 @@ ITEMS: Final = (
     *("item_id", "item", "parent_asin", "asin", "product_id", "aid", "article_id", "movie_id"),
     *("business_id", "track_id", "song_id", "app_id", "game_id", "book_id", "isbn", "poi_id"),
     *("venue_id", "location_id", "news_id", "content_id", "click_article_id", "product_sku_hash"),
-    *("product_sku", "sku", "stock_code", "product", "reference", "iid"),
+    *("product_sku", "sku", "stock_code", "product", "reference", "iid", "artist_id", "artist"),
+    *("song", "album_id", "video_id", "recipe_id", "course_id", "place_id", "anime_id", "joke_id"),
 )
 TIMES: Final = (
     *("timestamp", "unix_review_time", "event_time", "time", "ts", "server_timestamp_epoch_ms"),
     *("click_timestamp", "time_stamp", "timestamp_ms", "unix_timestamp", "unixtime", "datetime"),
     *("created_at", "event_date", "date", "review_time", "event_timestamp", "invoice_date"),
-    *("t_dat", "review_date"),
+    *("t_dat", "review_date", "event_ts"),
 )
 WITHIN: Final = ("timeframe",)
 """Milliseconds since the session began, beside a date."""
@@ -52,7 +54,18 @@ LISTS: Final = (
     ),
     *("session", "session_items", "asins", "aids", "product_ids", "movie_ids", "article_ids"),
 )
-NESTED: Final = ("events", "clicks", "interactions", "actions", "session_events", "history")
+NESTED: Final = (
+    "events",
+    "clicks",
+    "interactions",
+    "actions",
+    "session_events",
+    "history",
+    "items",
+)
+
+TIME_SHARE: Final = 0.99
+"""Of a column's values, at least, that are moments where it is a time."""
 
 EPOCH: Final = 788_918_400_000
 """1995-01-01 in UTC milliseconds: no public data set is older, and smaller numbers are ids."""
@@ -200,8 +213,24 @@ def by_value(rows: Sequence[Sequence[str]], task: Task) -> tuple[Columns, bool] 
 
 
 def is_time(values: Sequence[str]) -> bool:
-    """Whether every value is a believable moment since 1995, in whichever unit."""
-    return guess_unit(pl.Series(values, dtype=pl.String), share=1.0, earliest=EPOCH) is not None
+    """Whether values are believable moments since 1995, in whichever unit; one in 100 may not."""
+    return _are_moments(values, TIME_SHARE)
+
+
+def is_half_time(values: Sequence[str]) -> bool:
+    """Whether most values are moments, but too few for `is_time`."""
+    return not is_time(values) and _are_moments(values, 0.5)
+
+
+def _are_moments(values: Sequence[str], share: float) -> bool:
+    texts = pl.Series(values, dtype=pl.String)
+    if guess_unit(texts, share=share, earliest=EPOCH) is not None:
+        return True
+    texts = texts.str.strip_chars()
+    form = find_form(texts, share)
+    return form is not None and (
+        guess_unit(as_iso(texts, form), share=share, earliest=EPOCH) is not None
+    )
 
 
 def _mostly(values: pl.Series, form: str) -> bool:

@@ -7,6 +7,7 @@ memory of their numbers. Lines that cannot be read are counted and, if they are 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,21 +19,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysys.datasets.arrow_values import to_polars
-from raysys.datasets.chunks import Lost, chunks, utf8
+from raysys.datasets.chunks import Lost, chunks
 from raysys.datasets.files import ROWS, Part
 from raysys.datasets.records import decode
 from raysys.datasets.sequence_columns import Layout
 from raysys.datasets.sequence_layout import python_line
 from raysys.datasets.sequence_names import Task
+from raysys.datasets.sequence_times import FORMATS, Form, as_iso, find_form
 from raysys.datasets.sequences import readable
 from raysys.datasets.text import parse_csv, take_header
 from raysys.datasets.times import Unit, guess_unit, in_utc, to_millis
 from raysys.errors import UserError
 
+log = logging.getLogger("raysys")
+
 BAD_SHARE: Final = 0.01
 """Of the rows: with more that cannot be read the file is another than it is taken for."""
 
-_NOBODY: Final = ("", "NA", "N/A", "NULL", "null", "None", "nan", "NaN", "\\N")
+MISSING: Final = ("", "NA", "N/A", "NULL", "null", "None", "nan", "NaN", "<NA>", "\\N")
 _TOKEN: Final = r"""[^\s,;|\[\]()'"]+"""
 _SEPARATOR: Final = "\x1f"  # for one of several characters
 
@@ -43,7 +47,8 @@ class Events:
 
     Attributes:
         frame: `key` UInt32, whose events belong together; `item` Categorical; `time` Int64, UTC
-            milliseconds or whatever rises; null in files without a time.
+            milliseconds or whatever rises; null in files without a time. Of lists a row `number`,
+            too.
         timed: whether there is a time.
         clock: whether it is a moment, not only an order.
         counts: rows that were left out, by the reason.
@@ -62,6 +67,7 @@ class _Reading:
     path: Path
     layout: Layout
     unit: Unit | None = None
+    form: Form | None = None
     clock: bool = True
     rows: int = 0
     bad: int = 0
@@ -101,7 +107,12 @@ def read_events(path: Path, layout: Layout, task: Task) -> Events:
         UserError: it cannot be read, no row is an event, or more than one in a hundred cannot be
             read; names the first of these.
     """
-    return _gathered(_Reading(path, layout), _blocks(path, layout), task)
+    try:
+        return _gathered(_Reading(path, layout), _blocks(path, layout), task)
+    except UnicodeDecodeError:
+        # whatever it is in: in Latin-1 every byte is a character, so ids that differ stay so
+        log.warning("%s is not UTF-8, so it is read as Latin-1", path)
+        return _gathered(_Reading(path, layout), _blocks(path, layout, "latin-1"), task)
 
 
 def events_of(records: list[Any], path: Path, layout: Layout, task: Task) -> Events:
@@ -135,17 +146,23 @@ def _gathered(reading: _Reading, blocks: Iterator[_Block], task: Task) -> Events
         reading.rows += block.rows.height + len(block.faults)
         for number, text in block.faults:
             reading.fault(number, text)
-        rows = _flat(reading, block, key).with_columns(pl.col("item").cast(pl.String))
+        rows = _flat(reading, block, key).with_columns(_plain("item"))
         if key is not None:
-            nobody = rows["key"].is_null() | rows["key"].is_in(_NOBODY)
+            rows = rows.with_columns(_plain("key"))
+            nobody = rows["key"].is_null() | rows["key"].is_in(MISSING)
             reading.count("rows_without_owner", int(nobody.sum()))
             rows = rows.filter(~nobody)
-        empty = rows["item"].is_null() | (rows["item"] == "")
-        if layout.shape not in ("records", "lines"):  # an empty list leaves a row, too
-            reading.count("rows_without_item", int(empty.sum()))
+        empty = rows["item"].is_null() | rows["item"].is_in(MISSING)
+        told = empty
+        if layout.shape in ("records", "lines"):  # an empty list leaves a row without any
+            told = rows["item"].is_not_null() & empty
+        reading.count("rows_without_item", int(told.sum()))
         rows = _moments(reading, rows.filter(~empty))
         who = pl.UInt32() if key is None else owners
-        parts.append(rows.select(pl.col("key").cast(who), pl.col("item").cast(categories), "time"))
+        kept = [pl.col("key").cast(who), pl.col("item").cast(categories), pl.col("time")]
+        if layout.shape == "records":
+            kept.append(pl.col("number"))
+        parts.append(rows.select(kept))
     reading.judge()
     frame = pl.concat(parts) if parts else pl.DataFrame(schema={"item": categories})
     if not frame.height:
@@ -158,6 +175,13 @@ def _gathered(reading: _Reading, blocks: Iterator[_Block], task: Task) -> Events
         frame = frame.with_columns(pl.col("key").to_physical())
     timed = layout.columns.time is not None
     return Events(frame, timed, timed and reading.clock, reading.counts)
+
+
+def _plain(name: str) -> pl.Expr:
+    """Ids without blanks around them; whole numbers as such, of which pandas writes fractions."""
+    text = pl.col(name).cast(pl.String).str.strip_chars()
+    whole = text.str.replace(r"^(-?\d+)\.0$", "$1")
+    return pl.when(text.str.ends_with(".0")).then(whole).otherwise(text).alias(name)
 
 
 def _flat(reading: _Reading, block: _Block, key: str | None) -> pl.DataFrame:
@@ -174,8 +198,9 @@ def _flat(reading: _Reading, block: _Block, key: str | None) -> pl.DataFrame:
         items = pl.col(str(columns.items))
         if rows.schema[str(columns.items)] == pl.String:
             items = items.str.extract_all(_TOKEN)
+        items = items.list.eval(pl.element().cast(pl.String).fill_null(""))
         if shape == "records" and columns.item:
-            items = pl.concat_list(items, pl.col(columns.item))
+            items = pl.concat_list(items, pl.col(columns.item).cast(pl.String).fill_null(""))
         given["item"] = items
         return rows.select(value.alias(name) for name, value in given.items()).explode("item")
     if shape == "nested":
@@ -204,8 +229,13 @@ def _moments(reading: _Reading, rows: pl.DataFrame) -> pl.DataFrame:
         values = values.str.strip_chars()
     if reading.unit is None and reading.clock:
         reading.unit = guess_unit(values)
+        if reading.unit is None:
+            reading.form = find_form(values)
+            reading.unit = None if reading.form is None else "iso"
         reading.clock = reading.unit is not None or not values.drop_nulls().len()
-    if reading.unit is not None:
+    if reading.form is not None:
+        millis = to_millis(as_iso(values, reading.form), in_utc("iso"))
+    elif reading.unit is not None:
         millis = to_millis(values, in_utc(reading.unit))
     else:
         plain = values.cast(pl.Float64, strict=False)
@@ -214,7 +244,7 @@ def _moments(reading: _Reading, rows: pl.DataFrame) -> pl.DataFrame:
             raise UserError(
                 f"column {column!r} holds no time: {values.drop_nulls()[0]!r}",
                 where=str(reading.path),
-                mend="name the column of the time with --time-col",
+                mend=f"name the column of the time with --time-col; {FORMATS}",
             )
     if "within" in rows.columns:
         millis += rows["within"].cast(pl.Float64, strict=False).fill_null(0).cast(pl.Int64)
@@ -226,7 +256,7 @@ def _moments(reading: _Reading, rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(millis.alias("time")).filter(~lost)
 
 
-def _blocks(path: Path, layout: Layout) -> Iterator[_Block]:
+def _blocks(path: Path, layout: Layout, encoding: str = "utf-8") -> Iterator[_Block]:
     if layout.kind == "parquet":
         yield from _parquet(path, layout)
         return
@@ -239,7 +269,7 @@ def _blocks(path: Path, layout: Layout) -> Iterator[_Block]:
                 what = f"is damaged or ends in the middle ({chunk.message})"
                 raise UserError(what, where=str(path), mend="copy or download it again")
             raise UserError(f"cannot be read: {chunk.message}", where=str(path))
-        text = utf8(chunk, "utf-8")
+        text = chunk.decode(encoding).encode() if encoding != "utf-8" else _checked(chunk)
         if layout.shape == "lines":
             block = _lines(text, row)
         elif layout.kind == "json":
@@ -253,13 +283,55 @@ def _blocks(path: Path, layout: Layout) -> Iterator[_Block]:
             if header is None:
                 continue
             keep = list(layout.columns.given)
-            parsed, _ = parse_csv(text, header, keep, delimiter, row, layout.quoted)
+            parsed, n = parse_csv(text, header, keep, delimiter, row, layout.quoted)
+            if layout.quoted and n < text.count(b"\n"):
+                closed, marks = _closed(text, len(header), delimiter)
+                again, m = parse_csv(closed, header, keep, delimiter, row) if marks else (parsed, n)
+                # a value of several lines is none that was never closed
+                if m > n and len(again.faults) <= len(parsed.faults):
+                    parsed = again
+                    log.warning(
+                        "%s: %d lines have a quotation mark that is not closed; it is read as a "
+                        "character",
+                        path, marks,
+                    )  # fmt: skip
             if not parsed.rows.width:
                 continue
-            faults = [(fault.row, fault.raw) for fault in parsed.faults]
+            # an open quote that stays one swallows lines: each of them is lost
+            faults = [
+                (fault.row, line)
+                for fault in parsed.faults
+                for line in fault.raw.strip("\r\n").split("\n")
+            ]
             block = _Block(parsed.rows, parsed.numbers, faults)
         row += block.rows.height + len(block.faults)
         yield block
+
+
+def _closed(text: bytes, width: int, delimiter: str) -> tuple[bytes, int]:
+    """Text whose whole lines with an odd quotation mark are quoted anew, and how many these are."""
+    lines = text.decode("utf-8").split("\n")
+    marks = 0
+    for at, line in enumerate(lines):
+        if line.count('"') % 2 and line.count(delimiter) == width - 1:
+            marks += 1
+            fields = []
+            for part in line.rstrip("\r").split(delimiter):
+                whole = len(part) > 1 and part[0] == part[-1] == '"'
+                bare = part[1:-1].replace('""', '"') if whole else part
+                fields.append('"' + bare.replace('"', '""') + '"')
+            lines[at] = delimiter.join(fields)
+    return "\n".join(lines).encode(), marks
+
+
+def _checked(text: bytes) -> bytes:
+    """The same text.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    text.decode()
+    return text
 
 
 def _one_delimiter(text: bytes, delimiter: str) -> tuple[bytes, str]:
@@ -312,7 +384,11 @@ def _json(lines: pl.Series, before: int, layout: Layout) -> _Block:
 def _python(lines: pl.Series, before: int, layout: Layout) -> _Block:
     """Line by line: nothing else reads what Python writes, and nothing is run."""
     names = layout.columns.given
-    columns: dict[str, list[str | None]] = {name: [] for name in names}
+    events = layout.columns.events
+    inner = [name for name in (layout.columns.item, layout.columns.time) if name]
+    if events:
+        names = tuple(name for name in names if name not in inner)
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     numbers, faults = [], []
     for number, line in enumerate(lines, start=before + 1):
         record = python_line(line)
@@ -322,9 +398,20 @@ def _python(lines: pl.Series, before: int, layout: Layout) -> _Block:
         numbers.append(number)
         for name in names:
             value = record.get(name)
-            columns[name].append(None if value is None else str(value))
-    schema = dict.fromkeys(names, pl.String)
+            if name == events:
+                columns[name].append(_inner(value, inner))
+            else:
+                columns[name].append(None if value is None else str(value))
+    schema: dict[str, Any] = dict.fromkeys(names, pl.String)
+    if events:
+        schema[events] = pl.List(pl.Struct(dict.fromkeys(inner, pl.String)))
     return _Block(pl.DataFrame(columns, schema=schema), pl.Series(numbers, dtype=pl.Int64), faults)
+
+
+def _inner(value: Any, names: list[str]) -> list[dict[str, str | None]]:
+    """Of a list of objects what is read, as texts."""
+    found = [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+    return [{n: None if one.get(n) is None else str(one[n]) for n in names} for one in found]
 
 
 def _parquet(path: Path, layout: Layout) -> Iterator[_Block]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -12,7 +13,15 @@ import polars as pl
 
 from raysys.datasets.chunks import BOM
 from raysys.datasets.sequence_columns import Kinds, Layout, cannot_tell, of_rows, refuse_absent
-from raysys.datasets.sequence_names import Columns, Task, by_name, by_value, is_header, is_time
+from raysys.datasets.sequence_names import (
+    Columns,
+    Task,
+    by_name,
+    by_value,
+    is_half_time,
+    is_header,
+    is_time,
+)
 from raysys.datasets.sequences import readable
 from raysys.datasets.unpack import unpacked
 
@@ -23,7 +32,9 @@ Forced = Literal["auto", "events", "lists"]
 _ROWS: Final = 500  # lines that are looked at
 _PIECE: Final = 1 << 24
 _DELIMITERS: Final = ("::", "\t", ";", "|", ",", " ")
-_RATED: Final = r"^\S+[\t ]+\S+[\t ]+(?:10|\d)(?:\.(?:0+|50*))?[\t ]+\d{9,19}(?:\.\d+)?$"
+_NUMBER: Final = r"[+-]?\d+(\.\d*)?"
+_COORDINATE: Final = r"^-?\d{1,3}\.\d{4,}$"
+_RATED: Final = r"^\S+[\t ]+\S+[\t ]+(?:10|\d)(?:\.(?:0+|50*))?[\t ]+(?:\d{9,19}(?:\.\d+)?|0|-1)$"
 
 
 def of_table(lines: list[str], path: Path, task: Task, asked: Columns, forced: Forced) -> Layout:
@@ -56,7 +67,9 @@ def of_table(lines: list[str], path: Path, task: Task, asked: Columns, forced: F
     even = [row for row in rows if len(row) == width]
     # what has always been a user and items stays it unless there is no doubt
     plain = task == "sequences" and forced == "auto" and len(lines[0].split()) > 1
-    if is_header(rows[0], even[1:]) and (not plain or _knows(rows[0], asked)):
+    if is_header(rows[0], even[1:]) and (
+        not plain or _knows(rows[0], asked) or (len(even) > 2 and _all_numbers(rows[1:]))
+    ):
         kinds = _table_kinds(rows[0], even[1:])
         quoted = _quoted(lines, delimiter)
         return of_rows(
@@ -64,9 +77,15 @@ def of_table(lines: list[str], path: Path, task: Task, asked: Columns, forced: F
         )
     if asked.named:
         return _headerless(rows, delimiter, path, task, asked)
+    _warn_of_half_times(even[1:], path)
     guess = by_value(even, task)
     timely = any(is_time(column) for column in zip(*even, strict=True))
-    if plain and delimiter in ("\t", " "):
+    dated = guess is not None and guess[0].time in _no_items(even[1:])
+    if forced == "auto" and not dated and _no_items(even[1:]):
+        guess = None  # of events, but which column is what is not told
+    elif plain and dated:
+        pass
+    elif plain and delimiter in ("\t", " "):
         if not (guess and guess[1] and guess[0].time == "4" and _all_rated(path)):
             _warn_of_time(even[1:], path)  # the first may be a header of unknown names
             return lists
@@ -90,6 +109,35 @@ def _warn_of_time(rows: list[list[str]], path: Path) -> None:
             "items, --format events reads it as an event a line",
             path, len(columns) + 2,
         )  # fmt: skip
+
+
+def _all_numbers(rows: list[list[str]]) -> bool:
+    return all(re.fullmatch(_NUMBER, field.strip()) for row in rows for field in row)
+
+
+def _no_items(rows: list[list[str]]) -> list[str]:
+    """Columns, from 1, that are surely no items: moments in words, or decimals of coordinates."""
+    found = []
+    for at, column in enumerate(zip(*rows, strict=True), start=1):
+        texts = pl.Series([field.strip() for field in column], dtype=pl.String)
+        if len(texts) < 2:
+            continue
+        dates = not texts.str.contains(f"^{_NUMBER}$").any() and is_time(column)
+        if dates or texts.str.contains(_COORDINATE).all():
+            found.append(str(at))
+    return found
+
+
+def _warn_of_half_times(rows: list[list[str]], path: Path) -> None:
+    """Columns that most lines have a time in: say that they are taken for none."""
+    for at, column in enumerate(zip(*rows, strict=True), start=1):
+        if len(rows) > 2 and is_half_time(column):
+            log.warning(
+                "%s: column %d holds times, but also values that are none (more than one in a "
+                "hundred of the first lines), so it is not taken for the time; --time-col %d says "
+                "it is",
+                path, at, at,
+            )  # fmt: skip
 
 
 def _knows(first: Sequence[str], asked: Columns) -> bool:

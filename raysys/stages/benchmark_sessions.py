@@ -39,6 +39,8 @@ log = logging.getLogger("raysys")
 
 PLACES = 20
 VALIDATION_SHARE = 0.05
+UNKNOWN_REFUSED, UNKNOWN_WARNED = 0.99, 0.5
+"""Shares of test labels unknown to training above which the run is refused, or a warning given."""
 MOST_CLICKS = 100_000_000
 """In the prefixes of all test cases, 400 MB of them; of more cases some are drawn."""
 
@@ -109,8 +111,29 @@ def read(
             counts |= {f"test_{name}": count for name, count in cases.counts.items()}
             counts |= _overlap(sessions, cases)
     problem = divided(sessions, cases, seed=seed, where=str(train))
+    _refuse_unknown(problem, train, test or train)
     problem.counts.update(counts)
     return problem, read_as
+
+
+def _refuse_unknown(problem: Problem, train: Path, test: Path) -> None:
+    """Before time is spent: see that training knows the items that are to be found.
+
+    Raises:
+        UserError: it knows hardly any.
+    """
+    targets = problem.test.targets
+    unknown = int((targets < 0).sum())
+    said = f"{unknown:,} of {len(targets):,} items that are to be found never come up in training"
+    if unknown > UNKNOWN_REFUSED * len(targets):
+        raise UserError(
+            said,
+            where=str(test),
+            mend=f"write items as {train} does, or see that both are of the same shop and that "
+            "--item-col names the same column of both",
+        )
+    if unknown > UNKNOWN_WARNED * len(targets):
+        log.warning("%s: %s", test, said)
 
 
 def _overlap(sessions: Lists, cases: Lists) -> dict[str, int]:

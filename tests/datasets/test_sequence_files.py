@@ -23,6 +23,7 @@ from raysys.datasets.sequence_files import (
 )
 from raysys.datasets.sequence_lists import Lists, last_days
 from raysys.datasets.sequence_names import Columns
+from raysys.datasets.sequence_rows import MISSING
 from raysys.datasets.sequences import Case
 from raysys.errors import UserError
 
@@ -423,7 +424,199 @@ def test_the_last_days_are_the_test() -> None:
     assert test.names == ["b", "c", "a"]
 
 
-ITEM = st.text(st.characters(min_codepoint=48, max_codepoint=122), min_size=1, max_size=3)
+def test_of_dates_the_last_one_is_the_last_day() -> None:
+    lists = Lists.of([["a"], ["b", "c"], ["c", "a"], ["b"]])
+    train, test = last_days(lists, np.array([0, 1, 2, 2]) * 86_400_000, 1)
+    assert (train.to_lists(), test.to_lists()) == ([["a"], ["b", "c"]], [["c", "a"], ["b"]])
+
+
+def test_a_clock_in_the_future_does_not_choose_the_test(caplog: pytest.LogCaptureFixture) -> None:
+    lists = Lists.of([["a"], ["b", "c"], ["c", "a"], ["b"]])
+    ends = np.array([0, 3 * 86_400_000, 4 * 86_400_000 - 1, 4_102_444_800_000])
+    with caplog.at_level("WARNING", "raysys"):
+        train, test = last_days(lists, ends, 1)
+    assert (train.to_lists(), test.to_lists()) == ([["a"]], [["b", "c"], ["c", "a"]])
+    assert "1 sessions end in the future" in caplog.text
+
+
+RECBOLE = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0\t1\t2\n0\t1 2\t3\n1\t8 9\t8\n0\t1 2 3\t4\n", [["1", "2", "3", "4"], ["8", "9", "8"]]),
+        ("0\t1 2 3\t4\n0\t1 2\t3\n0\t1\t2\n", [["1", "2", "3", "4"]]),
+        ("0\t1\t2\n0\t1 2\t3\n0\t2 3\t4\n0\t3 4\t5\n", [["1", "2", "3", "4", "5"]]),
+    ],
+)
+def test_rows_of_prefixes_are_one_sequence_of_a_user(
+    tmp_path: Path, text: str, expected: list[list[str]]
+) -> None:
+    assert read_sequence_file(written(tmp_path, RECBOLE + text)).to_lists() == expected
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "n/a"])
+def test_one_wrong_time_does_not_change_what_a_file_is(tmp_path: Path, wrong: str) -> None:
+    good = [f"u{n % 9}\tp{n % 31}\t{n % 5 + 1}\t{ADAY + n}" for n in range(300)]
+    lines = [*good[:7], f"u1\tp3\t4\t{wrong}", *good[7:]]
+    for mark in (",", "\t") if wrong != "n/a" else (",",):
+        path = written(tmp_path, "\n".join(lines).replace("\t", mark))
+        assert "an event a row" in read_sequence_file(path).read_as
+
+
+def test_many_wrong_times_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [f"u{n % 9}\tp{n % 31}\t{ADAY + n if n % 10 else 0}" for n in range(100)]
+    with caplog.at_level("WARNING", "raysys"):
+        read_sequence_file(written(tmp_path, "\n".join(lines)))
+    assert "column 3 holds times, but also values that are none" in caplog.text
+
+
+@pytest.mark.parametrize("missing", ["nan", "NULL", "", " "])
+def test_a_missing_item_is_none(tmp_path: Path, missing: str) -> None:
+    text = rows("{s},{i},{t}", "session_id,item_id,timestamp\n") + f"1,{missing},{ADAY}\n"
+    found = read_session_file(written(tmp_path, text))
+    assert found.to_lists() == EXPECTED
+    assert found.counts == {"rows_without_item": 1}
+
+
+def test_a_missing_item_of_parquet_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    pl.DataFrame({"session_id": [1, 1, 1], "item_id": [3.0, float("nan"), 4.0]}).write_parquet(path)
+    found = read_session_file(path)
+    assert (found.to_lists(), found.counts) == ([["3", "4"]], {"rows_without_item": 1})
+    pl.DataFrame({"user_id": [1], "items": [[3.0, float("nan"), None, 4.0]]}).write_parquet(path)
+    found = read_sequence_file(path)
+    assert (found.to_lists(), found.counts) == ([["3", "4"]], {"rows_without_item": 2})
+
+
+def test_numbers_as_pandas_writes_them_are_the_same_items(tmp_path: Path) -> None:
+    text = "session_id,item_id,timestamp\n" + rows("{s}.0, {i}.0,{t}")
+    assert read_session_file(written(tmp_path, text)).to_lists() == EXPECTED
+
+
+def test_ids_that_are_not_utf8_stay_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "file"
+    path.write_bytes("user_id,item_id,timestamp\n1,é,5\n1,è,6\n".encode("latin-1"))
+    with caplog.at_level("WARNING", "raysys"):
+        assert read_sequence_file(path).to_lists() == [["é", "è"]]
+    assert "read as Latin-1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{n}\t2010-10-19T23:55:27Z\t30.2359{n}\t-97.7951{n}\t2284{n}",
+        "user{n}\t2009-05-04T23:08:57Z\tf1b1cf71\tDeep Dish\tab{n}\tSome Song",
+        "{n}\tv{n}\tc{n}\tGym\t40.7338{n}\t-73.9987{n}\t-240\tTue Apr 03 18:00:09 +0000 2012",
+    ],
+)
+def test_moments_and_coordinates_are_no_items(tmp_path: Path, line: str) -> None:
+    path = written(tmp_path, "".join(line.format(n=n) + "\n" for n in range(10, 20)))
+    with pytest.raises(UserError, match="cannot tell") as caught:
+        read_sequence_file(path)
+    assert "--user-col" in caught.value.mend
+
+
+def test_a_named_column_of_check_ins_is_read(tmp_path: Path) -> None:
+    line = "1\t2010-10-1{n}T23:55:27Z\t30.2359{n}\t-97.7951{n}\t2284{n}\n"
+    path = written(tmp_path, "".join(line.format(n=n) for n in range(3, 0, -1)))
+    found = read_sequence_file(path, Columns(user="1", item="5", time="2"))
+    assert found.to_lists() == [["22841", "22842", "22843"]]
+
+
+def test_three_columns_with_a_date_are_events(tmp_path: Path) -> None:
+    path = written(tmp_path, "u1\ta\t2012-01-03\nu1\tb\t2012-01-02\nu2\tc\t2012-01-02\n")
+    assert read_sequence_file(path).to_lists() == [["b", "a"], ["c"]]
+
+
+def test_words_above_numbers_are_a_header(tmp_path: Path) -> None:
+    body = "2\t51\t13883\n2\t52\t11690\n3\t51\t11351\n"
+    found = read_sequence_file(written(tmp_path, "userID\tartistID\tweight\n" + body))
+    assert found.to_lists() == [["51", "52"], ["51"]]
+    with pytest.raises(UserError, match="the columns are: who, what, weight"):
+        read_sequence_file(written(tmp_path, "who\twhat\tweight\n" + body))
+
+
+@pytest.mark.parametrize("write", [repr, json.dumps])
+def test_items_may_be_objects(tmp_path: Path, write: Callable[[object], str]) -> None:
+    user = {"user_id": "7", "items": [{"item_id": "10", "hours": 2}, {"item_id": "20", "hours": 6}]}
+    path = written(tmp_path, write(user) + "\n" + write({**user, "user_id": "8"}) + "\n")
+    for asked in (Columns(), Columns(item="item_id")):
+        assert read_sequence_file(path, asked).to_lists() == [["10", "20"]] * 2
+    other = {"user_id": "7", "bought": user["items"]}
+    path = written(tmp_path, write(other) + "\n" + write(other) + "\n")
+    found = read_sequence_file(path, Columns(item="item_id"))
+    assert found.to_lists() == [["10", "20"] * 2]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["2014/04/13", "2014/04/12"],
+        ["11/13/2000", "11/1/2000"],
+        ["12/13/2010 8:26", "12/1/2010 10:02"],
+        ["05 13, 2014", "05 2, 2014"],
+    ],
+)
+def test_dates_with_slashes_and_of_amazon_are_times(tmp_path: Path, times: list[str]) -> None:
+    text = "user_id;item_id;when\n" + "".join(f"1;{n};{time}\n" for n, time in enumerate(times))
+    assert read_sequence_file(written(tmp_path, text)).to_lists() == [["1", "0"]]
+
+
+def test_a_date_whose_day_may_be_the_month_is_no_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "user_id;item_id;when\n1;a;11/1/2000\n1;b;10/2/2000\n"
+    with caplog.at_level("WARNING", "raysys"):
+        assert read_sequence_file(written(tmp_path, text)).to_lists() == [["a", "b"]]
+    assert "has no time that is read" in caplog.text
+    with pytest.raises(UserError, match="holds no time") as caught:
+        read_sequence_file(tmp_path / "file", Columns(time="when"))
+    assert "4/13/2014" in caught.value.mend
+
+
+@pytest.mark.parametrize("name", ["event_ts", "recorded"])
+def test_a_time_of_parquet_may_be_a_number(tmp_path: Path, name: str) -> None:
+    frame = pl.DataFrame({"user_id": [1, 1], "item_id": [3, 4], name: [ADAY + 5, ADAY]})
+    frame.write_parquet(tmp_path / "file")
+    assert read_sequence_file(tmp_path / "file").to_lists() == [["4", "3"]]
+
+
+def test_a_quotation_mark_that_is_not_closed_swallows_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = "user_id,item_id,title,timestamp\n"
+    lines = [f'1,p{n},"a, b",{ADAY + n}' for n in range(20)]
+    lines[3] = f'1,p3,"Hello,{ADAY + 3}'
+    lines[9] = f'1,"p9,Hello,{ADAY + 9}'
+    with caplog.at_level("WARNING", "raysys"):
+        found = read_sequence_file(written(tmp_path, head + "\n".join(lines)))
+    names = [f"p{n}" if n != 9 else '"p9' for n in range(20)]
+    assert (found.to_lists(), found.counts) == ([names], {})
+    assert "2 lines have a quotation mark that is not closed" in caplog.text
+    lines = [f'1,p{n},"a\nb",{ADAY + n}' for n in range(20)]
+    found = read_sequence_file(written(tmp_path, head + "\n".join(lines)))
+    assert found.to_lists() == [[f"p{n}" for n in range(20)]]
+
+
+def test_a_time_beside_a_list_is_overlooked(tmp_path: Path) -> None:
+    text = RECBOLE.strip() + "\ttimestamp:float\n0\t1\t2\t5\n0\t1 2\t3\t6\n"
+    for read in (read_sequence_file, read_session_file):
+        assert read(written(tmp_path, text)).to_lists() == [["1", "2", "3"]]
+
+
+def test_lines_that_an_open_quote_swallows_are_counted(tmp_path: Path) -> None:
+    lines = [f"1,p{n},a,{ADAY + n}" for n in range(40)]
+    lines[30] = f'1,p30,"Hello, you,{ADAY + 30}'
+    text = "user_id,item_id,title,timestamp\n" + "\n".join(lines)
+    with pytest.raises(UserError, match="10 of 40 rows cannot be read"):
+        read_sequence_file(written(tmp_path, text))
+
+
+ITEM = st.text(st.characters(min_codepoint=48, max_codepoint=122), min_size=1, max_size=3).filter(
+    lambda text: text not in MISSING
+)
 SESSIONS = st.lists(st.lists(ITEM, min_size=1, max_size=5), min_size=1, max_size=6)
 
 

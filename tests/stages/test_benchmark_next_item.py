@@ -373,3 +373,17 @@ def test_a_malformed_line_is_named(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["benchmark", "sessions", str(train), str(test), "-q"])
     assert done.exit_code == 2
     assert "train.jsonl:2" in done.stderr.replace("\n", "")
+
+
+def test_a_test_file_of_other_items_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train, test = tmp_path / "train", tmp_path / "test"
+    train.write_text("".join(json.dumps(one) + "\n" for one in lists(40, 0)), encoding="utf-8")
+    test.write_text('["x1", "x2"]\n', encoding="utf-8")
+    with pytest.raises(UserError, match="1 of 1 items that are to be found never come up"):
+        benchmark_sessions.read(train, test)
+    test.write_text('["x1", "x2", "x3", "i1"]\n', encoding="utf-8")
+    with caplog.at_level("WARNING", "raysys"):
+        benchmark_sessions.read(train, test)
+    assert "2 of 3 items that are to be found never come up" in caplog.text
