@@ -24,8 +24,8 @@ _MULTIBYTE: Final = re.compile(
     rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
 )
 _HIGH: Final = re.compile(rb"[\x80-\xff]")
-_PAIRS: Final = re.compile(rb"[\xa1-\xf7][\xa1-\xfe]")  # of GB2312, which most of GB18030 text is
 _MOSTLY: Final = 0.8  # of bytes outside ASCII that are UTF-8 in a file that is meant to be
+_HAN: Final = re.compile("[\u3000-\u303f\u3041-\u30ff\u4e00-\u9fff\uff01-\uff5e]")
 _ASIAN: Final = (
     # what is written in a codec, and how much of its text that is at least; in this order, as
     # bytes of one can be those of another, but then say what nobody writes
@@ -35,8 +35,23 @@ _ASIAN: Final = (
     ("cp932", re.compile("[\u3041-\u30ff]"), 0.3),
     ("gb18030", re.compile("[\u3000-\u303f\u4e00-\u9fff\uff01-\uff5e]"), 0.8),
     ("big5", re.compile("[\u3000-\u303f\u4e00-\u9fff\uff01-\uff5e]"), 0.95),
+    ("cp932", _HAN, 0.95),  # kanji alone, as titles may be
+    ("cp874", re.compile("[\u0e01-\u0e2e]"), 0.45),  # Thai by its consonants
 )
-_SURE: Final = 0.9  # of bytes outside ASCII that must belong to such pairs
+_COMMON: Final = {
+    # pairs of bytes of a codec, and which of them begin what is written often: signs, and of
+    # ideographs those that its standard lists first; other scripts read so are the rare ones
+    "gb18030": (re.compile(rb"[\xa1-\xf7][\xa1-\xfe]"), {0xA1, 0xA3, *range(0xB0, 0xD8)}),
+    "big5": (re.compile(rb"[\x81-\xfe][\x40-\x7e\xa1-\xfe]"), {0xA1, 0xA2, *range(0xA4, 0xC7)}),
+    "cp932": (
+        re.compile(rb"[\x81-\x9f\xe0-\xfc][\x40-\x7e\x80-\xfc]"),
+        {*range(0x81, 0x84), *range(0x88, 0x99)},
+    ),
+}
+_OFTEN: Final = 0.75  # of pairs that must be common
+_SURE: Final = 0.9  # of bytes outside ASCII that must belong to such pairs, in GB18030
+_TOGETHER: Final = re.compile(r"[^\x00-\x7f]{2,}")
+_BESIDE: Final = 0.5  # of such characters beside others: an accented letter is among ASCII ones
 _ZEROS: Final = 0.2  # of every other byte: ASCII in UTF-16 has zeros in half of its bytes
 
 
@@ -68,10 +83,18 @@ def _says(sample: bytes, codec: str, script: re.Pattern[str], least: float) -> b
         text = codecs.getincrementaldecoder(codec)().decode(sample)
     except UnicodeDecodeError:
         return False
-    if codec == "gb18030" and 2 * len(_PAIRS.findall(sample)) < _SURE * len(_HIGH.findall(sample)):
-        return False
     high = sum(not char.isascii() for char in text)
-    return len(script.findall(text)) >= least * high > 0
+    if len(script.findall(text)) < least * high or not high:
+        return False
+    if sum(len(run) for run in _TOGETHER.findall(text)) < _BESIDE * high:
+        return False
+    if codec not in _COMMON:
+        return True
+    pair, common = _COMMON[codec]
+    pairs = pair.findall(sample)
+    if codec == "gb18030" and 2 * len(pairs) < _SURE * len(_HIGH.findall(sample)):
+        return False
+    return sum(each[0] in common for each in pairs) >= _OFTEN * len(pairs) > 0
 
 
 def as_utf8(stream: Bytes, encoding: str, name: str = "") -> Bytes:

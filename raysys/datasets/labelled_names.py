@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -22,8 +21,9 @@ from raysys.datasets.fetching import opened
 from raysys.datasets.files import Fault, Part
 from raysys.datasets.labelled_files import LabelledFiles, TextSource
 from raysys.datasets.labelled_spans import named_values
-from raysys.datasets.labelled_values import SENTIMENT_WORDS, labels, rating
+from raysys.datasets.labelled_values import SENTIMENT_WORDS, rating
 from raysys.datasets.layouts import parsed
+from raysys.datasets.sentiment_scales import NUMBERED, sentiments_of, with_classes, with_names
 from raysys.datasets.span_notations import told_spans
 from raysys.errors import UserError
 
@@ -75,18 +75,6 @@ _GRADES: Final[Tiers] = (
     ("score", "label", "rating", "gain"),
 )
 
-_NUMBERED: Final = (
-    {"0": "negative", "1": "positive"},
-    {"-1": "negative", "1": "positive"},
-    {"-1": "negative", "0": "neutral", "1": "positive"},
-    {"0": "negative", "1": "neutral", "2": "positive"},
-    {"0": "negative", "4": "positive"},
-    {"0": "negative", "2": "neutral", "4": "positive"},
-    {"1": "negative", "2": "positive"},
-    {"false": "negative", "true": "positive"},
-)
-"""What numbers stand for in public sets of sentiments; of these only what all labels fit."""
-
 _SOME: Final = 200  # rows by which columns are told
 _ANSWERS: Final = {"accept", "reject", "ignore"}
 
@@ -113,6 +101,7 @@ def text_of(columns: Sequence[str]) -> str | None:
 
 def _settled(source: LabelledFiles, task: str, where: str) -> LabelledFiles:
     lacks = _lacks(source, task)
+    classes = "rating_classes" in source.model_fields_set
     if lacks:
         part, rows = _head(source)
         found = _guessed(source, task, rows, lacks)
@@ -124,9 +113,12 @@ def _settled(source: LabelledFiles, task: str, where: str) -> LabelledFiles:
         told = ", ".join(f"{role}: {name}" for role, name in found.items())
         log.info("text: %s: guessed by the names of columns: %s; YAML may say others", where, told)
         source = LabelledFiles(**{**source.model_dump(), **found})
-    source = _with_names(source)
+    source = _with_names(source, task)
     if task == "sentiment" and source.label:
-        source = _with_sentiments(source, where)
+        return with_names(source, where)
+    if task == "sentiment" and source.rating and not classes:
+        of_label = "rating" in lacks and _plain(source.rating) in _RATINGS[-1]
+        return with_classes(source, where, of_label=of_label)
     return source
 
 
@@ -262,7 +254,7 @@ def _is_spans(values: pl.Series) -> bool:
 def _is_sentiments(values: pl.Series) -> bool:
     said = {_word(value) for value in values.to_list()}
     return bool(said) and (
-        said <= {*SENTIMENT_WORDS} or any(said <= {*names} for names in _NUMBERED)
+        said <= {*SENTIMENT_WORDS} or any(said <= {*names} for names in NUMBERED)
     )
 
 
@@ -319,10 +311,13 @@ def _unclear(task: str, role: str, columns: Sequence[str], where: str) -> UserEr
     return UserError(f"{what}; the file has: {shown}", where=where, mend=mend)
 
 
-def _with_names(source: LabelledFiles) -> LabelledFiles:
+def _with_names(source: LabelledFiles, task: str) -> LabelledFiles:
     """Names of labels and tags that are numbers, as Hugging Face keeps them in Parquet files."""
     wants_tags = source.tags and not source.tag_names
-    wants_labels = len(source.label) == 1 and not source.label_names
+    label = source.label
+    if task == "sentiment" and not label and source.rating:
+        label = (source.rating,)  # classes of stars have names, too
+    wants_labels = len(label) == 1 and not source.label_names
     if not wants_tags and not wants_labels:
         return source
     part = files.find(source.whole())[0]
@@ -337,8 +332,11 @@ def _with_names(source: LabelledFiles) -> LabelledFiles:
     found: dict[str, Any] = {}
     if wants_tags and (names := _class_names(features.get(source.tags))):
         found["tag_names"] = tuple(names)
-    if wants_labels and (names := _class_names(features.get(source.label[0]))):
-        found["label_names"] = {str(number): name for number, name in enumerate(names)}
+    if wants_labels and (names := _class_names(features.get(label[0]))):
+        known = sentiments_of(names) if task == "sentiment" else None
+        if source.label or known:
+            found["label"] = label
+            found["label_names"] = {str(at): name for at, name in enumerate(known or names)}
     if found:
         log.info("text: names of labels are those that %s holds", part.label)
     return source.model_copy(update=found)
@@ -354,31 +352,3 @@ def _class_names(feature: Any) -> list[str] | None:
         else:
             feature = feature.get("feature")
     return None
-
-
-def _with_sentiments(source: LabelledFiles, where: str) -> LabelledFiles:
-    """Names for labels that are numbers, if all of them are of one of the usual codes.
-
-    Raises:
-        UserError: labels that stand for no sentiment.
-    """
-    table, counts = source.table(), Counter[str]()
-    for part in files.find(table):
-        for block in files.read(part, table):
-            if block.rows.height:
-                counts.update(labels(source, block.rows, "sentiment", Counter()).drop_nulls())
-    unknown = {label for label in counts if label not in SENTIMENT_WORDS}
-    if not unknown:
-        return source
-    for names in _NUMBERED:
-        if {label.lower() for label in counts} == {*names}:
-            said = {label: names[label.lower()] for label in counts}
-            log.info("text: %s: labels are read so: %s; `label_names` may say it", where, said)
-            return source.model_copy(update={"label_names": {**source.label_names, **said}})
-    shown = ", ".join(f"{label!r} {counts[label]:,}" for label in sorted(unknown)[:10])
-    raise UserError(
-        f"labels that are no sentiment: {shown}",
-        where=f"{where}.label",
-        mend="say what they stand for, `label_names: {x: negative, y: neutral, z: positive}`, or "
-        "give numbers of stars as `rating`",
-    )

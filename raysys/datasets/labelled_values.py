@@ -16,15 +16,18 @@ SENTIMENT_WORDS: Final = {
     **dict.fromkeys(("neg", "bad", "负面", "消极", "差评", "负向"), "negative"),
     **dict.fromkeys(("neu", "中性", "中立", "中评"), "neutral"),
     **dict.fromkeys(("pos", "good", "正面", "积极", "好评", "正向"), "positive"),
+    **dict.fromkeys(("very negative", "somewhat negative"), "negative"),
+    **dict.fromkeys(("very positive", "somewhat positive"), "positive"),
     **{name: name for name in SENTIMENTS},
 }
 """What data sets call the sentiments, in lower case."""
 
 _FEW: Final = 4  # labels that are too few to see a hierarchy in them
 
-_RATING: Final = (
+IN_WORDS: Final = (
     r"(?i)^(\d+(?:[.,]\d+)?)\s*(?:(?:/|out of)\s*\d+(?:\.0)?)?\s*(?:stars?|points?|星|★|⭐)?$"
 )
+"""How a rating is written in words; the first group is its number."""
 
 
 def as_text(rows: pl.DataFrame, name: str) -> pl.Expr:
@@ -69,7 +72,7 @@ def rating(rows: pl.DataFrame, name: str | None) -> pl.Expr:
     if not name:
         return pl.lit(None, dtype=pl.Float32)
     said = as_text(rows, name).str.strip_chars()
-    in_words = said.str.extract(_RATING).str.replace(",", ".", literal=True)
+    in_words = said.str.extract(IN_WORDS).str.replace(",", ".", literal=True)
     value = pl.coalesce(
         said.cast(pl.Float32, strict=False), in_words.cast(pl.Float32, strict=False)
     )

@@ -326,6 +326,70 @@ def test_reviews(
 
 
 @pytest.mark.parametrize(
+    ("values", "scale", "said"),
+    [
+        ("0 1 2 3 4", "0 to 4", "nnupp"),
+        ("1 2 3 4 5", "1 to 5", "nnupp"),
+        ("0.5 2.5 3.5 5", "1 to 5", "nupp"),
+        ("1 4 5 6 7 10", "1 to 10", "nnuupp"),
+        ("0 4 5 9", "0 to 10", "nnup"),
+    ],
+)
+def test_scales_of_ratings_are_told_by_all_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, values: str, scale: str, said: str
+) -> None:
+    names = {"n": "negative", "u": "neutral", "p": "positive"}
+    # the first rows alone say less than all
+    rows = [values.split()[-1]] * 300 + values.split()
+    path = written(tmp_path, "a.csv", "text,rating\n" + "".join(f"x,{each}\n" for each in rows))
+    with caplog.at_level(logging.INFO, "raysys"):
+        found = read("sentiment", path)
+    assert found.rows["label"].to_list()[300:] == [names[each] for each in said]
+    assert not found.aside.height
+    assert f"read as {scale}" in caplog.text
+    kept = read("sentiment", path, rating_classes={"low": 1, "high": 10})
+    assert {*kept.rows["label"]} == {"low", "high"}
+
+
+def test_labels_of_five_steps_from_zero_are_ratings(tmp_path: Path) -> None:
+    rows = "".join(f"x,{label}\n" for label in range(5))
+    found = read("sentiment", written(tmp_path, "sst5.csv", "text,label\n" + rows))
+    assert found.rows["label"].to_list() == [*["negative"] * 2, "neutral", *["positive"] * 2]
+    assert found.rows["rating"].to_list() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [("label", "0 1 1 3"), ("label", "1 2 3"), ("rating", "0 20 100"), ("rating", "0 3 5"),
+     ("rating", "1 7"), ("rating", "0 1")],
+)  # fmt: skip
+def test_a_scale_that_is_not_known_is_refused(tmp_path: Path, column: str, values: str) -> None:
+    rows = "".join(f"x,{each}\n" for each in values.split())
+    path = written(tmp_path, "a.csv", f"text,{column}\n{rows}")
+    last = values.split()[-1]
+    with pytest.raises(UserError, match=rf"no known scale.*{last} \(1\)(.|\n)*rating_classes"):
+        read("sentiment", path)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([f"{stars} star" for stars in range(1, 6)], "nnupp"),
+        ([f"{stars} stars" for stars in range(5, 0, -1)], "ppunn"),
+        (["very positive", "positive", "neutral", "negative", "very negative"], "ppunn"),
+        (["a", "b", "c", "d", "e"], "nnupp"),
+    ],
+)
+def test_names_of_classes_say_what_stars_are(tmp_path: Path, names: list[str], said: str) -> None:
+    told = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    numbers = pa.table({"text": ["a"] * 5, "label": range(5)})
+    numbers = numbers.replace_schema_metadata({"huggingface": json.dumps(told)})
+    pq.write_table(numbers, tmp_path / "a.parquet")
+    found = read("sentiment", tmp_path / "a.parquet")
+    assert "".join("u" if each == "neutral" else each[0] for each in found.rows["label"]) == said
+
+
+@pytest.mark.parametrize(
     ("codec", "text"),
     [
         ("gb18030", "手机不错，电池很耐用。Acme P9 屏幕清晰"),
@@ -337,6 +401,17 @@ def test_reviews(
         ("euc_jp", "この携帯はとても良いです。電池が長持ちします"),
         ("cp932", "この携帯はとても良いです。電池が長持ちします"),
         ("cp1252", "café très bon, naïve façade, 5 €"),
+        ("cp1252", "cooks at 72°F and 80°C"),
+        ("cp1252", "a naïve film by Señor Almodóvar, my fiancée"),
+        ("cp1252", "En bra stol för små barn, men den är för hög"),
+        ("cp1252", "Gerät ist schön und größer"),
+        ("cp1252", "größer"),
+        ("cp1252", "“Hello” – it’s so-so…"),
+        ("big5", "title,n\n黑色皮鞋,1\niPhone 手機殼,2\n"),
+        ("big5", "好" * 2),
+        ("cp932", "日本製 腕時計 防水"),
+        ("cp874", "สินค้าดีมาก จัดส่งเร็ว ราคาไม่แพง"),
+        ("gbk", "差评"),
         ("utf-8", "手机不错，电池很耐用"),
         ("utf-8", "plain"),
         ("utf-16", "手机不错"),
