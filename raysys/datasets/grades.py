@@ -188,10 +188,10 @@ def grades_of(counts: Mapping[str, int], scale: Scale | None = None, *, where: s
     if found:  # the first of equal ones
         best = max(found, key=lambda each: len({each.numbers()[said] for said in seen.values()}))
         numbers = best.numbers()
-        return Grades(best.name, {word: numbers[said] for word, said in seen.items()})
+        return Grades(best.name, _rising({word: numbers[said] for word, said in seen.items()}))
     if scale is None and all(map(_NUMBERED.match, counts)):
         numbers = {word: float(_NUMBERED.match(word)[1]) for word in counts}  # type: ignore[index]
-        return Grades("the numbers before the words", numbers)
+        return Grades("the numbers before the words", _rising(numbers))
     told = sorted(counts.items(), key=lambda each: -each[1])
     shown = ", ".join(f"{word!r} {n:,}" for word, n in told[:_SHOWN])
     if len(told) > _SHOWN:
@@ -208,3 +208,8 @@ def grades_of(counts: Mapping[str, int], scale: Scale | None = None, *, where: s
         where=where,
         mend='give grades as numbers, or name the words from the lowest: --grades "A < B < C"',
     )
+
+
+def _rising(numbers: Mapping[str, float]) -> dict[str, float]:
+    """From the lowest, equal ones by their words: the same however a file's rows lie."""
+    return dict(sorted(numbers.items(), key=lambda each: (each[1], each[0])))

@@ -37,7 +37,8 @@ def found(*words: str) -> dict[str, float]:
     ],
 )
 def test_words_of_known_scales(words: str, numbers: tuple[float, ...]) -> None:
-    assert tuple(found(*words.split()).values()) == numbers
+    taken = found(*words.split())
+    assert tuple(taken[word] for word in words.split()) == numbers
 
 
 def test_scales_agree_about_the_order_of_their_words() -> None:
@@ -104,3 +105,10 @@ def test_orders_that_say_nothing_are_refused(given: list[str], message: str) -> 
 def test_a_word_that_the_order_lacks_is_refused() -> None:
     with pytest.raises(UserError, match="'Fine' 2, 'Meh' 1"):
         grades_of({"Meh": 1, "Fine": 2}, spelled_out(["Meh < Wow"]), where="x")
+
+
+def test_words_are_told_from_the_lowest_whatever_the_rows_order() -> None:
+    counts = {"Partial": 7, "Exact": 7, "irrelevant": 7, "Irrelevant": 7}
+    for words in (list(counts), list(counts)[::-1]):
+        found = grades_of({word: counts[word] for word in words}, where="file")
+        assert list(found.numbers) == ["Irrelevant", "irrelevant", "Partial", "Exact"]
