@@ -64,8 +64,10 @@ def _swallows(text: bytes, mark: int, end: int, delimiter: bytes, width: int) ->
     first = text.rfind(b"\n", 0, mark) + 1
     last = text.find(b"\n", end)
     lines = text[first : last if last >= 0 else len(text)].rstrip(b"\r\n").split(b"\n")
-    if len(lines) < 2 or _fields(lines[0], delimiter) != width:
+    if _fields(lines[0], delimiter) != width:
         return False
+    if len(lines) == 1:  # the last line; without its end it may have been cut off
+        return text.endswith(b"\n")
     whole = sum(_fields(line, delimiter) == width for line in lines)
     closed = text[end - 1 : end] == b'"' and end - 1 > mark
     if closed and (end == len(text) or text[end : end + 1] in (delimiter, b"\r", b"\n")):

@@ -95,8 +95,8 @@ def read_csv(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset())
         keep = header if fitted.read is None else list(fitted.read)
         keep = keep or header[:1]
         block, count = parse_csv(text, header, keep, files.delimiter, row, quoted)
-        # every line a record: no mark has swallowed any
-        if quoted and not sure and count < text.count(b"\n") and b'"' in text:
+        fewer = count < text.count(b"\n") or block.faults  # else no mark has swallowed a line
+        if quoted and not sure and fewer and b'"' in text:
             text, marks = mended(text, files.delimiter, len(header))
             if marks:
                 _tell(part.path, marks)
