@@ -7,7 +7,9 @@ is not in their encoding, and parsed column-wise; a record of the wrong shape be
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import logging
 import sys
 from collections.abc import Iterator
 from typing import Any, Final
@@ -29,7 +31,10 @@ from raysys.datasets.mapping import (
     TableFiles,
     fit,
 )
+from raysys.datasets.open_quotes import mended
 from raysys.datasets.unpack import DAMAGE, unpacked
+
+log = logging.getLogger("raysys")
 
 _PEEK: Final = 1 << 20  # bytes of text looked at for columns before a file is read
 _NO_NUMBERS: Final = pl.Series([], dtype=pl.Int64)
@@ -68,6 +73,7 @@ def read_csv(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset())
     """The records of a CSV as text columns; see `files.read`."""
     header = list(files.header) if files.header else None
     fitted: Fit | None = None
+    sure = isinstance(files, TableFiles) and files.quoted is True
     files = settled(part.path, files)
     quoted = not isinstance(files, RecordFiles | TableFiles) or files.quoted is not False
     row = 0
@@ -87,7 +93,14 @@ def read_csv(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset())
                 yield nothing_but(fault)
                 return
         keep = header if fitted.read is None else list(fitted.read)
-        block, count = parse_csv(text, header, keep or header[:1], files.delimiter, row, quoted)
+        keep = keep or header[:1]
+        block, count = parse_csv(text, header, keep, files.delimiter, row, quoted)
+        fewer = count < text.count(b"\n") or block.faults  # else no mark has swallowed a line
+        if quoted and not sure and fewer and b'"' in text:
+            text, marks = mended(text, files.delimiter, len(header))
+            if marks:
+                _tell(part.path, marks)
+                block, count = parse_csv(text, header, keep, files.delimiter, row, quoted)
         if count:
             block.lacking = () if row else fitted.lacking
             block.rows = filled(block.rows, fitted)
@@ -95,6 +108,15 @@ def read_csv(part: Part, files: AnyFiles, derived: frozenset[str] = frozenset())
         row += count
     if row == 0:
         yield nothing_but(Fault(0, "empty_file", "no rows"))
+
+
+@functools.lru_cache(maxsize=1024)
+def _tell(path: str, marks: int) -> None:
+    log.warning(
+        "%s: %s quotation marks that nothing closes are read as characters; `quoted` may say "
+        "what marks are",
+        *(path, f"{marks:,}"),
+    )
 
 
 def take_header(text: bytes, delimiter: str) -> tuple[list[str] | None, bytes]:

@@ -437,6 +437,40 @@ def test_quotation_marks_of_amazon_are_inches(tmp_path: Path) -> None:
     assert read("sentiment", with_marks).rows["text"].to_list() == ['a "b"\tc']
 
 
+@pytest.mark.parametrize("mark", [",", "\t", ";"])
+@pytest.mark.parametrize("opened", [(3, 20), (5,), (2, 3), (3, 20, 31), (39,)])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_marks_that_nothing_closes_swallow_no_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mark: str, opened: tuple[int, ...], ends: str
+) -> None:
+    titles = ['"Foo' if row in opened else f"Foo {row}" for row in range(40)]
+    lines = [f"{row}{mark}{title}{mark}c" for row, title in enumerate(titles)]
+    # beyond what is looked at before: blanks are no part of a text
+    for far in ("", " " * (1 << 20)):
+        first = f"0{mark}Bar{far}{mark}c"
+        text = ends.join([f"id{mark}title{mark}label", first, *lines, ""])
+        path = written(tmp_path, "a.csv", text)
+        found = read("classify", path, text="title", label="label")
+        assert found.rows["text"].to_list()[1:] == titles
+        assert not found.aside.height
+    assert "nothing closes" in caplog.text
+
+
+def test_a_mark_that_others_seem_to_close_swallows_no_rows(tmp_path: Path) -> None:
+    lines = ['1,"Foo,c', "2,b,c", '3,17",c', '4,"a, b",c', '5,"x\ny",c']
+    found = read("classify", written(tmp_path, "a.csv", "id,title,label\n" + "\n".join(lines)))
+    assert found.rows["text"].to_list() == ['"Foo', "b", '17"', "a, b", "x\ny"]
+
+
+def test_texts_of_several_lines_stay_whole(tmp_path: Path) -> None:
+    told = ["good\nfast, cheap\nnice, soft", 'a ""b""\n\nc', "a, b\nc, d\ne, f\ng, h\ni, j\nk, l"]
+    rows = "".join(f'c,"{text}"\n' for text in told)
+    found = read("classify", written(tmp_path, "a.csv", "label,text\n" + rows))
+    assert found.rows["text"].to_list() == [text.replace('""', '"') for text in told]
+    loose = 'c,"one\nhe said "so" of it"\nc,x\n'  # not well written, but of two lines
+    assert read("classify", written(tmp_path, "b.csv", "label,text\n" + loose)).rows.height == 2
+
+
 def test_dictionaries_of_parquet_and_names_of_class_labels(tmp_path: Path) -> None:
     words = {name: pa.array(["x", "y"]).dictionary_encode() for name in ("text", "label")}
     pq.write_table(pa.table(words), tmp_path / "a.parquet")
@@ -467,7 +501,7 @@ def test_rows_before_a_cut_are_read(tmp_path: Path) -> None:
     [
         ("a.csv", "", "a.csv: no row could be read: empty_file"),
         ("a.csv", "text,label\n", "empty_file"),
-        ("a.csv", 'text,label\n"a,1\nb,2\n', "line_does_not_parse"),
+        ("a.csv", 'text,label\n"a\nb\n', "line_does_not_parse"),
         ("a.json", '{\n "text": ', "unreadable_file"),
         ("a.conll", "\n\n", "empty_file"),
     ],
