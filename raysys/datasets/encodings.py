@@ -66,9 +66,11 @@ def told(sample: bytes) -> str:
     for codec, zeros in (("utf-16-le", sample[1::2]), ("utf-16-be", sample[::2])):
         if zeros.count(0) > _ZEROS * len(zeros) and sample.count(0) < 0.9 * len(sample):
             return codec
-    high = len(_HIGH.findall(sample))
-    if not high:
-        return "utf-8"
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(sample)
+        return "utf-8"  # nearly all files, and a megabyte at once: byte by byte takes 0.2 s
+    except UnicodeDecodeError:
+        high = len(_HIGH.findall(sample))
     well = sum(len(match) for match in _MULTIBYTE.findall(sample))
     if well >= _MOSTLY * high:  # a broken byte here and there is U+FFFD, not another encoding
         return "utf-8"
