@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from raysys.datasets.arrow_values import to_polars
 from raysys.datasets.chunks import Lost, chunks
 from raysys.datasets.files import ROWS, Part
+from raysys.datasets.open_quotes import mended
 from raysys.datasets.records import decode
 from raysys.datasets.sequence_columns import Layout
 from raysys.datasets.sequence_layout import python_line
@@ -285,14 +286,11 @@ def _blocks(path: Path, layout: Layout, encoding: str = "utf-8") -> Iterator[_Bl
             keep = list(layout.columns.given)
             parsed, n = parse_csv(text, header, keep, delimiter, row, layout.quoted)
             if layout.quoted and n < text.count(b"\n"):
-                closed, marks = _closed(text, len(header), delimiter)
-                again, m = parse_csv(closed, header, keep, delimiter, row) if marks else (parsed, n)
-                # a value of several lines is none that was never closed
-                if m > n and len(again.faults) <= len(parsed.faults):
-                    parsed = again
+                text, marks = mended(text, delimiter, len(header))
+                if marks:
+                    parsed, n = parse_csv(text, header, keep, delimiter, row)
                     log.warning(
-                        "%s: %d lines have a quotation mark that is not closed; it is read as a "
-                        "character",
+                        "%s: %d quotation marks that nothing closes are read as characters",
                         path, marks,
                     )  # fmt: skip
             if not parsed.rows.width:
@@ -306,22 +304,6 @@ def _blocks(path: Path, layout: Layout, encoding: str = "utf-8") -> Iterator[_Bl
             block = _Block(parsed.rows, parsed.numbers, faults)
         row += block.rows.height + len(block.faults)
         yield block
-
-
-def _closed(text: bytes, width: int, delimiter: str) -> tuple[bytes, int]:
-    """Text whose whole lines with an odd quotation mark are quoted anew, and how many these are."""
-    lines = text.decode("utf-8").split("\n")
-    marks = 0
-    for at, line in enumerate(lines):
-        if line.count('"') % 2 and line.count(delimiter) == width - 1:
-            marks += 1
-            fields = []
-            for part in line.rstrip("\r").split(delimiter):
-                whole = len(part) > 1 and part[0] == part[-1] == '"'
-                bare = part[1:-1].replace('""', '"') if whole else part
-                fields.append('"' + bare.replace('"', '""') + '"')
-            lines[at] = delimiter.join(fields)
-    return "\n".join(lines).encode(), marks
 
 
 def _checked(text: bytes) -> bytes:

@@ -594,7 +594,7 @@ def test_a_quotation_mark_that_is_not_closed_swallows_nothing(
         found = read_sequence_file(written(tmp_path, head + "\n".join(lines)))
     names = [f"p{n}" if n != 9 else '"p9' for n in range(20)]
     assert (found.to_lists(), found.counts) == ([names], {})
-    assert "2 lines have a quotation mark that is not closed" in caplog.text
+    assert "2 quotation marks that nothing closes are read as characters" in caplog.text
     lines = [f'1,p{n},"a\nb",{ADAY + n}' for n in range(20)]
     found = read_sequence_file(written(tmp_path, head + "\n".join(lines)))
     assert found.to_lists() == [[f"p{n}" for n in range(20)]]
