@@ -179,7 +179,8 @@ def write_text_report(evaluation: TextEvaluation, folder: Path) -> None:
     if verdict.reliability is not None:
         section = page.section("Probabilities")
         _relevant(section, evaluation)
-        _reliability(section, verdict.reliability)
+        true = "relevant" if evaluation.task == "relevance" else "right"
+        _reliability(section, verdict.reliability, f"share that was {true}")
     _examples(page.section("Where it errs"), evaluation, verdict)
     aside = [(name[6:], n) for name, n in counts.items() if name.startswith("aside.")]
     if aside:
@@ -310,12 +311,12 @@ def _relevant(section: Section, evaluation: TextEvaluation) -> None:
     )
 
 
-def _reliability(section: Section, found: Reliability) -> None:
+def _reliability(section: Section, found: Reliability, true: str) -> None:
     figure, axes = new_figure(9, 3.4)
     axes.plot([0, 1], [0, 1], color=COLOURS[5], linewidth=1)
     axes.plot(found.promised, found.true, marker="o", color=COLOURS[0])
     axes.set_xlabel("probability that was promised")
-    axes.set_ylabel("share that was right")
+    axes.set_ylabel(true)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     section.plot(figure, f"Expected calibration error {found.error:.4f}; on the line is honest.")
