@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ast
-import csv
-import io
 import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import IO, Any, Final
 
 from raysys.datasets.chunks import BOM, utf8
+from raysys.datasets.csv_records import DELIMITERS, records
 from raysys.datasets.encodings import SAMPLE, as_utf8
 from raysys.datasets.fetching import opened
 from raysys.datasets.mapping import AnyFiles, TableFiles, TableFormat
@@ -26,7 +24,6 @@ ENDINGS: Final[dict[str, TableFormat]] = {
 }
 """Of files of texts alone, beside those that every file may have."""
 
-DELIMITERS: Final = (",", "\t", ";", "|")
 TAG: Final = re.compile(r"(?:O|[BIESMLU][-_]\S+)")
 """What a token's tag is in any of the schemes."""
 
@@ -222,22 +219,17 @@ def _has_header(line: str, files: TableFiles) -> bool:
     return bool(names & set(files.columns.values()))
 
 
-def rows_of(text: str, delimiter: str, quoted: bool = True) -> Iterator[list[str]]:
-    """The records of a CSV that are not empty, as Python reads them."""
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=delimiter,
-        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-    )
-    return (row for row in reader if any(field.strip() for field in row))
+def _rows(text: str, delimiter: str, *, quoted: bool = True) -> Iterator[list[str]]:
+    """The records of a CSV that are not blank."""
+    every = records(text, delimiter, quoted=quoted)
+    return (row for row in every if any(field.strip() for field in row))
 
 
 def _columns(text: str, delimiter: str) -> tuple[list[str], int]:
     """The first record of a CSV, and how many fields its records have; 1: not always as many."""
     first: list[str] = []
     for quoted in (True, False) if delimiter == "\t" else (True,):  # see `_quoted`
-        rows = list(islice(rows_of(text, delimiter, quoted), _ROWS))
+        rows = list(islice(_rows(text, delimiter, quoted=quoted), _ROWS))
         first = rows[0] if rows else []
         if sum(len(row) == len(first) for row in rows) >= _MOSTLY * len(rows):
             return first, max(1, len(first))
@@ -272,7 +264,7 @@ def _quoted(text: str, delimiter: str) -> bool:
     lines = [line for line in text.split("\n") if line.strip()]
     width = lines[0].count(delimiter) + 1
     bare = sum(line.count(delimiter) + 1 != width for line in lines)
-    parsed_rows = list(rows_of(text, delimiter))
+    parsed_rows = list(_rows(text, delimiter))
     if bare > sum(len(row) != width for row in parsed_rows):
         return True
     fields = [field for line in lines for field in line.split(delimiter) if '"' in field]

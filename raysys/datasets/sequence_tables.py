@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Final, Literal
 import polars as pl
 
 from raysys.datasets.chunks import BOM
+from raysys.datasets.csv_records import records
 from raysys.datasets.sequence_columns import Kinds, Layout, cannot_tell, of_rows, refuse_absent
 from raysys.datasets.sequence_names import (
     Columns,
@@ -195,9 +195,7 @@ def _split(lines: Sequence[str], delimiter: str) -> list[list[str]]:
         return [line.split("::") for line in lines]
     if delimiter == " ":
         return [line.split() for line in lines]
-    if _quoted(lines, delimiter):
-        return [row for row in csv.reader(lines, delimiter=delimiter) if row]
-    rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    rows = records("\n".join(lines), delimiter, quoted=_quoted(lines, delimiter))
     return [row for row in rows if row]
 
 

@@ -10,7 +10,8 @@ from typing import Final
 
 import polars as pl
 
-from raysys.datasets.table_layouts import Layout, rows_of
+from raysys.datasets.csv_records import records
+from raysys.datasets.table_layouts import Layout
 from raysys.errors import UserError
 
 log = logging.getLogger("raysys")
@@ -55,7 +56,7 @@ class Wide:
         """
         if not self.count:
             return
-        mark = "a tab" if layout.separator == "\t" else repr(layout.separator)
+        mark = "a tab" if layout.delimiter == "\t" else repr(layout.delimiter)
         what = (
             f"{self.count:,} of {self.rows:,} rows have more than the {len(layout.columns)} fields "
             f"of the others, the first in line {self.line:,}: {self.example}"
@@ -65,7 +66,7 @@ class Wide:
                 what,
                 where=str(path),
                 mend=f"put quotation marks around fields that hold {mark}, or write the file with "
-                "another separator",
+                "another delimiter",
             )
         log.warning("%s: %s; what is too much is cut off", path.name, what)
 
@@ -81,7 +82,7 @@ def read_csv(text: bytes, layout: Layout, wide: Wide) -> pl.DataFrame:
         return pl.read_csv(
             text,
             infer_schema_length=0,
-            separator=layout.separator,
+            separator=layout.delimiter,
             quote_char='"' if layout.quoted else None,
             truncate_ragged_lines=cut,
             has_header=layout.header,
@@ -112,6 +113,6 @@ def read_csv(text: bytes, layout: Layout, wide: Wide) -> pl.DataFrame:
 def _records(text: bytes, layout: Layout) -> list[list[str]]:
     """Those of a CSV that Polars cannot read, with its header."""
     said = text.decode().removeprefix("\ufeff")
-    ways = [list(rows_of(said, layout.separator, quoted=quoted)) for quoted in (True, False)]
+    ways = [list(records(said, layout.delimiter, quoted=quoted)) for quoted in (True, False)]
     # a mark that is never closed swallows rows, so the way with most whole rows is right
     return max(ways, key=lambda way: sum(len(row) == len(layout.columns) for row in way))

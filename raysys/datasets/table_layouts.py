@@ -1,13 +1,11 @@
-"""How a table is written, told by its first lines: kind, separator, header."""
+"""How a table is written, told by its first lines: kind, delimiter, header."""
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Final, Literal
 
 import polars as pl
 
+from raysys.datasets.csv_records import DELIMITERS, records
 from raysys.datasets.relevance_names import is_known, side
 from raysys.errors import UserError
 
@@ -34,10 +33,8 @@ ENDINGS: Final[dict[str, Kind]] = {
 }
 """What a name says; the content of a text file overrules it. Others are told by content alone."""
 
-SEPARATORS: Final = (",", "\t", ";", "|")
-
 _PACKED: Final = (".gz", ".bz2", ".xz", ".zst", ".zstd", ".zip")
-_LINES: Final = 50  # by which a separator is chosen
+_LINES: Final = 50  # by which a delimiter is chosen
 _MOSTLY: Final = 0.9
 _QRELS: Final = tuple(
     re.compile(rf"\S+{gap}(?:Q?\d+{gap})?\S+{gap}-?\d+(?:\.\d+)?\s*") for gap in (" +", r"\t")
@@ -51,9 +48,9 @@ class Layout:
     """How a table is written.
 
     Attributes:
-        kind: `csv` with any separator; `qrels`: fields between blanks, without a header.
+        kind: `csv` with any delimiter; `qrels`: fields between blanks, without a header.
         columns: their names; of a file without a header as it is known to be.
-        separator: of a CSV.
+        delimiter: of a CSV.
         quoted: whether quotation marks enclose fields.
         header: whether the first line names the columns.
         doubtful: the first line looks like data, and is taken for the names of columns.
@@ -61,7 +58,7 @@ class Layout:
 
     kind: Kind
     columns: tuple[str, ...]
-    separator: str = ","
+    delimiter: str = ","
     quoted: bool = True
     header: bool = True
     doubtful: bool = False
@@ -110,13 +107,13 @@ def layout_of(text: str, path: Path, wanted: Sequence[str] = ()) -> Layout:
         if all(len(line.split()) == width for line in lines):
             middle = ("iteration",) if width == 4 else ()
             return Layout("qrels", ("query_id", *middle, "doc_id", "grade"), header=False)
-    separator = _separator("".join(lines), ending_of(path), wanted)
-    rows = _rows("".join(lines), separator, quoted=separator != "\t")
-    return _csv(text, rows, separator, path, wanted)
+    delimiter = _delimiter("".join(lines), ending_of(path), wanted)
+    rows = _rows("".join(lines), delimiter, quoted=delimiter != "\t")
+    return _csv(text, rows, delimiter, path, wanted)
 
 
 def _csv(
-    text: str, rows: list[list[str]], separator: str, path: Path, wanted: Sequence[str]
+    text: str, rows: list[list[str]], delimiter: str, path: Path, wanted: Sequence[str]
 ) -> Layout:
     """The layout of a CSV, whose names may be missing."""
     first = rows[0] if rows else []
@@ -124,12 +121,12 @@ def _csv(
     if not named:
         given = _given(first, path)
         if given:
-            return Layout("csv", given, separator, header=False)
+            return Layout("csv", given, delimiter, header=False)
     line = text.lstrip("\r\n").encode()
     line = line[: Layout("csv", ()).header_end(line)]
-    columns = pl.read_csv(line, n_rows=0, separator=separator).columns
+    columns = pl.read_csv(line, n_rows=0, separator=delimiter).columns
     doubtful = not named and any(_NUMBER.fullmatch(field) for field in first)
-    return Layout("csv", tuple(columns), separator, doubtful=doubtful)
+    return Layout("csv", tuple(columns), delimiter, doubtful=doubtful)
 
 
 def _given(first: list[str], path: Path) -> tuple[str, ...] | None:
@@ -146,7 +143,7 @@ def _given(first: list[str], path: Path) -> tuple[str, ...] | None:
     return None
 
 
-def _separator(text: str, ending: str, wanted: Sequence[str]) -> str:
+def _delimiter(text: str, ending: str, wanted: Sequence[str]) -> str:
     """What gives most names that are known or asked for, else rows of the same width."""
     usual = "\t" if ending in (".tsv", ".tab") else ","
 
@@ -159,21 +156,12 @@ def _separator(text: str, ending: str, wanted: Sequence[str]) -> str:
         steady = sum(len(row) == width for row in rows) >= _MOSTLY * len(rows)
         return names, steady, mark == usual, width
 
-    return max(SEPARATORS, key=fits)
+    return max(DELIMITERS, key=fits)
 
 
-def _rows(text: str, separator: str, *, quoted: bool) -> list[list[str]]:
+def _rows(text: str, delimiter: str, *, quoted: bool) -> list[list[str]]:
     """The first records of a CSV."""
-    return list(islice(rows_of(text, separator, quoted=quoted), _LINES))
-
-
-def rows_of(text: str, separator: str, *, quoted: bool) -> Iterator[list[str]]:
-    """Records of a CSV, as Python reads them."""
-    csv.field_size_limit(sys.maxsize)
-    lines = io.StringIO(text, newline="")
-    if quoted:
-        return csv.reader(lines, delimiter=separator)
-    return csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_NONE)
+    return list(islice(records(text, delimiter, quoted=quoted), _LINES))
 
 
 def _is_object(line: str) -> bool:

@@ -1,6 +1,6 @@
-"""Tables as they lie about: separators, quoting, encoding and packing told by the content.
+"""Tables as they lie about: delimiters, quoting, encoding and packing told by the content.
 
-CSV with any usual separator, JSON lines, Parquet, and TREC's qrels; packed or not. A table is read
+CSV with any usual delimiter, JSON lines, Parquet, and TREC's qrels; packed or not. A table is read
 whole, or in blocks of bounded size of which few rows are wanted.
 """
 
@@ -54,7 +54,7 @@ class Table:
 
     Attributes:
         path: of it.
-        layout: its kind, columns and separator.
+        layout: its kind, columns and delimiter.
     """
 
     path: Path
@@ -151,7 +151,7 @@ def look(path: Path, wanted: Sequence[str] = (), *, whole: bool = False) -> Tabl
 
     Args:
         path: CSV, TSV, JSON lines, Parquet or qrels, perhaps packed.
-        wanted: columns that are asked for by name: the separator that gives them is the right one.
+        wanted: columns that are asked for by name: the delimiter that gives them is the right one.
         whole: the file will be read whole: it may be looked through for what its first megabyte
             does not tell.
 
@@ -179,7 +179,7 @@ def look(path: Path, wanted: Sequence[str] = (), *, whole: bool = False) -> Tabl
                 mend=f"give one that ends with {', '.join(ENDINGS)}, or with .gz behind that",
             )
         if layout.kind == "csv":
-            text = utf8(_content(path), codec) if whole and layout.separator == "\t" else text
+            text = utf8(_content(path), codec) if whole and layout.delimiter == "\t" else text
             return Table(path, _with_quotes(layout, text))
         lacks = layout.kind == "jsonl" and len(head) == _HEAD and set(wanted) - {*layout.columns}
         if layout.kind == "json" or (lacks and whole):
@@ -337,7 +337,7 @@ def _parquet(path: Path) -> IO[bytes]:
 
 def _with_quotes(layout: Layout, text: bytes) -> Layout:
     """Whether quotation marks quote: in files with tabs they may be inches and emphasis."""
-    if layout.separator != "\t":
+    if layout.delimiter != "\t":
         return layout
     return replace(layout, quoted=_quotes(text))
 

@@ -6,11 +6,8 @@ is not in their encoding, and parsed column-wise; a record of the wrong shape be
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import logging
-import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -19,6 +16,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from raysys.datasets.chunks import BOM, Lost, as_fault, chunks, utf8
+from raysys.datasets.csv_records import records
 from raysys.datasets.encodings import as_utf8
 from raysys.datasets.fetching import opened
 from raysys.datasets.files import Block, Fault, Part, filled, lacks_needed, nothing_but
@@ -125,7 +123,7 @@ def take_header(text: bytes, delimiter: str) -> tuple[list[str] | None, bytes]:
         end = _first_end(text)
         line, text = text[:end], text[end:]
         if line.strip():
-            names = next(_python_rows(line, delimiter), [])
+            names = next(records(line.decode("utf-8"), delimiter), [])
             seen: dict[str, int] = {}
             header = []
             for name in names:
@@ -215,7 +213,7 @@ def _parse_slowly(
     numbers: list[int] = []
     faults: list[Fault] = []
     count = 0
-    for record in _python_rows(text, delimiter, quoted):
+    for record in records(text.decode("utf-8"), delimiter, quoted=quoted):
         if not record:
             continue
         count += 1
@@ -227,12 +225,3 @@ def _parse_slowly(
             values.append(record[at[name]])
     frame = pl.DataFrame(columns, schema=dict.fromkeys(keep, pl.String))
     return Block(frame, pl.Series(numbers, dtype=pl.Int64), faults), count
-
-
-def _python_rows(text: bytes, delimiter: str, quoted: bool = True) -> Iterator[list[str]]:
-    csv.field_size_limit(sys.maxsize)
-    return csv.reader(
-        io.StringIO(text.decode("utf-8"), newline=""),
-        delimiter=delimiter,
-        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-    )

@@ -279,7 +279,7 @@ def test_ms_marco(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt", "pairs"])
-def test_separators_are_told_by_the_content(tmp_path: Path, separator: str, name: str) -> None:
+def test_delimiters_are_told_by_the_content(tmp_path: Path, separator: str, name: str) -> None:
     labels = ("low", "medium", "high")
     table = rows(labels).with_columns(title=pl.format("{}, with; all | of\tthem", "title"))
     table.write_csv(tmp_path / name, separator=separator, quote_style="non_numeric")

@@ -17,7 +17,8 @@ from raysys.datasets.files import find, read
 from raysys.datasets.mapping import ItemFiles, TableFiles, UserFiles
 from raysys.errors import UserError
 
-PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh")
+ZIPPED = (b"PK\x03\x04", b"PK\x05\x06")
+PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", *ZIPPED)
 
 
 def read_all(path, files):
@@ -200,6 +201,15 @@ def test_a_few_bad_lines_among_many_keep_their_numbers(tmp_path):
     assert len(rows) == 4995
     assert rows[2500]["a"] == "2499"
     assert rows[2501]["a"] == "2501"
+
+
+@pytest.mark.parametrize("beginning", ZIPPED)
+def test_a_broken_archive_is_one_fault(tmp_path, beginning):
+    path = tmp_path / "x.csv"
+    path.write_bytes(beginning + b"a,b\n")
+    files = ItemFiles(paths=str(path), columns={"item_id": "a", "title": "b"}, header=("a", "b"))
+    rows, faults = read_all(path, files)
+    assert not rows and list(faults) == [0]
 
 
 @pytest.mark.long
