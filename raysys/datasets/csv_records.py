@@ -22,5 +22,6 @@ def records(text: str, delimiter: str, *, quoted: bool = True) -> Iterator[list[
     """
     csv.field_size_limit(sys.maxsize)
     lines = io.StringIO(text, newline="")
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    return csv.reader(lines, delimiter=delimiter, quoting=quoting)
+    if quoted:
+        return csv.reader(lines, delimiter=delimiter)
+    return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
