@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -99,4 +99,17 @@ class Batch:
             sampling_probability=self.drawn(rows),
             encoded=None if self.encoded is None else self.encoded[which],
             queries=None if self.queries is None else [self.queries[i] for i in which],
+        )
+
+    def take_rows(self, rows: npt.NDArray[np.int64]) -> Batch:
+        """The given candidates, rising; a request may end up with none."""
+        sizes = np.bincount(self.group[rows], minlength=self.n_requests)
+        return replace(
+            self,
+            features=self.features[rows],
+            item=self.item[rows],
+            offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            label=None if self.label is None else self.label[rows],
+            weight=None if self.weight is None else self.weight[rows],
+            sampling_probability=self.drawn(rows),
         )

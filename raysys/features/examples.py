@@ -242,14 +242,4 @@ def _with_negatives(batch: Batch, most: int) -> Batch:
     order = np.lexsort((mixed, wanted, batch.group))
     rank = np.empty(len(batch), dtype=np.int64)
     rank[order] = np.arange(len(batch)) - batch.offsets[:-1][batch.group]
-    kept = np.flatnonzero(wanted | (rank < most))
-    sizes = np.bincount(batch.group[kept], minlength=batch.n_requests)
-    return replace(
-        batch,
-        features=batch.features[kept],
-        item=batch.item[kept],
-        offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        label=batch.label[kept],
-        weight=batch.weight[kept],
-        sampling_probability=batch.drawn(kept),
-    )
+    return batch.take_rows(np.flatnonzero(wanted | (rank < most)))

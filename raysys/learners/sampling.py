@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import replace
 
 import numpy as np
 
@@ -38,14 +37,4 @@ def thinned(batch: Batch, most: int, seed: int, learner: str) -> Batch:
     order = np.lexsort((np.where(batch.label > 0, -1.0, chance), batch.group))
     rank = np.empty(len(batch), dtype=np.int64)
     rank[order] = np.arange(len(batch)) - batch.offsets[:-1][batch.group]
-    kept = np.flatnonzero((rank < most) | (batch.label > 0))
-    sizes = np.bincount(batch.group[kept], minlength=batch.n_requests)
-    return replace(
-        batch,
-        features=batch.features[kept],
-        item=batch.item[kept],
-        offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        label=batch.label[kept],
-        weight=batch.weight[kept],
-        sampling_probability=batch.drawn(kept),
-    )
+    return batch.take_rows(np.flatnonzero((rank < most) | (batch.label > 0)))
