@@ -102,7 +102,7 @@ class Batch:
         )
 
     def take_rows(self, rows: npt.NDArray[np.int64]) -> Batch:
-        """The given candidates, rising; a request may end up with none."""
+        """The given candidates, those of earlier requests first; a request may end up with none."""
         sizes = np.bincount(self.group[rows], minlength=self.n_requests)
         return replace(
             self,

@@ -42,7 +42,7 @@ def in_shown_order(batch: Batch, column: str, *, where: str) -> Batch:
             where=where,
             mend="position debiasing needs impressions with their positions in the log",
         )
-    return _rows(batch, kept, np.bincount(batch.group[kept], minlength=batch.n_requests))
+    return batch.take_rows(kept)
 
 
 def one_list_a_click(batch: Batch, weight: npt.NDArray[np.float32]) -> Batch:
@@ -69,17 +69,4 @@ def one_list_a_click(batch: Batch, weight: npt.NDArray[np.float32]) -> Batch:
         lists,
         label=np.where(clicked, batch.label[rows], np.float32(0)),
         weight=np.repeat(batch.weight[click] * weight[click], sizes).astype(np.float32),
-    )
-
-
-def _rows(batch: Batch, rows: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> Batch:
-    assert batch.label is not None and batch.weight is not None
-    return replace(
-        batch,
-        features=batch.features[rows],
-        item=batch.item[rows],
-        offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        label=batch.label[rows],
-        weight=batch.weight[rows],
-        sampling_probability=batch.drawn(rows),
     )
