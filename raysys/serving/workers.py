@@ -64,18 +64,25 @@ class Workers:
         """How many wait."""
         return len(self._waiting)
 
-    def refusal(self, priority: int = NORMAL) -> int | None:
+    def refusal(self, priority: int = NORMAL, inside: int = 0) -> int | None:
         """Seconds after which to try again, where `submit` would refuse for want of room.
 
         To be asked before a request is read: under load most of a refusal's cost is the reading.
 
+        Args:
+            priority: of the work.
+            inside: pieces that are known to be under way; those beyond `threads` wait or will.
+
         Returns:
             None: there is room, or was at this moment, as nothing is locked.
         """
-        if len(self._waiting) < self._max_waiting:
+        coming = inside - self._threads
+        if max(len(self._waiting), coming) < self._max_waiting:
             return None
         waiting = self._waiting[:]  # at once, as a thread may take one out
-        if len(waiting) < self._max_waiting or any(each.priority > priority for each in waiting):
+        if max(len(waiting), coming) < self._max_waiting:
+            return None
+        if any(each.priority > priority for each in waiting):
             return None
         with self._changed:
             self.shed += 1
