@@ -7,7 +7,7 @@ list for which there is no room. Serve puts it there where the environment of `r
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=raysys.serving.early.middlewares
 
-Without it `admission.Admission` refuses the same lists, later. It imports next to nothing: Serve's
+Without it Serve and `admission.Admission` refuse them, later. It imports next to nothing: Serve's
 proxies load it too, where it lets everything pass.
 """
 
@@ -63,11 +63,15 @@ def middlewares() -> list[Middleware]:
 
 
 class EarlyRefusal:
-    """ASGI middleware that answers lists for which its process has no room."""
+    """ASGI middleware that answers lists for which its process has no room.
+
+    Attributes:
+        inside: lists that are under way behind it.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._inside = 0
+        self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -77,13 +81,13 @@ class EarlyRefusal:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        wait = room.wait(priority, self._inside)
+        wait = room.wait(priority, self.inside)
         if wait is None:
-            self._inside += 1
+            self.inside += 1
             try:
                 await self.app(scope, receive, send)
             finally:
-                self._inside -= 1
+                self.inside -= 1
             return
         status, headers, body = room.refusal(scope["path"], wait)
         await send({"type": "http.response.start", "status": status, "headers": [*headers]})

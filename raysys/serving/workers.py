@@ -64,23 +64,26 @@ class Workers:
         """How many wait."""
         return len(self._waiting)
 
-    def refusal(self, priority: int = NORMAL, inside: int = 0) -> int | None:
+    def refusal(self, priority: int = NORMAL, inside: int | None = None) -> int | None:
         """Seconds after which to try again, where `submit` would refuse for want of room.
 
         To be asked before a request is read: under load most of a refusal's cost is the reading.
 
         Args:
             priority: of the work.
-            inside: pieces that are known to be under way; those beyond `threads` wait or will.
+            inside: pieces that are under way in the process, where that is known so early that
+                they may not have come here yet: as many as may wait here may be on their way.
 
         Returns:
             None: there is room, or was at this moment, as nothing is locked.
         """
-        coming = inside - self._threads
-        if max(len(self._waiting), coming) < self._max_waiting:
+        if inside is None:
+            if len(self._waiting) < self._max_waiting:
+                return None
+        elif inside < self._threads + 2 * self._max_waiting:
             return None
         waiting = self._waiting[:]  # at once, as a thread may take one out
-        if max(len(waiting), coming) < self._max_waiting:
+        if inside is None and len(waiting) < self._max_waiting:
             return None
         if any(each.priority > priority for each in waiting):
             return None

@@ -28,7 +28,11 @@ SHOP = {"Origin": "https://shop.example"}
 
 
 class Replica:
-    """An application behind the middleware, its one thread held, with room for one that waits."""
+    """An application behind the middleware, its one thread held, with room for one that waits.
+
+    Attributes:
+        called: paths of what reached the application.
+    """
 
     def __init__(self, service: Service, **args: Any) -> None:
         self.service = Clothed(
@@ -47,6 +51,11 @@ class Replica:
             self.called.append(scope["path"])
         await self.app(scope, receive, send)
 
+    def fill(self, priority: int = NORMAL) -> None:
+        """Let one wait, and as many be under way as may."""
+        self.held.add("waits", priority)
+        self.front.inside = 3
+
     def ask(self, path: str, **headers: str) -> Any:
         client = TestClient(self.front, raise_server_exceptions=False)
         return client.post(path, json=ASKED, headers=headers)
@@ -62,7 +71,7 @@ def replica(service: Service) -> Iterator[Replica]:
 
 
 def test_a_list_without_room_never_reaches_what_is_behind(replica: Replica) -> None:
-    replica.held.add("waits", NORMAL)
+    replica.fill()
     early = replica.ask("/v1/rank")
     assert early.status_code == 503 and replica.called == []
     late = TestClient(replica.app).post("/v1/rank", json=ASKED)
@@ -75,19 +84,19 @@ def test_a_list_without_room_never_reaches_what_is_behind(replica: Replica) -> N
 
 def test_what_has_room_or_is_no_list_passes(replica: Replica) -> None:
     assert replica.ask("/v1/nothing").status_code == 404
-    replica.held.add("waits", NORMAL)
+    replica.fill()
     client = TestClient(replica.front)
     assert client.get("/healthz").status_code == 200
     assert replica.ask("/v1/events", **SHOP).status_code != 503
     replica.held.go.set()
-    replica.service.workers = Workers(1, 1)
+    replica.service.workers, replica.front.inside = Workers(1, 1), 2
     assert replica.ask("/v1/recommend").status_code == 200
     assert replica.called == ["/v1/nothing", "/healthz", "/v1/events", "/v1/recommend"]
     replica.service.workers.close()
 
 
 def test_who_is_more_urgent_than_one_who_waits_passes(replica: Replica) -> None:
-    replica.held.add("waits", BACKGROUND)
+    replica.fill(BACKGROUND)
     assert replica.ask("/v1/rank", **{"X-Priority": "background"}).status_code == 503
     assert replica.called == []
     replica.held.go.set()
@@ -96,14 +105,14 @@ def test_who_is_more_urgent_than_one_who_waits_passes(replica: Replica) -> None:
 
 
 def test_a_prefix_of_the_deployment_is_no_part_of_a_list_s_name(replica: Replica) -> None:
-    replica.held.add("waits", NORMAL)
+    replica.fill()
     assert replica.ask("/shop/v1/rank").status_code == 503
     assert replica.called == []
 
 
 def test_pages_of_other_origins_are_refused_where_their_headers_are_made(service: Service) -> None:
     replica = Replica(service, cors_origins=list(SHOP.values()))
-    replica.held.add("waits", NORMAL)
+    replica.fill()
     refused = replica.ask("/v1/rank", **SHOP)
     assert refused.status_code == 503 and replica.called == ["/v1/rank"]
     assert refused.headers["access-control-allow-origin"] == SHOP["Origin"]
@@ -114,7 +123,7 @@ def test_pages_of_other_origins_are_refused_where_their_headers_are_made(service
 
 
 def test_lists_on_their_way_count_as_those_that_wait(replica: Replica) -> None:
-    """One is in work, one has not come to the queue yet: there is no room for a third."""
+    """One is in work, one may wait and another one be on its way: there is no room for a fourth."""
     statuses: list[int] = []
 
     async def run() -> None:
@@ -134,7 +143,7 @@ def test_lists_on_their_way_count_as_those_that_wait(replica: Replica) -> None:
             scope = {"type": "http", "method": "POST", "path": "/v1/rank", "headers": []}
             await front(scope, lambda: asyncio.sleep(0, {}), send)
 
-        inside = [asyncio.create_task(ask()) for _ in range(2)]
+        inside = [asyncio.create_task(ask()) for _ in range(3)]
         await asyncio.sleep(0)
         await ask()
         assert statuses == [503]
@@ -143,11 +152,11 @@ def test_lists_on_their_way_count_as_those_that_wait(replica: Replica) -> None:
         await ask()
 
     asyncio.run(run())
-    assert statuses == [503, 200, 200, 200]
+    assert statuses == [503, 200, 200, 200, 200]
 
 
 def test_without_a_room_everything_passes(replica: Replica) -> None:
-    replica.held.add("waits", NORMAL)
+    replica.fill()
     open_room(None)  # as in Serve's proxies
     assert replica.ask("/v1/rank").status_code == 503  # by the application itself
     assert replica.called == ["/v1/rank"]
