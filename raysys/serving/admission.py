@@ -44,7 +44,7 @@ class Admission:
             await self.app(scope, receive, send)
             return
         self.metrics().count("raysys_shed", kind="overloaded")
-        status, headers, body = refusal(scope["path"], wait)
+        status, headers, body = _refusal(scope["path"], wait)
         # a list of its own: middleware that comes before adds to it
         await send({"type": "http.response.start", "status": status, "headers": [*headers]})
         await send({"type": "http.response.body", "body": body})
@@ -63,8 +63,8 @@ def _priority(scope: Scope) -> int | None:
 
 
 @lru_cache(maxsize=64)  # a few paths, a few seconds
-def refusal(path: str, wait: int) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body of the 503 for a list, written once."""
+def _refusal(path: str, wait: int) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of the problem, written once."""
     response = overloaded(wait).response(path)
     return response.status_code, response.raw_headers, bytes(response.body)
 

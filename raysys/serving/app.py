@@ -28,7 +28,7 @@ from raysys.serving.api import Health, Readiness
 from raysys.serving.args import ServeArgs
 from raysys.serving.arms import Arms
 from raysys.serving.asking import Context
-from raysys.serving.edge import minimal, policy_for, protect, room_of
+from raysys.serving.edge import minimal, policy_for, protect
 from raysys.serving.edge_args import under_home
 from raysys.serving.events_routes import add_event_routes
 from raysys.serving.list_routes import add_list_routes
@@ -148,9 +148,7 @@ def http_app(service: Service, arms: Arms | None = None, tracing: Tracing | None
         counts = service.metrics.read if arms is None else arms.counts
         board = TrafficBoard(place, traffic, counts)
     app.add_middleware(BodyLimit)
-    these = service.args, traffic, lambda: service.metrics, lambda: service.workers
-    protect(app, *these)
-    app.state.room = room_of(*these)
+    protect(app, service.args, traffic, lambda: service.metrics, lambda: service.workers)
     handle_problems(app)
 
     add_list_routes(app, service, tracing)

@@ -12,19 +12,17 @@ from fastapi import FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raysys.serving.admission import Admission, refusal
+from raysys.serving.admission import Admission
 from raysys.serving.api import Readiness
 from raysys.serving.args import ServeArgs
 from raysys.serving.arrival import Arrival
 from raysys.serving.auth import Auth
-from raysys.serving.early import Refusal, Room
 from raysys.serving.limits import RateLimits
-from raysys.serving.list_routes import LISTS
 from raysys.serving.metrics import Metrics
 from raysys.serving.page_errors import PageErrors
 from raysys.serving.problems import FieldError, Problem, fault
-from raysys.serving.traffic import Traffic, Watched, note_answer
-from raysys.serving.workers import BACKGROUND, Workers
+from raysys.serving.traffic import Traffic, Watched
+from raysys.serving.workers import Workers
 
 PAGE_POLICY = (
     "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
@@ -44,7 +42,6 @@ _OF_ALL: _Raw = (
 )
 _OF_PAGES: _Raw = ((b"content-security-policy", PAGE_POLICY.encode()), *_OF_ALL)
 _OF_DATA: _Raw = ((b"content-security-policy", DATA_POLICY.encode()), *_OF_ALL)
-_OF_NOW: _Raw = ((b"cache-control", b"no-store"),)  # personal, or of this moment
 _CODING = "header.content-encoding"
 _JSON = re.compile(rb"application/([\w.-]+[+-])?json")
 _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
@@ -98,39 +95,6 @@ def protect(
         )
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Arrival)
-
-
-def room_of(
-    args: ServeArgs,
-    traffic: Traffic,
-    metrics: Callable[[], Metrics],
-    workers: Callable[[], Workers],
-) -> Room:
-    """What lists may be refused by before Serve looks at them; see `early`.
-
-    Args:
-        args: the deployment's.
-        traffic: where each refusal is noted.
-        metrics: gives the metrics it is counted in.
-        workers: gives the threads that lists need room in.
-    """
-
-    def refused(path: str, wait: int) -> Refusal:
-        status, headers, body = refusal(path, wait)
-        return status, [*headers, *_OF_DATA, *_OF_NOW], body
-
-    def note(path: str, ms: float) -> None:
-        metrics().count("raysys_shed", kind="overloaded")
-        note_answer(traffic, metrics(), path, ms, 503, degraded=False)
-
-    return Room(
-        priorities=LISTS,
-        wait=lambda priority, inside: workers().refusal(priority, inside),
-        refusal=refused,
-        note=note,
-        background=BACKGROUND,
-        browsers=bool(args.cors_origins),
-    )
 
 
 def minimal(ready: Readiness, request: Request) -> Readiness:
@@ -231,8 +195,8 @@ class SecurityHeaders:
                 said = {name.lower(): value for name, value in message.get("headers", ())}
                 page = said.get(b"content-type", b"").startswith(b"text/html")
                 ours = _OF_PAGES if page else _OF_DATA
-                if "/v1/" in scope["path"]:
-                    ours = (*ours, *_OF_NOW)
+                if "/v1/" in scope["path"]:  # personal, or of this moment
+                    ours = (*ours, (b"cache-control", b"no-store"))
                 missing = [header for header in ours if header[0] not in said]
                 message = {**message, "headers": [*message.get("headers", ()), *missing]}
             await send(message)

@@ -25,7 +25,6 @@ from raysys.serving.args import ServeArgs
 from raysys.serving.arms import LOOK_S, Arms
 from raysys.serving.asking import Int32
 from raysys.serving.batching import FullError, LateError
-from raysys.serving.early import open_room
 from raysys.serving.loading import begins_with
 from raysys.serving.metrics import Metrics
 from raysys.serving.pauses import keep_short
@@ -76,9 +75,7 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The routes; Serve calls it once the bundle is warm."""
-        app = http_app(cast("Service", self.service), self.service)
-        open_room(app.state.room)
-        return app
+        return http_app(cast("Service", self.service), self.service)
 
     def check_health(self) -> None:
         """Serve replaces a replica in which this raises."""

@@ -161,22 +161,6 @@ class Watched:
             status = status or 500
             degraded = bool(scope.get("state", {}).get("degraded"))
             spent = ((ended or time.perf_counter()) - began) * 1000
-            note_answer(self.traffic, self.metrics(), route, spent, status, degraded=degraded)
-
-
-def note_answer(
-    traffic: Traffic, metrics: Metrics, route: str, ms: float, status: int, *, degraded: bool
-) -> None:
-    """Count an answer where the console and where Prometheus look.
-
-    Args:
-        traffic: of the replica.
-        metrics: of the replica.
-        route: as the application declares it.
-        ms: until it was sent.
-        status: of HTTP.
-        degraded: whether something was left out.
-    """
-    traffic.note(route, ms, status, degraded=degraded)
-    metrics.count("raysys_requests", route=route, status=str(status))
-    metrics.observe("raysys_request_seconds", ms / 1000, route=route)
+            self.traffic.note(route, spent, status, degraded=degraded)
+            self.metrics().count("raysys_requests", route=route, status=str(status))
+            self.metrics().observe("raysys_request_seconds", spent / 1000, route=route)

@@ -64,28 +64,18 @@ class Workers:
         """How many wait."""
         return len(self._waiting)
 
-    def refusal(self, priority: int = NORMAL, inside: int | None = None) -> int | None:
+    def refusal(self, priority: int = NORMAL) -> int | None:
         """Seconds after which to try again, where `submit` would refuse for want of room.
 
         To be asked before a request is read: under load most of a refusal's cost is the reading.
 
-        Args:
-            priority: of the work.
-            inside: pieces that are under way in the process, where that is known so early that
-                they may not have come here yet: as many as may wait here may be on their way.
-
         Returns:
             None: there is room, or was at this moment, as nothing is locked.
         """
-        if inside is None:
-            if len(self._waiting) < self._max_waiting:
-                return None
-        elif inside < self._threads + 2 * self._max_waiting:
+        if len(self._waiting) < self._max_waiting:
             return None
         waiting = self._waiting[:]  # at once, as a thread may take one out
-        if inside is None and len(waiting) < self._max_waiting:
-            return None
-        if any(each.priority > priority for each in waiting):
+        if len(waiting) < self._max_waiting or any(each.priority > priority for each in waiting):
             return None
         with self._changed:
             self.shed += 1
