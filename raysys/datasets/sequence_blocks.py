@@ -34,7 +34,7 @@ _ONE: Final = "\x1f"  # stands for a delimiter of several characters
 
 
 @dataclass
-class Block:
+class SequenceBlock:
     """Rows by their columns in the file, their numbers from 1, and those that do not parse."""
 
     rows: pl.DataFrame
@@ -42,7 +42,7 @@ class Block:
     faults: list[tuple[int, str]] = field(default_factory=list)
 
 
-def blocks(path: Path, layout: Layout, encoding: str = "utf-8") -> Iterator[Block]:
+def blocks(path: Path, layout: Layout, encoding: str = "utf-8") -> Iterator[SequenceBlock]:
     """The rows of a file, block by block.
 
     Args:
@@ -97,7 +97,7 @@ def blocks(path: Path, layout: Layout, encoding: str = "utf-8") -> Iterator[Bloc
                 for fault in parsed.faults
                 for line in fault.raw.strip("\r\n").split("\n")
             ]
-            block = Block(parsed.rows, parsed.numbers, faults)
+            block = SequenceBlock(parsed.rows, parsed.numbers, faults)
         row += block.rows.height + len(block.faults)
         yield block
 
@@ -128,16 +128,16 @@ def _split(text: bytes) -> pl.Series:
     return lines.filter(lines.str.contains(r"\S"))
 
 
-def _lines(text: bytes, before: int) -> Block:
+def _lines(text: bytes, before: int) -> SequenceBlock:
     lines = _split(text)
-    return Block(pl.DataFrame({"items": lines}), _numbers(before, lines.len()))
+    return SequenceBlock(pl.DataFrame({"items": lines}), _numbers(before, lines.len()))
 
 
 def _numbers(before: int, n: int) -> pl.Series:
     return pl.int_range(before + 1, before + n + 1, eager=True)
 
 
-def json_block(lines: pl.Series, before: int, layout: Layout) -> Block:
+def json_block(lines: pl.Series, before: int, layout: Layout) -> SequenceBlock:
     """Objects, one a text; `before` rows came up to here."""
     columns = layout.columns
     types: dict[str, Any] = {}
@@ -157,10 +157,12 @@ def json_block(lines: pl.Series, before: int, layout: Layout) -> Block:
     types = {**dict.fromkeys((name for name in outside if name), pl.String), **types}
     rows, broken = decode(lines, types)
     faults = [(before + 1 + at, lines[at]) for at in broken.arg_true()]
-    return Block(rows.filter(~broken), _numbers(before, lines.len()).filter(~broken), faults)
+    return SequenceBlock(
+        rows.filter(~broken), _numbers(before, lines.len()).filter(~broken), faults
+    )
 
 
-def _python(lines: pl.Series, before: int, layout: Layout) -> Block:
+def _python(lines: pl.Series, before: int, layout: Layout) -> SequenceBlock:
     """Line by line: nothing else reads what Python writes, and nothing is run."""
     names = layout.columns.given
     events = layout.columns.events
@@ -184,7 +186,9 @@ def _python(lines: pl.Series, before: int, layout: Layout) -> Block:
     schema: dict[str, Any] = dict.fromkeys(names, pl.String)
     if events:
         schema[events] = pl.List(pl.Struct(dict.fromkeys(inner, pl.String)))
-    return Block(pl.DataFrame(columns, schema=schema), pl.Series(numbers, dtype=pl.Int64), faults)
+    return SequenceBlock(
+        pl.DataFrame(columns, schema=schema), pl.Series(numbers, dtype=pl.Int64), faults
+    )
 
 
 def _inner(value: Any, names: list[str]) -> list[dict[str, str | None]]:
@@ -193,7 +197,7 @@ def _inner(value: Any, names: list[str]) -> list[dict[str, str | None]]:
     return [{n: None if one.get(n) is None else str(one[n]) for n in names} for one in found]
 
 
-def _parquet(path: Path, layout: Layout) -> Iterator[Block]:
+def _parquet(path: Path, layout: Layout) -> Iterator[SequenceBlock]:
     names = list(layout.columns.given)
     if layout.shape == "nested":
         inner = {layout.columns.item, layout.columns.time}
@@ -203,7 +207,7 @@ def _parquet(path: Path, layout: Layout) -> Iterator[Block]:
         try:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS, columns=names):
                 frame = to_polars(batch)
-                yield Block(_texts(frame, layout.columns.time), _numbers(row, frame.height))
+                yield SequenceBlock(_texts(frame, layout.columns.time), _numbers(row, frame.height))
                 row += frame.height
         except pa.ArrowException as error:
             what = f"cannot be read behind row {row:,}: {str(error).splitlines()[0]}"

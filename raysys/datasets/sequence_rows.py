@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from raysys.datasets.sequence_blocks import Block, blocks, json_block
+from raysys.datasets.sequence_blocks import SequenceBlock, blocks, json_block
 from raysys.datasets.sequence_columns import Layout
 from raysys.datasets.sequence_names import Task
 from raysys.datasets.sequence_times import FORMATS, Form, as_iso, find_form
@@ -115,7 +115,7 @@ def events_of(records: list[Any], path: Path, layout: Layout, task: Task) -> Eve
     return _gathered(_Reading(path, layout), iter([json_block(lines, 0, layout)]), task)
 
 
-def _gathered(reading: _Reading, found: Iterator[Block], task: Task) -> Events:
+def _gathered(reading: _Reading, found: Iterator[SequenceBlock], task: Task) -> Events:
     layout = reading.layout
     categories = pl.Categorical(pl.Categories.random())
     owners = pl.Categorical(pl.Categories.random())
@@ -165,7 +165,7 @@ def _plain(name: str) -> pl.Expr:
     return pl.when(text.str.ends_with(".0")).then(whole).otherwise(text).alias(name)
 
 
-def _flat(reading: _Reading, block: Block, key: str | None) -> pl.DataFrame:
+def _flat(reading: _Reading, block: SequenceBlock, key: str | None) -> pl.DataFrame:
     """An event a row: `number`, `key`, `item`, `time` and what else is read, as in the file."""
     columns, shape = reading.layout.columns, reading.layout.shape
     rows = block.rows.with_columns(block.numbers.alias("\0number"))
