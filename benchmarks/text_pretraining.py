@@ -185,7 +185,7 @@ def measure_chinese(scratch: Path) -> list[Figure]:
     settings = {
         "max_tokens": 64,
         "training": {"epochs": 5, "batch_size": 16, "learning_rate": 3e-4, "keep": "best",
-                     "checkpoint_every": None},
+                     "label_smoothing": 0.0, "checkpoint_every": None},
     }  # fmt: skip
 
     def fit(learner: str, given: dict[str, Any]) -> np.ndarray:
@@ -228,7 +228,7 @@ def measure_titles(scratch: Path) -> list[Figure]:
         "max_tokens": 32,
         "training": {"epochs": 8, "batch_size": 16, "learning_rate": 1e-4, "keep": "best",
                      "head_learning_rate": 1e-3, "checkpoint_every": None,
-                     "evaluate_every": {"epochs": 4}},
+                     "label_smoothing": 0.0, "evaluate_every": {"epochs": 4}},
     }  # fmt: skip
 
     def fit(learner: str, given: dict[str, Any]) -> np.ndarray:

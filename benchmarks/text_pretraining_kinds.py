@@ -107,7 +107,13 @@ def measure_causal(scratch: Path, asked: argparse.Namespace) -> list[Figure]:
     tuning = brief(
         {
             "max_tokens": 64,
-            "training": {"epochs": 5, "batch_size": 16, "learning_rate": 3e-4, "keep": "best"},
+            "training": {
+                "epochs": 5,
+                "batch_size": 16,
+                "learning_rate": 3e-4,
+                "keep": "best",
+                "label_smoothing": 0.0,
+            },
         },
         asked.steps,
     )

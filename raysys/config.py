@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from yaml.constructor import ConstructorError
 
@@ -21,9 +21,28 @@ _FOLDERS = {"tune": "tune_configs", "deploy": "serve_configs"}
 
 
 class Settings(BaseModel):
-    """Base of every YAML model: unknown keys are refused, values are frozen after loading."""
+    """Base of every YAML model: unknown keys are refused, values are frozen after loading.
+
+    Attributes:
+        goes_over_default: of a field of this type, what a mapping does not say is as the field's
+            default has it, not as this type has it: who changes one rate of a learner's training
+            keeps the learner's others.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    goes_over_default: ClassVar[bool] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, told: Any) -> Any:
+        if not isinstance(told, Mapping):
+            return told
+        found = dict(told)
+        for name, field in cls.model_fields.items():
+            own, given = field.default, found.get(name)
+            if isinstance(own, Settings) and own.goes_over_default and isinstance(given, Mapping):
+                found[name] = {**own.model_dump(exclude_unset=True), **given}
+        return found
 
 
 class StageSettings(Settings):

@@ -1,7 +1,7 @@
 """Typed YAML: every mistake is told with its path, its value and what is allowed."""
 
 import pickle
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 import yaml
@@ -271,3 +271,33 @@ def test_a_users_mistake_crosses_processes_whole():
     error = pickle.loads(pickle.dumps(UserError("what", where="here", mend="so")))  # noqa: S301
     assert str(error) == "here: what\n  mend: so"
     assert "raysys[gpu]" in str(missing_extra("xgboost", "gpu"))
+
+
+class Rates(Settings):
+    """What several learners have, each with other values."""
+
+    goes_over_default: ClassVar[bool] = True
+
+    rate: float = 1.0
+    epochs: int = 3
+    every: dict[str, int] = {"steps": 5}
+
+
+class Holds(Settings):
+    training: Rates = Rates(rate=0.1, every={"epochs": 1})
+    plain: Rates = Rates()
+
+
+def test_what_a_mapping_does_not_say_is_as_the_holder_has_it():
+    own = Holds().training
+    assert (own.rate, own.epochs, own.every) == (0.1, 3, {"epochs": 1})
+    moved = parse_settings(Holds, {"training": {"epochs": 7}, "plain": {"rate": 2}}, where="here")
+    assert moved.training == own.model_copy(update={"epochs": 7})
+    assert moved.plain == Rates(rate=2)
+    # what is said is taken whole: one of two ways to say it does not stay beside the other
+    assert parse_settings(
+        Holds, {"training": {"every": {"steps": 2}}}, where=""
+    ).training.every == {"steps": 2}
+    assert Holds(training=Rates(epochs=7)).training.rate == 1.0, "a model is as it is"
+    with pytest.raises(UserError, match=r"training\.rat: unknown key"):
+        parse_settings(Holds, {"training": {"rat": 2}}, where="here")

@@ -142,12 +142,7 @@ class CrossEncoderRanker(Learner[CrossEncoderRankerSettings]):
 
     def length(self) -> tuple[str, float] | None:
         """See `Learner.length`: batches where `max_steps` counts them, else epochs."""
-        told = self.settings
-        if told.fitted is not None:
-            return None
-        if told.training.max_steps is not None:
-            return "training.max_steps", told.training.max_steps
-        return self.steps, told.training.epochs
+        return None if self.settings.fitted is not None else self.settings.training.length()
 
     def fit(self, examples: Examples, context: Context) -> CrossEncoderRankerModel:
         """See `Learner.fit`; one Ray Train run.

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from raysys.config import Settings
 from raysys.text.augment.settings import Augmentation
 from raysys.text.training.settings import TrainingSettings
-
-_TRAINING = TrainingSettings(
-    epochs=1, batch_size=8, learning_rate=5e-5, head_learning_rate=1e-3, warm_up=0.1
-)
 
 
 class CrossEncoderRankerSettings(Settings):
@@ -37,7 +32,7 @@ class CrossEncoderRankerSettings(Settings):
             and none that reads like an original. Epochs go over them too.
         augments: which texts are changed: of a `query`, alike in all of its pairs, so that a copied
             list is as whole as the list it copies; or of an item (`text`), within the query's list.
-        training: steps and rates, what is not given as here; a batch counts queries.
+        training: steps and rates; a batch counts queries.
         last_fraction: the latest part of the rows, left out where a search watches NDCG@10.
     """
 
@@ -54,15 +49,10 @@ class CrossEncoderRankerSettings(Settings):
     temperature: float = Field(0.25, gt=0)
     augmentation: Augmentation = Augmentation()
     augments: Literal["query", "text"] = "query"
-    training: TrainingSettings = _TRAINING
+    training: TrainingSettings = TrainingSettings(
+        epochs=1, batch_size=8, learning_rate=5e-5, head_learning_rate=1e-3, warm_up=0.1
+    )
     last_fraction: float = Field(0.1, gt=0, lt=0.9)
-
-    @field_validator("training", mode="before")
-    @classmethod
-    def _what_is_not_given_is_the_rankers(cls, given: Any) -> Any:
-        """A search of one rate must not move the others to those of trainings in general."""
-        own = _TRAINING.model_dump(exclude_unset=True)
-        return {**own, **given} if isinstance(given, Mapping) else given
 
     @field_validator("augmentation")
     @classmethod

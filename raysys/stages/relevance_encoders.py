@@ -128,6 +128,7 @@ class _Fits:
             "learning_rate": 1e-4,
             "head_learning_rate": 1e-3 if self.name == "cross_encoder" else 1e-2,
             "batch_size": self.batch,
+            "warm_up": 0.06,
             "keep": "last",
             "evaluate_every": {"epochs": 1000},
             "checkpoint_every": None,

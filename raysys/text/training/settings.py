@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -53,7 +53,7 @@ class CheckpointEvery(Settings):
 
 
 class TrainingSettings(Settings):
-    """Steps, rates, regularisation, precision, safety.
+    """Steps, rates, regularisation, precision, safety; what is not given is the learner's own.
 
     Attributes:
         epochs: passes over the examples; may be a fraction.
@@ -88,6 +88,8 @@ class TrainingSettings(Settings):
             died.
     """
 
+    goes_over_default: ClassVar[bool] = True
+
     epochs: float = Field(3.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(32, ge=1)
@@ -113,6 +115,16 @@ class TrainingSettings(Settings):
     strategy: Literal["ddp", "fsdp"] = "ddp"
     checkpoint_every: CheckpointEvery | None = CheckpointEvery(seconds=600)
     max_failures: int = Field(2, ge=0)
+
+    def length(self, within: str = "training") -> tuple[str, float]:
+        """The setting that says how long training takes, and what it says: batches, or epochs.
+
+        Args:
+            within: the setting of a learner that holds these.
+        """
+        if self.max_steps is not None:
+            return f"{within}.max_steps", self.max_steps
+        return f"{within}.epochs", self.epochs
 
     @model_validator(mode="after")
     def _compiles_whole_layers(self) -> TrainingSettings:
