@@ -9,6 +9,8 @@ import yaml
 
 from raysys.config import load_settings
 from raysys.learners import LEARNERS, learner_class
+from raysys.learners.sequences import SEQUENCE_LEARNERS
+from raysys.learners.text import TEXT_LEARNERS
 
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = {".venv", "runs", "site", ".git", "build", "dist", "node_modules"}
@@ -203,10 +205,14 @@ def test_the_list_of_files_is_not_empty():
 
 
 def test_every_learner_with_settings_worth_searching_and_the_ensemble_have_a_search():
-    """Of baselines that read one column there is nothing to search."""
-    searched = {
-        load_settings(stage_settings("tune"), path).learner
+    """Baselines that read one column have nothing to search; a blend would fit all its members."""
+    searches = [
+        load_settings(stage_settings("tune"), path)
         for path in (ROOT / "tune_configs").glob("*.yaml")
-    }
+    ]
+    searched = {each.learner for each in searches}
     worth = {name for name in LEARNERS if learner_class(name).family != "baseline"}
-    assert worth | {"ensemble"} <= searched
+    texts = set(TEXT_LEARNERS) - {"text_blend", "relevance_blend", "gazetteer_tagger"}
+    assert worth | texts | {"ensemble"} <= searched
+    within = {each.settings.get("learner") for each in searches if each.learner == "next_item"}
+    assert within == set(SEQUENCE_LEARNERS) - {"recent_popularity"}  # a half-life alone

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -176,6 +176,10 @@ class BiEncoderLearner(TextLearner[BiEncoderSettings]):
     settings_model = BiEncoderSettings
     model_class: ClassVar[type[TextModel]] = BiEncoderModel
 
+    def length(self) -> tuple[str, float]:
+        """See `TextLearner.length`."""
+        return self.settings.training.length()
+
     def fit(self, train: pa.Table, validation: pa.Table, context: TextContext) -> BiEncoderModel:
         """See `TextLearner.fit`.
 
@@ -223,7 +227,10 @@ class BiEncoderLearner(TextLearner[BiEncoderSettings]):
         )
         folder = run_folder(self.name, settings, context)
         fitted = run_training(
-            objective, settings.training, folder, seed=context.seed, resources=context.resources
+            *(objective, settings.training, folder),
+            seed=context.seed,
+            resources=context.resources,
+            report=context.report,
         )
         vectors = TextVectors(fitted.folder, settings.max_tokens)
         shutil.rmtree(fitted.folder)
@@ -243,7 +250,9 @@ class BiEncoderLearner(TextLearner[BiEncoderSettings]):
         if isinstance(teacher, str):
             fitted = _opened(Path(teacher))
         else:
-            fitted = CrossEncoderLearner(teacher).fit(train, validation, context)
+            fitted = CrossEncoderLearner(teacher).fit(
+                train, validation, replace(context, report=None)
+            )
         return fitted.scorer.scores(pairs)[0]
 
 

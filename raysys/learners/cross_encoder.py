@@ -135,6 +135,10 @@ class CrossEncoderLearner(TextLearner[CrossEncoderSettings]):
     settings_model = CrossEncoderSettings
     model_class: ClassVar[type[TextModel]] = CrossEncoderModel
 
+    def length(self) -> tuple[str, float]:
+        """See `TextLearner.length`."""
+        return self.settings.training.length()
+
     def fit(self, train: pa.Table, validation: pa.Table, context: TextContext) -> CrossEncoderModel:
         """See `TextLearner.fit`.
 
@@ -162,7 +166,10 @@ class CrossEncoderLearner(TextLearner[CrossEncoderSettings]):
         )
         folder = run_folder(self.name, settings, context)
         fitted = run_training(
-            objective, settings.training, folder, seed=context.seed, resources=context.resources
+            *(objective, settings.training, folder),
+            seed=context.seed,
+            resources=context.resources,
+            report=context.report,
         )
         scorer = PairScorer(fitted.folder, settings.max_tokens)
         shutil.rmtree(fitted.folder)

@@ -264,6 +264,10 @@ class _Tagger(TextLearner[S], Generic[S]):
     lost: Lost
     """What tags could not say of the training spans; known after `fit`."""
 
+    def length(self) -> tuple[str, float]:
+        """See `TextLearner.length`."""
+        return self.settings.training.length()
+
     def fit(self, train_table: pa.Table, validation: pa.Table, context: TextContext) -> EntityModel:
         """See `TextLearner.fit`."""
         settings, where = self.settings, f"learners.{self.name}"
@@ -297,7 +301,10 @@ class _Tagger(TextLearner[S], Generic[S]):
         )  # fmt: skip
         folder = run_folder(self.name, self.settings, context)
         fitted = train(
-            objective, settings.training, folder, seed=context.seed, resources=context.resources
+            *(objective, settings.training, folder),
+            seed=context.seed,
+            resources=context.resources,
+            report=context.report,
         )
         network, reader, tags = load_network(folder)
         shutil.rmtree(folder, ignore_errors=True)

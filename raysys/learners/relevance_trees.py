@@ -212,6 +212,10 @@ class RelevanceTreesLearner(TextLearner[RelevanceTreesSettings]):
     settings_model = RelevanceTreesSettings
     model_class: ClassVar[type[TextModel]] = RelevanceTreesModel
 
+    def length(self) -> tuple[str, float]:
+        """See `TextLearner.length`."""
+        return "n_estimators", self.settings.n_estimators
+
     def fit(
         self, train: pa.Table, validation: pa.Table, context: TextContext
     ) -> RelevanceTreesModel:
@@ -315,7 +319,7 @@ class RelevanceTreesLearner(TextLearner[RelevanceTreesSettings]):
             "seed": seed,
             "deterministic": True,
             "force_row_wise": True,  # else it times both ways, and the sums differ by chance
-            "num_threads": len(os.sched_getaffinity(0)),
+            "num_threads": _threads(),
             "learning_rate": settings.learning_rate,
             "num_leaves": settings.num_leaves,
             "min_data_in_leaf": settings.min_child_samples,
@@ -333,6 +337,13 @@ class RelevanceTreesLearner(TextLearner[RelevanceTreesSettings]):
                 "label_gain": [float(each) for each in share],
             }
         return params
+
+
+def _threads() -> int:
+    """Cores that this process may use; fewer where it was told so, as Ray's workers are."""
+    cores = len(os.sched_getaffinity(0))
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(told)) if told.isdigit() and int(told) else cores
 
 
 def _dataset(

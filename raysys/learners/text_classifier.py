@@ -152,6 +152,10 @@ class TextClassifier(TextLearner[TextClassifierSettings]):
     settings_model: ClassVar[type[Settings]] = TextClassifierSettings
     model_class: ClassVar[type[TextClassifierModel]] = TextClassifierModel
 
+    def length(self) -> tuple[str, float]:
+        """See `TextLearner.length`."""
+        return self.settings.training.length()
+
     def fit(self, train: pa.Table, validation: pa.Table, context: TextContext) -> LabelModel:
         """See `TextLearner.fit`."""
         settings = self.settings
@@ -169,6 +173,7 @@ class TextClassifier(TextLearner[TextClassifierSettings]):
             folder / "trained",
             seed=context.seed,
             resources=context.resources,
+            report=context.report,
         )
         reader, tokenizer = load_reader(fitted.folder)
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -61,6 +61,13 @@ JUDGED_RELEVANCE = pa.schema(
 """What a relevance model returns that was calibrated; `raysys text fit` sees to it."""
 
 
+Report = Callable[[int, float], None]
+"""Told (step, the task's figure on validation) while a fit goes on; may raise to end it.
+
+The figure is macro F1 of labels, micro F1 of spans, NDCG@10 of relevance.
+"""
+
+
 @dataclass(frozen=True)
 class TextContext:
     """What a fit knows beside its texts.
@@ -69,11 +76,13 @@ class TextContext:
         scratch: a folder that all workers see, for checkpoints.
         seed: of everything random in the fit.
         resources: of a Ray Train run; None: train in this very process.
+        report: told at each evaluation, where a transformer or a tagger is trained in this process.
     """
 
     scratch: Path
     seed: int = 0
     resources: Resources | None = None
+    report: Report | None = None
 
 
 def run_folder(name: str, settings: Settings, context: TextContext) -> Path:
@@ -195,6 +204,13 @@ class TextLearner(ABC, Generic[S]):
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
+
+    def length(self) -> tuple[str, float] | None:
+        """The setting that says how long a fit by these settings takes, and what it says.
+
+        As `Learner.length`.
+        """
+        return None
 
     @abstractmethod
     def fit(self, train: pa.Table, validation: pa.Table, context: TextContext) -> TextModel:

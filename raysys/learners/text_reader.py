@@ -199,6 +199,7 @@ class ReadingObjective(Objective):
     """
 
     title: ClassVar[str] = "text_classifier"
+    reported: ClassVar[str] = "macro_f1"
 
     model: str
     where: str

@@ -37,6 +37,7 @@ from raysys.stages.text_judging import Fit, Outcome, judge
 from raysys.stages.text_relevant import calibrate, cut_of, told
 from raysys.stages.text_settings import TextSettings
 from raysys.stages.text_sources import inputs_of, read_and_divide, text_columns, with_columns
+from raysys.stages.tuned import tuned_file, tuned_settings
 from raysys.storage import (
     Manifest,
     Workspace,
@@ -71,8 +72,11 @@ def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) ->
     Raises:
         UserError: files that are not there or do not fit, settings that no learner takes, data
             that nothing learns from.
+
+    What searches found for the learners goes over their settings, and is told in the manifest.
     """
     folder = folder_of(settings, workspace)
+    settings = _with_tuned(settings, workspace)
     learners = {
         name: make_text_learner(name, values, task=settings.task, where=f"learners.{name}")
         for name, values in settings.learners.items()
@@ -166,6 +170,27 @@ def tables_of(kind: Task, rows: pl.DataFrame) -> dict[str, pa.Table]:
         name: rows.filter(pl.col("split") == name).select(target.names).to_arrow().cast(target)
         for name in SPLITS
     }
+
+
+def _with_tuned(settings: TextSettings, workspace: Workspace) -> TextSettings:
+    """Settings whose learners have what searches found; nothing is left to be looked up.
+
+    Raises:
+        UserError: a file of tuned settings is missing, damaged, or is another learner's.
+    """
+    found = {
+        name: tuned_file(
+            *(name, settings.tuned, workspace), look=settings.use_tuned, text=settings.title
+        )
+        for name in settings.learners
+    }
+    for name, path in found.items():
+        if path is not None:
+            log.info("text: settings of %s are those of %s", name, path)
+    learners = {
+        name: tuned_settings(name, own, found[name]) for name, own in settings.learners.items()
+    }
+    return settings.model_copy(update={"learners": learners, "tuned": {}, "use_tuned": False})
 
 
 @contextlib.contextmanager

@@ -34,6 +34,9 @@ class TextSettings(StageSettings):
         augmentation: copies of train with changed texts (for relevance: queries), of which all
             learners learn; nothing that is judged has any. Not for entities. Off by default.
         learners: name → its settings.
+        tuned: name → a YAML file that `raysys tune` wrote; what is in it goes over `learners`.
+        use_tuned: without such a line, take what a search over this very task found in the
+            workspace (`tune/NAME`).
         relevant_from: for relevance: the grade from which a text is relevant, by which the
             probability that it is and the threshold of `relevant` are made; null: the middle
             between the lowest and the highest grade of train.
@@ -55,6 +58,8 @@ class TextSettings(StageSettings):
     split: SplitSettings = SplitSettings()
     augmentation: Augmentation = Augmentation()
     learners: dict[str, dict[str, Any]] = Field(min_length=1)
+    tuned: dict[str, str] = Field(default_factory=dict)
+    use_tuned: bool = True
     relevant_from: float | None = Field(None, allow_inf_nan=False)
     blend: bool = True
     resources: ResourceSettings | None = None
@@ -70,9 +75,10 @@ class TextSettings(StageSettings):
 
     @model_validator(mode="after")
     def _names_are_learners(self) -> TextSettings:
-        for name in self.learner_resources:
-            if name not in self.learners:
-                raise ValueError(f"learner_resources.{name}: not among the learners above")
+        for where in ("tuned", "learner_resources"):
+            for name in getattr(self, where):
+                if name not in self.learners:
+                    raise ValueError(f"{where}.{name}: not among the learners above")
         return self
 
     @model_validator(mode="after")

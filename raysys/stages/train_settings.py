@@ -14,13 +14,12 @@ from pydantic import (
 
 from raysys.config import Settings, StageSettings, load_yaml, parse_settings
 from raysys.ensemble import EnsembleSettings
-from raysys.errors import UserError
 from raysys.learners.protocol import Resources
 from raysys.learners.resources import cpus_of_a_node, resources_here
 from raysys.stages.reranking import RerankerSettings
+from raysys.stages.tuned import tuned_file, tuned_settings
 from raysys.storage import Workspace
 from raysys.tuning.settings import DataSettings
-from raysys.tuning.space import overlaid
 
 
 class ResourceSettings(Settings):
@@ -187,35 +186,10 @@ def _rows_of(settings: TrainSettings, name: str, workspace: Workspace) -> DataSe
 
 
 def _tuned(settings: TrainSettings, name: str, workspace: Workspace) -> Path | None:
-    """The file of what a search found for a learner; None: the YAML's own settings hold.
-
-    Raises:
-        UserError: it is named, but not there.
-    """
-    found = workspace.tune / name / "best.yaml"
-    if name in settings.tuned:
-        found = Path(settings.tuned[name])
-        if not found.is_file():
-            raise UserError(
-                f"no such file: {settings.tuned[name]!r}",
-                where=f"tuned.{name}",
-                mend=f"run `raysys tune --config tune_configs/{name}.yaml` first, or leave it out",
-            )
-        return found
-    return found if settings.use_tuned and found.is_file() else None
+    return tuned_file(name, settings.tuned, workspace, look=settings.use_tuned)
 
 
 def _settings_of(
     settings: TrainSettings, name: str, own: dict[str, Any], workspace: Workspace
 ) -> dict[str, Any]:
-    found = _tuned(settings, name, workspace)
-    if found is None:
-        return own
-    content = load_yaml(found)
-    if not isinstance(content.get(name), dict):
-        raise UserError(
-            f"no settings of {name}",
-            where=str(found),
-            mend=f"it should hold `{name}:` and its settings, as `raysys tune` writes them",
-        )
-    return overlaid(own, content[name])
+    return tuned_settings(name, own, _tuned(settings, name, workspace))

@@ -1,4 +1,7 @@
-"""`raysys tune`: search a learner's settings on the train folds, judged on the validation fold."""
+"""`raysys tune`: search a learner's settings, fitted on train and judged on validation.
+
+Of a ranker these are folds of `raysys features`; of a text learner, splits of `raysys text fit`.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ from raysys.progress import task
 from raysys.stages.named_files import named_files
 from raysys.stages.stacking import beside_of, groups_of, label_window_ms, require_lessons
 from raysys.stages.tune_rows import FeatureRuns, check_features, features_start
+from raysys.stages.tune_texts import TextTask, check_texts, require_no_texts
 from raysys.stages.unseen import require_served
 from raysys.storage import Manifest, Workspace, digest, is_done, read_manifest, write_atomic
 from raysys.tuning.ensemble import ENSEMBLE, EnsembleObjective
@@ -70,16 +74,22 @@ def run(settings: TuneSettings, workspace: Workspace, *, force: bool = False) ->
     that changed (learner, space, data, proxy, seed) starts anew.
 
     Raises:
-        UserError: no examples yet, settings or a space the learner refuses, a validation fold
+        UserError: no examples or texts yet, settings or a space the learner refuses, validation
             without anything wanted, or no trial completed.
     """
-    upstream = read_manifest(workspace.features)
-    start = check(settings, upstream.settings, _items(workspace))
+    if settings.text is None:
+        require_no_texts(settings)
+        upstream = read_manifest(workspace.features)
+        start = check(settings, upstream.settings, _items(workspace))
+        inputs = {"features": upstream.fingerprint}
+        if settings.learner == ENSEMBLE:
+            inputs["train"] = read_manifest(workspace.train).fingerprint
+    else:
+        texts = TextTask.open(workspace, settings.text)
+        settings, start = texts.prepared(settings)
+        inputs = texts.inputs
     choices = [getattr(each, "choices", ()) for each in settings.space.values()]
-    named = named_files([settings.settings, choices])
-    inputs = {"features": upstream.fingerprint, **named}
-    if settings.learner == ENSEMBLE:
-        inputs["train"] = read_manifest(workspace.train).fingerprint
+    inputs |= named_files([settings.settings, choices])
     planned = Manifest(stage="tune", inputs=inputs, settings=settings.model_dump(mode="json"))
     folder = folder_of(settings, workspace)
     if not force and is_done(folder, planned):
@@ -95,7 +105,11 @@ def run(settings: TuneSettings, workspace: Workspace, *, force: bool = False) ->
         resources = resources_here(
             Resources(cpus_per_worker=wanted.cpus, gpus_per_worker=wanted.gpus)
         )
-        objectives = _objectives(settings, workspace, upstream, folder, resources)
+        objectives = (
+            _objectives(settings, workspace, upstream, folder, resources)
+            if settings.text is None
+            else texts.objectives(settings, folder)
+        )
         own = start if inside(settings.space, start) else None
         plan = Run(
             *(SEARCH, folder, _scratch(folder, SEARCH), settings.space, settings, resources, own),
@@ -138,7 +152,8 @@ def check(
 
     Args:
         settings: the YAML.
-        features: settings of the features stage, as its manifest holds them.
+        features: settings of the features stage, as its manifest holds them; of no use where
+            texts are learned from.
         items: how many the catalogue has; None: unknown.
 
     Returns:
@@ -147,6 +162,9 @@ def check(
     Raises:
         UserError: whatever cannot work.
     """
+    if settings.text is not None:
+        return check_texts(settings)
+    require_no_texts(settings)
     where = f"tune {settings.folder_name}"
     space = settings.space
     own = of_namespace(space, "")

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -167,6 +167,8 @@ class BiEncoding(Objective):
         teacher: float32[n], a cross-encoder's scores of the training pairs, or None.
         where: the setting that names the model.
     """
+
+    reported: ClassVar[str] = "ndcg10"
 
     def __init__(
         self,

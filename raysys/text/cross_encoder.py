@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -181,6 +181,8 @@ class CrossEncoding(Objective):
         smoothing: of the labels of `cross_entropy` and `ordinal`.
         where: the setting that names the model.
     """
+
+    reported: ClassVar[str] = "ndcg10"
 
     def __init__(
         self,

@@ -1,12 +1,13 @@
-"""What a trial reports: how well its model ranks the validation fold, and what it costs."""
+"""What a trial reports: how well its model does on validation, and what it costs."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,14 @@ NDCG_10 = "ndcg@10"
 LATENCY, SIZE, SECONDS = "latency_ms", "size_mb", "seconds"
 COSTS = (LATENCY, SIZE, SECONDS)
 REPORTED = (NDCG_10, "ndcg@5", "ndcg@20", "recall@10", "recall@20", "mrr", *COSTS)
+OF_TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "classify": ("macro_f1", "accuracy", "accuracy_level_1", "calibration_error", *COSTS),
+    "sentiment": ("macro_f1", "accuracy", "rating_rmse", "calibration_error", *COSTS),
+    "entities": ("micro_f1", "macro_f1", "precision", "recall", "calibration_error", *COSTS),
+    "relevance": (NDCG_10, "rmse", "relevant_f1", "brier", "calibration_error", *COSTS),
+}
+"""What a trial of a text learner reports, by task; the criterion of `raysys text fit` first."""
+LOWER_IS_BETTER = (*COSTS, "rmse", "rating_rmse", "brier", "calibration_error")
 ASKED = 100
 """Candidates of the request whose latency is measured."""
 QUIET = 0.1
@@ -86,26 +95,38 @@ def quiet_ms(call: Callable[[], object], repeats: int = 21) -> float:
     return float(np.quantile(taken[3:], QUIET) * 1000)
 
 
-def size_mb(model: Model) -> float:
+class Saved(Protocol):
+    """What has a size."""
+
+    def save(self, folder: Path) -> None:
+        """Write into an existing empty folder."""
+
+
+def size_mb(model: Saved) -> float:
     """Megabytes (10⁶ bytes) of a model as a bundle would hold it."""
     with tempfile.TemporaryDirectory() as place:
         model.save(Path(place))
         return sum(path.stat().st_size for path in Path(place).rglob("*") if path.is_file()) / 1e6
 
 
-def check_metrics(metric: str, constraints: dict[str, float], direction: str) -> None:
+def check_metrics(
+    metric: str,
+    constraints: dict[str, float],
+    direction: str,
+    reported: Sequence[str] = REPORTED,
+) -> None:
     """Hold an objective and constraints against what a trial reports.
 
     Raises:
         UserError: no trial reports such a metric; a constraint that is no cost; a direction that
             looks for the worst.
     """
-    if metric not in REPORTED:
-        raise unknown("no trial reports", metric, REPORTED, where="objective.metric")
+    if metric not in reported:
+        raise unknown("no trial reports", metric, reported, where="objective.metric")
     for name in constraints:
         if name not in COSTS:
             raise unknown("no cost is called", name, COSTS, where="constraints")
-    wanted = "min" if metric in COSTS else "max"
+    wanted = "min" if metric in LOWER_IS_BETTER else "max"
     if direction != wanted:
         raise UserError(
             f"{direction} would look for the worst {metric}",

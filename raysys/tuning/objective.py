@@ -123,21 +123,12 @@ class LearnerObjective:
         settings = self._settings(job)
         learner = make_learner(self.learner, settings)
         examples, validation = self.rows.of(job.values)
-        due = 0
-
-        def told(step: int, score: float) -> None:
-            nonlocal due
-            due = due or -(-step // self.grace) * self.grace  # not the first step: taken up again
-            if step >= due:
-                due = step + self.grace
-                clock.keep()
-                tell(step, score)
-
         context = Context(
             *(self.catalogue, self.folder, self.seed, self.resources),
             checkpoint=CheckpointFolder(own, self.every),
         )
-        model = learner.fit_local(examples, context, told if self.grace else None)
+        told = paced(tell, self.grace, clock) if self.grace else None
+        model = learner.fit_local(examples, context, told)
         scores = base_score(self.learner, model, validation)
         if np.ptp(scores) == 0 or _flat(scores, validation):
             raise ValueError("every candidate of a request got the same score")
@@ -152,12 +143,31 @@ class LearnerObjective:
         settings = merged(self.fixed, of_namespace(job.values, ""))
         if job.steps is None and self.share == 1.0:
             return settings
-        length = make_learner(self.learner, settings).length()
-        if length is None:  # where the learner within is searched, only some take steps
-            return settings
-        name, own = length
-        fewer = max(1, round(self.share * own)) if isinstance(own, int) else self.share * own
-        return merged(settings, {name: job.steps or fewer})
+        # where the learner within is searched, only some take steps
+        return shortened(
+            settings, make_learner(self.learner, settings).length(), self.share, job.steps
+        )
+
+
+def shortened(
+    settings: Mapping[str, Any],
+    length: tuple[str, float] | None,
+    share: float,
+    steps: int | None = None,
+) -> dict[str, Any]:
+    """Settings with fewer steps.
+
+    Args:
+        settings: of a learner.
+        length: see `Learner.length`; None: there is nothing to take less of.
+        share: of the steps, where `steps` does not say how many.
+        steps: so many.
+    """
+    if length is None:
+        return dict(settings)
+    name, own = length
+    fewer = max(1, round(share * own)) if isinstance(own, int) else share * own
+    return merged(settings, {name: steps or fewer})
 
 
 class Clock:
@@ -175,6 +185,21 @@ class Clock:
         seconds = self._before + time.monotonic() - self._began
         write_atomic(self._path, f"{seconds:.3f}\n")
         return seconds
+
+
+def paced(tell: Tell, grace: int, clock: Clock) -> Tell:
+    """Tells of a step when `grace` of them have passed, and keeps the seconds spent."""
+    due = 0
+
+    def told(step: int, score: float) -> None:
+        nonlocal due
+        due = due or -(-step // grace) * grace  # not the first step: taken up again
+        if step >= due:
+            due = step + grace
+            clock.keep()
+            tell(step, score)
+
+    return told
 
 
 def _flat(scores: np.ndarray, batch: Batch) -> bool:

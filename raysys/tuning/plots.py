@@ -15,6 +15,7 @@ from raysys.tuning.study import COMPLETE, STOPPED, Trial
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TAIL = "ndcg@10 on the tail"
 FEWEST = 6
 """Completed trials below which nothing is said of what matters."""
 
@@ -59,8 +60,8 @@ def course(studies: Mapping[str, Sequence[Trial]], goal: Goal, cost: float) -> F
     return figure
 
 
-def fits(trials: Sequence[Trial], best: Trial) -> Figure:
-    """The tail's score by step, a line a trial."""
+def fits(trials: Sequence[Trial], best: Trial, label: str = TAIL) -> Figure:
+    """What was told on the way by step, a line a trial; `label` says what it is."""
     figure, axes = new_figure()
     for trial in trials:
         if not trial.tail:
@@ -77,7 +78,7 @@ def fits(trials: Sequence[Trial], best: Trial) -> Figure:
             marker="." if len(steps) == 1 else None,
         )
     axes.set_xlabel("step")
-    axes.set_ylabel("ndcg@10 on the tail")
+    axes.set_ylabel(label)
     return figure
 
 

@@ -78,8 +78,8 @@ def write_best(path: Path, found: Found) -> None:
     if found.full:
         among += ", refitted in full"
     head = (
-        f"# {among[0].upper()}{among[1:]}: {settings.objective.metric} {best.score:.4f} on the "
-        f"validation fold\n# (trial {best.number}). Written by `raysys tune`.\n"
+        f"# {among[0].upper()}{among[1:]}: {settings.objective.metric} {best.score:.4f} on "
+        f"{_judged_on(settings)}\n# (trial {best.number}). Written by `raysys tune`.\n"
     )
     write_atomic(path, head + dump_yaml(content))
 
@@ -92,7 +92,7 @@ def write_report(path: Path, found: Found) -> None:
     complete = [trial for trial in trials if trial.state == COMPLETE]
     better = "higher" if goal.sign > 0 else "lower"
     page = Report(
-        f"Search: {settings.folder_name}", f"{goal.metric} on the validation fold; {better} is "
+        f"Search: {settings.folder_name}", f"{goal.metric} on {_judged_on(settings)}; {better} is "
         f"better. Proposed by {settings.searcher.kind}, stopped by {settings.scheduler.kind}.",
     )  # fmt: skip
     page.section("Outcome").facts(_facts(found)).table(
@@ -128,9 +128,14 @@ def write_report(path: Path, found: Found) -> None:
     )
     if any(trial.tail for trial in trials):
         page.section("Fits").plot(
-            plots.fits(trials, best),
-            "NDCG@10 on the tail of the fitted rows as each fit went on; by it trials are stopped "
-            "early (grey).",
+            plots.fits(trials, best, "on validation" if settings.text else plots.TAIL),
+            (
+                "What the task is judged by (macro F1, micro F1 or NDCG@10, before thresholds) on "
+                "the validation texts"
+                if settings.text
+                else "NDCG@10 on the tail of the fitted rows"
+            )
+            + " as each fit went on; by it trials are stopped early (grey).",
         )
     order = _order(trials, goal.sign)
     page.section("Trials").table(*_trials(trials, found), strong=[order.index(best)])
@@ -144,6 +149,10 @@ def write_report(path: Path, found: Found) -> None:
             [[str(trial.number), trial.state, trial.error] for trial in failed],
         )
     page.write(path)
+
+
+def _judged_on(settings: TuneSettings) -> str:
+    return "the validation fold" if settings.text is None else f"validation of {settings.text}"
 
 
 def _facts(found: Found) -> list[tuple[str, object]]:

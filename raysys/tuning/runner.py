@@ -25,6 +25,7 @@ from raysys.learners.protocol import Resources
 from raysys.progress import Task
 from raysys.tuning import population, samplers
 from raysys.tuning.loggers import loggers
+from raysys.tuning.metrics import OF_TEXTS, REPORTED
 from raysys.tuning.objective import Job, Objective
 from raysys.tuning.schedulers import JOB, STEP, TAIL, scheduler_of
 from raysys.tuning.settings import Pbt, TuneSettings
@@ -47,6 +48,7 @@ from raysys.tuning.study import (
 log = logging.getLogger("raysys")
 
 SCORE = "score"
+REPORTABLE = frozenset(REPORTED).union(*OF_TEXTS.values())
 
 # Set before a Tuner is made. No logger callbacks but those asked for: the journal has it all. No
 # SIGINT handler: Ctrl-C must end the command, not the search alone. The old output: the new prints
@@ -112,6 +114,8 @@ def _trial(config: dict[str, Any], objective: Objective, metric: str) -> None:
 
     try:
         metrics = objective(Job(values=config, **job), tell)
+        if metric not in metrics:
+            raise ValueError(f"it reported no {metric}; there are {', '.join(metrics)}")
         score = metrics[metric]
         if not math.isfinite(score):
             raise ValueError(f"{metric} is {score}")
@@ -282,9 +286,7 @@ def _without_values(job: Job) -> dict[str, Any]:
 
 
 def _is_metric(name: str, result: Mapping[str, Any]) -> bool:
-    from raysys.tuning.metrics import REPORTED
-
-    return name in REPORTED and isinstance(result[name], int | float)
+    return name in REPORTABLE and isinstance(result[name], int | float)
 
 
 class _Progress(Callback):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from raysys.config import Settings, StageSettings
-from raysys.tuning.metrics import COSTS, NDCG_10
+from raysys.tuning.metrics import NDCG_10
 from raysys.tuning.space import Space
 
 
@@ -136,8 +136,9 @@ class Goal(Settings):
     """What makes a trial good.
 
     Attributes:
-        metric: one that a trial reports, see `docs/tune.md`.
-        direction: `max`, or `min` for costs.
+        metric: one that a trial reports, see `docs/tune.md`; of a text learner, if nothing is said,
+            the one by which `raysys text fit` chooses.
+        direction: `max`, or `min` for costs and errors.
     """
 
     metric: str = NDCG_10
@@ -165,7 +166,7 @@ class Proxy(Settings):
     """A cheap stand-in on which settings are searched.
 
     Attributes:
-        requests: fit on about so many; null: all.
+        requests: fit on about so many, of a text task texts or pairs; null: all.
         validation_requests: judge on about so many; null: all.
         steps: share of the learner's steps (trees, batches, epochs).
     """
@@ -217,6 +218,8 @@ class TuneSettings(StageSettings):
     Attributes:
         name: of the search, and of its folder; the learner's name when empty.
         learner: whose settings are searched; `ensemble`: those by which base scores are combined.
+        text: for a text learner: the outcome of `raysys text fit`, by its name in the workspace, on
+            whose texts it is fitted and judged; null: for all others.
         settings: what is set but not searched.
         space: what is searched: ranges and choices by setting. `data.…` are settings of the rows
             that are fitted on, `features.…` those of `raysys features`.
@@ -247,6 +250,7 @@ class TuneSettings(StageSettings):
 
     name: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$")
     learner: str
+    text: str | None = None
     settings: dict[str, Any] = {}
     space: Space = Field(min_length=1)
     trials: int = Field(24, ge=1, le=100_000)
@@ -308,9 +312,9 @@ class TuneSettings(StageSettings):
             )
         if isinstance(self.searcher, Bohb) and not isinstance(scheduler, Asha):
             raise ValueError("searcher bohb learns from rungs: choose scheduler hyperband or asha")
-        if self.objective.metric in COSTS and self.grace:
+        if self.objective.direction == "min" and self.grace:
             raise ValueError(
-                f"scheduler {scheduler.kind} stops trials by how they rank, which says nothing of "
-                f"{self.objective.metric}: choose none"
+                f"scheduler {scheduler.kind} stops trials by how good they are, which says nothing "
+                f"of {self.objective.metric}: choose none"
             )
         return self

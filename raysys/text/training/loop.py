@@ -94,7 +94,7 @@ class Loop:
         scratch: where its checkpoints live, seen by all workers.
         seed: of everything random.
         world: this worker among all.
-        report: told (step, criterion) at each evaluation.
+        report: told (step, the objective's `reported`) at each evaluation.
         progress: told how many steps are done.
         micro_batch_size: at most, where memory is known to be short.
     """
@@ -378,7 +378,7 @@ class Loop:
                 self._keep_best()
         log.info("step %d of %d: %s", at.step, self.steps, _shown(at.history[-1]))
         if self._report is not None and self.world.rank == 0:
-            self._report(at.step, criterion)
+            self._report(at.step, figures[self.objective.reported or self.objective.criterion])
 
     def _improves(self, criterion: float) -> bool:
         if not math.isfinite(criterion) or self.at.best is None:

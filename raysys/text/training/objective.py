@@ -63,11 +63,14 @@ class Objective(ABC):
     Attributes:
         criterion: which figure of `evaluate` decides when to stop and what to keep.
         maximise: whether more of it is better.
+        reported: which figure is told to whoever compares runs of other losses, more of it being
+            better; empty: the criterion.
         title: what progress calls it.
     """
 
     criterion: ClassVar[str] = "loss"
     maximise: ClassVar[bool] = False
+    reported: ClassVar[str] = ""
     title: ClassVar[str] = "training"
 
     @abstractmethod

@@ -17,7 +17,7 @@ from raysys.text.training.parallel import World
 from raysys.text.training.settings import TrainingSettings
 
 Report = Callable[[int, float], None]
-"""Told (step, the objective's criterion) at each evaluation; may raise to end the run."""
+"""Told (step, the objective's `reported`) at each evaluation; may raise to end the run."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def train(
         seed: of the order of examples, new weights, masks and dropout.
         resources: workers, CPUs and GPUs of a Ray Train run; None: in this very process, on its
             GPU where it has one. One worker gives the same either way.
-        report: told the criterion as it goes; in this process only.
+        report: told as it goes; in this process only.
         scratch: a folder that all workers see; checkpoints and best weights lie there in
             `NAME.training` (NAME as of `folder`) until the run has ended. None: beside `folder`.
 
