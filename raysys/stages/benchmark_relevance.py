@@ -22,7 +22,7 @@ from raysys.learners.relevance_blend import fit_weights
 from raysys.learners.relevance_trees import RelevanceTreesSettings
 from raysys.progress import task
 from raysys.stages.benchmark_pairs import LEAST_QUERIES, Judged, divided, pool_of
-from raysys.stages.relevance_judging import SPLITS, Ground, Member, figures_of
+from raysys.stages.relevance_judging import SPLITS, WEIGHTED, Ground, Member, figures_of
 from raysys.stages.relevance_members import Budget, columns_of, fit_members
 from raysys.text.models import PACKAGED, model_folder
 from raysys.text.pairs import Float32
@@ -151,7 +151,7 @@ def join_members(
         for split in SPLITS
     }
     found: dict[str, tuple[dict[str, Float32], dict[str, Any]]] = {
-        "weighted_grades": (
+        WEIGHTED: (
             guessed,
             {"weights": dict(zip(names, weights[:-1].round(4).tolist(), strict=True))},
         )

@@ -17,7 +17,14 @@ from raysys.errors import UserError
 from raysys.stages import benchmark_relevance, relevance_encoders, relevance_members
 from raysys.stages.benchmark_pairs import read_pairs
 from raysys.stages.benchmark_relevance import join_members
-from raysys.stages.relevance_judging import Ground, Judge, Member, figures_of, least_products
+from raysys.stages.relevance_judging import (
+    Ground,
+    Judge,
+    Member,
+    best_on_validation,
+    figures_of,
+    least_products,
+)
 from raysys.text.pairs import Pairs
 from tests.text.tiny import write_tiny_bert
 
@@ -379,6 +386,32 @@ def test_members_that_are_better_than_they_were_out_of_fold_count_for_more() -> 
     # what validation says of it was said by halves that did not see it
     whole = Judge(pairs["validation"], 5, 0.0).ndcg(ensembles["order_as_served"][0]["validation"])
     assert np.nanmean(whole) == pytest.approx(by["order_as_served"], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("queries", "spread", "chosen"),
+    [(12, 3.0, "weighted_grades"), (400, 3.0, "weighted_grades"), (400, 1.0, "order")],
+    ids=["lucky", "hardly better", "better"],
+)
+def test_an_order_must_be_better_than_weighted_grades_by_more_than_chance(
+    queries: int, spread: float, chosen: str
+) -> None:
+    rng = np.random.default_rng(5)
+    query = np.repeat(np.arange(queries), 8)
+    grade = rng.integers(0, 4, len(query)).astype(np.float64)
+    table = pa.table({"query": query.astype(str), "text": query.astype(str), "grade": grade})
+    held = Judge(Pairs.of(table), 5, 0.0)
+    noise = rng.normal(size=(2, len(query)))
+    said = {
+        "weighted_grades": np.float32(grade + 3.0 * noise[0]),
+        "order": np.float32(grade + spread * noise[1]),
+    }
+    told = {name: ({"validation": each}, {}) for name, each in said.items()}
+    better = np.nanmean(held.ndcg(said["order"])) - np.nanmean(held.ndcg(said["weighted_grades"]))
+    assert better > 0, "else it proves nothing"
+    assert best_on_validation(told, held) == chosen
+    alone = {"weighted_grades": told["weighted_grades"]}
+    assert best_on_validation(alone, held) == "weighted_grades"
 
 
 @pytest.mark.long
