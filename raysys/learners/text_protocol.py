@@ -208,7 +208,7 @@ class TextLearner(ABC, Generic[S]):
     def length(self) -> tuple[str, float] | None:
         """The setting that says how long a fit by these settings takes, and what it says.
 
-        As `Learner.length`.
+        As `Learner.length`. None: there is nothing to take less of.
         """
         return None
 

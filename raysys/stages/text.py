@@ -67,13 +67,12 @@ def folder_of(settings: TextSettings, workspace: Workspace) -> Path:
 def run(settings: TextSettings, workspace: Workspace, *, force: bool = False) -> Manifest:
     """Read, divide, fit, choose, judge, publish, and point `text-TASK` at the bundle.
 
-    Learners that a killed run had fitted are not fitted again.
+    Learners that a killed run had fitted are not fitted again. What searches found for them goes
+    over their settings, and is told in the manifest.
 
     Raises:
         UserError: files that are not there or do not fit, settings that no learner takes, data
             that nothing learns from.
-
-    What searches found for the learners goes over their settings, and is told in the manifest.
     """
     folder = folder_of(settings, workspace)
     settings = _with_tuned(settings, workspace)
