@@ -120,7 +120,7 @@ class TextTask:
         task, proxy = self.settings.task, proxy or Proxy()
         rows = pl.read_parquet(self.folder / ROWS)
         rows = pl.concat(
-            few(rows.filter(pl.col("split") == split), task, most, settings.seed)
+            sample_rows(rows.filter(pl.col("split") == split), task, most, settings.seed)
             for split, most in (
                 ("train", proxy.requests), ("validation", proxy.validation_requests),
             )
@@ -275,7 +275,7 @@ def without(settings: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]
     return kept
 
 
-def few(rows: pl.DataFrame, task: Task, most: int | None, seed: int) -> pl.DataFrame:
+def sample_rows(rows: pl.DataFrame, task: Task, most: int | None, seed: int) -> pl.DataFrame:
     """About so many rows, drawn by text, group or query: a list stays whole.
 
     Args:

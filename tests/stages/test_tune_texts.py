@@ -13,7 +13,7 @@ from raysys.errors import UserError
 from raysys.stages import text, tune
 from raysys.stages.train_settings import TrainSettings, chosen_settings
 from raysys.stages.tune import TuneSettings
-from raysys.stages.tune_texts import TextTask, check_texts, few, without
+from raysys.stages.tune_texts import TextTask, check_texts, sample_rows, without
 from raysys.stages.tuned import tuned_file
 from raysys.storage import Manifest, Workspace, read_manifest
 from raysys.tuning.settings import Proxy
@@ -124,13 +124,17 @@ def test_inputs_are_the_rows_and_not_the_learners(classified, tmp_path):
 
 def test_a_sample_is_drawn_by_whole_queries():
     rows = pl.DataFrame({"query": [f"q{at // 5}" for at in range(100)], "text": "t", "grade": 1.0})
-    found = few(rows, "relevance", 32, 1)
+    found = sample_rows(rows, "relevance", 32, 1)
     assert found.height == 30
     assert found.group_by("query").len()["len"].to_list() == [5] * 6
-    assert few(rows, "relevance", 32, 1).equals(found)
-    assert not few(rows, "relevance", 32, 2).equals(found)
-    assert few(rows, "relevance", 2, 1).height == 5, "at least one"
-    assert few(rows, "relevance", None, 1).height == few(rows, "relevance", 100, 1).height == 100
+    assert sample_rows(rows, "relevance", 32, 1).equals(found)
+    assert not sample_rows(rows, "relevance", 32, 2).equals(found)
+    assert sample_rows(rows, "relevance", 2, 1).height == 5, "at least one"
+    assert (
+        sample_rows(rows, "relevance", None, 1).height
+        == sample_rows(rows, "relevance", 100, 1).height
+        == 100
+    )
 
 
 def test_the_proxy_is_of_the_search_alone(classified, tmp_path):
