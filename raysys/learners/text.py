@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,14 @@ def make_text_learner(
                 mend=f"it learns {' and '.join(found.tasks)}; {task} is learned by "
                 f"{', '.join(able) or 'none'}",
             )
-        if "task" in found.settings_model.model_fields:
-            settings = {"task": task, **settings}
+        settings = settings_for(name, settings, task)
     return found(parse_settings(found.settings_model, settings, where=where or name))
+
+
+def settings_for(name: str, settings: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """Settings of a text learner, told its task where it can learn several."""
+    several = "task" in text_learner_class(name).settings_model.model_fields
+    return {"task": task, **settings} if several else dict(settings)
 
 
 def save_text_model(name: str, model: TextModel, folder: Path) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from raysys.datasets.splits import components
 from raysys.evaluation.text_judge import CRITERION, Cut, TextJudge, TextVerdict
-from raysys.learners.text_protocol import TextModel
+from raysys.learners.text_protocol import Task, TextModel
 from raysys.stages.text_settings import TextSettings
 
 SIMPLE = ("baseline", "tree")
@@ -94,17 +94,9 @@ def judge(
     cut: Cut | None = None,
 ) -> Outcome:
     """Choose on validation, judge on test; `cut`: from which grade a text is relevant."""
-    unit = components(rows, settings.task)
-    least = 0.0
-    if settings.task == "relevance":
-        least = float(np.min(tables["train"]["grade"].to_numpy()))
     judges = {
-        name: TextJudge(
-            settings.task,
-            tables[name],
-            _of(unit, rows, name),
-            least_grade=least,
-            cut=cut,
+        name: judge_of(
+            *(settings.task, rows, tables, name, cut),
             resamples=settings.resamples,
             seed=settings.seed,
         )
@@ -134,6 +126,37 @@ def judge(
         gain = judges["test"].gain(test[chosen], test[against]).to_dict()
     return Outcome(
         criterion, chosen, baseline, verdicts["validation"], verdicts["test"], gain, against, said
+    )
+
+
+def judge_of(
+    task: Task,
+    rows: pl.DataFrame,
+    tables: Mapping[str, pa.Table],
+    split: str,
+    cut: Cut | None,
+    *,
+    resamples: int,
+    seed: int = 0,
+) -> TextJudge:
+    """Who judges a split: texts of one group, or pairs of one query, are drawn together.
+
+    Args:
+        task: of the texts.
+        rows: divided.
+        tables: by split; train's tells the lowest grade.
+        split: of `tables`.
+        cut: from which grade a text is relevant.
+        resamples: draws of the intervals.
+        seed: of the draws.
+    """
+    least = float(np.min(tables["train"]["grade"].to_numpy())) if task == "relevance" else 0.0
+    return TextJudge(
+        *(task, tables[split], _of(components(rows, task), rows, split)),
+        least_grade=least,
+        cut=cut,
+        resamples=resamples,
+        seed=seed,
     )
 
 

@@ -1,12 +1,12 @@
 """What a search of a text learner is fitted and judged on: the outcome of `raysys text fit`.
 
 Its rows and their splits are taken as they are, so that what a search finds can be compared with
-what the task has, and the test stays unseen.
+what the task has, and nothing is judged by the test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,16 @@ from raysys.errors import UserError
 from raysys.evaluation.text_judge import Cut, TextJudge
 from raysys.learners import LEARNERS
 from raysys.learners.relevance_model import RelevanceModel
-from raysys.learners.text import TEXT_LEARNERS, make_text_learner, text_learner_class
+from raysys.learners.text import (
+    TEXT_LEARNERS,
+    make_text_learner,
+    settings_for,
+    text_learner_class,
+)
 from raysys.learners.text_protocol import Task, TextModel
 from raysys.stages.text import ROWS, tables_of
 from raysys.stages.text_augmentation import require_copies_fit, with_copies
+from raysys.stages.text_judging import judge_of
 from raysys.stages.text_relevant import calibrate, cut_of
 from raysys.stages.text_settings import TextSettings
 from raysys.storage import MANIFEST, Workspace, digest, file_digest, read_manifest
@@ -41,7 +47,7 @@ from raysys.tuning.space import (
     starting_point,
 )
 from raysys.tuning.study import FULL, SEARCH
-from raysys.tuning.texts import TextObjective, settings_of_task
+from raysys.tuning.texts import TextObjective
 
 RESAMPLES = 100  # of intervals that no trial reports: the fewest that a judge draws
 
@@ -119,12 +125,11 @@ class TextTask:
         """
         task, proxy = self.settings.task, proxy or Proxy()
         rows = pl.read_parquet(self.folder / ROWS)
-        rows = pl.concat(
-            sample_rows(rows.filter(pl.col("split") == split), task, most, settings.seed)
-            for split, most in (
-                ("train", proxy.requests), ("validation", proxy.validation_requests),
-            )
-        )  # fmt: skip
+        most = {"train": proxy.requests, "validation": proxy.validation_requests, "test": None}
+        rows = pl.concat(  # the test is there for no copy to say what it says
+            sample_rows(rows.filter(pl.col("split") == split), task, few, settings.seed)
+            for split, few in most.items()
+        )
         tables = with_copies(self.settings, tables_of(task, rows))
         held = rows.filter(pl.col("split") == "validation")
         _require_judgeable(held, task, few=proxy.validation_requests is not None)
@@ -134,7 +139,7 @@ class TextTask:
             fixed=settings.settings,
             train=tables["train"],
             validation=tables["validation"],
-            judging=self._judging(tables, held),
+            judging=self._judging(rows, tables),
             folder=folder,
             seed=settings.seed,
             grace=settings.grace if study == SEARCH else 0,
@@ -142,7 +147,7 @@ class TextTask:
             share=proxy.steps,
         )
 
-    def objectives(self, settings: TuneSettings, folder: Path) -> Any:
+    def objectives(self, settings: TuneSettings, folder: Path) -> Callable[[str], TextObjective]:
         """What gives the objective of each study; the best are refitted on everything."""
 
         def of_study(study: str) -> TextObjective:
@@ -151,15 +156,10 @@ class TextTask:
 
         return of_study
 
-    def _judging(self, tables: Mapping[str, pa.Table], held: pl.DataFrame) -> TextJudging:
-        task = self.settings.task
-        least = float(np.min(tables["train"]["grade"].to_numpy())) if task == "relevance" else 0.0
+    def _judging(self, rows: pl.DataFrame, tables: Mapping[str, pa.Table]) -> TextJudging:
         cut = cut_of(self.settings, tables)
-        judge = TextJudge(
-            *(task, tables["validation"], components(held, task)),
-            least_grade=least,
-            cut=cut,
-            resamples=RESAMPLES,
+        judge = judge_of(
+            *(self.settings.task, rows, tables, "validation", cut), resamples=RESAMPLES
         )
         return TextJudging(judge, cut, tables["validation"])
 
@@ -210,7 +210,7 @@ def check_texts(
     settings = with_objective(settings, task)
     own = own or {}
     fixed = overlaid(without(own, settings.space), settings.settings)
-    fixed = settings_of_task(name, task, fixed)
+    fixed = settings_for(name, fixed, task)
     learner = make_text_learner(name, fixed, task=task, where=f"{where}: settings")
     for namespace in NAMESPACES:
         if of_namespace(settings.space, namespace):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from raysys.config import load_yaml
 from raysys.errors import UserError
-from raysys.storage import MANIFEST, Workspace
+from raysys.storage import MANIFEST, Workspace, read_manifest
 from raysys.tuning.space import overlaid
 from raysys.tuning.warm import BEST
 
@@ -46,7 +45,7 @@ def tuned_file(
     found = workspace.tune / name / BEST
     if not look or not found.is_file():
         return None
-    return found if _searched(found.with_name(MANIFEST)) == text else None
+    return found if _searched(found.parent) == text else None
 
 
 def tuned_settings(name: str, own: Mapping[str, Any], found: Path | None) -> dict[str, Any]:
@@ -67,9 +66,9 @@ def tuned_settings(name: str, own: Mapping[str, Any], found: Path | None) -> dic
     return overlaid(own, content[name])
 
 
-def _searched(manifest: Path) -> str | None:
+def _searched(folder: Path) -> str | None:
     """The text task that a search was of; None: of requests, or nobody says."""
-    if not manifest.is_file():
+    if not (folder / MANIFEST).is_file():
         return None
-    told: str | None = json.loads(manifest.read_text(encoding="utf-8"))["settings"].get("text")
+    told: str | None = read_manifest(folder).settings.get("text")
     return told

@@ -1,11 +1,10 @@
 """What one trial of a text learner does: fit on train, be judged on validation, tell what it costs.
 
-The test of the task is never read: by it `raysys text fit` reports what was chosen here.
+Nothing is judged by the test of the task: by it `raysys text fit` reports what was chosen here.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from raysys.learners.text import (
-    load_text_model,
-    make_text_learner,
-    save_text_model,
-    text_learner_class,
-)
+from raysys.learners.text import load_text_model, make_text_learner, save_text_model
 from raysys.learners.text_protocol import Task, TextContext, TextLearner, TextModel
+from raysys.storage import replacing
 from raysys.tuning.metrics import ASKED, LATENCY, SECONDS, SIZE, quiet_ms, size_mb
 from raysys.tuning.objective import Clock, Job, Tell, paced, shortened
 from raysys.tuning.space import merged, of_namespace
@@ -89,40 +84,23 @@ class TextObjective:
         else:
             learner = self._learner(job)
             own.mkdir(parents=True, exist_ok=True)
-            context = TextContext(
-                own, self.seed, report=report if learner.length() is not None else None
-            )
+            steps = learner.length() is not None  # of a blend each member would tell its own
+            context = TextContext(own, self.seed, report=report if steps else None)
             model = learner.fit(self.train, self.validation, context)
-            _keep(self.learner, model, ended)
+            with replacing(ended) as fresh:
+                save_text_model(self.learner, model, fresh)
         self.judging.finish(self.learner, model)
         return model
 
     def _learner(self, job: Job) -> TextLearner[Any]:
-        """With as many steps as it gets, and checkpoints where it trains a transformer."""
+        """With as many steps as it gets, and checkpoints where it trains a network itself."""
         settings = merged(self.fixed, of_namespace(job.values, ""))
         learner = make_text_learner(self.learner, settings, task=self.task)
         if job.steps is not None or self.share != 1.0:
             settings = shortened(settings, learner.length(), self.share, job.steps)
-            learner = make_text_learner(self.learner, settings, task=self.task)
-        return with_checkpoints(learner, self.every)
-
-
-def settings_of_task(learner: str, task: Task, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a text learner that may learn several tasks, told which."""
-    found = text_learner_class(learner).settings_model
-    return {"task": task, **settings} if "task" in found.model_fields else dict(settings)
-
-
-def with_checkpoints(learner: TextLearner[Any], every: int) -> TextLearner[Any]:
-    """The learner, leaving a checkpoint every so many steps if it trains a transformer itself."""
-    training = getattr(learner.settings, "training", None)
-    if training is None:
-        return learner
-    from raysys.text.training import CheckpointEvery
-
-    own = training.model_copy(update={"checkpoint_every": CheckpointEvery(steps=every)})
-    learner.settings = learner.settings.model_copy(update={"training": own})
-    return learner
+        if "training" in learner.settings_model.model_fields:
+            settings = merged(settings, {"training.checkpoint_every": {"steps": self.every}})
+        return make_text_learner(self.learner, settings, task=self.task)
 
 
 def request_of(texts: pa.Table) -> pa.Table:
@@ -136,11 +114,3 @@ def request_of(texts: pa.Table) -> pa.Table:
     rows = texts.take(pa.array(np.resize(np.arange(len(texts)), ASKED)))
     query = pa.array([texts["query"][0].as_py()] * ASKED, pa.string())
     return rows.set_column(rows.schema.get_field_index("query"), "query", query)
-
-
-def _keep(learner: str, model: TextModel, place: Path) -> None:
-    """Write what a fit ended with, whole or not at all."""
-    fresh = place.with_name(f"{place.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    save_text_model(learner, model, fresh)
-    fresh.rename(place)

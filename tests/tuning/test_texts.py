@@ -17,6 +17,7 @@ from raysys.evaluation.text_judge import CRITERION
 from raysys.learners.text import make_text_learner
 from raysys.learners.text_classifier import TextClassifier
 from raysys.stages import text
+from raysys.stages.text_settings import TextSettings
 from raysys.stages.tune import TuneSettings
 from raysys.stages.tune_texts import TextTask
 from raysys.storage import Workspace, read_manifest
@@ -98,7 +99,41 @@ def test_a_trial_by_the_tasks_own_settings_scores_what_the_task_did(tmp_path, ki
     assert not told, "none of these trains in steps that can be judged"
 
 
-def test_the_test_texts_are_never_read(classified, tmp_path):
+def test_copies_are_those_of_the_task(tmp_path):
+    """None says what a text of the test says; a trial learns from the rows that the task did."""
+    lines = ["text,label,split"]
+    for at in range(90):
+        label = ("tea", "soap", "nails")[at % 3]
+        split = ("train", "train", "validation")[at // 3 % 3]
+        lines.append(f"{label} n{at},{label},{split}")
+        if split == "train" and at % 2:
+            lines.append(f"n{at} {label},{label},test")  # what a swap would say
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    learner = {"tfidf_classifier": {"costs": [3.0], "least": 1}}
+    content = {
+        "task": "classify",
+        "sources": {"kind": "files", "paths": str(tmp_path / "rows.csv"), "text": "text",
+                    "label": "label", "split": "split"},
+        "augmentation": {"methods": [{"kind": "word_swap"}]},
+        "learners": learner,
+        "resamples": 100,
+    }  # fmt: skip
+    workspace = Workspace(tmp_path / "ws")
+    done = text.run(TextSettings.model_validate(content), workspace)
+    task = TextTask.open(workspace, "text-classify")
+    made = objective(task, tmp_path / "trials", "tfidf_classifier", learner["tfidf_classifier"])
+    kept = pl.read_parquet(task.folder / "copies.parquet")
+    mine = pl.from_arrow(made.train).filter(pl.col("augmented").is_not_null())
+    assert mine["text"].to_list() == kept["text"].to_list() and kept.height > 20
+    rows = pl.read_parquet(task.folder / "rows.parquet")
+    assert not set(mine["text"]) & set(rows.filter(pl.col("split") == "test")["text"])
+    found = made(JOB, print)["macro_f1"]
+    assert found == pytest.approx(
+        done.figures["validation"]["tfidf_classifier"]["macro_f1"]["value"], abs=1e-6
+    )
+
+
+def test_nothing_is_fitted_or_judged_by_the_test(classified, tmp_path):
     made = objective(classified, tmp_path, "tfidf_classifier", {"costs": [3.0]})
     rows = pl.read_parquet(classified.folder / "rows.parquet")
     counts = dict(rows["split"].value_counts().rows())
