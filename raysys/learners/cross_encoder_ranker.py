@@ -30,6 +30,7 @@ from raysys.learners.judged_pairs import judged_pairs
 from raysys.learners.protocol import Context, Float32, Learner, Model, Report, Resources
 from raysys.learners.ranker_pairs import Reads, asked_for, wanted_pairs, with_copies
 from raysys.learners.validation import no_positives, require_positives
+from raysys.storage import replacing
 from raysys.text.items import ItemTexts, item_texts
 from raysys.text.pairs import Pairs, Scale, trainable
 from raysys.text.training.settings import CheckpointEvery
@@ -229,17 +230,9 @@ class CrossEncoderRanker(Learner[CrossEncoderRankerSettings]):
             shutil.rmtree(folder, ignore_errors=True)
         model = CrossEncoderRankerModel(scorer, texts, told, reads, made)
         if ended is not None:
-            _keep(model, ended)
+            with replacing(ended) as fresh:  # a kill while it is judged costs no fit
+                model.save(fresh)
         return model
-
-
-def _keep(model: CrossEncoderRankerModel, place: Path) -> None:
-    """Write what a fit ended with, whole or not at all: a kill while it is judged costs no fit."""
-    fresh = place.with_name(f"{place.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    model.save(fresh)
-    fresh.rename(place)
 
 
 def fitted_folder(path: str) -> Path:
